@@ -1,0 +1,1 @@
+"""Clips, data sets and long-tailed lists."""

@@ -1,0 +1,42 @@
+"""Where recorded behaviour is found, and what every test shares."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# a shared machine makes single examples slow, which says nothing about the code
+settings.register_profile("shapmix", deadline=None)
+settings.load_profile("shapmix")
+
+
+def recorded(pattern: str) -> list:
+    """Parameters for one test per recorded file that matches, or one visible skip where the folder is not given."""
+    folder = os.environ.get("SHAPMIX_GOLDEN")
+    if not folder:
+        skip = pytest.mark.skip(reason="SHAPMIX_GOLDEN is not set: no recorded behaviour to compare with")
+        return [pytest.param(None, marks=[skip, pytest.mark.golden], id=pattern)]
+    files = sorted(Path(folder).glob(pattern))
+    if not files:
+        raise pytest.UsageError(f"SHAPMIX_GOLDEN={folder} holds no file that matches {pattern}")
+    return [pytest.param(path, marks=pytest.mark.golden, id=path.stem) for path in files]
+
+
+@pytest.fixture(scope="session")
+def nw_ucla_recordings() -> dict[str, torch.Tensor]:
+    """Clip name -> [F, V, 3] float64 as recorded, from the folder in SHAPMIX_NW_UCLA."""
+    folder = os.environ.get("SHAPMIX_NW_UCLA")
+    if not folder:
+        pytest.skip("SHAPMIX_NW_UCLA is not set: no NW-UCLA recordings")
+    with tarfile.open(Path(folder) / "all_sqe.tar.xz") as archive:
+        return {
+            Path(member.name).stem: torch.tensor(json.load(archive.extractfile(member))["skeletons"], dtype=torch.float64)
+            for member in archive
+            if member.name.endswith(".json")
+        }
