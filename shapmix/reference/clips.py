@@ -1,0 +1,144 @@
+"""Clip sampling: from ragged recordings to the [N, C, T, V, M] batch that the network sees.
+
+Two pipelines, as the field's feeders have them: `sample_clips` (NTU: crop, resize, rotate) and `sample_frames`
+(NW-UCLA: rotate, scale to a box, pick frames). Both end in the same streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+Stream = Literal["joint", "bone", "motion", "bone_motion"]
+STREAMS: tuple[Stream, ...] = ("joint", "bone", "motion", "bone_motion")
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """What `sample_clips` reads, one row a sample; made by `shapmix.plan.draw_crops` or `centre_crops`.
+
+    Attributes:
+        clip: [N] int64, index of the recording.
+        start, length: [N] int64 frames within the recording.
+        angles: [N, 3] floating point radians about x, y, z.
+    """
+
+    clip: Tensor
+    start: Tensor
+    length: Tensor
+    angles: Tensor
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """What `sample_frames` reads, one row a sample; made by `shapmix.plan.draw_frames` or `even_frames`.
+
+    Attributes:
+        clip: [N] int64, index of the recording.
+        frames: [N, T] int64, frames within the recording.
+        angles_deg: [N, 2] degrees about x, y.
+        scale: [N] factor on the coordinates.
+    """
+
+    clip: Tensor
+    frames: Tensor
+    angles_deg: Tensor
+    scale: Tensor
+
+
+def sample_clips(
+    frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, *, stream: Stream = "joint", num_frames: int = 64
+) -> Tensor:
+    """Crop, linear resize to `num_frames`, rotation, and the stream's differences.
+
+    Args:
+        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 where an angle is not zero.
+        offsets: [n + 1] int64, where each recording begins.
+        plan: one row a sample.
+        parents: [V] int64, the root its own parent.
+        stream: joint; bone (joint - parent); motion (next - current frame, last 0) of joint or of bone.
+        num_frames: T.
+
+    Returns:
+        [N, C, T, V, M], contiguous.
+
+    Source: the NTU feeder of CTR-GCN; fixture `feeder_ntu`. Resize has half-pixel centres (align_corners=False).
+    """
+    samples = []
+    for row, clip in enumerate(plan.clip.tolist()):
+        first = int(offsets[clip] + plan.start[row])
+        crop = frames[first : first + int(plan.length[row])]  # [L, M, V, C]
+        length, people, joints, channels = crop.shape
+        flat = crop.reshape(1, length, -1).transpose(1, 2)  # [1, M V C, L]
+        resized = interpolate(flat, size=num_frames, mode="linear", align_corners=False)
+        samples.append(resized.view(people, joints, channels, num_frames))
+    x = torch.stack(samples)  # [N, M, V, C, T]
+    if bool(plan.angles.any()):
+        x = torch.einsum("nij,nmvjt->nmvit", clockwise_rotation(plan.angles.to(x.dtype)), x)
+    return to_stream(x.permute(0, 3, 4, 2, 1), parents, stream).contiguous()
+
+
+def sample_frames(
+    frames: Tensor, offsets: Tensor, plan: FramePlan, parents: Tensor, centre: int, *, stream: Stream = "joint"
+) -> Tensor:
+    """NW-UCLA: centre on the first frame, rotate and scale, fit into the box [-1, 1]^3, pick frames.
+
+    Args:
+        frames: [F, M, V, 3] floating point, the ragged recordings.
+        offsets: [n + 1] int64.
+        plan: one row a sample; no rotation and scale 1 for evaluation.
+        parents: [V] int64.
+        centre: joint whose place in frame 0 becomes the origin (of the first person).
+        stream: as in `sample_clips`; differences are taken of the picked frames.
+
+    Returns:
+        [N, 3, T, V, M], contiguous. The box is that of all frames of the recording, an axis without extent becomes 0.
+
+    Source: the NW-UCLA feeder of CTR-GCN; fixture `feeder_ucla`.
+    """
+    rotation = axis_rotation_deg(plan.angles_deg.to(frames.dtype))  # [N, 3, 3]
+    samples = []
+    for row, clip in enumerate(plan.clip.tolist()):
+        recording = frames[int(offsets[clip]) : int(offsets[clip + 1])]  # [L, M, V, 3]
+        x = recording - recording[0, 0, centre]
+        x = (plan.scale[row].to(frames.dtype) * x) @ rotation[row].T
+        low, high = x.amin((0, 1, 2)), x.amax((0, 1, 2))
+        extent = high - low
+        box = torch.where(extent > 0, (x - low) / torch.where(extent > 0, extent, 1) * 2 - 1, 0)
+        samples.append(box[plan.frames[row]])
+    x = torch.stack(samples).permute(0, 4, 1, 3, 2)  # [N, 3, T, V, M]
+    return to_stream(x, parents, stream).contiguous()
+
+
+def to_stream(joint: Tensor, parents: Tensor, stream: Stream) -> Tensor:
+    """Joint coordinates [N, C, T, V, M] as one of the streams, same shape."""
+    x = joint - joint[:, :, :, parents] if stream in ("bone", "bone_motion") else joint
+    if stream in ("motion", "bone_motion"):
+        x = pad(x[:, :, 1:] - x[:, :, :-1], (0, 0, 0, 0, 0, 1))
+    return x
+
+
+def clockwise_rotation(angles: Tensor) -> Tensor:
+    """[N, 3] radians about x, y, z -> [N, 3, 3] = Rz Ry Rx of clockwise matrices, as the NTU feeder turns clips."""
+    return _about(angles[:, 2], 2, -1) @ _about(angles[:, 1], 1, -1) @ _about(angles[:, 0], 0, -1)
+
+
+def axis_rotation_deg(angles: Tensor) -> Tensor:
+    """[N, 2] degrees about x, y -> [N, 3, 3] = Rx Ry of right-handed matrices, as the NW-UCLA feeder turns clips."""
+    radians = angles.deg2rad()
+    return _about(radians[:, 0], 0, 1) @ _about(radians[:, 1], 1, 1)
+
+
+def _about(angle: Tensor, axis: int, handedness: int) -> Tensor:
+    """[N] radians -> [N, 3, 3] right-handed (+1) or clockwise (-1) rotation about one axis."""
+    after, before = (axis + 1) % 3, (axis + 2) % 3
+    matrix = torch.zeros(len(angle), 3, 3, dtype=angle.dtype, device=angle.device)
+    matrix[:, axis, axis] = 1
+    matrix[:, after, after] = matrix[:, before, before] = angle.cos()
+    matrix[:, before, after] = handedness * angle.sin()
+    matrix[:, after, before] = -handedness * angle.sin()
+    return matrix

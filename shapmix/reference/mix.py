@@ -1,0 +1,88 @@
+"""Mixing two clips by body part and time window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """What to mix, one row a sample; made by `shapmix.plan`, applied by `mix_clips`.
+
+    Attributes:
+        partner: [N] int64, the sample that is mixed in.
+        parts: [N] int64 bit set of the parts taken from the partner.
+        start, length: [N] int64 frames, the window that is overwritten.
+        source_start, source_length: [N] int64 frames, the partner's window, resized to `length`.
+        lam: [N] float64, the partner's share of the label.
+        blend: [N] bool, True where the whole clips are blended by `lam` (Mixup) and the windows are not used.
+    """
+
+    partner: Tensor
+    parts: Tensor
+    start: Tensor
+    length: Tensor
+    source_start: Tensor
+    source_length: Tensor
+    lam: Tensor
+    blend: Tensor
+
+    @property
+    def label_share(self) -> Tensor:
+        """[N] float32: lam as the labels are mixed with it; the published code rounds it there and nowhere else."""
+        return self.lam.float()
+
+    def to(self, device: torch.device) -> MixPlan:
+        """The same plan on another device."""
+        return MixPlan(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
+    """[N, T] int64: the partner's frame that lands on each frame of the window (frames outside it: frame itself).
+
+    Nearest neighbour with torch's rounding: floor(float32(j) * float32(source_length / length)); in float64 clips the
+    exact floor(j * source_length / length).
+    """
+    frame = torch.arange(num_frames, device=plan.start.device).expand(len(plan.start), -1)
+    inside = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])
+    step = (frame - plan.start[:, None]).clamp(min=0)
+    if dtype == torch.float64:
+        offset = step * plan.source_length[:, None] // plan.length[:, None]
+    else:
+        scale = plan.source_length.float() / plan.length.float()
+        offset = (step.float() * scale[:, None]).long()
+    offset = torch.minimum(offset, plan.source_length[:, None] - 1)
+    return torch.where(inside, plan.source_start[:, None] + offset, frame)
+
+
+def mix_clips(clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> Tensor:
+    """The training batch [clean; mixed].
+
+    Args:
+        clips: [N, C, T, V, M] floating point.
+        plan: one row a sample.
+        part_of_joint: [V] int64.
+
+    Returns:
+        [2N, C, T, V, M]: the clips, then the mixed clips. All people are mixed.
+
+    Source: paper section 3.1; fixtures `stmix_*` and `shapmix_*`.
+    """
+    n, _, num_frames, _, _ = clips.shape
+    partner = clips[plan.partner]
+    source = source_frames(plan, num_frames, clips.dtype)  # [N, T]
+    moved = partner.gather(2, source[:, None, :, None, None].expand_as(partner))
+
+    frame = torch.arange(num_frames, device=clips.device)
+    in_window = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])  # [N, T]
+    in_parts = ((plan.parts[:, None] >> part_of_joint) & 1).bool()  # [N, V]
+    replace = in_window[:, None, :, None, None] & in_parts[:, None, None, :, None]
+    pasted = torch.where(replace, moved, clips)
+
+    keep, take = (share.to(clips.dtype).view(n, 1, 1, 1, 1) for share in (1 - plan.lam, plan.lam))
+    blended = clips * keep + partner * take
+    mixed = torch.where(plan.blend.view(n, 1, 1, 1, 1), blended, pasted)
+    return torch.cat([clips, mixed])

@@ -1,0 +1,103 @@
+"""The merged CTR-GCN against the reference's formulas, and what its loader refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shapmix.ctrgcn import CTRGCN, check_state_dict
+from shapmix.layout import load_layout
+from shapmix.reference.ctrgcn import CTRGCN as Reference
+from shapmix.reference.ctrgcn import GraphUnit
+
+NTU, COCO = load_layout("ntu25"), load_layout("coco17")
+
+
+def lively(network: torch.nn.Module) -> None:
+    """Parameters and statistics away from their start, where graphs are shared and shortcuts rule."""
+    torch.manual_seed(1)
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("alpha", "bn.weight", "1.weight", "4.weight", "running_var")):
+            tensor.copy_(0.5 + torch.rand_like(tensor))
+        elif name.endswith(("bias", "running_mean")):
+            tensor.copy_(0.1 * torch.randn_like(tensor))
+
+
+@settings(max_examples=12)
+@given(
+    layout=st.sampled_from([NTU, COCO]),
+    n=st.integers(2, 3),
+    frames=st.integers(1, 13),
+    people=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    widths=st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=4),
+    training=st.booleans(),
+)
+def test_merged_form_is_the_reference(layout, n, frames, people, channels, widths, training) -> None:  # type: ignore[no-untyped-def]
+    shape = dict(num_people=people, in_channels=channels, widths=widths)
+    theirs = Reference(layout, 5, **shape).double()
+    lively(theirs)
+    ours = CTRGCN(layout, 5, **shape).double()
+    ours.load_state_dict(theirs.state_dict())
+    clips = torch.randn(n, channels, frames, layout.num_joints, people, dtype=torch.float64)
+    results = []
+    for network in (theirs, ours):
+        network.train(training)
+        logits = network(clips)
+        logits.square().mean().backward()
+        results.append((logits, network))
+    (a, theirs), (b, ours) = results
+    torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+    mine = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(mine[name].grad, parameter.grad, rtol=1e-7, atol=1e-9, msg=name)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_float32_gradients_stay_within_relative_1e_4() -> None:
+    theirs, ours = Reference(NTU, 12, widths=(16, 16, 32)), CTRGCN(NTU, 12, widths=(16, 16, 32))
+    lively(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    clips, labels = torch.randn(4, 3, 16, 25, 2), torch.tensor([0, 3, 7, 11])
+    for network in (theirs, ours):
+        torch.nn.functional.cross_entropy(network(clips), labels).backward()
+    total = torch.cat([p.grad.flatten() for p in theirs.parameters()])
+    difference = torch.cat([(p.grad - q.grad).flatten() for p, q in zip(theirs.parameters(), ours.parameters(), strict=True)])
+    assert float(difference.norm() / total.norm()) <= 1e-4
+
+
+def test_defaults_are_the_published_network() -> None:
+    network = CTRGCN(NTU, 60)
+    assert [layer.gcn1.bn.num_features for layer in network.layers] == [64] * 4 + [128] * 3 + [256] * 3
+    assert [layer.tcn1.branches[3][0].stride[0] for layer in network.layers] == [1, 1, 1, 1, 2, 1, 1, 2, 1, 1]
+    assert network.layers[0].residual is None
+    graph_units = [module for module in network.modules() if isinstance(module, GraphUnit)]
+    assert all(float(unit.bn.weight.detach().max()) == pytest.approx(1e-6) for unit in graph_units)
+
+
+def test_clips_of_another_shape_are_refused() -> None:
+    network = CTRGCN(NTU, 5, widths=(8,))
+    with pytest.raises(ValueError, match=r"\(3, 17, 2\).*built for \(3, 25, 2\) \(layout 'ntu25'\)"):
+        network(torch.zeros(2, 3, 8, 17, 2))
+    with pytest.raises(ValueError, match="layer width 12 is not a multiple of 8"):
+        CTRGCN(NTU, 5, widths=(8, 12))
+
+
+def test_checkpoints_of_another_network_are_refused() -> None:
+    network = CTRGCN(NTU, 5, widths=(8, 8))
+    state = network.state_dict()
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    assert set(check_state_dict(network, wrapped)) == set(state)
+    with pytest.raises(ValueError, match=r"another class count: 'fc.weight' is \[7, 8\], this network has \[5, 8\]"):
+        check_state_dict(network, CTRGCN(NTU, 7, widths=(8, 8)).state_dict())
+    with pytest.raises(ValueError, match="another layout, people or coordinates"):
+        check_state_dict(network, CTRGCN(COCO, 5, widths=(8, 8)).state_dict())
+    with pytest.raises(ValueError, match=r"has no 'l2\."):
+        check_state_dict(network, CTRGCN(NTU, 5, widths=(8,)).state_dict())
+    with pytest.raises(ValueError, match=r"holds 'l3\."):
+        check_state_dict(network, CTRGCN(NTU, 5, widths=(8, 8, 8)).state_dict())
+    with pytest.raises(ValueError, match="another network: 'fc.weight'|another class count"):
+        check_state_dict(network, CTRGCN(NTU, 5, widths=(8, 16)).state_dict())
