@@ -1,0 +1,141 @@
+"""Long-tailed training lists: the exponential profile, the published draw of the clips, list files and class buckets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shapmix.data.clips import DataError
+
+MANY_ABOVE = 100
+FEW_BELOW = 20
+
+
+class Buckets(NamedTuple):
+    """[K] bool masks of the classes with more than 100, 20 to 100 and fewer than 20 training clips."""
+
+    many: Tensor
+    medium: Tensor
+    few: Tensor
+
+
+def longtail_counts(num_classes: int, n_max: int, imbalance: float) -> list[int]:
+    """Training clips of each class: int(n_max * f^(c / (K - 1))) with f = 1 / imbalance, the largest class first.
+
+    Raises:
+        DataError: no classes, an imbalance below 1, or a profile that leaves the last class without a clip.
+    """
+    if num_classes < 1:
+        raise DataError(f"a long-tailed profile needs at least one class, not {num_classes}")
+    if not (imbalance >= 1 and np.isfinite(imbalance)):
+        raise DataError(f"imbalance is the largest class over the smallest, so at least 1, not {imbalance}")
+    # Written as the published lists were made: n_max * (1 / imbalance) ** x and n_max / imbalance ** x round differently.
+    ratio = 1 / imbalance
+    counts = [int(n_max * ratio ** (label / max(num_classes - 1, 1))) for label in range(num_classes)]
+    if counts[-1] < 1:
+        raise DataError(f"n_max {n_max} with imbalance {imbalance} leaves the smallest class without clips; lower the imbalance")
+    return counts
+
+
+def longtail_list(names: Sequence[str], labels: Sequence[int], counts: Sequence[int], seed: int = 0) -> list[int]:
+    """Indices into `names` of the long-tailed training clips, by the rule of the published lists.
+
+    Classes in id order; the clips of a class, in the order of `names`, are shuffled by NumPy's legacy generator and the
+    first `counts[c]` are kept, or all where the class has fewer. The draw depends on the order of `names` and on the
+    size of every earlier class: the published lists come out only from the published training order.
+
+    Raises:
+        DataError: lengths that do not match, a label outside `counts`, or a class without clips.
+    """
+    if len(names) != len(labels):
+        raise DataError(f"{len(names)} names and {len(labels)} labels do not match")
+    label_of = np.asarray(labels, dtype=np.int64)
+    for clip in np.flatnonzero((label_of < 0) | (label_of >= len(counts))).tolist():
+        raise DataError(f"clip '{names[clip]}' has label {label_of[clip]}; the {len(counts)} classes are 0 to {len(counts) - 1}")
+    generator = np.random.RandomState(seed)
+    kept: list[int] = []
+    for label, count in enumerate(counts):
+        clips = np.flatnonzero(label_of == label)
+        if not len(clips):
+            raise DataError(f"class {label} has no clip to draw {count} training clips from; leave the class out or add clips")
+        generator.shuffle(clips)
+        kept += clips[:count].tolist()
+    return kept
+
+
+def buckets(counts: Sequence[int] | Tensor) -> Buckets:
+    """The many, medium and few classes of `counts` [K]; a bucket that a small data set leaves empty is all False."""
+    count = torch.as_tensor(counts)
+    many, few = count > MANY_ABOVE, count < FEW_BELOW
+    return Buckets(many, ~(many | few), few)
+
+
+def read_list(path: str | Path) -> list[str]:
+    """Names of a list file, one a line, CRLF or LF; blank lines are skipped.
+
+    Raises:
+        DataError: unreadable file, no names at all, or a name that is listed twice (with both line numbers).
+    """
+    return list(_line_of_name(Path(path)))
+
+
+def write_list(path: str | Path, names: Iterable[str]) -> None:
+    """Writes names one a line, with LF on every platform, so that `read_list` gives them back.
+
+    Raises:
+        DataError: a name that is listed twice, is blank, or would not survive a line of text.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen or name != name.strip() or len(name.splitlines()) != 1:
+            reason = "listed twice" if name in seen else "blank, padded with space or broken over lines"
+            raise DataError(f"{path}: cannot write the name {name!r}: it is {reason}")
+        seen.add(name)
+    Path(path).write_bytes("".join(f"{name}\n" for name in names).encode())
+
+
+def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
+    """Index in `known` of each name of a list file, in the file's order.
+
+    Raises:
+        DataError: as `read_list`, or a name that is not in `known` (with its line and the nearest known name).
+    """
+    index = {name: number for number, name in enumerate(known)}
+    found: list[int] = []
+    for name, line in _line_of_name(Path(path)).items():
+        if name not in index:
+            raise DataError(f"{path}, line {line}: unknown clip '{name}'{nearest(name, known)}; correct or remove the line")
+        found.append(index[name])
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (nearest: '...')` for an error message, or nothing when no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (nearest: '{close[0]}')" if close else ""
+
+
+def _line_of_name(path: Path) -> dict[str, int]:
+    """Line number (from 1) of every name of a list file, in the file's order."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the list: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the list is not UTF-8 text ({error}); it must hold one clip name a line") from error
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name = line.strip()
+        if name in lines:
+            raise DataError(f"{path}, line {number}: '{name}' is already on line {lines[name]}; remove one of the two")
+        if name:
+            lines[name] = number
+    if not lines:
+        raise DataError(f"{path}: the list holds no names; it must hold one clip name a line")
+    return lines
