@@ -1,0 +1,39 @@
+// shapmix._native_cuda: the CUDA ops. Imports on a machine without a GPU or driver, where device_error says what is missing.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cuda_device.h"
+#include "job.h"
+
+namespace py = pybind11;
+using namespace shapmix;
+
+PYBIND11_MODULE(_native_cuda, module) {
+  module.doc() = "CUDA ops of shapmix on raw addresses; shapmix.kernels checks the tensors and calls them.";
+  const py::call_guard<py::gil_scoped_release> without_gil;
+
+  module.def(
+      "coalition_inputs",
+      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, Address mean_motion,
+         std::int64_t mean_channel_stride, Address coalitions, std::int64_t sets, const Strides& coalition_strides,
+         Address part_of_joint, std::int64_t restored_frames, std::int64_t element_size, int device, Address stream) {
+        coalition_inputs_cuda(coalition_job(out, clips, sizes, strides, mean_motion, mean_channel_stride, coalitions, sets,
+                                            coalition_strides, part_of_joint, restored_frames, element_size),
+                              device, reinterpret_cast<void*>(stream));
+      },
+      without_gil);
+
+  module.def(
+      "mix_clips",
+      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, const std::array<Address, 8>& plan,
+         Address part_of_joint, const std::string& dtype, int device, Address stream) {
+        mix_clips_cuda(mix_job(out, clips, sizes, strides, plan, part_of_joint, dtype), device, reinterpret_cast<void*>(stream));
+      },
+      without_gil);
+
+  module.def("device_count", &device_count, "Usable devices; 0 without a GPU or driver.");
+  module.def("device_error", &device_error, "Why no kernel of this build can run on a device; empty where they can.");
+  module.def("toolkit_version", &toolkit_version, "13000 = CUDA 13.0.");
+  module.def("driver_version", &driver_version, "As toolkit_version; 0 without a driver.");
+  module.attr("architectures") = SHAPMIX_CUDA_ARCHITECTURES;
+}

@@ -1,0 +1,133 @@
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "cuda_launch.h"
+#include "frame_rule.h"
+#include "mix.h"
+
+namespace shapmix {
+namespace {
+
+// Blending as the reference does it: shares rounded to the clip's type, each product rounded, then the sum. Half types
+// round through float32, as torch's own kernels do. Intrinsics keep the compiler from fusing product and sum.
+template <class Element>
+struct Blend;
+
+template <>
+struct Blend<float> {
+  static __device__ float share(double lam) { return __double2float_rn(lam); }
+  static __device__ float mix(float x, float keep, float y, float take) {
+    return __fadd_rn(__fmul_rn(x, keep), __fmul_rn(y, take));
+  }
+};
+
+template <>
+struct Blend<double> {
+  static __device__ double share(double lam) { return lam; }
+  static __device__ double mix(double x, double keep, double y, double take) {
+    return __dadd_rn(__dmul_rn(x, keep), __dmul_rn(y, take));
+  }
+};
+
+template <>
+struct Blend<__half> {
+  static __device__ __half share(double lam) { return __float2half_rn(__double2float_rn(lam)); }
+  static __device__ __half mix(__half x, __half keep, __half y, __half take) {
+    const __half own = __float2half_rn(__fmul_rn(__half2float(x), __half2float(keep)));
+    const __half other = __float2half_rn(__fmul_rn(__half2float(y), __half2float(take)));
+    return __float2half_rn(__fadd_rn(__half2float(own), __half2float(other)));
+  }
+};
+
+template <>
+struct Blend<__nv_bfloat16> {
+  static __device__ __nv_bfloat16 share(double lam) { return __float2bfloat16_rn(__double2float_rn(lam)); }
+  static __device__ __nv_bfloat16 mix(__nv_bfloat16 x, __nv_bfloat16 keep, __nv_bfloat16 y, __nv_bfloat16 take) {
+    const __nv_bfloat16 own = __float2bfloat16_rn(__fmul_rn(__bfloat162float(x), __bfloat162float(keep)));
+    const __nv_bfloat16 other = __float2bfloat16_rn(__fmul_rn(__bfloat162float(y), __bfloat162float(take)));
+    return __float2bfloat16_rn(__fadd_rn(__bfloat162float(own), __bfloat162float(other)));
+  }
+};
+
+// Each thread reads one pack of its sample, writes it to the clean half, and writes what it becomes to the mixed half.
+template <class Element, int kLanes>
+__global__ void __launch_bounds__(kBlock) mix_kernel(MixJob job) {
+  using Lanes = Pack<Element, kLanes>;
+  constexpr bool kExact = std::is_same_v<Element, double>;
+  const ClipShape shape = job.shape;
+  const int plane = static_cast<int>(shape.plane());
+  const int row = static_cast<int>(shape.row());
+  const int people = static_cast<int>(shape.people);
+
+  const int i = (blockIdx.x * kBlock + threadIdx.x) * kLanes;
+  if (i >= plane) return;
+
+  for (std::int64_t p = blockIdx.y; p < shape.samples * shape.channels; p += gridDim.y) {
+    const std::int64_t sample = p / shape.channels;
+    const std::int64_t channel = p % shape.channels;
+    const Element* clips = static_cast<const Element*>(job.clips.data) + channel * job.clips.channel_stride;
+    const Element* own = clips + sample * job.clips.sample_stride;
+    const Element* partner = clips + job.plan.partner[sample] * job.clips.sample_stride;
+    Element* clean = static_cast<Element*>(job.out) + p * plane;
+    Element* mixed = clean + shape.samples * shape.sample();
+
+    const bool blended = job.plan.blend[sample];
+    const double lam = job.plan.lam[sample];
+    const Element keep = Blend<Element>::share(1.0 - lam);
+    const Element take = Blend<Element>::share(lam);
+    const std::int64_t parts = job.plan.parts[sample];
+    const std::int64_t start = job.plan.start[sample];
+    const std::int64_t length = job.plan.length[sample];
+    const std::int64_t source_start = job.plan.source_start[sample];
+    const std::int64_t source_length = job.plan.source_length[sample];
+
+    Lanes value = *reinterpret_cast<const Lanes*>(own + i);
+    *reinterpret_cast<Lanes*>(clean + i) = value;
+    if (blended) {
+      const Lanes other = *reinterpret_cast<const Lanes*>(partner + i);
+#pragma unroll
+      for (int k = 0; k < kLanes; ++k) {
+        value.lane[k] = Blend<Element>::mix(value.lane[k], keep, other.lane[k], take);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kLanes; ++k) {
+        const std::int64_t step = (i + k) / row - start;
+        const int in_row = (i + k) % row;
+        if (step >= 0 && step < length && ((parts >> job.part_of_joint[in_row / people]) & 1)) {
+          value.lane[k] = partner[(source_start + source_offset<kExact>(step, source_length, length)) * row + in_row];
+        }
+      }
+    }
+    *reinterpret_cast<Lanes*>(mixed + i) = value;
+  }
+}
+
+template <class Element>
+void launch(const MixJob& job, cudaStream_t stream) {
+  constexpr int kLanes = kPackBytes / sizeof(Element);
+  const ClipView out{job.out, 0, 0};
+  if (packs_fit(job.clips, job.shape, sizeof(Element)) && packs_fit(out, job.shape, sizeof(Element))) {
+    mix_kernel<Element, kLanes><<<plane_grid(job.shape, kLanes), kBlock, 0, stream>>>(job);
+  } else {
+    mix_kernel<Element, 1><<<plane_grid(job.shape, 1), kBlock, 0, stream>>>(job);
+  }
+  check_cuda(cudaGetLastError(), "mix_clips: launch");
+}
+
+}  // namespace
+
+void mix_clips_cuda(const MixJob& job, int device, void* stream) {
+  const DeviceGuard guard(device);
+  const auto queue = static_cast<cudaStream_t>(stream);
+  switch (job.dtype) {
+    case Dtype::kFloat32: return launch<float>(job, queue);
+    case Dtype::kFloat64: return launch<double>(job, queue);
+    case Dtype::kFloat16: return launch<__half>(job, queue);
+    case Dtype::kBfloat16: return launch<__nv_bfloat16>(job, queue);
+  }
+}
+
+}  // namespace shapmix

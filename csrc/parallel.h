@@ -1,0 +1,42 @@
+// Splitting a loop over threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace shapmix {
+
+// Below this many bytes written a thread costs more to wake than it saves.
+inline constexpr std::int64_t kBytesPerThread = 128 * 1024;
+
+inline int workers_for(std::int64_t jobs, std::int64_t bytes, int threads) {
+  return static_cast<int>(std::clamp<std::int64_t>(std::min(jobs, bytes / kBytesPerThread), 1, std::max(threads, 1)));
+}
+
+// Calls body(worker, begin, end) for consecutive ranges of 0..jobs, at most one range a worker. `body` must not throw.
+//
+// OpenMP rather than threads of our own: torch loads libgomp.so.1 and this library asks for the same name, so both share
+// one pool, and no second one spins beside it. (Measured on 2 idle cores, alternating with torch ops: a copy of 5 MB takes
+// 0.09 ms with one runtime or with two, so sharing costs nothing either.)
+template <class Body>
+void parallel_for(std::int64_t jobs, int workers, const Body& body) {
+#ifdef _OPENMP
+  if (workers > 1) {
+#pragma omp parallel num_threads(workers)
+    {
+      const std::int64_t worker = omp_get_thread_num();
+      const std::int64_t team = omp_get_num_threads();
+      body(worker, jobs * worker / team, jobs * (worker + 1) / team);
+    }
+    return;
+  }
+#endif
+  (void)workers;
+  body(std::int64_t{0}, std::int64_t{0}, jobs);
+}
+
+}  // namespace shapmix

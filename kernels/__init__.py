@@ -1,0 +1,23 @@
+"""Fast versions of the ops of `shapmix.reference`, with the same names, arguments and results.
+
+One back end a module: `native` (C++), `cuda` (CUDA C++), `triton_ops` (Triton); `dispatch` picks one a call.
+"""
+
+if __name__ != "shapmix.kernels":
+    raise ImportError(
+        f"this folder is the package shapmix.kernels and cannot be imported as '{__name__}': "
+        "install the project (`pip install -e .`) and write `import shapmix.kernels`"
+    )
+
+from .coalition import coalition_inputs
+from .dispatch import BACKENDS, BackendError, unavailable
+from .mix import mix_clips
+
+__all__ = ["BACKENDS", "BackendError", "backends", "coalition_inputs", "mix_clips", "unavailable"]
+
+
+def backends(device: str = "cpu") -> dict[str, str | None]:
+    """Every back end and why it cannot run on a device such as `cpu` or `cuda:0`; None where it can."""
+    import torch
+
+    return {backend: unavailable(backend, torch.device(device)) for backend in BACKENDS}

@@ -1,0 +1,116 @@
+"""Which back end runs an op: the argument, else the variable SHAPMIX_BACKEND, else the fastest that can."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from .checks import dtype_name
+
+BACKENDS = ("reference", "cpp", "triton", "cuda")
+
+_FASTEST_FIRST = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+_MODULES = {"cpp": "native", "triton": "triton_ops", "cuda": "cuda"}
+_log = logging.getLogger("shapmix")
+
+
+class BackendError(RuntimeError):
+    """A back end was asked for by name and cannot run; the message says why and what to do."""
+
+
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why a back end cannot run on tensors of a device (and element type), None where it can.
+
+    Raises:
+        ValueError: no back end of that name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is '{backend}'; give one of {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return None
+    if backend == "triton" and (reason := _triton_missing()):
+        return reason
+    module = implementation(backend)
+    if reason := module.unavailable(device):
+        return str(reason)
+    if dtype is not None and dtype not in module.DTYPES:
+        return f"it takes {', '.join(map(dtype_name, module.DTYPES))} clips, not {dtype_name(dtype)}"
+    return None
+
+
+@cache
+def implementation(backend: str) -> ModuleType:
+    """The module of a back end: `DTYPES`, `unavailable(device)`, and the ops as `op(out, clips, ...)`."""
+    return import_module(f".{_MODULES[backend]}", __package__)
+
+
+def choose(op: str, clips: torch.Tensor, backend: str | None, needs_grad: bool) -> str:
+    """Name of the back end that runs `op` on `clips`; the first choice of each op and device is logged.
+
+    Args:
+        backend: a name to insist on; None leaves it to SHAPMIX_BACKEND, and that unset or `auto` to the machine.
+        needs_grad: gradients are asked for, which the reference alone can give.
+
+    Raises:
+        BackendError: the back end asked for cannot run on these clips.
+        ValueError: no back end of that name.
+    """
+    asked_by = "backend"
+    if backend is None:
+        if torch.compiler.is_compiling():
+            return "reference"  # which the compiler can see through
+        backend, asked_by = os.environ.get("SHAPMIX_BACKEND", "auto"), "SHAPMIX_BACKEND"
+    if backend == "auto":
+        return "reference" if needs_grad else _fastest(op, clips.device, clips.dtype)
+    if backend not in BACKENDS:
+        raise ValueError(f"{asked_by} is '{backend}'; give one of auto, {', '.join(BACKENDS)}")
+    if needs_grad and backend != "reference":
+        remedy = "use torch.no_grad(), detach the clips, or use the reference"
+        raise BackendError(f"{op}: {asked_by}={backend} has no gradient: {remedy}")
+    if reason := _reason(backend, clips.device, clips.dtype):
+        raise BackendError(f"{op}: {asked_by}={backend} cannot run on {clips.device}: {reason}")
+    return backend
+
+
+# What a machine can do does not change while a process runs.
+_reason = cache(unavailable)
+
+
+@cache
+def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    passed_over: list[str] = []
+    for backend in _FASTEST_FIRST.get(device.type, ("reference",)):
+        reason = _reason(backend, device, dtype)
+        if reason is None:
+            _log_once(op, device, backend, "; ".join(passed_over))
+            return backend
+        passed_over.append(f"{backend}: {reason}")
+    raise AssertionError("the reference runs everywhere")
+
+
+@cache
+def _log_once(op: str, device: torch.device, backend: str, passed_over: str) -> None:
+    """A warning where only the slow reference is left on a device that has a fast back end, else information."""
+    slow = backend == "reference" and device.type in _FASTEST_FIRST
+    _log.log(
+        logging.WARNING if slow else logging.INFO,
+        "%s on %s runs on back end '%s'%s",
+        op,
+        device,
+        backend,
+        f" ({passed_over})" if passed_over else ", the fastest for this device",
+    )
+
+
+@cache
+def _triton_missing() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"triton cannot be imported ({error}): install it with `pip install triton`"
+    return None

@@ -1,0 +1,115 @@
+"""Builds the native modules with CMake; everything else about the package is in pyproject.toml.
+
+Environment:
+    SHAPMIX_CUDA: `auto` (default: build `shapmix._native_cuda` where nvcc is found), `0` never, `1` fail without nvcc.
+    SHAPMIX_CUDA_ARCHS: architectures as CMake writes them; default `80-real;90-real;90-virtual` (sm_80, sm_90 and PTX).
+    CXX, CUDACXX: the compilers, where not the first ones on the PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+DEFAULT_CUDA_ARCHS = "80-real;90-real;90-virtual"
+
+
+def find_nvcc() -> str | None:
+    """nvcc from CUDACXX, CUDA_HOME, the PATH or the usual place."""
+    if "CUDACXX" in os.environ:
+        return shutil.which(os.environ["CUDACXX"])
+    homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
+    candidates = [f"{home}/bin/nvcc" for home in homes] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next((found for candidate in candidates if (found := shutil.which(candidate))), None)
+
+
+def wanted_nvcc() -> str | None:
+    """The nvcc to build with, None to build without CUDA.
+
+    Raises:
+        SystemExit: SHAPMIX_CUDA asks for what is not there, or is not one of its values.
+    """
+    setting = os.environ.get("SHAPMIX_CUDA", "auto")
+    if setting not in ("auto", "0", "1"):
+        raise SystemExit(f"shapmix: SHAPMIX_CUDA is '{setting}'; set it to auto, 0 or 1")
+    if setting == "0":
+        return None
+    nvcc = find_nvcc()
+    if nvcc is None and setting == "1":
+        remedy = "install the CUDA toolkit, or set CUDACXX or CUDA_HOME to it"
+        raise SystemExit(f"shapmix: SHAPMIX_CUDA=1 but nvcc was not found: {remedy}")
+    return nvcc
+
+
+def required_tool(name: str) -> str:
+    """Path of cmake or ninja, which build isolation installs."""
+    found = shutil.which(name)
+    if found is None:
+        raise SystemExit(f"shapmix: '{name}' was not found: run `pip install {name}`, or install with build isolation")
+    return found
+
+
+def check_cxx_compiler() -> None:
+    """Ends the build with one sentence where there is no C++ compiler."""
+    named = os.environ.get("CXX")
+    if named:
+        if shutil.which(named.split()[0]) is None:
+            raise SystemExit(f"shapmix: CXX is '{named}', which was not found: set CXX to a C++17 compiler, or unset it")
+    elif not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise SystemExit("shapmix: no C++ compiler was found: install one, e.g. `apt-get install g++`, or set CXX to it")
+
+
+class CMakeBuild(build_ext):
+    """Builds every extension in one CMake tree under build/, which later builds reuse."""
+
+    def run(self) -> None:
+        check_cxx_compiler()
+        tree = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
+        nvcc = wanted_nvcc()
+        # Build isolation moves the tools at every build, so their paths are given again over the cached ones.
+        import pybind11
+
+        configure = [
+            required_tool("cmake"),
+            *("-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={required_tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DSHAPMIX_CUDA={'ON' if nvcc else 'OFF'}",
+        ]
+        if nvcc:
+            configure += [
+                f"-DCMAKE_CUDA_COMPILER={nvcc}",
+                f"-DSHAPMIX_CUDA_ARCHS={os.environ.get('SHAPMIX_CUDA_ARCHS', DEFAULT_CUDA_ARCHS)}",
+            ]
+        targets = [extension.name.rpartition(".")[2] for extension in self.extensions]
+        for command in (configure, [configure[0], "--build", str(tree), "--target", *targets]):
+            if subprocess.run(command).returncode:
+                without = "; SHAPMIX_CUDA=0 builds without CUDA" if nvcc else ""
+                raise SystemExit(f"shapmix: the native build failed, the compiler's message is above{without}")
+
+        for extension, target in zip(self.extensions, targets, strict=True):
+            destination = Path(self.get_ext_fullpath(extension.name))
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(next(tree.glob(f"{target}.*{Path(destination).suffix}")), destination)
+
+
+native = [Extension("shapmix._native", sources=[])]
+if wanted_nvcc():
+    native.append(Extension("shapmix._native_cuda", sources=[]))
+
+setup(
+    packages=[*find_packages(include=["shapmix", "shapmix.*"]), "shapmix.kernels"],
+    package_dir={"shapmix": "shapmix", "shapmix.kernels": "kernels"},
+    package_data={"shapmix": ["layouts/*.toml", "presets/*.yaml", "py.typed"]},
+    ext_modules=native,
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,443 @@
+"""Every back end against the reference, bit for bit, on drawn clips; bad arguments; the choice of back end.
+
+Triton's interpreter must be switched on before Triton is imported, so `test_triton_interpreter` runs this file again in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shapmix import doctor, reference
+from shapmix.kernels import BackendError, backends, coalition_inputs, dispatch, mix_clips, native, unavailable
+from shapmix.reference import MixPlan
+
+GPU = torch.device("cuda:0")
+CPU = torch.device("cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE_OF = {"cpp": CPU, "triton": CPU if INTERPRETED else GPU, "cuda": GPU}
+
+
+class Problem(NamedTuple):
+    clips: Tensor
+    mean_motion: Tensor
+    coalitions: Tensor
+    part_of_joint: Tensor
+    restored_frames: int | None
+    plan: MixPlan
+
+    def on(self, device: torch.device) -> Problem:
+        return Problem(
+            self.clips.to(device),
+            self.mean_motion.to(device),
+            self.coalitions.to(device),
+            self.part_of_joint.to(device),
+            self.restored_frames,
+            MixPlan(**{name: value.to(device) for name, value in vars(self.plan).items()}),
+        )
+
+
+def in_layout(clips: Tensor, layout: str) -> Tensor:
+    """The same values, laid out otherwise in memory."""
+    if layout == "frames_cut":  # a crop of longer clips: planes stay whole
+        longer = clips.new_full((*clips.shape[:2], clips.shape[2] + 3, *clips.shape[3:]), torch.nan)
+        longer[:, :, 1:-2] = clips
+        return longer[:, :, 1:-2]
+    if layout == "channels_last":
+        return clips.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+    if layout == "people_first":
+        return clips.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
+    if layout == "misaligned":  # one element off the start of its storage
+        flat = clips.new_empty(clips.numel() + 1)[1:]
+        return flat.copy_(clips.flatten()).view(clips.shape)
+    return clips
+
+
+LAYOUTS = ("contiguous", "frames_cut", "channels_last", "people_first", "misaligned")
+
+
+@st.composite
+def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> Problem:
+    n, c, t, v, m, s = (draw(st.integers(1, high)) for high in (5, 4, 37, 9, 3, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def integers(low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
+        """Uniform on low..high."""
+        share = torch.rand(size, generator=generator, dtype=torch.float64)
+        return (low + share * (high - low + 1)).floor().long()
+
+    part_of_joint = integers(0, draw(st.integers(0, 7)), v)
+    all_parts = (1 << int(part_of_joint.max()) + 1) - 1
+    coalitions = integers(0, all_parts, s, n) if draw(st.booleans()) else integers(0, all_parts, s)
+    coalitions[0] = draw(st.sampled_from([0, all_parts]))
+    parts = integers(0, all_parts, n)
+    parts[0] = draw(st.sampled_from([0, all_parts, int(parts[0])]))
+    start, source_start = integers(0, t - 1, n), integers(0, t - 1, n)
+    plan = MixPlan(
+        partner=integers(0, n - 1, n),
+        parts=parts,
+        start=start,
+        length=integers(1, t - start, n),
+        source_start=source_start,
+        source_length=integers(1, t - source_start, n),
+        lam=torch.rand(n, generator=generator, dtype=torch.float64),
+        blend=torch.rand(n, generator=generator) < 0.3,
+    )
+    dtype = draw(st.sampled_from(dtypes))
+    clips = torch.randn(n, c, t, v, m, generator=generator).to(dtype)
+    mean_motion = torch.randn(c, t, v, m, generator=generator).to(dtype)
+    return Problem(
+        in_layout(clips, draw(st.sampled_from(LAYOUTS))),
+        in_layout(mean_motion[None], draw(st.sampled_from(LAYOUTS)))[0],
+        coalitions,
+        part_of_joint,
+        draw(st.none() | st.integers(0, t)),
+        plan,
+    )
+
+
+def fixed_problem(dtype: torch.dtype = torch.float32) -> Problem:
+    """3 clips of 2 x 8 x 4 x 2, parts 0 and 1, the first sample blended."""
+    generator = torch.Generator().manual_seed(0)
+    three = torch.tensor([3, 3, 3])
+    plan = MixPlan(
+        partner=torch.tensor([1, 2, 0]),
+        parts=torch.tensor([1, 2, 3]),
+        start=three - 2,
+        length=three,
+        source_start=three - 3,
+        source_length=three + 2,
+        lam=torch.tensor([0.3, 0.2, 0.4], dtype=torch.float64),
+        blend=torch.tensor([True, False, False]),
+    )
+    clips = torch.randn(3, 2, 8, 4, 2, generator=generator).to(dtype)
+    mean_motion = torch.randn(2, 8, 4, 2, generator=generator).to(dtype)
+    return Problem(clips, mean_motion, torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1, 1]), None, plan)
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and left.dtype == right.dtype and torch.equal(left, right)
+
+
+def check_against_reference(problem: Problem, backend: str) -> None:
+    clips, mean_motion, coalitions, part_of_joint, restored_frames, plan = problem.on(DEVICE_OF[backend])
+    expected = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
+    poisoned = torch.full_like(expected, torch.nan, memory_format=torch.contiguous_format)
+    found = coalition_inputs(
+        clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames, backend=backend, out=poisoned
+    )
+    assert found is poisoned
+    assert same_bits(found, expected)
+
+    expected = reference.mix_clips(clips, plan, part_of_joint)
+    poisoned = torch.full_like(expected, torch.nan, memory_format=torch.contiguous_format)
+    assert same_bits(mix_clips(clips, plan, part_of_joint, backend=backend, out=poisoned), expected)
+
+
+def needs(backend: str) -> None:
+    if reason := unavailable(backend, DEVICE_OF[backend]):
+        pytest.skip(f"{backend}: {reason}")
+
+
+FEW = settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@settings(FEW, max_examples=200)
+@given(problems((torch.float32, torch.float64)))
+def test_cpp_is_the_reference(problem: Problem) -> None:
+    check_against_reference(problem, "cpp")
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 64, 25, 2), (33, 3, 100, 17, 2)])
+def test_cpp_on_several_threads_is_the_reference(shape: tuple[int, ...]) -> None:
+    """Large enough for every thread to get work."""
+    problem = fixed_problem()
+    n, v = shape[0], shape[3]
+    rows = torch.arange(n)
+    plan = MixPlan(**{name: value[rows % 3] for name, value in vars(problem.plan).items()})
+    clips, mean_motion = torch.randn(shape), torch.randn(shape[1:])
+    check_against_reference(Problem(clips, mean_motion, problem.coalitions, torch.arange(v) % 5, 50, plan), "cpp")
+
+
+@FEW
+@given(problems((torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float64, torch.float16, torch.bfloat16)))
+def test_triton_is_the_reference(problem: Problem) -> None:
+    needs("triton")
+    check_against_reference(problem, "triton")
+
+
+@settings(FEW, max_examples=200)
+@given(problems((torch.float32, torch.float64, torch.float16, torch.bfloat16)))
+def test_cuda_is_the_reference(problem: Problem) -> None:
+    needs("cuda")
+    check_against_reference(problem, "cuda")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+def test_triton_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_triton_is_the_reference"]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize("length", [1, 13, 14, 19, 21])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_window_takes_the_frames_that_the_reference_takes(dtype: torch.dtype, length: int) -> None:
+    """All source lengths of up to 100 frames, the ones where the two rounding rules part among them."""
+    lengths = torch.arange(1, 101)
+    n = len(lengths)
+    zero = torch.zeros(n, dtype=torch.int64)
+    plan = MixPlan(
+        partner=zero,
+        parts=zero + 1,
+        start=zero,
+        length=zero + 4 * length,
+        source_start=zero,
+        source_length=lengths,
+        lam=zero.double(),
+        blend=zero.bool(),
+    )
+    clips = torch.arange(100, dtype=dtype).view(1, 1, 100, 1, 1).repeat(n, 1, 1, 1, 1)
+    part_of_joint = torch.zeros(1, dtype=torch.int64)
+    assert same_bits(mix_clips(clips, plan, part_of_joint, backend="cpp"), reference.mix_clips(clips, plan, part_of_joint))
+
+
+def test_repeats_give_the_same_bits() -> None:
+    clips, mean_motion, coalitions, part_of_joint, _, plan = fixed_problem()
+    first = coalition_inputs(clips, mean_motion, coalitions, part_of_joint), mix_clips(clips, plan, part_of_joint)
+    for _ in range(5):
+        assert same_bits(coalition_inputs(clips, mean_motion, coalitions, part_of_joint), first[0])
+        assert same_bits(mix_clips(clips, plan, part_of_joint), first[1])
+
+
+# Case -> how to spoil a problem, the error, its message.
+COALITION_ERRORS: dict[str, tuple[Callable[[Problem], Problem], type[Exception], str]] = {
+    "clips of 4 axes": (
+        lambda p: p._replace(clips=p.clips[0]),
+        ValueError,
+        r"clips has shape \[2, 8, 4, 2\]; give \[N, C, T, V, M\]",
+    ),
+    "no clips": (
+        lambda p: p._replace(clips=p.clips[:0]),
+        ValueError,
+        "no axis empty",
+    ),
+    "integer clips": (
+        lambda p: p._replace(clips=p.clips.long()),
+        TypeError,
+        "clips is torch.int64; give float32",
+    ),
+    "mean of another type": (
+        lambda p: p._replace(mean_motion=p.mean_motion.double()),
+        TypeError,
+        "mean_motion is torch.float64",
+    ),
+    "mean of another shape": (
+        lambda p: p._replace(mean_motion=p.mean_motion[:, :4]),
+        ValueError,
+        "mean_motion has shape",
+    ),
+    "no coalition": (
+        lambda p: p._replace(coalitions=p.coalitions[:0]),
+        ValueError,
+        "S at least 1",
+    ),
+    "int32 coalitions": (
+        lambda p: p._replace(coalitions=p.coalitions.int()),
+        TypeError,
+        "coalitions is torch.int32; give torch.int64",
+    ),
+    "a column too many": (
+        lambda p: p._replace(coalitions=p.coalitions.new_zeros(2, 4)),
+        ValueError,
+        r"coalitions has shape \[2, 4\]; give \[2, 3\]",
+    ),
+    "a bit too many": (
+        lambda p: p._replace(coalitions=p.coalitions + 1),
+        ValueError,
+        r"coalitions\[2\] is 4; part_of_joint names 2 parts, so give a bit set in 0..3",
+    ),
+    "a negative set": (
+        lambda p: p._replace(coalitions=p.coalitions[:, None].expand(3, 3) - 1),
+        ValueError,
+        r"coalitions\[0, 0\] is -1",
+    ),
+    "part 63": (
+        lambda p: p._replace(part_of_joint=p.part_of_joint + 62),
+        ValueError,
+        r"part_of_joint\[2\] is 63; .* 0 to 62",
+    ),
+    "joints missing": (
+        lambda p: p._replace(part_of_joint=p.part_of_joint[:3]),
+        ValueError,
+        r"part_of_joint has shape \[3\]; give \[4\]",
+    ),
+    "another device": (
+        lambda p: p._replace(part_of_joint=p.part_of_joint.to("meta")),
+        ValueError,
+        r"part_of_joint is on meta, clips on cpu; move it",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("case", COALITION_ERRORS)
+def test_bad_coalition_arguments_are_named(case: str, backend: str) -> None:
+    spoil, error, message = COALITION_ERRORS[case]
+    clips, mean_motion, coalitions, part_of_joint, _, _ = spoil(fixed_problem())
+    with pytest.raises(error, match=message):
+        coalition_inputs(clips, mean_motion, coalitions, part_of_joint, backend=backend)
+
+
+PLAN_ERRORS = {
+    "partner": ([0, 3, 1], r"plan.partner\[1\] is 3; a sample of the batch must be in 0..2"),
+    "start": ([0, 0, -1], r"plan.start\[2\] is -1; .* 0..7"),
+    "length": ([1, 8, 1], r"plan.length\[1\] is 8; .* 1..7"),
+    "source_start": ([0, 8, 0], r"plan.source_start\[1\] is 8"),
+    "source_length": ([1, 1, 0], r"plan.source_length\[2\] is 0; .* 1..8"),
+    "parts": ([0, 0, 4], r"plan.parts\[2\] is 4; part_of_joint names 2 parts"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("field", PLAN_ERRORS)
+def test_bad_plan_rows_are_named(field: str, backend: str) -> None:
+    problem = fixed_problem()
+    values, message = PLAN_ERRORS[field]
+    plan = replace(problem.plan, **{field: torch.tensor(values)})
+    with pytest.raises(ValueError, match=message):
+        mix_clips(problem.clips, plan, problem.part_of_joint, backend=backend)
+
+
+def test_windows_of_blended_rows_are_not_looked_at() -> None:
+    problem = fixed_problem()
+    plan = replace(problem.plan, start=torch.tensor([99, 1, 1]), parts=torch.tensor([-1, 1, 1]))
+    expected = mix_clips(problem.clips, problem.plan, problem.part_of_joint)
+    assert torch.equal(mix_clips(problem.clips, plan, problem.part_of_joint, backend="cpp")[3], expected[3])
+
+
+def test_plans_of_other_types_or_shapes_are_refused() -> None:
+    problem = fixed_problem()
+    with pytest.raises(TypeError, match=r"plan.lam is torch.float32; give torch.float64"):
+        mix_clips(problem.clips, replace(problem.plan, lam=problem.plan.lam.float()), problem.part_of_joint)
+    with pytest.raises(ValueError, match=r"plan.blend has shape \[2\]; give \[3\]"):
+        mix_clips(problem.clips, replace(problem.plan, blend=problem.plan.blend[:2]), problem.part_of_joint)
+
+
+def test_strided_plan_fields_work() -> None:
+    problem = fixed_problem()
+    strided = MixPlan(**{name: torch.stack([value, value], 1)[:, 0] for name, value in vars(problem.plan).items()})
+    expected = reference.mix_clips(problem.clips, problem.plan, problem.part_of_joint)
+    assert torch.equal(mix_clips(problem.clips, strided, problem.part_of_joint, backend="cpp"), expected)
+
+
+def test_a_result_buffer_must_fit_and_be_its_own() -> None:
+    problem = fixed_problem()
+    with pytest.raises(ValueError, match=r"out has shape \[3, 2, 8, 4, 2\]; give \[6, 2, 8, 4, 2\]"):
+        mix_clips(problem.clips, problem.plan, problem.part_of_joint, out=torch.empty_like(problem.clips))
+    block = torch.zeros(12, *problem.clips.shape[1:])
+    with pytest.raises(ValueError, match="out shares its storage with clips"):
+        mix_clips(block[:3], problem.plan, problem.part_of_joint, out=block[6:])
+    with pytest.raises(ValueError, match="out is not contiguous"):
+        mix_clips(problem.clips, problem.plan, problem.part_of_joint, out=block[::2])
+
+
+def test_gradients_come_from_the_reference() -> None:
+    problem = fixed_problem()
+    clips = problem.clips.requires_grad_()
+    with pytest.raises(BackendError, match=r"mix_clips: backend=cpp has no gradient: use torch.no_grad\(\)"):
+        mix_clips(clips, problem.plan, problem.part_of_joint, backend="cpp")
+    mix_clips(clips, problem.plan, problem.part_of_joint).sum().backward()
+    assert clips.grad is not None
+    with torch.no_grad():
+        assert not mix_clips(clips, problem.plan, problem.part_of_joint, backend="cpp").requires_grad
+
+
+def run_mix(backend: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    problem = fixed_problem(dtype)
+    mixed: Tensor = mix_clips(problem.clips, problem.plan, problem.part_of_joint, backend=backend)
+    return mixed
+
+
+def test_an_explicit_back_end_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="mix_clips: backend=cuda cannot run on cpu: it works on CUDA tensors, not on cpu"):
+        run_mix("cuda")
+    with pytest.raises(BackendError, match="it takes float32, float64 clips, not float16"):
+        run_mix("cpp", torch.float16)
+    monkeypatch.setenv("SHAPMIX_BACKEND", "cuda")
+    with pytest.raises(BackendError, match="SHAPMIX_BACKEND=cuda cannot run"):
+        run_mix()
+
+
+def test_unknown_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="backend is 'cpu'; give one of auto, reference, cpp, triton, cuda"):
+        run_mix("cpu")
+    monkeypatch.setenv("SHAPMIX_BACKEND", "fast")
+    with pytest.raises(ValueError, match="SHAPMIX_BACKEND is 'fast'"):
+        run_mix()
+
+
+def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = fixed_problem().clips
+    assert dispatch.choose("mix_clips", clips, None, False) == "cpp"
+    assert dispatch.choose("mix_clips", clips.half(), None, False) == "reference"
+    monkeypatch.setenv("SHAPMIX_BACKEND", "reference")
+    assert dispatch.choose("mix_clips", clips, None, False) == "reference"
+    assert dispatch.choose("mix_clips", clips, "cpp", False) == "cpp"
+
+
+def test_auto_logs_once_an_op_and_device(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._fastest.cache_clear()
+    dispatch._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="shapmix"):
+        for _ in range(3):
+            run_mix()
+            run_mix(dtype=torch.float64)
+    (record,) = caplog.records
+    assert record.getMessage() == "mix_clips on cpu runs on back end 'cpp', the fastest for this device"
+
+
+def test_backends_lists_every_reason() -> None:
+    reasons = backends("cpu")
+    assert list(reasons) == list(dispatch.BACKENDS)
+    assert reasons["reference"] is None
+    assert reasons["cpp"] is None
+    assert "CUDA tensors" in str(reasons["cuda"])
+
+
+def test_a_module_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shapmix._native", None)
+    native.load.cache_clear()
+    try:
+        assert "shapmix._native cannot be imported" in str(native.unavailable(CPU))
+        with pytest.raises(ImportError, match="install shapmix again"):
+            native.mix_clips(torch.empty(0), *fixed_problem()[:1], fixed_problem().plan, torch.zeros(4, dtype=torch.int64))
+    finally:
+        native.load.cache_clear()
+
+
+def test_doctor_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    assert "bit-equal to the reference" in capsys.readouterr().out
+
+
+def test_doctor_fails_where_a_back_end_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(native, "mix_clips", lambda out, clips, plan, part_of_joint: out.zero_())
+    assert doctor.main(["--json"]) == 1
+    verdict = json.loads(capsys.readouterr().out)["back ends"]["cpp on cpu"]
+    assert verdict.startswith("WRONG: differs from the reference in mix_clips on [1, 1, 1, 1, 1] torch.float32")
