@@ -1,0 +1,90 @@
+"""Accuracy of a long-tailed classifier: over all clips, over classes, and over many-, medium- and few-shot classes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from shapmix.data.longtail import buckets
+
+COLUMNS = ("top1", "top5", "class_mean", "many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares between 0 and 1; None where a bucket has no class that was tested.
+
+    many, medium and few are means over the classes with more than 100, 20 to 100, and fewer than 20 training clips.
+    """
+
+    clips: int
+    top1: float
+    top5: float
+    class_mean: float
+    many: float | None
+    medium: float | None
+    few: float | None
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        return asdict(self)
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """[K, K] int64: rows are true classes, columns predictions. logits [N, K], labels [N]."""
+    return multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])
+
+
+def class_accuracy(confusion: Tensor) -> Tensor:
+    """[K, K] -> [K] share of each class's clips that were recognised; NaN for a class without clips."""
+    return confusion.diag().double() / confusion.sum(1)
+
+
+def accuracy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
+    """Measures logits [N, K] against labels [N]; class_counts [K] are those of the training set."""
+    num_classes = logits.shape[1]
+    by_class = class_accuracy(confusion_matrix(logits, labels))
+    tested = ~by_class.isnan()
+
+    def mean(members: Tensor) -> float | None:
+        chosen = members & tested
+        return float(by_class[chosen].mean()) if chosen.any() else None
+
+    def top(k: int) -> float:
+        return float(multiclass_accuracy(logits, labels, num_classes=num_classes, average="micro", top_k=min(k, num_classes)))
+
+    return Accuracy(
+        clips=len(labels),
+        top1=top(1),
+        top5=top(5),
+        class_mean=float(by_class[tested].mean()),
+        **{name: mean(members) for name, members in buckets(class_counts)._asdict().items()},
+    )
+
+
+def write_class_table(path: Path, confusion: Tensor, class_counts: Tensor, class_names: list[str]) -> None:
+    """CSV with one row a class: name, training clips, bucket, test clips, accuracy, and the class it is most taken for."""
+    by_class = class_accuracy(confusion)
+    bucket_of = {label: name for name, members in buckets(class_counts)._asdict().items() for label in members.nonzero().flatten().tolist()}
+    wrong = confusion.clone().fill_diagonal_(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "name", "train_clips", "bucket", "test_clips", "accuracy", "most_taken_for"])
+        for label, name in enumerate(class_names):
+            tested = int(confusion[label].sum())
+            share = f"{float(by_class[label]):.4f}" if tested else "n/a"
+            mistaken = class_names[int(wrong[label].argmax())] if wrong[label].any() else ""
+            writer.writerow([label, name, int(class_counts[label]), bucket_of[label], tested, share, mistaken])
+
+
+def table(rows: dict[str, Accuracy]) -> str:
+    """Aligned text: one row a name, columns in percent, n/a where a bucket has no tested class."""
+    width = max(len(name) for name in rows)
+    lines = [" " * width + "".join(f"{column.replace('_', ' '):>12}" for column in COLUMNS)]
+    for name, row in rows.items():
+        values = (row.as_dict()[column] for column in COLUMNS)
+        lines.append(f"{name:<{width}}" + "".join(f"{'n/a' if value is None else f'{100 * value:.1f}%':>12}" for value in values))
+    return "\n".join(lines)

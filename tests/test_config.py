@@ -1,0 +1,77 @@
+"""Configuration: which value wins, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shapmix.config import ConfigError, parse_config, save_config
+
+
+def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("epochs: 7\nschedule:\n  lr: 0.5\nnetwork:\n  widths: [8, 16]\n  halve: null\n")
+    assert parse_config([]).network.widths == (16, 32, 64)  # the preset of the embedded data
+    config = parse_config(["--config", str(file), "--epochs", "9", "--mix", "stmix"])
+    assert (config.epochs, config.schedule.lr, config.network.widths, config.network.halve) == (9, 0.5, (8, 16), None)
+    assert config.batch_size == parse_config([]).batch_size
+    assert parse_config(["--dataset", "nw-ucla", "--data-root", str(tmp_path)]).network.widths[-1] == 256
+
+
+def test_a_saved_configuration_is_read_back(tmp_path: Path) -> None:
+    config = parse_config(["--epochs", "9", "--baselines", "plain", "balanced", "--imbalance", "None"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert parse_config(["--config", str(tmp_path / "saved.yaml")]) == parse_config(
+        ["--epochs", "9", "--baselines", "plain", "balanced", "--imbalance", "None", "--config", str(tmp_path / "saved.yaml")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [(["--epcohs", "3"], "--epochs"), (["--saliency.temprature", "1"], "--saliency.temperature"), (["--batchsize", "4"], "--batch-size")],
+)
+def test_an_unknown_key_names_the_nearest(arguments: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(arguments)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert arguments[0] in message
+    assert nearest in message
+
+
+def test_an_unknown_key_in_a_file_names_the_file_and_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("saliency:\n  decya: 0.5\n")
+    with pytest.raises(SystemExit):
+        parse_config(["--config", str(file)])
+    message = capsys.readouterr().err
+    assert "--saliency.decay" in message
+    assert "run.yaml" in message.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "2"], "batch_size: mixing needs at least 3 clips in a batch, not 2"),
+        (["--num-frames", "30"], "num_frames: mixing windows need a multiple of 4"),
+        (["--imbalance", "0.5"], "imbalance: largest over smallest class, at least 1"),
+        (["--dataset", "nw-ucla"], "data_root: dataset 'nw-ucla' is read from a folder"),
+        (["--data-root", "x"], "dataset 'synthetic' is generated"),
+        (["--epochs", "2", "--saliency.warmup-epochs", "2"], "saliency.warmup_epochs: Shap-Mix would begin after"),
+        (["--epochs", "0"], "must be at least 1"),
+        (["--config", "none.yaml"], "none.yaml: cannot read the configuration: No such file"),
+    ],
+)
+def test_values_that_cannot_be_used(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(arguments)
+
+
+@pytest.mark.parametrize(("text", "message"), [("- a\n- b\n", "mapping of keys to values, not a list"), ("a: [", "not valid YAML")])
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        parse_config(["--config", str(file)])
+    assert str(error.value).startswith(str(file))

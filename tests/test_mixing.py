@@ -1,0 +1,157 @@
+"""Shap-Mix as a plug-in: state, modes, and what it does to a network that it looks at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shapmix import official
+from shapmix.data.sampling import ClipSampler, mean_motion
+from shapmix.data.synthetic import make_synthetic
+from shapmix.layout import load_layout
+from shapmix.mixing import SALIENCY_START, ShapMix, evaluating
+from shapmix.plan import draw_marginals
+from shapmix.reference import coalition_inputs, label_probability
+
+NTU = load_layout("ntu25")
+COUNTS = torch.tensor([90, 30, 9, 3])
+
+
+class Probe(nn.Module):
+    """A network in the user's own words: linear on the clip, with modules whose mode matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3 * 16 * 25 * 2)
+        self.drop = nn.Dropout(0.5)
+        self.linear = nn.Linear(3 * 16 * 25 * 2, 4)
+        self.rows = 0
+
+    def forward(self, clips: Tensor) -> Tensor:
+        self.rows += len(clips)
+        return self.linear(self.drop(self.norm(clips.flatten(1))))
+
+
+def batch(n: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 3, 16, 25, 2, generator=generator), torch.randint(4, (n,), generator=generator)
+
+
+def mixer_of(**options) -> ShapMix:  # type: ignore[no-untyped-def]
+    mean = torch.randn(3, 16, 25, 2, generator=torch.Generator().manual_seed(9)) * 0.1
+    return ShapMix(NTU, COUNTS, mean, **options)
+
+
+def test_observing_leaves_the_network_and_the_random_state_alone() -> None:
+    network, (clips, labels) = Probe().train(), batch()
+    network.drop.eval()  # a user's frozen module keeps its own mode
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    random_state = torch.get_rng_state()
+    mixer_of().observe(network, clips, labels, step=0)
+    assert network.training
+    assert not network.drop.training
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_modes_come_back_after_an_exception() -> None:
+    network = Probe().train()
+    with pytest.raises(RuntimeError, match="boom"), evaluating(network):
+        assert not network.norm.training
+        raise RuntimeError("boom")
+    assert network.norm.training
+
+
+@pytest.mark.parametrize("compat", ["default", "official"])
+@pytest.mark.parametrize("step", [0, 5])
+def test_observed_table_is_the_formula(compat, step) -> None:  # type: ignore[no-untyped-def]
+    network, (clips, labels) = Probe().eval(), batch()
+    mixer = mixer_of(compat=compat, warmup_steps=3, seed=2)
+    columns, contexts = draw_marginals(12, NTU, seed=2, step=step, shared=compat == "official", naive=step < 3)
+    expected = torch.full((4, 20), SALIENCY_START)
+    for n in range(12):
+        combination = int(NTU.combinations[columns[n]])
+        coalitions = torch.tensor([combination | int(contexts[n]), int(contexts[n])])
+        with torch.no_grad():
+            rows = coalition_inputs(clips[n : n + 1], mixer.mean_motion, coalitions, NTU.part_of_joint)
+            value = label_probability(network(rows), labels[n].repeat(2))
+        weight = (value[0] - value[1]).relu() * 10 / NTU.joints_in(torch.tensor(combination))
+        decay = 0.0 if step < 3 else 0.9
+        cell = (int(labels[n]), int(columns[n]))
+        expected[cell] = decay * expected[cell] + (1 - decay) * weight
+    network.rows = 0
+    mixer.observe(network, clips, labels, step)
+    torch.testing.assert_close(mixer.saliency, expected, rtol=1e-5, atol=1e-7)
+    assert network.rows == 12 + int((contexts != 0).sum()) + int((contexts == 0).any())
+
+
+@pytest.mark.parametrize("mode", ["none", "mixup", "stmix", "shapmix"])
+def test_modes(mode) -> None:  # type: ignore[no-untyped-def]
+    network, (clips, labels) = Probe(), batch()
+    mixer = mixer_of(mode=mode, warmup_steps=2)
+    for step in range(4):
+        mixer.observe(network, clips, labels, step)
+        mixed = mixer.mix(clips, labels, step)
+        assert torch.equal(mixed.clips[:12], clips)
+        assert len(mixed.clips) == (12 if mode == "none" else 24)
+        assert ((mixed.share >= 0) & (mixed.share < 1)).all()
+        clean_loss, mixed_loss = mixer.loss(network(mixed.clips), mixed)
+        assert clean_loss > 0
+        assert (mixed_loss > 0) == (mode != "none")
+        again = mixer.mix(clips, labels, step)
+        assert torch.equal(again.clips, mixed.clips)
+    assert (mixer.saliency != SALIENCY_START).any() == (mode == "shapmix")
+
+
+def test_saliency_travels_in_the_state_dict() -> None:
+    network, (clips, labels) = Probe(), batch()
+    mixer = mixer_of()
+    mixer.observe(network, clips, labels, step=0)
+    other = mixer_of()
+    other.load_state_dict(mixer.state_dict())
+    assert torch.equal(other.saliency, mixer.saliency)
+    assert torch.equal(other.mix(clips, labels, 1).clips, mixer.mix(clips, labels, 1).clips)
+
+
+def test_classes_by_size_not_by_id() -> None:
+    principled, published = mixer_of(), mixer_of(compat="official")
+    assert torch.equal(principled.priority, COUNTS)
+    assert published.priority.tolist() == [4, 3, 2, 1]
+
+
+def test_published_kinetics_habits() -> None:
+    coco = load_layout("coco17")
+    assert official.joint_counts(coco)[0] == 11  # trunk and left arm of NTU; its own are 8
+    assert official.restored_frames(coco) == 64
+    assert official.restored_frames(NTU) is None
+    mean = torch.zeros(3, 100, 17, 2)
+    assert ShapMix(coco, COUNTS, mean).joint_counts[0] == 8
+    assert ShapMix(coco, COUNTS, mean, compat="official").joint_counts[0] == 11
+
+
+def test_a_class_without_clips_and_a_small_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="class 2 has no training clip"):
+        ShapMix(NTU, torch.tensor([5, 3, 0]), torch.zeros(3, 16, 25, 2))
+    clips, labels = batch(2)
+    with pytest.raises(ValueError, match="at least 3 clips, not 2"):
+        mixer_of().mix(clips, labels, 0)
+
+
+def test_mean_motion_is_in_the_streams_space() -> None:
+    splits = make_synthetic(num_classes=4, n_max=6, imbalance=2, val_per_class=1, test_per_class=1)
+    sampler = ClipSampler(splits.store, "crop", "joint", 16)
+    joint = mean_motion(sampler, splits.train, batch=5)
+    torch.testing.assert_close(joint, mean_motion(sampler, splits.train, batch=5), rtol=0, atol=0)
+    views = torch.cat([sampler.training(part, step) for step, part in enumerate(splits.train.split(5))])
+    torch.testing.assert_close(joint, views.mean(0))
+    motion = mean_motion(replace(sampler, stream="motion"), splits.train, batch=5)
+    torch.testing.assert_close(motion[:, :-1], joint[:, 1:] - joint[:, :-1], rtol=1e-4, atol=1e-6)
+    # the published code: first frames as recorded, padded with zeros
+    published = official.mean_motion(splits.store.frames, splits.store.offsets, splits.train, 64)
+    assert published.shape == (3, 64, 25, 2)
+    first = torch.stack([splits.store.clip(clip)[0] for clip in splits.train.tolist()]).mean(0)
+    torch.testing.assert_close(published[:, 0], first.permute(2, 1, 0))
