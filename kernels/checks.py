@@ -41,11 +41,7 @@ def with_whole_planes(clips: Tensor) -> Tensor:
         return clips
     frames, joints, people = clips.shape[-3:]
     of_frame, of_joint, of_person = clips.stride()[-3:]
-    whole = (
-        (people == 1 or of_person == 1)
-        and (joints == 1 or of_joint == people)
-        and (frames == 1 or of_frame == joints * people)
-    )
+    whole = (people == 1 or of_person == 1) and (joints == 1 or of_joint == people) and (frames == 1 or of_frame == joints * people)
     return clips if whole else clips.contiguous()
 
 

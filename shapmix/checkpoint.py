@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,9 @@ def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever the reader trips over, the bytes are at fault
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: {reason}") from error
     missing = {"layout", "class_names", "network"} - set(state)
     if missing:
         raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{sorted(missing)[0]}' is missing")

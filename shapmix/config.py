@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from shapmix.mixing import Compat, Loss, Mode
+from shapmix.mixing import Compat, Estimator, Loss, Mode
 from shapmix.reference.clips import Stream
 
 DatasetName = Literal["synthetic", "nw-ucla"]
@@ -54,6 +54,8 @@ class ScheduleConfig:
 class SaliencyConfig:
     """Class saliency of the body parts."""
 
+    estimator: Estimator = "sampled"
+    """sampled: one marginal on every sample; exact: every coalition on a sixteenth of them, at the same cost."""
     temperature: float = 0.2
     """Of the softmax over a class's combinations."""
     decay: float = 0.9
@@ -82,6 +84,8 @@ class TrainConfig:
     """Folder of the data set."""
     imbalance: float | None = None
     """Largest over smallest class of the long-tailed training list; None keeps every training clip."""
+    n_max: int | None = None
+    """Training clips of the largest class; None: 100 of nw-ucla, 150 of synthetic."""
     train_list: Path | None = None
     """File with one training clip name a line, in place of a list made by rule."""
     min_frames: int = 1
@@ -214,4 +218,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value.resolve()) if isinstance(value, Path) else value
-

@@ -11,6 +11,7 @@ What is rewritten, exactly:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,9 @@ class TemporalUnit(reference.TemporalUnit):
 
     def forward(self, x: Tensor) -> Tensor:
         n, channels, t, v = x.shape
-        narrow, wide, pool, skip = self.branches
-        first = [branch[0] for branch in self.branches]
+        branches: list[Any] = list(self.branches)
+        narrow, wide, pool, skip = branches
+        first = [branch[0] for branch in branches]
         weight = torch.cat([conv.weight[:, :, 0, 0] for conv in first])
         bias = torch.cat([conv.bias for conv in first])
         y = weight @ x.flatten(2)
@@ -82,8 +84,8 @@ class CTRGCN(reference.CTRGCN):
     temporal_unit = TemporalUnit
 
 
-def _merged_batch_norm(x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
-    """Several BatchNorms, each on its share of the channels, as one; their running statistics are kept up to date."""
+def _merged_batch_norm(x: Tensor, norms: Sequence[Any]) -> Tensor:
+    """Several `nn.BatchNorm2d`, each on its share of the channels, as one; their running statistics are kept up to date."""
     weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
     mean, var = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var"))
     head = norms[0]

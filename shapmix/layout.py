@@ -128,7 +128,9 @@ def load_layout(source: str | Path) -> Layout:
         source = Path(__file__).parent / "layouts" / f"{source}.toml"
     path = Path(source)
     if path.suffix != ".toml":
-        raise LayoutError(f"unknown layout '{source}'{_nearest(str(source), BUILT_IN)}: give one of {', '.join(BUILT_IN)} or a .toml file")
+        raise LayoutError(
+            f"unknown layout '{source}'{_nearest(str(source), BUILT_IN)}: give one of {', '.join(BUILT_IN)} or a .toml file"
+        )
     try:
         return parse_layout(path.read_text(encoding="utf-8"), where=str(path))
     except OSError as error:
@@ -174,9 +176,7 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
             raise LayoutError(f"{where}: 'flips' uses a joint of {pair} twice")
         flips[left], flips[right] = right, left
 
-    parts = {
-        part: tuple(joint_index(name, f"[parts] {part}") for name in names) for part, names in data["parts"].items()
-    }
+    parts = {part: tuple(joint_index(name, f"[parts] {part}") for name in names) for part, names in data["parts"].items()}
     _check_parts(where, joints, parts)
     centre = joint_index(data["centre"], "'centre'")
     return Layout(str(data["name"]), joints, tuple(parents), tuple(flips), parts, centre)
@@ -206,7 +206,9 @@ def _check_parts(where: str, joints: tuple[str, ...], parts: dict[str, tuple[int
             raise LayoutError(f"{where}: part '{part}' has no joints")
         for joint in members:
             if joint in holder:
-                raise LayoutError(f"{where}: joint '{joints[joint]}' is in part '{holder[joint]}' and in part '{part}'; it must be in one")
+                raise LayoutError(
+                    f"{where}: joint '{joints[joint]}' is in part '{holder[joint]}' and in part '{part}'; it must be in one"
+                )
             holder[joint] = part
     missing = [name for joint, name in enumerate(joints) if joint not in holder]
     if missing:
@@ -216,5 +218,3 @@ def _check_parts(where: str, joints: tuple[str, ...], parts: dict[str, tuple[int
 def _nearest(word: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
-
-

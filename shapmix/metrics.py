@@ -68,7 +68,9 @@ def accuracy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
 def write_class_table(path: Path, confusion: Tensor, class_counts: Tensor, class_names: list[str]) -> None:
     """CSV with one row a class: name, training clips, bucket, test clips, accuracy, and the class it is most taken for."""
     by_class = class_accuracy(confusion)
-    bucket_of = {label: name for name, members in buckets(class_counts)._asdict().items() for label in members.nonzero().flatten().tolist()}
+    bucket_of = {
+        label: name for name, members in buckets(class_counts)._asdict().items() for label in members.nonzero().flatten().tolist()
+    }
     wrong = confusion.clone().fill_diagonal_(0)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -13,13 +13,22 @@ from shapmix import official
 from shapmix.kernels import coalition_inputs, mix_clips
 from shapmix.layout import Layout
 from shapmix.plan import draw_marginals, draw_mixup, draw_shapmix, draw_stmix
-from shapmix.reference import balanced_mix_loss, label_probability, log_class_prior, marginals, update_saliency
+from shapmix.reference import (
+    balanced_mix_loss,
+    expected_marginals,
+    label_probability,
+    log_class_prior,
+    marginals,
+    update_saliency,
+)
 
 Mode = Literal["none", "mixup", "stmix", "shapmix"]
 Loss = Literal["ce", "balanced"]
 Compat = Literal["default", "official"]
+Estimator = Literal["sampled", "exact"]
 
 SALIENCY_START = 1e-6
+EXACT_SHARE = 16  # one sample in 16 forwarded 31 times costs what every sample forwarded twice does
 
 
 class MixedBatch(NamedTuple):
@@ -32,6 +41,15 @@ class MixedBatch(NamedTuple):
     labels: Tensor
     partner: Tensor
     share: Tensor
+
+
+class _Updates(NamedTuple):
+    """Entries of the class table to update: labels, columns and marginals [U]; `measured` [n] are the samples' labels."""
+
+    labels: Tensor
+    columns: Tensor
+    marginals: Tensor
+    measured: Tensor
 
 
 class ShapMix(nn.Module):
@@ -49,6 +67,8 @@ class ShapMix(nn.Module):
         mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`).
         mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none".
         loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy.
+        estimator: of the saliency, at about 2N forwarded rows a step. "sampled" measures one marginal on every sample;
+            "exact" measures every coalition on N/16 of the samples, those whose classes were measured least so far.
         compat: "official" reproduces the published code's departures from its paper (`shapmix.official`).
         temperature: of the softmax over a class's combinations, in units of the saliency.
         decay: of the class average.
@@ -61,10 +81,12 @@ class ShapMix(nn.Module):
     Raises:
         ValueError: a class without training clips, or `compat="official"` on a layout it has no rule for.
 
-    The table `saliency` [K, Q] has the layout's combinations as columns; it is a buffer and travels in `state_dict`.
+    The table `saliency` [K, Q] has the layout's combinations as columns, `measured` [K] counts the samples that each class
+    was measured on; both are buffers and travel in `state_dict`.
     """
 
     saliency: Tensor
+    measured: Tensor
     mean_motion: Tensor
     log_prior: Tensor
     priority: Tensor
@@ -79,6 +101,7 @@ class ShapMix(nn.Module):
         *,
         mode: Mode = "shapmix",
         loss: Loss = "balanced",
+        estimator: Estimator = "sampled",
         compat: Compat = "default",
         temperature: float = 0.2,
         decay: float = 0.9,
@@ -91,7 +114,7 @@ class ShapMix(nn.Module):
         empty = torch.nonzero(class_counts < 1).flatten().tolist()
         if empty:
             raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
-        self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
+        self.layout, self.mode, self.estimator, self.compat, self.backend = layout, mode, estimator, compat, backend
         self.temperature, self.decay, self.seed = temperature, decay, seed
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
@@ -105,6 +128,7 @@ class ShapMix(nn.Module):
             self.restored_frames = None
         log_prior = log_class_prior(class_counts) if loss == "balanced" else torch.zeros(classes)
         self.register_buffer("saliency", torch.full((classes, len(combinations)), SALIENCY_START))
+        self.register_buffer("measured", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("mean_motion", mean_motion)
         self.register_buffer("log_prior", log_prior.to(mean_motion.dtype), persistent=False)
         self.register_buffer("priority", priority, persistent=False)
@@ -113,7 +137,7 @@ class ShapMix(nn.Module):
 
     @torch.no_grad()
     def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> None:
-        """Measures one marginal on each sample, in eval mode, and updates the class table; at most 2N rows are forwarded.
+        """Measures the saliency on the batch, in eval mode, and updates the class table; about 2N rows are forwarded.
 
         Args:
             network: any module that maps [N, C, T, V, M] to logits [N, K]; every submodule's mode is restored.
@@ -122,6 +146,15 @@ class ShapMix(nn.Module):
         """
         if self.mode != "shapmix":
             return
+        measure = self._exact if self.estimator == "exact" else self._sampled
+        with evaluating(network):
+            updates = measure(network, clips, labels, step)
+        decay = 0.0 if step < self.replace_steps else self.decay
+        update_saliency(self.saliency, updates.labels, updates.columns, updates.marginals, self.joint_counts, decay)
+        self.measured += torch.bincount(updates.measured, minlength=len(self.measured))
+
+    def _sampled(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> _Updates:
+        """One marginal of each sample: v(R u P) - v(R) of a drawn combination P and context R."""
         n = len(labels)
         columns, contexts = draw_marginals(
             n,
@@ -131,31 +164,41 @@ class ShapMix(nn.Module):
             shared=self.compat == "official",
             naive=step < self.warmup_steps,
         )
+        some = torch.nonzero(contexts).flatten()
         together = self.layout.combinations[columns] | contexts
-        some = torch.nonzero(contexts).flatten()  # v(none) is the same for every sample: one row serves the rest
-
-        def inputs(of: Tensor, coalitions: Tensor) -> Tensor:
-            return coalition_inputs(
-                of,
-                self.mean_motion,
-                coalitions[None].to(of.device),
-                self.part_of_joint,
-                restored_frames=self.restored_frames,
-                backend=self.backend,
-            )
-
-        rows = [inputs(clips, together)]
+        rows = [self._inputs(clips, together[None])]
         if len(some):
-            rows.append(inputs(clips[some], contexts[some]))
+            rows.append(self._inputs(clips[some], contexts[None, some]))
         if len(some) < n:
-            rows.append(self.mean_motion[None])
-        with evaluating(network):
-            logits = network(torch.cat(rows)).to(self.saliency.dtype)
-        without_logits = logits[n:][-1:].repeat(n, 1)  # the row of v(none), where there is one
+            rows.append(self.mean_motion[None])  # v(none) is the same for every sample: one row serves the rest
+        logits = network(torch.cat(rows)).to(self.saliency.dtype)
+        without_logits = logits[-1:].repeat(n, 1)
         without_logits[some] = logits[n : n + len(some)]
         marginal = marginals(label_probability(logits[:n], labels), label_probability(without_logits, labels))
-        decay = 0.0 if step < self.replace_steps else self.decay
-        update_saliency(self.saliency, labels, columns, marginal, self.joint_counts, decay)
+        return _Updates(labels, columns.to(labels.device), marginal, measured=labels)
+
+    def _exact(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> _Updates:
+        """Every marginal of a sixteenth of the samples, the classes that were measured least first."""
+        chosen = self.measured[labels].argsort(stable=True)[: max(1, len(labels) // EXACT_SHARE)]
+        clips, labels = clips[chosen], labels[chosen]
+        coalitions = torch.arange(1, self.layout.all_parts + 1)
+        logits = network(torch.cat([self.mean_motion[None], self._inputs(clips, coalitions)])).to(self.saliency.dtype)
+        none, some = logits[:1].expand(len(labels), -1), logits[1:]
+        every_label = labels.repeat(len(coalitions) + 1)
+        values = label_probability(torch.cat([none, some]), every_label).view(-1, len(labels)).T  # [n, 2^P]
+        expected = expected_marginals(values, self.layout.combinations, self.layout.num_parts)  # [n, Q]
+        columns = torch.arange(expected.shape[1], device=labels.device).repeat(len(labels))
+        return _Updates(labels.repeat_interleave(expected.shape[1]), columns, expected.flatten(), measured=labels)
+
+    def _inputs(self, clips: Tensor, coalitions: Tensor) -> Tensor:
+        return coalition_inputs(
+            clips,
+            self.mean_motion,
+            coalitions.to(clips.device),
+            self.part_of_joint,
+            restored_frames=self.restored_frames,
+            backend=self.backend,
+        )
 
     def mix(self, clips: Tensor, labels: Tensor, step: int) -> MixedBatch:
         """The training batch of a step.

@@ -117,9 +117,7 @@ def draw_mixup(batch: int, layout: Layout, num_frames: int, *, seed: int, step: 
     return mix_plan(window, torch.zeros(batch, dtype=torch.int64), layout, num_frames)
 
 
-def draw_stmix(
-    batch: int, layout: Layout, num_frames: int, *, seed: int, step: int, blend_probability: float = 0.25
-) -> MixPlan:
+def draw_stmix(batch: int, layout: Layout, num_frames: int, *, seed: int, step: int, blend_probability: float = 0.25) -> MixPlan:
     """ST-Mix: one random combination of parts and one window for the batch (paper section 3.1)."""
     window = draw_window(batch, num_frames, seed=seed, step=step, blend_probability=blend_probability)
     word = random_words(seed, _COMBINATION, step, 1, 4)[0, 0]

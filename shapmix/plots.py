@@ -14,7 +14,9 @@ from shapmix.layout import Layout
 def plot_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> None:
     """Row-normalised confusion matrix [K, K]; rows are the true classes."""
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
-    _heat_map(path, shares.numpy(), class_names, class_names, x="predicted", y="true class", title="Confusion (share of the true class)")
+    _heat_map(
+        path, shares.numpy(), class_names, class_names, x="predicted", y="true class", title="Confusion (share of the true class)"
+    )
 
 
 def plot_saliency(path: Path, saliency: Tensor, layout: Layout, class_names: list[str]) -> None:

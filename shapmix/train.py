@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ from shapmix import metrics, official, plots
 from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, save_config
 from shapmix.ctrgcn import CTRGCN
+from shapmix.data import nw_ucla, synthetic
 from shapmix.data.clips import DataError, Splits
-from shapmix.data.nw_ucla import load_nw_ucla
 from shapmix.data.sampling import ClipSampler, mean_motion
-from shapmix.data.synthetic import make_synthetic
 from shapmix.layout import LayoutError
 from shapmix.mixing import ShapMix, evaluating
 
@@ -223,11 +223,12 @@ def predict(
 def load_splits(config: TrainConfig) -> Splits:
     """The data set that the configuration names."""
     if config.dataset == "synthetic":
-        return make_synthetic(imbalance=config.imbalance or 1.0, seed=config.seed)
+        return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
     assert config.data_root is not None  # check_config
-    return load_nw_ucla(
+    return nw_ucla.load_nw_ucla(
         config.data_root,
         imbalance=config.imbalance,
+        n_max=config.n_max or nw_ucla.N_MAX,
         train_list=config.train_list,
         min_frames=config.min_frames,
         seed=config.seed,
@@ -248,6 +249,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         motion,
         mode=config.mix,
         loss=config.loss,
+        estimator=config.saliency.estimator,
         compat=config.compat,
         temperature=config.saliency.temperature,
         decay=config.saliency.decay,
@@ -333,28 +335,21 @@ def create_run_dir(config: TrainConfig) -> Path:
     Raises:
         RunError: it exists, or cannot be made.
     """
-    try:
-        if config.run_dir is not None:
-            config.run_dir.parent.mkdir(parents=True, exist_ok=True)
-            config.run_dir.mkdir()
-            return config.run_dir
-        number = 1
-        while True:
-            run_dir = Path("runs") / f"{config.dataset}-{config.mix}-{number}"
-            try:
-                run_dir.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            else:
-                return run_dir
-    except FileExistsError as error:
-        raise RunError(f"run directory {error.filename} exists; give another --run-dir, or --resume {error.filename}") from error
-    except OSError as error:
-        raise RunError(f"run directory {error.filename} cannot be made: {error.strerror}; give another --run-dir") from error
+    numbered = (Path("runs") / f"{config.dataset}-{config.mix}-{number}" for number in count(1))
+    for run_dir in numbered if config.run_dir is None else [config.run_dir]:
+        try:
+            run_dir.parent.mkdir(parents=True, exist_ok=True)
+            run_dir.mkdir()
+        except OSError as error:
+            if not run_dir.is_dir():
+                raise RunError(f"run directory {run_dir} cannot be made: {error.strerror}; give another --run-dir") from error
+        else:
+            return run_dir
+    raise RunError(f"run directory {config.run_dir} exists; give another --run-dir, or --resume {config.run_dir}")
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" takes the GPU where there is one.
+    """ "auto" takes the GPU where there is one.
 
     Raises:
         RunError: a device that this machine lacks.

@@ -29,7 +29,11 @@ def test_a_saved_configuration_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "nearest"),
-    [(["--epcohs", "3"], "--epochs"), (["--saliency.temprature", "1"], "--saliency.temperature"), (["--batchsize", "4"], "--batch-size")],
+    [
+        (["--epcohs", "3"], "--epochs"),
+        (["--saliency.temprature", "1"], "--saliency.temperature"),
+        (["--batchsize", "4"], "--batch-size"),
+    ],
 )
 def test_an_unknown_key_names_the_nearest(arguments: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from shapmix.ctrgcn import CTRGCN, check_state_dict
 from shapmix.layout import load_layout
-from shapmix.reference.ctrgcn import CTRGCN as Reference
-from shapmix.reference.ctrgcn import GraphUnit
+from shapmix.reference import ctrgcn as reference
 
 NTU, COCO = load_layout("ntu25"), load_layout("coco17")
 
@@ -36,8 +35,8 @@ def lively(network: torch.nn.Module) -> None:
     training=st.booleans(),
 )
 def test_merged_form_is_the_reference(layout, n, frames, people, channels, widths, training) -> None:  # type: ignore[no-untyped-def]
-    shape = dict(num_people=people, in_channels=channels, widths=widths)
-    theirs = Reference(layout, 5, **shape).double()
+    shape = {"num_people": people, "in_channels": channels, "widths": widths}
+    theirs = reference.CTRGCN(layout, 5, **shape).double()
     lively(theirs)
     ours = CTRGCN(layout, 5, **shape).double()
     ours.load_state_dict(theirs.state_dict())
@@ -58,7 +57,7 @@ def test_merged_form_is_the_reference(layout, n, frames, people, channels, width
 
 
 def test_float32_gradients_stay_within_relative_1e_4() -> None:
-    theirs, ours = Reference(NTU, 12, widths=(16, 16, 32)), CTRGCN(NTU, 12, widths=(16, 16, 32))
+    theirs, ours = reference.CTRGCN(NTU, 12, widths=(16, 16, 32)), CTRGCN(NTU, 12, widths=(16, 16, 32))
     lively(theirs)
     ours.load_state_dict(theirs.state_dict())
     clips, labels = torch.randn(4, 3, 16, 25, 2), torch.tensor([0, 3, 7, 11])
@@ -74,7 +73,7 @@ def test_defaults_are_the_published_network() -> None:
     assert [layer.gcn1.bn.num_features for layer in network.layers] == [64] * 4 + [128] * 3 + [256] * 3
     assert [layer.tcn1.branches[3][0].stride[0] for layer in network.layers] == [1, 1, 1, 1, 2, 1, 1, 2, 1, 1]
     assert network.layers[0].residual is None
-    graph_units = [module for module in network.modules() if isinstance(module, GraphUnit)]
+    graph_units = [module for module in network.modules() if isinstance(module, reference.GraphUnit)]
     assert all(float(unit.bn.weight.detach().max()) == pytest.approx(1e-6) for unit in graph_units)
 
 
@@ -99,5 +98,5 @@ def test_checkpoints_of_another_network_are_refused() -> None:
         check_state_dict(network, CTRGCN(NTU, 5, widths=(8,)).state_dict())
     with pytest.raises(ValueError, match=r"holds 'l3\."):
         check_state_dict(network, CTRGCN(NTU, 5, widths=(8, 8, 8)).state_dict())
-    with pytest.raises(ValueError, match="another network: 'fc.weight'|another class count"):
+    with pytest.raises(ValueError, match="another class count"):
         check_state_dict(network, CTRGCN(NTU, 5, widths=(8, 16)).state_dict())

@@ -128,9 +128,7 @@ def test_saliency(path: Path) -> None:
     combination, context = bits(z["parts"]), bits(z["context"])
     coalitions = torch.tensor([combination | context, context])
     n = len(z["x"])
-    rows = coalition_inputs(
-        z["x"], z["mean_motion"], coalitions, layout.part_of_joint, restored_frames=restored_frames(layout)
-    )
+    rows = coalition_inputs(z["x"], z["mean_motion"], coalitions, layout.part_of_joint, restored_frames=restored_frames(layout))
     shared = "_naive" in path.stem  # one row of the empty coalition serves the batch
     without = rows[n : n + 1] if shared else rows[n:]
     assert torch.equal(rows[:n], z["input_with"])

@@ -48,13 +48,16 @@ class ClipStore:
         if not len(self.names) == len(self.labels) == len(self.offsets) - 1:
             raise DataError(f"{len(self.names)} names, {len(self.labels)} labels and {len(self.offsets) - 1} clips do not match")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.frames):
-            raise DataError(f"offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])}, frames from 0 to {len(self.frames)}")
+            raise DataError(
+                f"offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])}, frames from 0 to {len(self.frames)}"
+            )
         for clip in torch.nonzero(self.lengths < 1).flatten().tolist():
             raise DataError(f"clip '{self.names[clip]}' has no frames")
         outside = (self.labels < 0) | (self.labels >= self.num_classes)
         for clip in torch.nonzero(outside).flatten().tolist():
             raise DataError(
-                f"clip '{self.names[clip]}' has label {int(self.labels[clip])}; the {self.num_classes} classes are 0 to {self.num_classes - 1}"
+                f"clip '{self.names[clip]}' has label {int(self.labels[clip])}; "
+                f"the {self.num_classes} classes are 0 to {self.num_classes - 1}"
             )
         if not self.frames.isfinite().all():
             frame, person, joint, _ = torch.nonzero(~self.frames.isfinite())[0].tolist()

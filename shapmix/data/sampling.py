@@ -50,9 +50,7 @@ class ClipSampler:
 
     def _cropped(self, plan: CropPlan) -> Tensor:
         parents = torch.tensor(self.store.layout.parents)
-        return sample_clips(
-            self.store.frames, self.store.offsets, plan, parents, stream=self.stream, num_frames=self.num_frames
-        )
+        return sample_clips(self.store.frames, self.store.offsets, plan, parents, stream=self.stream, num_frames=self.num_frames)
 
     def _picked(self, plan: FramePlan) -> Tensor:
         layout = self.store.layout

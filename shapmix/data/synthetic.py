@@ -21,6 +21,7 @@ from shapmix.data.longtail import longtail_counts
 
 FRAMES_PER_SECOND = 30
 MIN_FRAMES, MAX_FRAMES = 30, 150
+N_MAX = 150  # training clips of the largest class
 SECOND_PERSON_SHARE = 0.2
 SUBJECTS = {"train": 24, "val": 8, "test": 16}
 PARTS = tuple(LAYOUT.parts)
@@ -40,8 +41,8 @@ class Swing:
 # Bones are named by the joint they end in. On hanging limbs, -x swings forward and +z to the outside.
 MOTIONS: dict[str, dict[str, tuple[Swing, ...]]] = {
     "trunk": {
-        "nod": (Swing("neck", 0, 22, 16), Swing("head", 0, 24, 20)),
-        "look up": (Swing("neck", 0, -20, 14), Swing("head", 0, -22, 18)),
+        "nod": (Swing("neck", 0, 26, 20), Swing("head", 0, 28, 24)),
+        "look up": (Swing("neck", 0, -26, 18), Swing("head", 0, -28, 22)),
     },
     "arm": {
         "wave": (Swing("elbow", 2, 100, 5), Swing("wrist", 2, 60, 35)),
@@ -84,7 +85,7 @@ BLOCKS: tuple[tuple[str, ...], ...] = (
     ("right_leg",),
     ("left_leg",),
     ("left_arm", "right_leg"),
-    ("trunk", "right_leg"),
+    ("right_leg", "left_leg"),
 )
 
 
@@ -110,7 +111,7 @@ def class_name(definition: dict[str, str]) -> str:
 def make_synthetic(
     *,
     num_classes: int = len(CLASSES),
-    n_max: int = 150,
+    n_max: int = N_MAX,
     imbalance: float = 50.0,
     val_per_class: int = 10,
     test_per_class: int = 20,

@@ -7,7 +7,7 @@ from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_clips, s
 from shapmix.reference.coalition import coalition_inputs
 from shapmix.reference.loss import balanced_mix_loss, log_class_prior
 from shapmix.reference.mix import MixPlan, mix_clips
-from shapmix.reference.saliency import label_probability, marginals, update_saliency
+from shapmix.reference.saliency import expected_marginals, label_probability, marginals, update_saliency
 
 __all__ = [
     "CropPlan",
@@ -16,6 +16,7 @@ __all__ = [
     "Stream",
     "balanced_mix_loss",
     "coalition_inputs",
+    "expected_marginals",
     "label_probability",
     "log_class_prior",
     "marginals",

@@ -95,7 +95,9 @@ class TemporalUnit(nn.Module):
 class Layer(nn.Module):
     """Graph unit, temporal unit and residual: [N, C, T, V] -> [N, C', T / stride, V]."""
 
-    def __init__(self, gcn1: GraphUnit, tcn1: TemporalUnit, in_channels: int, out_channels: int, stride: int, *, residual: bool) -> None:
+    def __init__(
+        self, gcn1: GraphUnit, tcn1: TemporalUnit, in_channels: int, out_channels: int, stride: int, *, residual: bool
+    ) -> None:
         super().__init__()
         self.gcn1 = gcn1
         self.tcn1 = tcn1

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 
-def balanced_mix_loss(
-    logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
-) -> tuple[Tensor, Tensor]:
+def balanced_mix_loss(logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
     """Logit-adjusted cross-entropy of the batch [clean; mixed].
 
     Args:

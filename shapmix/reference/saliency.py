@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations as subsets
+from math import comb
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,33 @@ def label_probability(logits: Tensor, labels: Tensor) -> Tensor:
 def marginals(with_parts: Tensor, without_parts: Tensor) -> Tensor:
     """ReLU(v(R u P) - v(R)), elementwise; `without_parts` may be a single shared v(none) of shape [1]."""
     return (with_parts - without_parts).relu()
+
+
+def expected_marginals(values: Tensor, combinations: Tensor, num_parts: int) -> Tensor:
+    """Mean of the rectified marginal of each combination over all contexts, weighted as they are drawn.
+
+    What the sampled marginal of `shapmix.plan.draw_marginals` is an estimate of: the context's size uniform on
+    0..parts outside the combination, then the context uniform of that size.
+
+    Args:
+        values: [N, 2^P], v of every coalition in bit-set order.
+        combinations: [Q] int64 bit sets.
+        num_parts: P.
+
+    Returns:
+        [N, Q].
+
+    Source: paper section 3.2.
+    """
+    columns = []
+    for combination in combinations.tolist():
+        outside = [part for part in range(num_parts) if not combination >> part & 1]
+        contexts = [sum(1 << part for part in chosen) for size in range(len(outside) + 1) for chosen in subsets(outside, size)]
+        sizes = [size for size in range(len(outside) + 1) for _ in range(comb(len(outside), size))]
+        weights = [1 / ((len(outside) + 1) * comb(len(outside), size)) for size in sizes]
+        context, weight = torch.tensor(contexts), values.new_tensor(weights)
+        columns.append((marginals(values[:, context | combination], values[:, context]) * weight).sum(1))
+    return torch.stack(columns, 1)
 
 
 def update_saliency(

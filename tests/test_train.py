@@ -1,0 +1,179 @@
+"""The trainer end to end, on data small enough to train in seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from shapmix import train
+from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from shapmix.data.clips import Splits
+from shapmix.data.synthetic import make_synthetic
+
+SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
+SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
+    monkeypatch.setattr(train, "load_splits", lambda config: splits)
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)
+    return {**state["network"], "saliency": state["mixer"]["saliency"], "measured": state["mixer"]["measured"]}
+
+
+@pytest.mark.parametrize("mix", ["none", "mixup", "stmix", "shapmix"])
+def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "--mix", mix]) == 0
+    run = Path("runs") / f"synthetic-{mix}-1"
+    expected = ["config.yaml", "metrics.jsonl", "result.json", "tensorboard", "checkpoints"]
+    expected += [
+        f"{stem}_{name}.{kind}" for stem, kind in (("per_class", "csv"), ("confusion", "png")) for name in ("last", "best")
+    ]
+    expected += ["saliency.png"] if mix == "shapmix" else []
+    assert sorted(path.name for path in run.iterdir()) == sorted(expected)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert all(line["clips_per_second"] > 0 and "val_class_mean" in line for line in lines)
+    assert all((line["loss_mixed"] > 0) == (mix != "none") for line in lines)
+    result = json.loads((run / "result.json").read_text())
+    printed = capsys.readouterr().out
+    for name in ("last", "best"):
+        row = result["test"][f"{mix} {name}"]
+        assert row["clips"] == 12
+        assert f"{mix} {name}" in printed
+        assert f"{100 * row['top1']:.1f}%" in printed
+    assert result["test"][f"{mix} last"]["many"] is None  # no class has more than 100 clips
+    assert "n/a" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "options", [["--mix", "shapmix"], ["--saliency.estimator", "exact"], ["--compat", "official", "--stream", "bone"]]
+)
+def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train.main([*SMALL, *options, "--run-dir", "whole"]) == 0
+    save = train.save_checkpoint
+
+    class KilledError(BaseException):
+        pass
+
+    def save_then_die(path: Path, state: dict) -> None:
+        save(path, state)
+        if path.name == "last.pt" and state["epoch"] == 2:
+            raise KilledError
+
+    monkeypatch.setattr(train, "save_checkpoint", save_then_die)
+    with pytest.raises(KilledError):
+        train.main([*SMALL, *options, "--run-dir", "cut"])
+    monkeypatch.setattr(train, "save_checkpoint", save)
+    assert train.main(["--resume", "cut"]) == 0
+    whole, cut = weights(Path("whole")), weights(Path("cut"))
+    assert whole.keys() == cut.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(cut[name], tensor), name
+    results = [json.loads((Path(run) / "result.json").read_text())["test"] for run in ("whole", "cut")]
+    assert results[0] == results[1]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not() -> None:
+    for run, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert train.main([*SMALL, "--epochs", "2", "--seed", seed, "--run-dir", run]) == 0
+    a, b, c = (weights(Path(run)) for run in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["fc.weight"], c["fc.weight"])
+
+
+def test_baselines_stand_beside_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "--baselines", "plain", "balanced"]) == 0
+    rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-6:]]
+    assert rows == [f"{name} {kind}" for name in ("shapmix", "plain", "balanced") for kind in ("last", "best")]
+    assert "loss: ce" in Path("runs/synthetic-shapmix-1/plain/config.yaml").read_text()
+
+
+def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert train.main([*SMALL, "--mix", "none", "--epochs", "1"]) == 0
+    assert {path.name for path in Path("runs").iterdir()} == {"synthetic-none-1", "synthetic-none-2"}
+    before = weights(Path("runs/synthetic-none-1"))
+    assert train.main([*SMALL, "--run-dir", "runs/synthetic-none-1"]) == 1
+    assert "exists; give another --run-dir, or --resume runs/synthetic-none-1" in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(Path("runs/synthetic-none-1")).items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run-dir", "file/run"], "cannot be made: "),
+        (["--batch-size", "500"], "batch_size 500 is more than the .* training clips"),
+        (["--device", "cuda:99"], "device 'cuda:99': "),
+        (["--device", "gpu"], "device 'gpu': choose auto, cpu, cuda or cuda:N"),
+        (["--resume", "nowhere"], "nowhere/config.yaml: cannot read the configuration"),
+    ],
+)
+def test_what_cannot_start_says_why(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if arguments[1] == "cuda:99" and torch.cuda.is_available():
+        pytest.skip("the message is for machines without a GPU")
+    Path("file").write_text("")
+    assert train.main([*SMALL, *arguments]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_loss_that_is_not_finite_names_the_clips(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "--schedule.lr", "1e30", "--schedule.warmup-epochs", "0"]) == 1
+    message = capsys.readouterr().err
+    assert "the loss of step" in message
+    assert "clips of the batch: train_c0" in message
+
+
+def test_checkpoints_of_another_layout_or_class_count_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "--mix", "none", "--epochs", "1", "--run-dir", "run"]) == 0
+    path = Path("run/checkpoints/last.pt")
+    names = torch.load(path, weights_only=True)["class_names"]
+    load_checkpoint(path, layout="ntu25", class_names=names)
+    with pytest.raises(CheckpointError, match="trained on layout 'ntu25', the data has layout 'coco17'"):
+        load_checkpoint(path, layout="coco17", class_names=names)
+    with pytest.raises(CheckpointError, match="trained on 4 classes, the data has 5"):
+        load_checkpoint(path, layout="ntu25", class_names=[*names, "more"])
+    with pytest.raises(CheckpointError, match=f"class 3 was '{names[3]}', in the data it is 'other'"):
+        load_checkpoint(path, layout="ntu25", class_names=[*names[:3], "other"])
+    assert train.main(["--resume", "run", "--epochs", "2", "--network.widths", "8", "8"]) == 1
+    assert "the checkpoint is of another network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing"])
+def test_damaged_checkpoints_are_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"layout": "ntu25", "class_names": ["a"], "network": {"w": torch.zeros(1000)}})
+    content = {"truncated": path.read_bytes()[:2000], "text": b"hello", "empty": b"", "missing": None}[damage]
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.pt: (damaged or not a checkpoint|no such checkpoint)"):
+        load_checkpoint(path, layout="ntu25", class_names=["a"])
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    state = {"layout": "ntu25", "class_names": ["a"], "network": {"w": torch.ones(3)}}
+    save_checkpoint(path, state)
+
+    class Unwritable:
+        def __reduce__(self) -> str:
+            raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        save_checkpoint(path, {**state, "extra": Unwritable()})
+    assert torch.equal(load_checkpoint(path, layout="ntu25", class_names=["a"])["network"]["w"], torch.ones(3))
