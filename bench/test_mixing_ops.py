@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from shapmix.kernels import BACKENDS, coalition_inputs, mix_clips, unavailable
 from torch import Tensor
 
+from shapmix.kernels import BACKENDS, coalition_inputs, mix_clips, unavailable
 from shapmix.layout import Layout, load_layout
 from shapmix.plan import draw_stmix
 

@@ -88,6 +88,7 @@ class ShapMix(nn.Module):
     saliency: Tensor
     measured: Tensor
     mean_motion: Tensor
+    class_counts: Tensor
     log_prior: Tensor
     priority: Tensor
     joint_counts: Tensor
@@ -124,14 +125,15 @@ class ShapMix(nn.Module):
             priority, joint_counts = official.priority(classes), official.joint_counts(layout)
             self.restored_frames = official.restored_frames(layout)
         else:
-            priority, joint_counts = class_counts.clone(), layout.joints_in(combinations)
+            priority, joint_counts = class_counts, layout.joints_in(combinations)
             self.restored_frames = None
         log_prior = log_class_prior(class_counts) if loss == "balanced" else torch.zeros(classes)
         self.register_buffer("saliency", torch.full((classes, len(combinations)), SALIENCY_START))
         self.register_buffer("measured", torch.zeros(classes, dtype=torch.int64))
         self.register_buffer("mean_motion", mean_motion)
+        self.register_buffer("class_counts", class_counts.clone(), persistent=False)
         self.register_buffer("log_prior", log_prior.to(mean_motion.dtype), persistent=False)
-        self.register_buffer("priority", priority, persistent=False)
+        self.register_buffer("priority", priority.clone(), persistent=False)
         self.register_buffer("joint_counts", joint_counts, persistent=False)
         self.register_buffer("part_of_joint", layout.part_of_joint, persistent=False)
 

@@ -154,6 +154,8 @@ def train(config: TrainConfig, splits: Splits, run_dir: Path) -> Result:
         plots.plot_confusion(run_dir / f"confusion_{name}.png", confusion, store.class_names)
     if config.mix == "shapmix":
         plots.plot_saliency(run_dir / "saliency.png", mixer.saliency.cpu(), store.layout, store.class_names)
+    if config.mix != "none":
+        picture_mixing(run_dir / "mixed_clip.png", config, splits, sampler, mixer)
     write_result(run_dir, config, accuracy)
     return Result(run_dir, accuracy, mixer.saliency.cpu())
 
@@ -201,6 +203,40 @@ def train_epoch(
         right += int((logits[: len(labels)].argmax(1) == labels).sum())
         batches.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right / ((index + 1) * config.batch_size):.3f}")
     return {"loss_clean": clean_sum / steps, "loss_mixed": mixed_sum / steps, "accuracy": right / (steps * config.batch_size)}
+
+
+def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
+    """One mixed clip beside what it was made of, in joint space.
+
+    The first in the order of an epoch in which the rarer class keeps, or brings, the parts that its saliency ranks first;
+    without saliency the first that pastes a window.
+    """
+    sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
+    mixer = mixer.cpu()
+    favourite = layout.combinations[mixer.saliency.argmax(1)]  # [K]
+    for index, chosen in enumerate(epoch_batches(splits.train, config.batch_size, config.seed, config.epochs)):
+        labels = store.labels[chosen]
+        batch = mixer.mix(sampler.evaluation(chosen), labels, mixer.warmup_steps + index)
+        clean, mixed = batch.clips.chunk(2)
+        changed = (mixed != clean).any(1).any(-1)  # [N, T, V]
+        sizes = mixer.class_counts[labels]
+        for row, partner in enumerate(batch.partner.tolist()):
+            pasted = sum(1 << part for part in layout.part_of_joint[changed[row].any(0)].unique().tolist())
+            if changed[row].any(1).all() or not pasted:
+                continue  # blended, or nothing to see
+            brings = bool(sizes[row] > sizes[partner])
+            kept = pasted if brings else layout.all_parts ^ pasted
+            if config.mix == "shapmix" and kept != int(favourite[labels[partner if brings else row]]):
+                continue
+            titles = [
+                f"{kind}: {store.class_names[int(labels[of])]} ({int(sizes[of])} training clips)"
+                for kind, of in (("clip", row), ("partner", partner))
+            ]
+            share = float(batch.share[row])
+            titles.append(f"mixed: {1 - share:.2f} of the clip's label, {share:.2f} of the partner's")
+            clips = dict(zip(titles, (clean[row], clean[partner], mixed[row]), strict=True))
+            plots.plot_mixed_clip(path, clips, changed[row], layout)
+            return
 
 
 def epoch_batches(clips: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:

@@ -19,10 +19,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shapmix.kernels import BackendError, backends, coalition_inputs, dispatch, mix_clips, native, unavailable
 from torch import Tensor
 
 from shapmix import doctor, reference
+from shapmix.kernels import BackendError, backends, coalition_inputs, dispatch, mix_clips, native, unavailable
 from shapmix.reference import MixPlan
 
 GPU = torch.device("cuda:0")

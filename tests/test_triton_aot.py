@@ -25,9 +25,10 @@ CONFIGS = list(product(KERNELS, DTYPES, SHARED_LIMIT))
 def compile_all() -> None:
     """Prints, for each config, ptxas's report and one line of JSON."""
     import triton
-    from shapmix.kernels import triton_ops
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from shapmix.kernels import triton_ops
 
     of_clips = {"out", "clips", "mean_motion"}
     of_plan = {"lam": "*fp64", "blend": "*u8"}
