@@ -14,7 +14,7 @@ from shapmix.data.synthetic import make_synthetic
 from shapmix.layout import load_layout
 from shapmix.mixing import SALIENCY_START, ShapMix
 from shapmix.plan import draw_marginals
-from shapmix.reference import coalition_inputs, label_probability
+from shapmix.reference import coalition_inputs, expected_marginals, label_probability
 
 NTU = load_layout("ntu25")
 COUNTS = torch.tensor([90, 30, 9, 3])
@@ -87,6 +87,25 @@ def test_observed_table_is_the_formula(compat, step) -> None:  # type: ignore[no
     mixer.observe(network, clips, labels, step)
     torch.testing.assert_close(mixer.saliency, expected, rtol=1e-5, atol=1e-7)
     assert network.rows == 12 + int((contexts != 0).sum()) + int((contexts == 0).any())
+
+
+def test_exact_saliency_measures_every_coalition_of_the_least_measured_classes() -> None:
+    network, (clips, labels) = Probe().eval(), batch(40)
+    mixer = mixer_of(estimator="exact", warmup_steps=1)
+    mixer.measured[:] = torch.tensor([5, 0, 2, 9])
+    first = int((labels == 1).nonzero()[0]), int((labels == 1).nonzero()[1])  # 40 // 16 samples
+    expected = torch.full((4, 20), SALIENCY_START)
+    for n, decay in zip(first, (0.0, 0.0), strict=True):
+        with torch.no_grad():
+            rows = coalition_inputs(clips[n : n + 1], mixer.mean_motion, torch.arange(32), NTU.part_of_joint)
+            values = label_probability(network(rows), labels[n].repeat(32))[None]
+        weight = expected_marginals(values, NTU.combinations, 5)[0] * 10 / NTU.joints_in(NTU.combinations)
+        expected[1] = decay * expected[1] + (1 - decay) * weight
+    network.rows = 0
+    mixer.observe(network, clips, labels, step=0)
+    assert network.rows == 31 * 2 + 1
+    assert mixer.measured.tolist() == [5, 2, 2, 9]
+    torch.testing.assert_close(mixer.saliency, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("mode", ["none", "mixup", "stmix", "shapmix"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import comb
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shapmix.layout import load_layout
-from shapmix.plan import draw_mixup, draw_stmix
+from shapmix.plan import draw_marginals, draw_mixup, draw_stmix
 from shapmix.reference import (
     CropPlan,
     FramePlan,
     balanced_mix_loss,
     coalition_inputs,
+    expected_marginals,
     label_probability,
     log_class_prior,
     marginals,
@@ -143,6 +145,29 @@ def test_marginals_are_rectified_differences_of_probabilities() -> None:
     torch.testing.assert_close(value, logits.exp()[range(6), labels] / logits.exp().sum(1))
     shared = torch.tensor([0.25], dtype=torch.float64)
     assert torch.equal(marginals(value, shared), (value - 0.25).clamp(min=0))
+
+
+def test_expected_marginals_are_the_mean_of_the_drawn_ones() -> None:
+    """The sampler of the paper over many draws, within 4 standard errors, for every combination."""
+    values = torch.rand(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = expected_marginals(values, NTU.combinations, 5)[0]
+    drawn = draw_marginals(40_000, NTU, seed=0, step=0)
+    marginal = marginals(values[0, NTU.combinations[drawn.columns] | drawn.contexts], values[0, drawn.contexts])
+    for column in range(20):
+        sample = marginal[drawn.columns == column]
+        assert abs(sample.mean() - expected[column]) <= 4 * sample.std() / len(sample) ** 0.5
+
+
+@given(st.integers(1, 31))
+def test_a_combination_earns_what_it_completes(needed: int) -> None:
+    """Unanimity game: v is 1 where all of `needed` is there. P earns by chance q of the contexts that hold the rest."""
+    values = torch.tensor([[float(coalition & needed == needed) for coalition in range(32)]], dtype=torch.float64)
+    expected = expected_marginals(values, NTU.combinations, 5)[0]
+    for column, combination in enumerate(NTU.combinations.tolist()):
+        rest = bin(needed & ~combination).count("1")
+        outside = 5 - bin(combination).count("1")
+        share = sum(comb(outside - rest, size - rest) / comb(outside, size) for size in range(rest, outside + 1)) / (outside + 1)
+        assert float(expected[column]) == pytest.approx(share if combination & needed else 0.0)
 
 
 def test_loss_is_cross_entropy_of_adjusted_logits() -> None:

@@ -1,0 +1,60 @@
+"""Gathers finished training runs into one results file: `python -m bench.collect RUN... --out bench/results/NAME.json`.
+
+Copies what the runs recorded (configuration, test accuracy, epochs) and adds the commit and the machine they were collected on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+
+def machine() -> dict[str, Any]:
+    """Kind of machine and versions, nothing that names it."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
+    return {
+        "cpu": model,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def commit() -> str:
+    """Commit of the working tree, with `+` where it has changes."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, check=True
+    )
+    return described.stdout.strip()
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """What one run directory recorded."""
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config.pop("data_root")
+    return {"config": config, "test": json.loads((run / "result.json").read_text())["test"], "epochs": epochs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    content = {"commit": commit(), "machine": machine(), "runs": {run.name: collect(run) for run in arguments.runs}}
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
