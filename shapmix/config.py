@@ -90,6 +90,8 @@ class TrainConfig:
     """File with one training clip name a line, in place of a list made by rule."""
     min_frames: int = 1
     """Clips with fewer frames are left out, and named."""
+    people: int | None = None
+    """People of a clip that the network sees, the first ones; None: all that are recorded."""
     stream: Stream = "joint"
     num_frames: int = 64
     """Frames that a clip is resized to, or that are picked of it; a multiple of 4."""
@@ -157,6 +159,8 @@ def check_config(config: TrainConfig) -> None:
     """Raises ConfigError where values are out of range or contradict each other."""
     if config.mix != "none" and config.batch_size < 3:
         raise ConfigError(f"batch_size: mixing needs at least 3 clips in a batch, not {config.batch_size}")
+    if config.people is not None and config.people < 1:
+        raise ConfigError(f"people: at least 1, not {config.people}")
     if config.batch_size < 1 or config.epochs < 1 or config.eval_every < 1:
         raise ConfigError("batch_size, epochs and eval_every must be at least 1")
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):

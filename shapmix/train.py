@@ -257,7 +257,18 @@ def predict(
 
 
 def load_splits(config: TrainConfig) -> Splits:
-    """The data set that the configuration names."""
+    """The data set that the configuration names, with the people it asks for."""
+    splits = read_splits(config)
+    if config.people is None:
+        return splits
+    if config.people > splits.store.num_people:
+        raise RunError(f"people: {config.people} asked for, the clips have {splits.store.num_people}")
+    store = replace(splits.store, frames=splits.store.frames[:, : config.people].contiguous())
+    return replace(splits, store=store)
+
+
+def read_splits(config: TrainConfig) -> Splits:
+    """The data set as it is recorded."""
     if config.dataset == "synthetic":
         return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
     assert config.data_root is not None  # check_config

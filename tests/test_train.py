@@ -25,7 +25,7 @@ def splits() -> Splits:
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
-    monkeypatch.setattr(train, "load_splits", lambda config: splits)
+    monkeypatch.setattr(train, "read_splits", lambda config: splits)
     monkeypatch.chdir(tmp_path)
 
 
@@ -120,6 +120,7 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
         (["--run-dir", "file/run"], "cannot be made: "),
         (["--batch-size", "500"], "batch_size 500 is more than the .* training clips"),
         (["--device", "cuda:99"], "device 'cuda:99': "),
+        (["--people", "3"], "people: 3 asked for, the clips have 2"),
         (["--device", "gpu"], "device 'gpu': choose auto, cpu, cuda or cuda:N"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot read the configuration"),
     ],
