@@ -71,18 +71,18 @@ def mix_clips(clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> Tensor:
 
     Source: paper section 3.1; fixtures `stmix_*` and `shapmix_*`.
     """
-    n, _, num_frames, _, _ = clips.shape
-    partner = clips[plan.partner]
+    num_frames = clips.shape[2]
     source = source_frames(plan, num_frames, clips.dtype)  # [N, T]
-    moved = partner.gather(2, source[:, None, :, None, None].expand_as(partner))
+    moved = clips.transpose(1, 2)[plan.partner[:, None], source].transpose(1, 2)
 
     frame = torch.arange(num_frames, device=clips.device)
     in_window = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])  # [N, T]
     in_parts = ((plan.parts[:, None] >> part_of_joint) & 1).bool()  # [N, V]
     replace = in_window[:, None, :, None, None] & in_parts[:, None, None, :, None]
-    pasted = torch.where(replace, moved, clips)
+    mixed = torch.where(replace, moved, clips)
 
-    keep, take = (share.to(clips.dtype).view(n, 1, 1, 1, 1) for share in (1 - plan.lam, plan.lam))
-    blended = clips * keep + partner * take
-    mixed = torch.where(plan.blend.view(n, 1, 1, 1, 1), blended, pasted)
+    rows = torch.nonzero(plan.blend).squeeze(1)
+    if len(rows):
+        keep, take = (share[rows].to(clips.dtype).view(-1, 1, 1, 1, 1) for share in (1 - plan.lam, plan.lam))
+        mixed[rows] = clips[rows] * keep + clips[plan.partner[rows]] * take
     return torch.cat([clips, mixed])
