@@ -421,8 +421,8 @@ def test_every_defining_part_is_needed() -> None:
             alike = [c for c in CLASSES if c.keys() == definition.keys() and {p: c[p] for p in rest} == rest]
             assert len(alike) == 2
     assert not any(IDLE[kind].keys() & MOTIONS[kind].keys() for kind in MOTIONS)
-    assert Counter(len(definition) for definition in CLASSES) == {2: 12, 1: 4, 3: 8}
-    assert min(Counter(part for definition in CLASSES for part in definition).values()) >= 9
+    assert Counter(len(definition) for definition in CLASSES) == {2: 20, 1: 4}
+    assert min(Counter(part for definition in CLASSES for part in definition).values()) >= 4
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -449,7 +449,7 @@ def test_idle_motion_is_independent_of_the_class() -> None:
 
 
 def test_class_numbers_that_cut_a_block_are_refused() -> None:
-    with pytest.raises(DataError, match="one of 4, 8, 12, 13, 14, 15, 16, 24"):
+    with pytest.raises(DataError, match="one of 4, 8, 12, 13, 14, 15, 16, 20, 24"):
         make_synthetic(num_classes=10)
     with pytest.raises(DataError, match="at least 1"):
         make_synthetic(test_per_class=0)

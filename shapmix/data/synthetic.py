@@ -124,7 +124,7 @@ def make_synthetic(
     the seed, so class ids are sorted neither by size nor by difficulty. Equal arguments give equal clips.
 
     Args:
-        num_classes: 4, 8, 12 to 16, or 24: whole blocks of classes, because a cut block would leave some defining part idle.
+        num_classes: 4, 8, 12 to 16, 20 or 24: whole blocks of classes, because a cut block would leave some defining part idle.
         n_max: training clips of the largest class.
         imbalance: largest class over smallest; 1 for a balanced training set.
         val_per_class: validation clips of each class.
