@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapmix.ctrgcn import CTRGCN, check_state_dict
-from shapmix.layout import load_layout
+from shapmix.layout import Layout, load_layout
 from shapmix.reference import ctrgcn as reference
 
 NTU, COCO = load_layout("ntu25"), load_layout("coco17")
@@ -34,7 +34,9 @@ def lively(network: torch.nn.Module) -> None:
     widths=st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=4),
     training=st.booleans(),
 )
-def test_merged_form_is_the_reference(layout, n, frames, people, channels, widths, training) -> None:  # type: ignore[no-untyped-def]
+def test_merged_form_is_the_reference(
+    layout: Layout, n: int, frames: int, people: int, channels: int, widths: list[int], training: bool
+) -> None:
     shape = {"num_people": people, "in_channels": channels, "widths": widths}
     theirs = reference.CTRGCN(layout, 5, **shape).double()
     lively(theirs)

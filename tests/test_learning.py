@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from shapmix.config import parse_config
-from shapmix.train import create_run_dir, load_splits, train
+from shapmix.data.clips import Splits
+from shapmix.train import Result, create_run_dir, load_splits, train
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Splits, Result]:
     config = parse_config(["--run-dir", str(Path(tmp_path_factory.mktemp("runs")) / "embedded")])
     splits = load_splits(config)
     return splits, train(config, splits, create_run_dir(config))
 
 
-def test_learned_saliency_finds_the_parts_that_define_a_class(trained) -> None:  # type: ignore[no-untyped-def]
+def test_learned_saliency_finds_the_parts_that_define_a_class(trained: tuple[Splits, Result]) -> None:
     """The best pair or triple of parts holds all defining parts, for at least 80% of the classes."""
     splits, result = trained
     combinations, truth = splits.store.layout.combinations, splits.defining_parts
@@ -33,7 +34,7 @@ def test_learned_saliency_finds_the_parts_that_define_a_class(trained) -> None: 
     assert found >= 0.8
 
 
-def test_the_embedded_default_is_learned(trained) -> None:  # type: ignore[no-untyped-def]
+def test_the_embedded_default_is_learned(trained: tuple[Splits, Result]) -> None:
     """Far above the 4% of guessing, on all classes and on those with fewer than 20 clips."""
     _, result = trained
     print(f"\n{result.accuracy['last']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from shapmix import official
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.layout import load_layout
-from shapmix.mixing import SALIENCY_START, ShapMix
+from shapmix.mixing import SALIENCY_START, Compat, Mode, ShapMix
 from shapmix.plan import draw_marginals
 from shapmix.reference import coalition_inputs, expected_marginals, label_probability
 
@@ -40,7 +41,7 @@ def batch(n: int = 12) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 3, 16, 25, 2, generator=generator), torch.randint(4, (n,), generator=generator)
 
 
-def mixer_of(**options) -> ShapMix:  # type: ignore[no-untyped-def]
+def mixer_of(**options: Any) -> ShapMix:
     mean = torch.randn(3, 16, 25, 2, generator=torch.Generator().manual_seed(9)) * 0.1
     return ShapMix(NTU, COUNTS, mean, **options)
 
@@ -68,7 +69,7 @@ def test_modes_come_back_after_an_exception() -> None:
 
 @pytest.mark.parametrize("compat", ["default", "official"])
 @pytest.mark.parametrize("step", [0, 5])
-def test_observed_table_is_the_formula(compat, step) -> None:  # type: ignore[no-untyped-def]
+def test_observed_table_is_the_formula(compat: Compat, step: int) -> None:
     network, (clips, labels) = Probe().eval(), batch()
     mixer = mixer_of(compat=compat, warmup_steps=3, seed=2)
     columns, contexts = draw_marginals(12, NTU, seed=2, step=step, shared=compat == "official", naive=step < 3)
@@ -109,7 +110,7 @@ def test_exact_saliency_measures_every_coalition_of_the_least_measured_classes()
 
 
 @pytest.mark.parametrize("mode", ["none", "mixup", "stmix", "shapmix"])
-def test_modes(mode) -> None:  # type: ignore[no-untyped-def]
+def test_modes(mode: Mode) -> None:
     network, (clips, labels) = Probe(), batch()
     mixer = mixer_of(mode=mode, warmup_steps=2)
     for step in range(4):

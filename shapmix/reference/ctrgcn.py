@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -177,7 +178,7 @@ class CTRGCN(nn.Module):
 
     @property
     def layers(self) -> list[Layer]:
-        return [self.get_submodule(f"l{layer + 1}") for layer in range(self.depth)]  # type: ignore[misc]
+        return [cast(Layer, self.get_submodule(f"l{layer + 1}")) for layer in range(self.depth)]
 
     def features(self, clips: Tensor) -> Tensor:
         """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.
