@@ -20,8 +20,8 @@ inline int workers_for(std::int64_t jobs, std::int64_t bytes, int threads) {
 // Calls body(worker, begin, end) for consecutive ranges of 0..jobs, at most one range a worker. `body` must not throw.
 //
 // OpenMP rather than threads of our own: torch loads libgomp.so.1 and this library asks for the same name, so both share
-// one pool, and no second one spins beside it. (Measured on 2 idle cores, alternating with torch ops: a copy of 5 MB takes
-// 0.09 ms with one runtime or with two, so sharing costs nothing either.)
+// one pool, and no second one spins beside it. (On 2 quiet cores, alternating with torch ops, a copy of 5 MB took 0.09 to
+// 0.10 ms with one runtime and with two.)
 template <class Body>
 void parallel_for(std::int64_t jobs, int workers, const Body& body) {
 #ifdef _OPENMP
