@@ -75,12 +75,18 @@ class CMakeBuild(build_ext):
         tree = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
         nvcc = wanted_nvcc()
         # Build isolation moves the tools at every build, so their paths are given again over the cached ones.
-        import pybind11
+        cmake, ninja = required_tool("cmake"), required_tool("ninja")
+        try:
+            import pybind11
+        except ImportError:
+            raise SystemExit(
+                "shapmix: 'pybind11' was not found: run `pip install pybind11`, or install with build isolation"
+            ) from None
 
         configure = [
-            required_tool("cmake"),
+            cmake,
             *("-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={required_tool('ninja')}",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSHAPMIX_CUDA={'ON' if nvcc else 'OFF'}",
