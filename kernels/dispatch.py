@@ -110,7 +110,7 @@ def _log_once(op: str, device: torch.device, backend: str, passed_over: str) -> 
 @cache
 def _triton_missing() -> str | None:
     try:
-        import triton  # noqa: F401
+        import_module("triton")
     except ImportError as error:
         return f"triton cannot be imported ({error}): install it with `pip install triton`"
     return None
