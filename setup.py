@@ -115,7 +115,7 @@ if wanted_nvcc():
 setup(
     packages=[*find_packages(include=["shapmix", "shapmix.*"]), "shapmix.kernels"],
     package_dir={"shapmix": "shapmix", "shapmix.kernels": "kernels"},
-    package_data={"shapmix": ["layouts/*.toml", "presets/*.yaml", "py.typed"]},
+    package_data={"shapmix": ["layouts/*.toml", "presets/*.yaml", "templates/*.html", "py.typed"]},
     ext_modules=native,
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -3,10 +3,81 @@
 #include <pybind11/stl.h>
 
 #include "cpu_info.h"
+#include "draw.h"
 #include "job.h"
+#include "loss.h"
+#include "saliency.h"
+#include "sample.h"
 
 namespace py = pybind11;
 using namespace shapmix;
+
+namespace {
+
+using FrameSizes = std::array<std::int64_t, 4>;  // [F, M, V, C]
+using TableSizes = std::array<std::int64_t, 2>;  // [K, Q] or [L, K]
+
+template <class T>
+T* to(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+SampleJob sample_job(Address out, Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
+                     Address start, Address length, Address angles, std::int64_t samples, Address parents,
+                     std::int64_t num_frames, bool bone, bool motion, const std::string& dtype) {
+  const CropPlan plan = {at<std::int64_t>(clip), at<std::int64_t>(start), at<std::int64_t>(length), at<void>(angles)};
+  return {at<void>(frames),
+          sizes[0],
+          sizes[1],
+          sizes[2],
+          sizes[3],
+          at<std::int64_t>(offsets),
+          recordings,
+          plan,
+          samples,
+          at<std::int64_t>(parents),
+          num_frames,
+          bone,
+          motion,
+          dtype_named(dtype),
+          to<void>(out)};
+}
+
+SaliencyJob saliency_job(Address marginal, Address table, const TableSizes& table_sizes, const std::string& table_dtype,
+                         Address logits, std::int64_t rows, const std::string& logits_dtype, Address labels, Address columns,
+                         std::int64_t updates, Address with_rows, Address without_rows, Address weights, std::int64_t contexts,
+                         Address joint_counts, double decay, double scale) {
+  return {to<void>(table),
+          table_sizes[0],
+          table_sizes[1],
+          dtype_named(table_dtype),
+          at<void>(logits),
+          rows,
+          dtype_named(logits_dtype),
+          at<std::int64_t>(labels),
+          at<std::int64_t>(columns),
+          updates,
+          at<std::int64_t>(with_rows),
+          at<std::int64_t>(without_rows),
+          at<void>(weights),
+          contexts,
+          at<std::int64_t>(joint_counts),
+          decay,
+          scale,
+          to<void>(marginal)};
+}
+
+LossJob loss_job(Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype, Address labels,
+                 Address partner, std::int64_t samples, Address lam, Address log_prior) {
+  const MixTargets targets = {at<std::int64_t>(labels), at<std::int64_t>(partner), samples, sizes[1]};
+  return {at<void>(logits), sizes[0], dtype_named(dtype), targets, at<void>(lam), at<void>(log_prior), to<void>(row_sums)};
+}
+
+}  // namespace
+
+namespace shapmix {
+void bind_network_ops(py::module_& module);  // bindings_network.cpp
+}
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "CPU ops of shapmix on raw addresses; shapmix.kernels checks the tensors and calls them.";
@@ -35,6 +106,97 @@ PYBIND11_MODULE(_native, module) {
       without_gil);
 
   module.def(
+      "normalised_coalition_inputs",
+      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, Address mean_motion,
+         std::int64_t mean_channel_stride, Address coalitions, std::int64_t sets, const Strides& coalition_strides,
+         Address part_of_joint, Address weight, Address bias, std::int64_t restored_frames, std::int64_t element_size,
+         const std::string& dtype, int threads) {
+        const CoalitionJob job = coalition_job(out, clips, sizes, strides, mean_motion, mean_channel_stride, coalitions, sets,
+                                               coalition_strides, part_of_joint, restored_frames, element_size);
+        check_coalitions(job);
+        normalised_coalition_inputs_cpu({job, at<void>(weight), at<void>(bias), dtype_named(dtype)}, threads);
+      },
+      without_gil);
+
+  module.def(
+      "sample_clips",
+      [](Address out, Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
+         Address start, Address length, Address angles, std::int64_t samples, Address parents, std::int64_t num_frames,
+         bool bone, bool motion, const std::string& dtype, int threads) {
+        const SampleJob job = sample_job(out, frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents,
+                                         num_frames, bone, motion, dtype);
+        check_crops(job);
+        sample_clips_cpu(job, threads);
+      },
+      without_gil);
+
+  module.def(
+      "draw_plan",
+      [](Address fields, Address lam, Address blend, Address labels, std::int64_t samples, Address saliency,
+         const TableSizes& sizes, const std::string& dtype, Address priority, Address combinations, Address part_of_joint,
+         std::int64_t joints, std::int64_t num_frames, std::int64_t shortest, std::int64_t longest, std::uint64_t seed,
+         std::uint32_t step, bool guided, double temperature, double blend_probability) {
+        const DrawJob job = {at<std::int64_t>(labels),
+                             samples,
+                             at<void>(saliency),
+                             dtype_named(dtype),
+                             sizes[0],
+                             sizes[1],
+                             at<std::int64_t>(priority),
+                             at<std::int64_t>(combinations),
+                             at<std::int64_t>(part_of_joint),
+                             joints,
+                             num_frames,
+                             shortest,
+                             longest,
+                             seed,
+                             step,
+                             guided,
+                             temperature,
+                             blend_probability,
+                             to<std::int64_t>(fields),
+                             to<double>(lam),
+                             to<bool>(blend)};
+        check_draw(job);
+        draw_plan_cpu(job);
+      },
+      without_gil);
+
+  module.def(
+      "saliency_update",
+      [](Address marginal, Address table, const TableSizes& table_sizes, const std::string& table_dtype, Address logits,
+         std::int64_t rows, const std::string& logits_dtype, Address labels, Address columns, std::int64_t updates,
+         Address with_rows, Address without_rows, Address weights, std::int64_t contexts, Address joint_counts, double decay,
+         double scale, int threads) {
+        const SaliencyJob job = saliency_job(marginal, table, table_sizes, table_dtype, logits, rows, logits_dtype, labels,
+                                             columns, updates, with_rows, without_rows, weights, contexts, joint_counts, decay,
+                                             scale);
+        check_updates(job);
+        saliency_update_cpu(job, threads);
+      },
+      without_gil);
+
+  module.def(
+      "balanced_mix_loss",
+      [](Address losses, Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype, Address labels,
+         Address partner, std::int64_t samples, Address lam, Address log_prior, int threads) {
+        const LossJob job = loss_job(row_sums, logits, sizes, dtype, labels, partner, samples, lam, log_prior);
+        check_targets(job.targets);
+        balanced_mix_loss_cpu(job, to<void>(losses), threads);
+      },
+      without_gil);
+
+  module.def(
+      "balanced_mix_loss_backward",
+      [](Address to_logits, Address grad, Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype,
+         Address labels, Address partner, std::int64_t samples, Address lam, Address log_prior, int threads) {
+        const LossJob job = loss_job(row_sums, logits, sizes, dtype, labels, partner, samples, lam, log_prior);
+        check_targets(job.targets);
+        balanced_mix_loss_backward_cpu(job, at<void>(grad), to<void>(to_logits), threads);
+      },
+      without_gil);
+
+  module.def(
       "check_coalitions",
       [](Address coalitions, std::int64_t sets, const Strides& coalition_strides, const Sizes& sizes, Address part_of_joint) {
         check_coalitions(coalition_job(0, 0, sizes, {0, 0}, 0, 0, coalitions, sets, coalition_strides, part_of_joint, 0, 0));
@@ -47,6 +209,49 @@ PYBIND11_MODULE(_native, module) {
         check_plan(clip_shape(sizes), mix_plan(plan), at<std::int64_t>(part_of_joint));
       },
       "Raises ValueError for the first row of a plan that points outside the batch, the clip or the parts.");
+
+  module.def(
+      "check_crops",
+      [](Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip, Address start,
+         Address length, Address angles, std::int64_t samples, Address parents, const std::string& dtype) {
+        check_crops(sample_job(0, frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, 0, false,
+                               false, dtype));
+      },
+      "Raises ValueError for the first crop outside its recording, parent that is no joint, or angle that cannot be turned by.");
+
+  module.def(
+      "check_draw",
+      [](Address labels, std::int64_t samples, const TableSizes& sizes, Address combinations, Address part_of_joint,
+         std::int64_t joints) {
+        DrawJob job{};
+        job.labels = at<std::int64_t>(labels);
+        job.samples = samples;
+        job.classes = sizes[0];
+        job.columns = sizes[1];
+        job.combinations = at<std::int64_t>(combinations);
+        job.part_of_joint = at<std::int64_t>(part_of_joint);
+        job.joints = joints;
+        check_draw(job);
+      },
+      "Raises ValueError for the first label that is no class, or combination with a bit that is no part's.");
+
+  module.def(
+      "check_updates",
+      [](const TableSizes& table_sizes, std::int64_t rows, Address labels, Address columns, std::int64_t updates,
+         Address with_rows, Address without_rows, std::int64_t contexts, Address joint_counts) {
+        check_updates(saliency_job(0, 0, table_sizes, "float32", 0, rows, "float32", labels, columns, updates, with_rows,
+                                   without_rows, 0, contexts, joint_counts, 0, 0));
+      },
+      "Raises ValueError for the first update that points outside the table or the logits, or combination without joints.");
+
+  module.def(
+      "check_targets",
+      [](Address labels, Address partner, std::int64_t samples, std::int64_t classes) {
+        check_targets({at<std::int64_t>(labels), at<std::int64_t>(partner), samples, classes});
+      },
+      "Raises ValueError for the first label that is no class, or partner outside the batch.");
+
+  bind_network_ops(module);
 
   module.def("cpu_info", [] {
     py::dict info;

@@ -24,6 +24,20 @@ PYBIND11_MODULE(_native_cuda, module) {
       without_gil);
 
   module.def(
+      "normalised_coalition_inputs",
+      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, Address mean_motion,
+         std::int64_t mean_channel_stride, Address coalitions, std::int64_t sets, const Strides& coalition_strides,
+         Address part_of_joint, Address weight, Address bias, std::int64_t restored_frames, std::int64_t element_size,
+         const std::string& dtype, int device, Address stream) {
+        normalised_coalition_inputs_cuda(
+            {coalition_job(out, clips, sizes, strides, mean_motion, mean_channel_stride, coalitions, sets, coalition_strides,
+                           part_of_joint, restored_frames, element_size),
+             at<void>(weight), at<void>(bias), dtype_named(dtype)},
+            device, reinterpret_cast<void*>(stream));
+      },
+      without_gil);
+
+  module.def(
       "mix_clips",
       [](Address out, Address clips, const Sizes& sizes, const Strides& strides, const std::array<Address, 8>& plan,
          Address part_of_joint, const std::string& dtype, int device, Address stream) {

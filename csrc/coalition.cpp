@@ -4,10 +4,11 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "element.h"
 #include "parallel.h"
 #include "parts.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace shapmix {
@@ -24,12 +25,17 @@ SHAPMIX_SIMD_BODY void select_tiles(Lane* __restrict out, const Lane* clip, cons
   for (std::int64_t begin = 0; begin < count; begin += tile) {
     const std::int64_t end = std::min(begin + tile, count);
     for (std::int64_t i = begin; i < end; ++i) {
-      out[i] = (clip[i] & keep[i - begin]) | (mean[i] & ~keep[i - begin]);
+      out[i] = static_cast<Lane>((clip[i] & keep[i - begin]) | (mean[i] & ~keep[i - begin]));
     }
   }
 }
 
 // Ordinary stores: streaming ones were no faster at 100 MB and half as fast at batch sizes that stay in the cache.
+SHAPMIX_SIMD_CLONES void select(std::uint16_t* out, const std::uint16_t* clip, const std::uint16_t* mean,
+                                const std::uint16_t* keep, std::int64_t tile, std::int64_t count) {
+  select_tiles(out, clip, mean, keep, tile, count);
+}
+
 SHAPMIX_SIMD_CLONES void select(std::uint32_t* out, const std::uint32_t* clip, const std::uint32_t* mean,
                                 const std::uint32_t* keep, std::int64_t tile, std::int64_t count) {
   select_tiles(out, clip, mean, keep, tile, count);
@@ -40,46 +46,182 @@ SHAPMIX_SIMD_CLONES void select(std::uint64_t* out, const std::uint64_t* clip, c
   select_tiles(out, clip, mean, keep, tile, count);
 }
 
-// keep [tile]: all ones on the elements of the coalition's joints, zero elsewhere.
+// Repeats the first `row` elements until the tile is full.
+template <class Element>
+void repeat_row(Element* first, std::int64_t row, std::int64_t tile) {
+  for (std::int64_t filled = row; filled < tile; filled *= 2) {
+    std::memcpy(first + filled, first, static_cast<std::size_t>(std::min(filled, tile - filled)) * sizeof(Element));
+  }
+}
+
+// keep [tile]: all ones on the elements of the coalition's joints, zero elsewhere; `people` elements a joint.
 template <class Lane>
-void fill_tile(Lane* keep, const CoalitionJob& job, std::int64_t coalition, std::int64_t tile) {
+void fill_tile(Lane* keep, const CoalitionJob& job, std::int64_t coalition, std::int64_t people, std::int64_t tile) {
   Lane* next = keep;
   for (std::int64_t joint = 0; joint < job.shape.joints; ++joint) {
     const bool kept = (coalition >> job.part_of_joint[joint]) & 1;
-    next = std::fill_n(next, job.shape.people, kept ? ~Lane{0} : Lane{0});
+    next = std::fill_n(next, people, kept ? static_cast<Lane>(~Lane{0}) : Lane{0});
   }
-  for (std::int64_t filled = job.shape.row(); filled < tile; filled *= 2) {
-    std::memcpy(keep + filled, keep, static_cast<std::size_t>(std::min(filled, tile - filled)) * sizeof(Lane));
+  repeat_row(keep, job.shape.joints * people, tile);
+}
+
+// Coalitions of a sample that are written together.
+constexpr std::int64_t kSetsAtOnce = 8;
+
+// keep [kSetsAtOnce, tile]: the tiles of the sample's sets first..last.
+template <class Lane>
+void fill_tiles(Lane* keep, const CoalitionJob& job, std::int64_t sample, std::int64_t first, std::int64_t last,
+                std::int64_t people, std::int64_t tile) {
+  for (std::int64_t set = first; set < last; ++set) {
+    const std::int64_t coalition = job.coalitions[set * job.set_stride + sample * job.sample_stride];
+    fill_tile(keep + (set - first) * tile, job, coalition, people, tile);
   }
+}
+
+// Calls body(worker, sample, first, last) for every sample and its sets first..last, at most kSetsAtOnce of them. Bodies go
+// plane by plane, sets innermost: a plane of the clip and of the mean motion stay in the first cache meanwhile.
+template <class Body>
+void for_sets(const CoalitionJob& job, int workers, const Body& body) {
+  parallel_for(job.shape.samples * job.sets, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+    while (begin < end) {
+      const std::int64_t first = begin % job.sets;
+      const std::int64_t last = std::min({job.sets, first + kSetsAtOnce, first + end - begin});
+      body(worker, begin / job.sets, first, last);
+      begin += last - first;
+    }
+  });
+}
+
+int workers_of(const CoalitionJob& job, int threads) {
+  const std::int64_t jobs = job.shape.samples * job.sets;
+  return workers_for(jobs, jobs * job.shape.sample() * job.element_size, threads);
 }
 
 template <class Lane>
 void run(const CoalitionJob& job, int threads) {
   const ClipShape& shape = job.shape;
-  const auto* clips = static_cast<const Lane*>(job.clips.data);
-  const auto* mean_motion = static_cast<const Lane*>(job.mean_motion.data);
-  auto* out = static_cast<Lane*>(job.out);
-
   const std::int64_t tile = kFramesPerTile<Lane> * shape.row();
   const std::int64_t restored = job.restored_frames * shape.row();
   const auto unrestored_bytes = static_cast<std::size_t>(shape.plane() - restored) * sizeof(Lane);
+  const int workers = workers_of(job, threads);
+  const Scratch<Lane> tiles(workers, kSetsAtOnce * tile);
 
-  const std::int64_t jobs = shape.samples * job.sets;
-  const int workers = workers_for(jobs, jobs * shape.sample() * job.element_size, threads);
-  std::vector<Lane> tiles(static_cast<std::size_t>(workers * tile));
+  for_sets(job, workers, [&](std::int64_t worker, std::int64_t sample, std::int64_t first, std::int64_t last) {
+    Lane* keep = tiles.of(worker);
+    fill_tiles(keep, job, sample, first, last, shape.people, tile);
+    for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
+      const Lane* clip = static_cast<const Lane*>(job.clips.data) + sample * job.clips.sample_stride +
+                         channel * job.clips.channel_stride;
+      const Lane* mean = static_cast<const Lane*>(job.mean_motion.data) + channel * job.mean_motion.channel_stride;
+      for (std::int64_t set = first; set < last; ++set) {
+        Lane* to = static_cast<Lane*>(job.out) + (set * shape.samples + sample) * shape.sample() + channel * shape.plane();
+        select(to, clip, mean, keep + (set - first) * tile, tile, restored);
+        std::memcpy(to + restored, mean + restored, unrestored_bytes);
+      }
+    }
+  });
+}
 
-  // Sets run fastest: a sample and the mean motion stay in the cache while all its coalitions are written.
-  parallel_for(jobs, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
-    Lane* keep = tiles.data() + worker * tile;
-    for (std::int64_t index = begin; index < end; ++index) {
-      const std::int64_t sample = index / job.sets;
-      const std::int64_t set = index % job.sets;
-      fill_tile(keep, job, job.coalitions[set * job.set_stride + sample * job.sample_stride], tile);
-      for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
-        const Lane* clip = clips + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
-        const Lane* mean = mean_motion + channel * job.mean_motion.channel_stride;
-        Lane* to = out + (set * shape.samples + sample) * shape.sample() + channel * shape.plane();
-        select(to, clip, mean, keep, tile, restored);
+// One person of a plane [T, V, M], normalised; weight and bias [tile] repeat from frame to frame. kPeople > 0 fixes the number
+// of people, so that the loads become whole vectors.
+template <int kPeople, class Element>
+SHAPMIX_SIMD_BODY void normalise_person(Element* __restrict out, const Element* plane, std::int64_t people, const Element* weight,
+                                        const Element* bias, std::int64_t tile, std::int64_t count) {
+  const std::int64_t step = kPeople > 0 ? kPeople : people;
+  for (std::int64_t begin = 0; begin < count; begin += tile) {
+    const std::int64_t end = std::min(begin + tile, count);
+    for (std::int64_t i = begin; i < end; ++i) {
+      out[i] = sum(product(plane[i * step], weight[i - begin]), bias[i - begin]);
+    }
+  }
+}
+
+template <class Element>
+SHAPMIX_SIMD_BODY void normalise_any(Element* out, const Element* plane, std::int64_t people, const Element* weight,
+                                     const Element* bias, std::int64_t tile, std::int64_t count) {
+  switch (people) {
+    case 1: return normalise_person<1>(out, plane, people, weight, bias, tile, count);
+    case 2: return normalise_person<2>(out, plane, people, weight, bias, tile, count);
+    default: return normalise_person<0>(out, plane, people, weight, bias, tile, count);
+  }
+}
+
+SHAPMIX_SIMD_CLONES void normalise(float* out, const float* plane, std::int64_t people, const float* weight, const float* bias,
+                                   std::int64_t tile, std::int64_t count) {
+  normalise_any(out, plane, people, weight, bias, tile, count);
+}
+
+SHAPMIX_SIMD_CLONES void normalise(double* out, const double* plane, std::int64_t people, const double* weight,
+                                   const double* bias, std::int64_t tile, std::int64_t count) {
+  normalise_any(out, plane, people, weight, bias, tile, count);
+}
+
+SHAPMIX_SIMD_CLONES void normalise(Half* out, const Half* plane, std::int64_t people, const Half* weight, const Half* bias,
+                                   std::int64_t tile, std::int64_t count) {
+  normalise_any(out, plane, people, weight, bias, tile, count);
+}
+
+SHAPMIX_SIMD_CLONES void normalise(Bfloat16* out, const Bfloat16* plane, std::int64_t people, const Bfloat16* weight,
+                                   const Bfloat16* bias, std::int64_t tile, std::int64_t count) {
+  normalise_any(out, plane, people, weight, bias, tile, count);
+}
+
+// [M, V, C] -> [M, C, tile], the joints of a frame repeated.
+template <class Element>
+Scratch<Element> tiles_of(const void* by_joint, const ClipShape& shape, std::int64_t tile) {
+  const auto* from = static_cast<const Element*>(by_joint);
+  Scratch<Element> tiles(1, shape.people * shape.channels * tile);
+  for (std::int64_t person = 0; person < shape.people; ++person) {
+    for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
+      Element* to = tiles.of(0) + (person * shape.channels + channel) * tile;
+      for (std::int64_t joint = 0; joint < shape.joints; ++joint) {
+        to[joint] = from[(person * shape.joints + joint) * shape.channels + channel];
+      }
+      repeat_row(to, shape.joints, tile);
+    }
+  }
+  return tiles;
+}
+
+// Normalising before choosing gives the same bits as after it, and leaves one choice an element of the expanded clips.
+template <class Element>
+void run_normalised(const NormalisedJob& normalised, int threads) {
+  using Lane = Bits<Element>;
+  const CoalitionJob& job = normalised.coalition;
+  const ClipShape& shape = job.shape;
+  const std::int64_t plane = shape.frames * shape.joints;  // of one person
+  const std::int64_t planes = shape.people * shape.channels;
+  const std::int64_t tile = kFramesPerTile<Lane> * shape.joints;
+  const std::int64_t restored = job.restored_frames * shape.joints;
+  const auto unrestored_bytes = static_cast<std::size_t>(plane - restored) * sizeof(Lane);
+  const Scratch<Element> weight = tiles_of<Element>(normalised.weight, shape, tile);
+  const Scratch<Element> bias = tiles_of<Element>(normalised.bias, shape, tile);
+
+  // Plane `index` of [M, C, T, V].
+  const auto normalise_plane = [&](Element* to, const Element* clip, std::int64_t channel_stride, std::int64_t index) {
+    const Element* from = clip + index % shape.channels * channel_stride + index / shape.channels;
+    normalise(to, from, shape.people, weight.of(0) + index * tile, bias.of(0) + index * tile, tile, plane);
+  };
+  const Scratch<Element> mean_clip(1, shape.sample());
+  for (std::int64_t index = 0; index < planes; ++index) {
+    const auto* mean_motion = static_cast<const Element*>(job.mean_motion.data);
+    normalise_plane(mean_clip.of(0) + index * plane, mean_motion, job.mean_motion.channel_stride, index);
+  }
+
+  const int workers = workers_of(job, threads);
+  const Scratch<Lane> tiles(workers, kSetsAtOnce * tile);
+  const Scratch<Element> own_planes(workers, plane);
+  for_sets(job, workers, [&](std::int64_t worker, std::int64_t sample, std::int64_t first, std::int64_t last) {
+    Lane* keep = tiles.of(worker);
+    Element* own = own_planes.of(worker);
+    const auto* clip = static_cast<const Element*>(job.clips.data) + sample * job.clips.sample_stride;
+    fill_tiles(keep, job, sample, first, last, 1, tile);
+    for (std::int64_t index = 0; index < planes; ++index) {
+      normalise_plane(own, clip, job.clips.channel_stride, index);
+      const auto* mean = reinterpret_cast<const Lane*>(mean_clip.of(0)) + index * plane;
+      for (std::int64_t set = first; set < last; ++set) {
+        Lane* to = static_cast<Lane*>(job.out) + (set * shape.samples + sample) * shape.sample() + index * plane;
+        select(to, reinterpret_cast<const Lane*>(own), mean, keep + (set - first) * tile, tile, restored);
         std::memcpy(to + restored, mean + restored, unrestored_bytes);
       }
     }
@@ -103,10 +245,20 @@ void check_coalitions(const CoalitionJob& job) {
 
 void coalition_inputs_cpu(const CoalitionJob& job, int threads) {
   switch (job.element_size) {
+    case 2: return run<std::uint16_t>(job, threads);
     case 4: return run<std::uint32_t>(job, threads);
     case 8: return run<std::uint64_t>(job, threads);
     default:
-      throw std::invalid_argument("element_size is " + std::to_string(job.element_size) + "; the CPU path takes 4 or 8 bytes");
+      throw std::invalid_argument("element_size is " + std::to_string(job.element_size) + "; the CPU path takes 2, 4 or 8 bytes");
+  }
+}
+
+void normalised_coalition_inputs_cpu(const NormalisedJob& job, int threads) {
+  switch (job.dtype) {
+    case Dtype::kFloat32: return run_normalised<float>(job, threads);
+    case Dtype::kFloat64: return run_normalised<double>(job, threads);
+    case Dtype::kFloat16: return run_normalised<Half>(job, threads);
+    case Dtype::kBfloat16: return run_normalised<Bfloat16>(job, threads);
   }
 }
 

@@ -5,26 +5,33 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <vector>
 
+#include "checks.h"
+#include "element.h"
 #include "frame_rule.h"
 #include "parallel.h"
 #include "parts.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace shapmix {
 namespace {
 
 // Frames of the target window: `take` [row] is all ones where the partner's frame source[t] is shown.
-template <class Bits>
-SHAPMIX_SIMD_BODY void paste_rows(Bits* __restrict out, const Bits* own, const Bits* partner, const std::int64_t* source,
-                                  const Bits* take, std::int64_t row, std::int64_t frames) {
+template <class Lane>
+SHAPMIX_SIMD_BODY void paste_rows(Lane* __restrict out, const Lane* own, const Lane* partner, const std::int64_t* source,
+                                  const Lane* take, std::int64_t row, std::int64_t frames) {
   for (std::int64_t t = 0; t < frames; ++t) {
-    const Bits* from = partner + source[t] * row;
+    const Lane* from = partner + source[t] * row;
     for (std::int64_t i = 0; i < row; ++i) {
       out[t * row + i] = (from[i] & take[i]) | (own[t * row + i] & ~take[i]);
     }
   }
+}
+
+SHAPMIX_SIMD_CLONES void paste(std::uint16_t* out, const std::uint16_t* own, const std::uint16_t* partner,
+                               const std::int64_t* source, const std::uint16_t* take, std::int64_t row, std::int64_t frames) {
+  paste_rows(out, own, partner, source, take, row, frames);
 }
 
 SHAPMIX_SIMD_CLONES void paste(std::uint32_t* out, const std::uint32_t* own, const std::uint32_t* partner,
@@ -38,12 +45,10 @@ SHAPMIX_SIMD_CLONES void paste(std::uint64_t* out, const std::uint64_t* own, con
 }
 
 // Both products are rounded before the sum, as in the reference: this file is compiled with -ffp-contract=off.
-template <class Real>
-SHAPMIX_SIMD_BODY void blend_elements(Real* __restrict out, const Real* own, const Real* partner, Real keep, Real take,
-                                      std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    out[i] = own[i] * keep + partner[i] * take;
-  }
+template <class Element>
+SHAPMIX_SIMD_BODY void blend_elements(Element* __restrict out, const Element* own, const Element* partner, Element keep,
+                                      Element take, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = sum(product(own[i], keep), product(partner[i], take));
 }
 
 SHAPMIX_SIMD_CLONES void blend(float* out, const float* own, const float* partner, float keep, float take, std::int64_t count) {
@@ -55,18 +60,27 @@ SHAPMIX_SIMD_CLONES void blend(double* out, const double* own, const double* par
   blend_elements(out, own, partner, keep, take, count);
 }
 
+SHAPMIX_SIMD_CLONES void blend(Half* out, const Half* own, const Half* partner, Half keep, Half take, std::int64_t count) {
+  blend_elements(out, own, partner, keep, take, count);
+}
+
+SHAPMIX_SIMD_CLONES void blend(Bfloat16* out, const Bfloat16* own, const Bfloat16* partner, Bfloat16 keep, Bfloat16 take,
+                               std::int64_t count) {
+  blend_elements(out, own, partner, keep, take, count);
+}
+
 template <class Element>
 void copy(Element* to, const Element* from, std::int64_t count) {
   std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(Element));
 }
 
-template <class Real>
-void blend_sample(const MixJob& job, std::int64_t sample, Real* mixed) {
-  const auto* clips = static_cast<const Real*>(job.clips.data);
-  const Real* own = clips + sample * job.clips.sample_stride;
-  const Real* partner = clips + job.plan.partner[sample] * job.clips.sample_stride;
-  const auto keep = static_cast<Real>(1.0 - job.plan.lam[sample]);
-  const auto take = static_cast<Real>(job.plan.lam[sample]);
+template <class Element>
+void blend_sample(const MixJob& job, std::int64_t sample, Element* mixed) {
+  const auto* clips = static_cast<const Element*>(job.clips.data);
+  const Element* own = clips + sample * job.clips.sample_stride;
+  const Element* partner = clips + job.plan.partner[sample] * job.clips.sample_stride;
+  const auto keep = static_cast<Element>(static_cast<Wide<Element>>(1.0 - job.plan.lam[sample]));
+  const auto take = static_cast<Element>(static_cast<Wide<Element>>(job.plan.lam[sample]));
   for (std::int64_t channel = 0; channel < job.shape.channels; ++channel) {
     const std::int64_t offset = channel * job.clips.channel_stride;
     blend(mixed + channel * job.shape.plane(), own + offset, partner + offset, keep, take, job.shape.plane());
@@ -74,28 +88,29 @@ void blend_sample(const MixJob& job, std::int64_t sample, Real* mixed) {
 }
 
 // `source` [T] and `take` [row] are scratch.
-template <class Real, class Bits>
-void paste_sample(const MixJob& job, std::int64_t sample, Bits* mixed, std::int64_t* source, Bits* take) {
+template <class Element>
+void paste_sample(const MixJob& job, std::int64_t sample, Bits<Element>* mixed, std::int64_t* source, Bits<Element>* take) {
+  using Lane = Bits<Element>;
   const MixPlan& plan = job.plan;
   const std::int64_t row = job.shape.row();
   const std::int64_t start = plan.start[sample];
   const std::int64_t length = plan.length[sample];
 
   for (std::int64_t step = 0; step < length; ++step) {
-    constexpr bool kExact = std::is_same_v<Real, double>;
+    constexpr bool kExact = std::is_same_v<Element, double>;
     source[step] = plan.source_start[sample] + source_offset<kExact>(step, plan.source_length[sample], length);
   }
-  Bits* next = take;
+  Lane* next = take;
   for (std::int64_t joint = 0; joint < job.shape.joints; ++joint) {
     const bool taken = (plan.parts[sample] >> job.part_of_joint[joint]) & 1;
-    next = std::fill_n(next, job.shape.people, taken ? ~Bits{0} : Bits{0});
+    next = std::fill_n(next, job.shape.people, taken ? static_cast<Lane>(~Lane{0}) : Lane{0});
   }
 
-  const auto* clips = static_cast<const Bits*>(job.clips.data);
+  const auto* clips = static_cast<const Lane*>(job.clips.data);
   for (std::int64_t channel = 0; channel < job.shape.channels; ++channel) {
-    const Bits* own = clips + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
-    const Bits* partner = clips + plan.partner[sample] * job.clips.sample_stride + channel * job.clips.channel_stride;
-    Bits* out = mixed + channel * job.shape.plane();
+    const Lane* own = clips + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
+    const Lane* partner = clips + plan.partner[sample] * job.clips.sample_stride + channel * job.clips.channel_stride;
+    Lane* out = mixed + channel * job.shape.plane();
     const std::int64_t begin = start * row;
     const std::int64_t end = (start + length) * row;
     copy(out, own, begin);
@@ -104,41 +119,33 @@ void paste_sample(const MixJob& job, std::int64_t sample, Bits* mixed, std::int6
   }
 }
 
-template <class Real>
+template <class Element>
 void run(const MixJob& job, int threads) {
-  using Bits = std::conditional_t<std::is_same_v<Real, double>, std::uint64_t, std::uint32_t>;
-  static_assert(sizeof(Bits) == sizeof(Real));
+  using Lane = Bits<Element>;
   const ClipShape& shape = job.shape;
-  const auto* clips = static_cast<const Real*>(job.clips.data);
-  auto* clean = static_cast<Real*>(job.out);
+  const auto* clips = static_cast<const Element*>(job.clips.data);
+  auto* clean = static_cast<Element*>(job.out);
   auto* mixed = clean + shape.samples * shape.sample();
 
-  const auto bytes = 2 * shape.samples * shape.sample() * static_cast<std::int64_t>(sizeof(Real));
+  const auto bytes = 2 * shape.samples * shape.sample() * static_cast<std::int64_t>(sizeof(Element));
   const int workers = workers_for(shape.samples, bytes, threads);
-  std::vector<std::int64_t> sources(static_cast<std::size_t>(workers * shape.frames));
-  std::vector<Bits> takes(static_cast<std::size_t>(workers * shape.row()));
+  const Scratch<std::int64_t> sources(workers, shape.frames);
+  const Scratch<Lane> takes(workers, shape.row());
 
   parallel_for(shape.samples, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     for (std::int64_t sample = begin; sample < end; ++sample) {
       for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
-        const Real* own = clips + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
+        const Element* own = clips + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
         copy(clean + sample * shape.sample() + channel * shape.plane(), own, shape.plane());
       }
-      Real* out = mixed + sample * shape.sample();
+      Element* out = mixed + sample * shape.sample();
       if (job.plan.blend[sample]) {
-        blend_sample<Real>(job, sample, out);
+        blend_sample<Element>(job, sample, out);
       } else {
-        paste_sample<Real>(job, sample, reinterpret_cast<Bits*>(out), sources.data() + worker * shape.frames,
-                           takes.data() + worker * shape.row());
+        paste_sample<Element>(job, sample, reinterpret_cast<Lane*>(out), sources.of(worker), takes.of(worker));
       }
     }
   });
-}
-
-void check_range(const char* field, std::int64_t row, std::int64_t value, std::int64_t low, std::int64_t high, const char* what) {
-  if (value >= low && value <= high) return;
-  throw std::invalid_argument(std::string("plan.") + field + "[" + std::to_string(row) + "] is " + std::to_string(value) + "; " +
-                              what + " must be in " + std::to_string(low) + ".." + std::to_string(high));
 }
 
 }  // namespace
@@ -147,12 +154,12 @@ void check_plan(const ClipShape& shape, const MixPlan& plan, const std::int64_t*
   const std::int64_t parts = count_parts(part_of_joint, shape.joints);
   const std::int64_t frames = shape.frames;
   for (std::int64_t row = 0; row < shape.samples; ++row) {
-    check_range("partner", row, plan.partner[row], 0, shape.samples - 1, "a sample of the batch");
+    check_range("plan.partner", row, plan.partner[row], 0, shape.samples - 1, "a sample of the batch");
     if (plan.blend[row]) continue;
-    check_range("start", row, plan.start[row], 0, frames - 1, "the window's first frame");
-    check_range("length", row, plan.length[row], 1, frames - plan.start[row], "the window's length from its start");
-    check_range("source_start", row, plan.source_start[row], 0, frames - 1, "the partner window's first frame");
-    check_range("source_length", row, plan.source_length[row], 1, frames - plan.source_start[row],
+    check_range("plan.start", row, plan.start[row], 0, frames - 1, "the window's first frame");
+    check_range("plan.length", row, plan.length[row], 1, frames - plan.start[row], "the window's length from its start");
+    check_range("plan.source_start", row, plan.source_start[row], 0, frames - 1, "the partner window's first frame");
+    check_range("plan.source_length", row, plan.source_length[row], 1, frames - plan.source_start[row],
                 "the partner window's length from its start");
     if (!holds_only_parts(plan.parts[row], parts)) {
       throw std::invalid_argument(not_a_part_set("plan.parts[" + std::to_string(row) + "]", plan.parts[row], parts));
@@ -164,7 +171,8 @@ void mix_clips_cpu(const MixJob& job, int threads) {
   switch (job.dtype) {
     case Dtype::kFloat32: return run<float>(job, threads);
     case Dtype::kFloat64: return run<double>(job, threads);
-    default: throw std::invalid_argument("the CPU path mixes float32 and float64 clips only");
+    case Dtype::kFloat16: return run<Half>(job, threads);
+    case Dtype::kBfloat16: return run<Bfloat16>(job, threads);
   }
 }
 

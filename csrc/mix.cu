@@ -1,55 +1,26 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <type_traits>
 
 #include "cuda_launch.h"
+#include "cuda_rounding.h"
 #include "frame_rule.h"
 #include "mix.h"
 
 namespace shapmix {
 namespace {
 
-// Blending as the reference does it: shares rounded to the clip's type, each product rounded, then the sum. Half types
-// round through float32, as torch's own kernels do. Intrinsics keep the compiler from fusing product and sum.
+// A share of a blend, rounded to the clip's type as the reference rounds it.
 template <class Element>
-struct Blend;
-
-template <>
-struct Blend<float> {
-  static __device__ float share(double lam) { return __double2float_rn(lam); }
-  static __device__ float mix(float x, float keep, float y, float take) {
-    return __fadd_rn(__fmul_rn(x, keep), __fmul_rn(y, take));
+__device__ Element share(double lam) {
+  if constexpr (std::is_same_v<Element, double>) {
+    return lam;
+  } else if constexpr (std::is_same_v<Element, __half>) {
+    return __float2half_rn(__double2float_rn(lam));
+  } else if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    return __float2bfloat16_rn(__double2float_rn(lam));
+  } else {
+    return __double2float_rn(lam);
   }
-};
-
-template <>
-struct Blend<double> {
-  static __device__ double share(double lam) { return lam; }
-  static __device__ double mix(double x, double keep, double y, double take) {
-    return __dadd_rn(__dmul_rn(x, keep), __dmul_rn(y, take));
-  }
-};
-
-template <>
-struct Blend<__half> {
-  static __device__ __half share(double lam) { return __float2half_rn(__double2float_rn(lam)); }
-  static __device__ __half mix(__half x, __half keep, __half y, __half take) {
-    const __half own = __float2half_rn(__fmul_rn(__half2float(x), __half2float(keep)));
-    const __half other = __float2half_rn(__fmul_rn(__half2float(y), __half2float(take)));
-    return __float2half_rn(__fadd_rn(__half2float(own), __half2float(other)));
-  }
-};
-
-template <>
-struct Blend<__nv_bfloat16> {
-  static __device__ __nv_bfloat16 share(double lam) { return __float2bfloat16_rn(__double2float_rn(lam)); }
-  static __device__ __nv_bfloat16 mix(__nv_bfloat16 x, __nv_bfloat16 keep, __nv_bfloat16 y, __nv_bfloat16 take) {
-    const __nv_bfloat16 own = __float2bfloat16_rn(__fmul_rn(__bfloat162float(x), __bfloat162float(keep)));
-    const __nv_bfloat16 other = __float2bfloat16_rn(__fmul_rn(__bfloat162float(y), __bfloat162float(take)));
-    return __float2bfloat16_rn(__fadd_rn(__bfloat162float(own), __bfloat162float(other)));
-  }
-};
+}
 
 // Each thread reads one pack of its sample, writes it to the clean half, and writes what it becomes to the mixed half.
 template <class Element, int kLanes>
@@ -75,8 +46,8 @@ __global__ void __launch_bounds__(kBlock) mix_kernel(MixJob job) {
 
     const bool blended = job.plan.blend[sample];
     const double lam = job.plan.lam[sample];
-    const Element keep = Blend<Element>::share(1.0 - lam);
-    const Element take = Blend<Element>::share(lam);
+    const Element keep = share<Element>(1.0 - lam);
+    const Element take = share<Element>(lam);
     const std::int64_t parts = job.plan.parts[sample];
     const std::int64_t start = job.plan.start[sample];
     const std::int64_t length = job.plan.length[sample];
@@ -89,7 +60,7 @@ __global__ void __launch_bounds__(kBlock) mix_kernel(MixJob job) {
       const Lanes other = *reinterpret_cast<const Lanes*>(partner + i);
 #pragma unroll
       for (int k = 0; k < kLanes; ++k) {
-        value.lane[k] = Blend<Element>::mix(value.lane[k], keep, other.lane[k], take);
+        value.lane[k] = sum(product(value.lane[k], keep), product(other.lane[k], take));
       }
     } else {
 #pragma unroll

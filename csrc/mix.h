@@ -33,7 +33,7 @@ struct MixJob {
 // parts. A blended row uses its partner and lam alone, so only those are looked at. Host memory only.
 void check_plan(const ClipShape& shape, const MixPlan& plan, const std::int64_t* part_of_joint);
 
-// float32 and float64, host memory. The caller has run check_plan.
+// All four types, host memory. The caller has run check_plan.
 void mix_clips_cpu(const MixJob& job, int threads);
 
 // All four types, device memory, asynchronous on `stream`. Precondition, not checked because that would need a host

@@ -9,11 +9,31 @@ if __name__ != "shapmix.kernels":
         "install the project (`pip install -e .`) and write `import shapmix.kernels`"
     )
 
-from .coalition import coalition_inputs
+from .clips import sample_clips
+from .coalition import coalition_inputs, normalised_coalition_inputs
 from .dispatch import BACKENDS, BackendError, unavailable
+from .graph import graph_conv
+from .loss import balanced_mix_loss
 from .mix import mix_clips
+from .norm import batch_norm
+from .plan import draw_plan
+from .saliency import saliency_update
 
-__all__ = ["BACKENDS", "BackendError", "backends", "coalition_inputs", "mix_clips", "unavailable"]
+__all__ = [
+    "BACKENDS",
+    "BackendError",
+    "backends",
+    "balanced_mix_loss",
+    "batch_norm",
+    "coalition_inputs",
+    "draw_plan",
+    "graph_conv",
+    "mix_clips",
+    "normalised_coalition_inputs",
+    "saliency_update",
+    "sample_clips",
+    "unavailable",
+]
 
 
 def backends(device: str = "cpu") -> dict[str, str | None]:

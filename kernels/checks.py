@@ -6,33 +6,42 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+SUM_DTYPES = (torch.float32, torch.float64)
 
 
 def check_clips(clips: Tensor) -> None:
     """[N, C, T, V, M] floating point, no axis empty."""
     if clips.dim() != 5 or clips.numel() == 0:
         raise ValueError(f"clips has shape {list(clips.shape)}; give [N, C, T, V, M] with no axis empty")
-    if clips.dtype not in DTYPES:
-        raise TypeError(f"clips is {clips.dtype}; give float32, float64, float16 or bfloat16")
+    check_dtype("clips", clips, DTYPES)
 
 
-def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """Shape, element type and device of an argument that goes with the clips."""
+def check_dtype(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """One of several element types."""
+    if value.dtype not in dtypes:
+        *others, last = map(dtype_name, dtypes)
+        raise TypeError(f"{name} is {value.dtype}; give {', '.join(others)} or {last}")
+
+
+def check_tensor(
+    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, beside: str = "clips"
+) -> None:
+    """Shape, element type and device of an argument that goes with another one, `beside`."""
     if value.dtype != dtype:
         raise TypeError(f"{name} is {value.dtype}; give {dtype}")
     if value.shape != shape:
         raise ValueError(f"{name} has shape {list(value.shape)}; give {list(shape)}")
     if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, clips on {device}; move it with .to('{device}')")
+        raise ValueError(f"{name} is on {value.device}, {beside} on {device}; move it with .to('{device}')")
 
 
-def check_out(out: Tensor, shape: tuple[int, ...], clips: Tensor) -> None:
-    """A result buffer: contiguous, and no part of the clips."""
-    check_tensor("out", out, shape, clips.dtype, clips.device)
+def check_out(out: Tensor, shape: tuple[int, ...], beside: Tensor, name: str = "clips") -> None:
+    """A result buffer: contiguous, and no part of the argument it goes with."""
+    check_tensor("out", out, shape, beside.dtype, beside.device, name)
     if not out.is_contiguous():
         raise ValueError("out is not contiguous; give a buffer from torch.empty")
-    if out.untyped_storage().data_ptr() == clips.untyped_storage().data_ptr():
-        raise ValueError("out shares its storage with clips; give a buffer of its own")
+    if out.untyped_storage().data_ptr() == beside.untyped_storage().data_ptr():
+        raise ValueError(f"out shares its storage with {name}; give a buffer of its own")
 
 
 def with_whole_planes(clips: Tensor) -> Tensor:
@@ -45,9 +54,31 @@ def with_whole_planes(clips: Tensor) -> Tensor:
     return clips if whole else clips.contiguous()
 
 
+def row_stride(x: Tensor) -> int | None:
+    """Elements from joint to joint of [N, C, T, V] where joints lie evenly spaced and channels together, else None."""
+    n, channels, frames, joints = x.shape
+    if channels > 1 and x.stride(1) != 1:
+        return None
+    stride, rows = None, 1
+    for size, step in ((joints, x.stride(3)), (frames, x.stride(2)), (n, x.stride(0))):
+        if size == 1:  # its stride says nothing
+            continue
+        if stride is None:
+            stride = step
+        elif step != rows * stride:
+            return None
+        rows *= size
+    return channels if stride is None else stride
+
+
 def set_strides(coalitions: Tensor) -> tuple[int, int]:
     """Elements between the sets and between the samples of coalitions [S] (shared: 0) or [S, N]."""
     return (coalitions.stride(0), 0 if coalitions.dim() == 1 else coalitions.stride(1))
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums of a type's elements are taken in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -1,6 +1,8 @@
-"""Coalition inputs on the fastest back end."""
+"""Coalition inputs on the fastest back end: as clips, and as the rows that a graph network's first layer sees."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from shapmix import reference
 
 from . import native
 from .checks import check_clips, check_out, check_tensor, with_whole_planes
-from .dispatch import choose, implementation
+from .dispatch import choose, implementation, wants_gradient
 
 
 def coalition_inputs(
@@ -32,7 +34,7 @@ def coalition_inputs(
         part_of_joint: [V] int64.
         restored_frames: only frames before this one keep the clip's motion; None restores every frame.
         backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
-        out: where to put the result, for loops that reuse a buffer.
+        out: where to put the result, for loops that reuse a buffer; no gradient flows then.
 
     Returns:
         [S * N, C, T, V, M]: row s * N + n is sample n under its coalition s, bit-equal to the reference.
@@ -42,32 +44,213 @@ def coalition_inputs(
         ValueError: an argument's shape or device; on CPU tensors also bits that are no part's.
         BackendError: the back end asked for cannot run.
     """
-    check_clips(clips)
-    device = clips.device
-    n, *clip_shape = clips.shape
-    check_tensor("mean_motion", mean_motion, tuple(clip_shape), clips.dtype, device)
-    if coalitions.dim() not in (1, 2) or coalitions.shape[0] == 0:
-        raise ValueError(f"coalitions has shape {list(coalitions.shape)}; give [S] or [S, {n}] with S at least 1")
-    sets = coalitions.shape[0]
-    check_tensor("coalitions", coalitions, (sets,) if coalitions.dim() == 1 else (sets, n), torch.int64, device)
-    check_tensor("part_of_joint", part_of_joint, (clip_shape[2],), torch.int64, device)
+    if out is None and (torch.compiler.is_compiling() or wants_gradient(clips, mean_motion)):
+        arguments = (clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
+        return torch.ops.shapmix.coalition_inputs(*arguments)
+    _check(clips, mean_motion, coalitions, part_of_joint)
+    shape = (len(coalitions) * len(clips), *clips.shape[1:])
     if out is not None:
-        check_out(out, (sets * n, *clip_shape), clips)
+        check_out(out, shape, clips)
 
-    needs_grad = torch.is_grad_enabled() and (clips.requires_grad or mean_motion.requires_grad)
-    chosen = choose("coalition_inputs", clips, backend, needs_grad)
+    chosen = choose("coalition_inputs", clips, backend)
     part_of_joint = part_of_joint.contiguous()
-    if clips.is_cpu and chosen != "cpp" and not torch.compiler.is_compiling():
+    if clips.is_cpu and chosen != "cpp":
         native.check_coalitions(coalitions, part_of_joint, clips.shape)
     if chosen == "reference":
         result = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
         return result if out is None else out.copy_(result)
 
     if out is None:
-        out = clips.new_empty((sets * n, *clip_shape))
-    frames = clip_shape[1]
-    restored = frames if restored_frames is None else min(max(restored_frames, 0), frames)
+        out = clips.new_empty(shape)
     implementation(chosen).coalition_inputs(
-        out, with_whole_planes(clips), with_whole_planes(mean_motion), coalitions, part_of_joint, restored
+        out,
+        with_whole_planes(clips),
+        with_whole_planes(mean_motion),
+        coalitions,
+        part_of_joint,
+        _restored(restored_frames, clips.shape[2]),
     )
     return out
+
+
+def normalised_coalition_inputs(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    restored_frames: int | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Coalition inputs as the first layer of a graph network sees them: normalised, one row a person, written once.
+
+    Args:
+        clips, mean_motion, coalitions, part_of_joint, restored_frames, backend, out: as in `coalition_inputs`.
+        weight, bias: [M, V, C] of the clips' type: the input normalisation in eval mode, x * weight + bias.
+
+    Returns:
+        [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
+        rounded one after the other, as in the reference: bit-equal to it.
+
+    Raises:
+        TypeError, ValueError, BackendError: as in `coalition_inputs`.
+    """
+    if out is None and (torch.compiler.is_compiling() or wants_gradient(clips, mean_motion, weight, bias)):
+        arguments = (clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
+        return torch.ops.shapmix.normalised_coalition_inputs(*arguments)
+    _check(clips, mean_motion, coalitions, part_of_joint)
+    n, channels, frames, joints, people = clips.shape
+    for name, value in (("weight", weight), ("bias", bias)):
+        check_tensor(name, value, (people, joints, channels), clips.dtype, clips.device)
+    shape = (len(coalitions) * n * people, channels, frames, joints)
+    if out is not None:
+        check_out(out, shape, clips)
+
+    chosen = choose("normalised_coalition_inputs", clips, backend)
+    part_of_joint = part_of_joint.contiguous()
+    if clips.is_cpu and chosen != "cpp":
+        native.check_coalitions(coalitions, part_of_joint, clips.shape)
+    if chosen == "reference":
+        result = reference.normalised_coalition_inputs(
+            clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames=restored_frames
+        )
+        return result if out is None else out.copy_(result)
+
+    if out is None:
+        out = clips.new_empty(shape)
+    implementation(chosen).normalised_coalition_inputs(
+        out,
+        with_whole_planes(clips),
+        with_whole_planes(mean_motion),
+        coalitions,
+        part_of_joint,
+        weight.contiguous(),
+        bias.contiguous(),
+        _restored(restored_frames, frames),
+    )
+    return out
+
+
+def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor) -> None:
+    check_clips(clips)
+    n, device = len(clips), clips.device
+    check_tensor("mean_motion", mean_motion, clips.shape[1:], clips.dtype, device)
+    if coalitions.dim() not in (1, 2) or coalitions.shape[0] == 0:
+        raise ValueError(f"coalitions has shape {list(coalitions.shape)}; give [S] or [S, {n}] with S at least 1")
+    sets = coalitions.shape[0]
+    check_tensor("coalitions", coalitions, (sets,) if coalitions.dim() == 1 else (sets, n), torch.int64, device)
+    check_tensor("part_of_joint", part_of_joint, (clips.shape[3],), torch.int64, device)
+
+
+def _restored(restored_frames: int | None, frames: int) -> int:
+    return frames if restored_frames is None else min(max(restored_frames, 0), frames)
+
+
+# The same ops for autograd and torch.compile.
+
+
+@torch.library.custom_op(
+    "shapmix::coalition_inputs",
+    mutates_args=(),
+    schema="(Tensor clips, Tensor mean_motion, Tensor coalitions, Tensor part_of_joint, SymInt? restored_frames, "
+    "str? backend) -> Tensor",
+)
+def _coalition_inputs(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    restored_frames: int | None,
+    backend: str | None,
+) -> Tensor:
+    with torch.no_grad():
+        return coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames, backend=backend)
+
+
+@_coalition_inputs.register_fake
+def _(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    restored_frames: int | None,
+    backend: str | None,
+) -> Tensor:
+    return clips.new_empty((len(coalitions) * len(clips), *clips.shape[1:]))
+
+
+@torch.library.custom_op(
+    "shapmix::normalised_coalition_inputs",
+    mutates_args=(),
+    schema="(Tensor clips, Tensor mean_motion, Tensor coalitions, Tensor part_of_joint, Tensor weight, Tensor bias, "
+    "SymInt? restored_frames, str? backend) -> Tensor",
+)
+def _normalised_coalition_inputs(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    restored_frames: int | None,
+    backend: str | None,
+) -> Tensor:
+    with torch.no_grad():
+        return normalised_coalition_inputs(
+            clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames=restored_frames, backend=backend
+        )
+
+
+@_normalised_coalition_inputs.register_fake
+def _(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    restored_frames: int | None,
+    backend: str | None,
+) -> Tensor:
+    n, channels, frames, joints, people = clips.shape
+    return clips.new_empty((len(coalitions) * n * people, channels, frames, joints))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    clips, mean_motion, coalitions, part_of_joint, *norm, restored_frames, _ = inputs
+    ctx.restored_frames = restored_frames
+    ctx.save_for_backward(clips, mean_motion, coalitions, part_of_joint, *norm)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    clips, _, coalitions, part_of_joint = ctx.saved_tensors
+    to_clips, to_mean = _to_clips_and_mean(grad.view(-1, *clips.shape), coalitions, part_of_joint, ctx.restored_frames)
+    return to_clips, to_mean, None, None, None, None
+
+
+def _normalised_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    clips, mean_motion, coalitions, part_of_joint, weight, _ = ctx.saved_tensors
+    n, channels, frames, joints, people = clips.shape
+    by_person = grad.view(-1, people, channels, frames, joints)  # [S N, M, C, T, V]
+    expanded = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=ctx.restored_frames)
+    to_weight = (by_person * expanded.permute(0, 4, 1, 2, 3)).sum((0, 3)).transpose(1, 2)  # [M, V, C]
+    to_bias = by_person.sum((0, 3)).transpose(1, 2)
+    unscaled = (by_person * weight.transpose(1, 2)[:, :, None]).permute(0, 2, 3, 4, 1)  # [S N, C, T, V, M]
+    unscaled = unscaled.reshape(-1, n, channels, frames, joints, people)
+    to_clips, to_mean = _to_clips_and_mean(unscaled, coalitions, part_of_joint, ctx.restored_frames)
+    return to_clips, to_mean, None, None, to_weight, to_bias, None, None
+
+
+def _to_clips_and_mean(
+    grad: Tensor, coalitions: Tensor, part_of_joint: Tensor, restored_frames: int | None
+) -> tuple[Tensor, Tensor]:
+    """[S, N, C, T, V, M] -> the clips' share [N, C, T, V, M] and the mean motion's [C, T, V, M]."""
+    keep = reference.coalition.kept(coalitions, part_of_joint, grad.shape[3], restored_frames)
+    return torch.where(keep, grad, 0).sum(0), torch.where(keep, 0, grad).sum((0, 1))
+
+
+_coalition_inputs.register_autograd(_backward, setup_context=_save)
+_normalised_coalition_inputs.register_autograd(_normalised_backward, setup_context=_save)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from shapmix.reference import MixPlan
 
-from .checks import DTYPES as DTYPES
+from .checks import DTYPES as ALL_DTYPES
 from .checks import dtype_name, set_strides
 from .native import plan_addresses
+
+DTYPES = {"coalition_inputs": ALL_DTYPES, "normalised_coalition_inputs": ALL_DTYPES, "mix_clips": ALL_DTYPES}
 
 
 @cache
@@ -58,6 +60,38 @@ def coalition_inputs(
         part_of_joint.data_ptr(),
         restored_frames,
         clips.element_size(),
+        clips.device.index,
+        torch.cuda.current_stream(clips.device).cuda_stream,
+    )
+
+
+def normalised_coalition_inputs(
+    out: Tensor,
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    restored_frames: int,
+) -> None:
+    """Writes `out` [S * N * M, C, T, V]; weight and bias [M, V, C] contiguous, the rest as in `coalition_inputs`."""
+    _module().normalised_coalition_inputs(
+        out.data_ptr(),
+        clips.data_ptr(),
+        clips.shape,
+        clips.stride()[:2],
+        mean_motion.data_ptr(),
+        mean_motion.stride(0),
+        coalitions.data_ptr(),
+        coalitions.shape[0],
+        set_strides(coalitions),
+        part_of_joint.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        restored_frames,
+        clips.element_size(),
+        dtype_name(clips.dtype),
         clips.device.index,
         torch.cuda.current_stream(clips.device).cuda_stream,
     )

@@ -23,8 +23,8 @@ class BackendError(RuntimeError):
     """A back end was asked for by name and cannot run; the message says why and what to do."""
 
 
-def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """Why a back end cannot run on tensors of a device (and element type), None where it can.
+def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = None, op: str | None = None) -> str | None:
+    """Why a back end cannot run (an op, on an element type) on tensors of a device, None where it can.
 
     Raises:
         ValueError: no back end of that name.
@@ -38,43 +38,44 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = 
     module = implementation(backend)
     if reason := module.unavailable(device):
         return str(reason)
-    if dtype is not None and dtype not in module.DTYPES:
-        return f"it takes {', '.join(map(dtype_name, module.DTYPES))} clips, not {dtype_name(dtype)}"
+    if op is not None and op not in module.DTYPES:
+        return f"it has no kernel for {op}; leave the choice to 'auto'"
+    if op is not None and dtype is not None and dtype not in module.DTYPES[op]:
+        return f"it takes {', '.join(map(dtype_name, module.DTYPES[op]))}, not {dtype_name(dtype)}"
     return None
 
 
 @cache
 def implementation(backend: str) -> ModuleType:
-    """The module of a back end: `DTYPES`, `unavailable(device)`, and the ops as `op(out, clips, ...)`."""
+    """The module of a back end: `DTYPES` of each of its ops, `unavailable(device)`, and the ops, which write into buffers."""
     return import_module(f".{_MODULES[backend]}", __package__)
 
 
-def choose(op: str, clips: torch.Tensor, backend: str | None, needs_grad: bool) -> str:
-    """Name of the back end that runs `op` on `clips`; the first choice of each op and device is logged.
+def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
+    """Name of the back end that runs `op` on `tensor`; the first choice of each op and device is logged.
 
     Args:
         backend: a name to insist on; None leaves it to SHAPMIX_BACKEND, and that unset or `auto` to the machine.
-        needs_grad: gradients are asked for, which the reference alone can give.
 
     Raises:
-        BackendError: the back end asked for cannot run on these clips.
+        BackendError: the back end asked for cannot run on this tensor.
         ValueError: no back end of that name.
     """
     asked_by = "backend"
     if backend is None:
-        if torch.compiler.is_compiling():
-            return "reference"  # which the compiler can see through
         backend, asked_by = os.environ.get("SHAPMIX_BACKEND", "auto"), "SHAPMIX_BACKEND"
     if backend == "auto":
-        return "reference" if needs_grad else _fastest(op, clips.device, clips.dtype)
+        return _fastest(op, tensor.device, tensor.dtype)
     if backend not in BACKENDS:
         raise ValueError(f"{asked_by} is '{backend}'; give one of auto, {', '.join(BACKENDS)}")
-    if needs_grad and backend != "reference":
-        remedy = "use torch.no_grad(), detach the clips, or use the reference"
-        raise BackendError(f"{op}: {asked_by}={backend} has no gradient: {remedy}")
-    if reason := _reason(backend, clips.device, clips.dtype):
-        raise BackendError(f"{op}: {asked_by}={backend} cannot run on {clips.device}: {reason}")
+    if reason := _reason(backend, tensor.device, tensor.dtype, op):
+        raise BackendError(f"{op}: {asked_by}={backend} cannot run on {tensor.device}: {reason}")
     return backend
+
+
+def wants_gradient(*tensors: torch.Tensor) -> bool:
+    """True where autograd would record what is done to one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 # What a machine can do does not change while a process runs.
@@ -85,7 +86,7 @@ _reason = cache(unavailable)
 def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
     passed_over: list[str] = []
     for backend in _FASTEST_FIRST.get(device.type, ("reference",)):
-        reason = _reason(backend, device, dtype)
+        reason = _reason(backend, device, dtype, op)
         if reason is None:
             _log_once(op, device, backend, "; ".join(passed_over))
             return backend

@@ -9,11 +9,23 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from shapmix.reference import MixPlan
+from shapmix.reference import CropPlan, MixPlan
 
-from .checks import dtype_name, set_strides
+from .checks import DTYPES as ALL_DTYPES
+from .checks import SUM_DTYPES, dtype_name, row_stride, set_strides
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = {
+    "sample_clips": SUM_DTYPES,
+    "coalition_inputs": ALL_DTYPES,
+    "normalised_coalition_inputs": ALL_DTYPES,
+    "mix_clips": ALL_DTYPES,
+    "draw_plan": SUM_DTYPES,
+    "saliency_update": ALL_DTYPES,
+    "balanced_mix_loss": ALL_DTYPES,
+    "graph_conv": (torch.float32, torch.float64, torch.bfloat16),
+    "batch_norm": (torch.float32, torch.float64, torch.bfloat16),
+}
+_NAMES = {dtype: dtype_name(dtype) for dtype in ALL_DTYPES}
 
 
 @cache
@@ -30,6 +42,23 @@ def unavailable(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"it works on CPU tensors, not on {device}"
     return load()[1]
+
+
+def sample_clips(out: Tensor, frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, bone: bool, motion: bool) -> None:
+    """Writes `out` [N, C, T, V, M]; everything is contiguous, the angles of the frames' type.
+
+    Raises:
+        ValueError: a row of the plan, the offsets or the parents points outside, or an angle is not zero where C is not 3.
+    """
+    _module().sample_clips(
+        out.data_ptr(),
+        *_crops(frames, offsets, plan, parents),
+        out.shape[2],
+        bone,
+        motion,
+        _NAMES[frames.dtype],
+        torch.get_num_threads(),
+    )
 
 
 def coalition_inputs(
@@ -57,6 +86,41 @@ def coalition_inputs(
     )
 
 
+def normalised_coalition_inputs(
+    out: Tensor,
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    restored_frames: int,
+) -> None:
+    """Writes `out` [S * N * M, C, T, V]; weight and bias [M, V, C] contiguous, the rest as in `coalition_inputs`.
+
+    Raises:
+        ValueError: as `coalition_inputs`.
+    """
+    _module().normalised_coalition_inputs(
+        out.data_ptr(),
+        clips.data_ptr(),
+        clips.shape,
+        clips.stride()[:2],
+        mean_motion.data_ptr(),
+        mean_motion.stride(0),
+        coalitions.data_ptr(),
+        coalitions.shape[0],
+        set_strides(coalitions),
+        part_of_joint.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        restored_frames,
+        clips.element_size(),
+        _NAMES[clips.dtype],
+        torch.get_num_threads(),
+    )
+
+
 def mix_clips(out: Tensor, clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> None:
     """Writes `out` [2N, C, T, V, M]; the plan's fields and the planes [T, V, M] are contiguous.
 
@@ -70,7 +134,260 @@ def mix_clips(out: Tensor, clips: Tensor, plan: MixPlan, part_of_joint: Tensor) 
         clips.stride()[:2],
         plan_addresses(plan),
         part_of_joint.data_ptr(),
-        dtype_name(clips.dtype),
+        _NAMES[clips.dtype],
+        torch.get_num_threads(),
+    )
+
+
+def draw_plan(
+    fields: Tensor,
+    lam: Tensor,
+    blend: Tensor,
+    labels: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    num_frames: int,
+    shortest: int,
+    longest: int,
+    seed: int,
+    step: int | Tensor,
+    guided: bool,
+    temperature: float,
+    blend_probability: float,
+) -> None:
+    """Writes `fields` [6, N] (partner, parts, start, length, source_start, source_length), `lam` and `blend` [N].
+
+    Windows of `shortest` to `longest` units of 4 frames; everything is contiguous.
+
+    Raises:
+        ValueError: a label that is no class of the saliency, or a combination that holds a bit that is no part's.
+    """
+    _module().draw_plan(
+        fields.data_ptr(),
+        lam.data_ptr(),
+        blend.data_ptr(),
+        labels.data_ptr(),
+        labels.shape[0],
+        saliency.data_ptr(),
+        saliency.shape,
+        _NAMES[saliency.dtype],
+        priority.data_ptr(),
+        combinations.data_ptr(),
+        part_of_joint.data_ptr(),
+        part_of_joint.shape[0],
+        num_frames,
+        shortest,
+        longest,
+        seed,
+        int(step) & 0xFFFFFFFF,
+        guided,
+        temperature,
+        blend_probability,
+    )
+
+
+def saliency_update(
+    marginal: Tensor,
+    table: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    columns: Tensor,
+    with_rows: Tensor,
+    without_rows: Tensor,
+    weights: Tensor | None,
+    joint_counts: Tensor,
+    decay: float,
+    scale: float,
+) -> None:
+    """Updates `table` [K, Q] and writes `marginal` [U]; rows and weights [U, J], everything contiguous.
+
+    Raises:
+        ValueError: an index that points outside, or a combination without joints; nothing is written then.
+    """
+    _module().saliency_update(
+        marginal.data_ptr(),
+        table.data_ptr(),
+        table.shape,
+        _NAMES[table.dtype],
+        logits.data_ptr(),
+        logits.shape[0],
+        _NAMES[logits.dtype],
+        labels.data_ptr(),
+        columns.data_ptr(),
+        labels.shape[0],
+        with_rows.data_ptr(),
+        without_rows.data_ptr(),
+        0 if weights is None else weights.data_ptr(),
+        with_rows.shape[1],
+        joint_counts.data_ptr(),
+        decay,
+        scale,
+        torch.get_num_threads(),
+    )
+
+
+def balanced_mix_loss(
+    losses: Tensor, row_sums: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
+) -> None:
+    """Writes `losses` [2] and `row_sums` [L], the log of each row's sum of exponentials; all of the type of `log_prior`.
+
+    Raises:
+        ValueError: a label that is no class, or a partner outside the batch.
+    """
+    _module().balanced_mix_loss(
+        losses.data_ptr(), *_loss_rows(row_sums, logits, labels, partner, lam, log_prior), torch.get_num_threads()
+    )
+
+
+def balanced_mix_loss_backward(
+    to_logits: Tensor,
+    grad: Tensor,
+    row_sums: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    lam: Tensor,
+    log_prior: Tensor,
+) -> None:
+    """Writes `to_logits` [L, K] from `grad` [2], of the losses.
+
+    Raises:
+        ValueError: as `balanced_mix_loss`.
+    """
+    _module().balanced_mix_loss_backward(
+        to_logits.data_ptr(),
+        grad.data_ptr(),
+        *_loss_rows(row_sums, logits, labels, partner, lam, log_prior),
+        torch.get_num_threads(),
+    )
+
+
+def graph_conv(
+    out: Tensor,
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+    offset: Tensor | None,
+    shortcut: Tensor | None,
+) -> None:
+    """Writes `out` [N, C, T, V]; it, the features and the shortcut are rows of channels, the rest is contiguous."""
+    _module().graph_conv(
+        out.data_ptr(),
+        features.data_ptr(),
+        row_stride(features),
+        relation_terms.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        shared.data_ptr(),
+        0 if offset is None else offset.data_ptr(),
+        0 if shortcut is None else shortcut.data_ptr(),
+        0 if shortcut is None else row_stride(shortcut),
+        _graph_sizes(features, weight),
+        _NAMES[features.dtype],
+        torch.get_num_threads(),
+    )
+
+
+def graph_conv_backward(
+    to_features: Tensor,
+    to_relation_terms: Tensor,
+    to_weight: Tensor,
+    to_bias: Tensor,
+    to_shared: Tensor,
+    grad: Tensor,
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+) -> None:
+    """Writes the gradients; they, `grad` and the features are channels-last, the rest is contiguous."""
+    gradients = (to_features, to_relation_terms, to_weight, to_bias, to_shared)
+    _module().graph_conv_backward(
+        tuple(gradient.data_ptr() for gradient in gradients),
+        grad.data_ptr(),
+        features.data_ptr(),
+        row_stride(features),
+        relation_terms.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        shared.data_ptr(),
+        _graph_sizes(features, weight),
+        _NAMES[features.dtype],
+        torch.get_num_threads(),
+    )
+
+
+def _graph_sizes(features: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Rows, frames, joints, channels, subsets and relations."""
+    subsets, relations, channels = weight.shape
+    return (features.shape[0], *features.shape[2:], channels, subsets, relations)
+
+
+def batch_norm(
+    out: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    shortcut: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    eps: float,
+) -> None:
+    """Writes `out` [N, C, T, V] and the statistics [C]; x and out are channels-last, the shortcut rows of channels."""
+    _module().batch_norm(
+        out.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        x.data_ptr(),
+        0 if shortcut is None else shortcut.data_ptr(),
+        0 if shortcut is None else row_stride(shortcut),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        lowest.data_ptr(),
+        x.numel() // x.shape[1],
+        x.shape[1],
+        eps,
+        _NAMES[x.dtype],
+        torch.get_num_threads(),
+    )
+
+
+def batch_norm_backward(
+    to_x: Tensor,
+    to_shortcut: Tensor | None,
+    to_weight: Tensor,
+    to_bias: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    eps: float,
+) -> None:
+    """Writes the gradients; all of [N, C, T, V] is channels-last."""
+    _module().batch_norm_backward(
+        (to_x.data_ptr(), 0 if to_shortcut is None else to_shortcut.data_ptr(), to_weight.data_ptr(), to_bias.data_ptr()),
+        grad.data_ptr(),
+        out.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        lowest.data_ptr(),
+        x.numel() // x.shape[1],
+        x.shape[1],
+        eps,
+        _NAMES[x.dtype],
         torch.get_num_threads(),
     )
 
@@ -107,6 +424,91 @@ def check_plan(plan: MixPlan, part_of_joint: Tensor, shape: torch.Size) -> None:
     """
     if module := load()[0]:
         module.check_plan(plan_addresses(plan), shape, part_of_joint.data_ptr())
+
+
+def check_crops(frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor) -> None:
+    """What `sample_clips` checks, for the other back ends on CPU tensors; the angles of the type sums are taken in.
+
+    Raises:
+        ValueError: as `sample_clips`.
+    """
+    if module := load()[0]:
+        module.check_crops(*_crops(frames, offsets, plan, parents), _NAMES[plan.angles.dtype])
+
+
+def check_draw(labels: Tensor, saliency: Tensor, combinations: Tensor, part_of_joint: Tensor) -> None:
+    """What `draw_plan` checks, for the other back ends on CPU tensors.
+
+    Raises:
+        ValueError: as `draw_plan`.
+    """
+    if module := load()[0]:
+        module.check_draw(
+            labels.data_ptr(), len(labels), saliency.shape, combinations.data_ptr(), part_of_joint.data_ptr(), len(part_of_joint)
+        )
+
+
+def check_updates(
+    table: Tensor, logits: Tensor, labels: Tensor, columns: Tensor, with_rows: Tensor, without_rows: Tensor, joint_counts: Tensor
+) -> None:
+    """What `saliency_update` checks, for the other back ends on CPU tensors.
+
+    Raises:
+        ValueError: as `saliency_update`.
+    """
+    if module := load()[0]:
+        module.check_updates(
+            table.shape,
+            len(logits),
+            labels.data_ptr(),
+            columns.data_ptr(),
+            len(labels),
+            with_rows.data_ptr(),
+            without_rows.data_ptr(),
+            with_rows.shape[1],
+            joint_counts.data_ptr(),
+        )
+
+
+def check_targets(labels: Tensor, partner: Tensor, num_classes: int) -> None:
+    """What `balanced_mix_loss` checks, for the other back ends on CPU tensors.
+
+    Raises:
+        ValueError: as `balanced_mix_loss`.
+    """
+    if module := load()[0]:
+        module.check_targets(labels.data_ptr(), partner.data_ptr(), len(labels), num_classes)
+
+
+def _crops(frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor) -> tuple[object, ...]:
+    return (
+        frames.data_ptr(),
+        frames.shape,
+        offsets.data_ptr(),
+        offsets.shape[0] - 1,
+        plan.clip.data_ptr(),
+        plan.start.data_ptr(),
+        plan.length.data_ptr(),
+        plan.angles.data_ptr(),
+        plan.clip.shape[0],
+        parents.data_ptr(),
+    )
+
+
+def _loss_rows(
+    row_sums: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
+) -> tuple[object, ...]:
+    return (
+        row_sums.data_ptr(),
+        logits.data_ptr(),
+        logits.shape,
+        _NAMES[logits.dtype],
+        labels.data_ptr(),
+        partner.data_ptr(),
+        labels.shape[0],
+        lam.data_ptr(),
+        log_prior.data_ptr(),
+    )
 
 
 def _module() -> ModuleType:

@@ -1,4 +1,4 @@
-"""The Triton back end: the same two ops as Triton kernels, bit-equal to the reference in every element type.
+"""The Triton back end: coalitions and mixing, bit-equal to the reference in every element type; the other ops beside it.
 
 Under TRITON_INTERPRET=1, set before Triton is imported, they run on CPU tensors.
 """
@@ -15,12 +15,26 @@ from torch import Tensor
 
 from shapmix.reference import MixPlan
 
-from .checks import DTYPES as CUDA_DTYPES
-from .checks import set_strides
+from .checks import DTYPES as ALL_DTYPES
+from .checks import SUM_DTYPES, set_strides
+from .triton_clips import sample_clips as sample_clips
+from .triton_loss import balanced_mix_loss as balanced_mix_loss
+from .triton_loss import balanced_mix_loss_backward as balanced_mix_loss_backward
+from .triton_plan import draw_plan as draw_plan
+from .triton_saliency import saliency_update as saliency_update
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 # The interpreter gets bfloat16 wrong.
-DTYPES = tuple(dtype for dtype in CUDA_DTYPES if not (INTERPRETED and dtype == torch.bfloat16))
+_DTYPES = tuple(dtype for dtype in ALL_DTYPES if not (INTERPRETED and dtype == torch.bfloat16))
+DTYPES = {
+    "sample_clips": _DTYPES,
+    "coalition_inputs": _DTYPES,
+    "normalised_coalition_inputs": _DTYPES,
+    "mix_clips": _DTYPES,
+    "draw_plan": SUM_DTYPES,
+    "saliency_update": _DTYPES,
+    "balanced_mix_loss": _DTYPES,
+}
 
 BLOCK = 1024
 NUM_WARPS = 4
@@ -70,6 +84,75 @@ def coalition_kernel(
     is_restored = element < restored
 
     to = out + plane_id * plane + element
+    for _ in range(sets):
+        kept = (((tl.load(coalitions + sample * coalition_sample_stride) >> part) & 1) == 1) & is_restored
+        tl.store(to, tl.where(kept, own, rest), mask=inside)
+        coalitions += set_stride
+        to += set_size
+
+
+@triton.jit
+def rounded_product(x, y):
+    """x * y in the elements' type, half types through float32 as torch's kernels do; the launch forbids fusing it."""
+    if x.dtype == tl.float64:
+        return x * y
+    return (x.to(tl.float32) * y.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def rounded_sum(x, y):
+    """x + y, as `rounded_product`."""
+    if x.dtype == tl.float64:
+        return x + y
+    return (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def normalised_coalition_kernel(
+    out,
+    clips,
+    mean_motion,
+    coalitions,
+    part_of_joint,
+    weight,
+    bias,
+    channels,
+    sets,
+    set_size,
+    clip_sample_stride,
+    clip_channel_stride,
+    mean_channel_stride,
+    set_stride,
+    coalition_sample_stride,
+    frames,
+    restored_frames,
+    JOINTS: tl.constexpr,
+    PEOPLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of one channel of one sample in the output's order [M, T, V], written under every coalition."""
+    plane = frames * JOINTS * PEOPLE
+    person_plane = frames * JOINTS
+    blocks = tl.cdiv(plane, BLOCK)
+    plane_id = (tl.program_id(0) // blocks).to(tl.int64)
+    sample = plane_id // channels
+    channel = plane_id % channels
+    element = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = element < plane
+    person, in_person = element // person_plane, element % person_plane
+    frame, joint = in_person // JOINTS, in_person % JOINTS
+
+    source = (frame * JOINTS + joint) * PEOPLE + person
+    norm = (person * JOINTS + joint) * channels + channel
+    scale, shift = tl.load(weight + norm, mask=inside), tl.load(bias + norm, mask=inside)
+    own = tl.load(clips + sample * clip_sample_stride + channel * clip_channel_stride + source, mask=inside)
+    rest = tl.load(mean_motion + channel * mean_channel_stride + source, mask=inside)
+    own = rounded_sum(rounded_product(own, scale), shift)
+    rest = rounded_sum(rounded_product(rest, scale), shift)
+    part = tl.load(part_of_joint + joint, mask=inside, other=0)
+    is_restored = frame < restored_frames
+
+    to = out + ((sample * PEOPLE + person) * channels + channel) * person_plane + in_person
     for _ in range(sets):
         kept = (((tl.load(coalitions + sample * coalition_sample_stride) >> part) & 1) == 1) & is_restored
         tl.store(to, tl.where(kept, own, rest), mask=inside)
@@ -167,6 +250,43 @@ def coalition_inputs(
         PEOPLE=people,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
+    )
+
+
+def normalised_coalition_inputs(
+    out: Tensor,
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    restored_frames: int,
+) -> None:
+    """Writes `out` [S * N * M, C, T, V]; weight and bias [M, V, C] contiguous, the rest as in `coalition_inputs`."""
+    n, channels, frames, joints, people = clips.shape
+    normalised_coalition_kernel[(triton.cdiv(frames * joints * people, BLOCK) * n * channels,)](
+        out,
+        clips,
+        mean_motion,
+        coalitions,
+        part_of_joint,
+        weight,
+        bias,
+        channels,
+        coalitions.shape[0],
+        clips.numel(),
+        clips.stride(0),
+        clips.stride(1),
+        mean_motion.stride(0),
+        *set_strides(coalitions),
+        frames,
+        restored_frames,
+        JOINTS=joints,
+        PEOPLE=people,
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
     )
 
 

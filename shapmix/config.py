@@ -11,7 +11,8 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from shapmix.mixing import Compat, Estimator, Loss, Mode
+from shapmix.estimators import Estimator
+from shapmix.mixing import Compat, Loss, Mode
 from shapmix.reference.clips import Stream
 
 DatasetName = Literal["synthetic", "nw-ucla"]
@@ -55,7 +56,9 @@ class SaliencyConfig:
     """Class saliency of the body parts."""
 
     estimator: Estimator = "sampled"
-    """sampled: one marginal on every sample; exact: every coalition on a sixteenth of them, at the same cost."""
+    """sampled: one marginal on every sample; exact_subset: every coalition on a sixteenth of them; chain, chain_reverse: the
+    prefixes of random orders of the parts; pair_table: a coalition and its complement, without rectifying. All at the same cost;
+    exact: every coalition of every sample."""
     temperature: float = 0.2
     """Of the softmax over a class's combinations."""
     decay: float = 0.9

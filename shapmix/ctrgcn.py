@@ -1,11 +1,14 @@
-"""CTR-GCN with its products merged: function, parameters and checkpoints of `shapmix.reference.ctrgcn`, in fewer passes.
+"""CTR-GCN, fast: function, parameters and checkpoints of `shapmix.reference.ctrgcn`, in fewer and larger passes.
 
 What is rewritten, exactly:
 - the time mean is taken before conv1 and conv2, not after: they are linear, and their input shrinks by T;
-- the three subsets' products are one batched product each, alpha is folded into conv4, and the sum over subsets is
-  accumulated by the aggregation itself;
-- the temporal branches' 1x1 convolutions share their input: one product and one BatchNorm;
-- the branches' last BatchNorms act on the concatenated channels: one call.
+- the three subsets' conv3 are one product; tanh, conv4, the shared graphs and the aggregation are one op, `graph_conv`, which
+  never writes a graph to memory;
+- the three temporal branches that begin alike begin with one product;
+- BatchNorm, shortcut and ReLU are one op, `batch_norm`, in training; in eval mode they are folded into the products that come
+  before them, anew at each call (a fold costs about as much as copying the weights);
+- activations lie channels-last, where a 1x1 convolution is a plain matrix product;
+- without gradient, eval mode takes a few clips at a time through all layers, so that activations stay in the CPU's caches.
 """
 
 from __future__ import annotations
@@ -15,66 +18,105 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import conv2d, linear
 
+from shapmix.kernels import batch_norm, graph_conv
 from shapmix.reference import ctrgcn as reference
+
+CHANNELS_LAST = torch.channels_last
+ROWS_A_THREAD = 4  # people's clips that go through the network together on the CPU, where nothing is kept for a gradient
 
 
 class GraphUnit(reference.GraphUnit):
-    """The reference's graph unit; the subset i leads every stacked tensor."""
+    """The reference's graph unit."""
 
     def forward(self, x: Tensor) -> Tensor:
-        n, _, t, v = x.shape
-        pooled = x.mean(2)  # [N, C, V]
-        a, b = self._product("conv1", pooled), self._product("conv2", pooled)  # [3, N, R, V]
-        relation = torch.tanh(a.unsqueeze(-1) - b.unsqueeze(-2))  # [3, N, R, V, V]
-        weight, bias = self._stacked("conv4")
-        shared = self.alpha * bias[:, :, None] + self.PA.flatten(1)[:, None]  # [3, C', V V]
-        graphs = (self.alpha * weight)[:, None] @ relation.flatten(3)  # [3, N, C', V V]
-        graphs += shared[:, None]
+        subsets: list[Any] = list(self.convs)
+        down: Any = self.down
+        terms = self._relation_terms(x)
+        with torch.autocast(x.device.type, enabled=False):  # alpha times a small weight: kept in the parameters' type
+            relation_weight = torch.stack([conv.conv4.weight[:, :, 0, 0].T for conv in subsets]) * self.alpha  # [S, K, C]
+            relation_bias = torch.stack([conv.conv4.bias for conv in subsets]) * self.alpha
+        products = [conv.conv3 for conv in subsets]
+        graphs = (terms, relation_weight, relation_bias, self.PA)
+        if self.training:
+            shortcut = x if isinstance(down, nn.Identity) else _normalised(down[0](x), [down[1]], rectify=False)
+            y = graph_conv(conv2d(x, *_merged(products)), *graphs)
+            return _normalised(y, [self.bn], shortcut=shortcut.to(y.dtype))
 
-        products = self._product("conv3", x.flatten(2))  # [3, N, C', T V]
-        channels = products.shape[2]
-        # unbind, not indexing: the gradient of an index is a tensor of zeros of the whole stack
-        features = products.view(-1, n * channels, t, v).unbind()
-        graph, *graphs_left = graphs.view(-1, n * channels, v, v).transpose(2, 3).unbind()
-        y = torch.bmm(features[0], graph)
-        for feature, graph in zip(features[1:], graphs_left, strict=True):
-            y = torch.baddbmm(y, feature, graph)
-        return torch.relu(self.bn(y.view(n, channels, t, v)) + self.down(x))
+        # what conv3 makes of a channel is that channel's share of the sum, so the norm behind the sum folds into conv3
+        scale, offset = _affine(self.bn)
+        weight, bias = _merged(products)
+        scale = scale.repeat(len(products))
+        channels, weight, bias = len(offset), weight * scale[:, None, None, None], bias * scale
+        if isinstance(down, nn.Identity):
+            features = conv2d(x, weight, bias)
+            shortcut = x.to(features.dtype)
+        else:
+            down_weight, down_bias = _folded(down[0], down[1])
+            both = conv2d(x, torch.cat([weight, down_weight]), torch.cat([bias, down_bias]))
+            features, shortcut = both[:, : len(bias)], both[:, len(bias) :]
+        assert features.shape[1] == len(products) * channels
+        if torch.is_grad_enabled():
+            return torch.relu(graph_conv(features, *graphs) + offset[:, None, None] + shortcut).to(features.dtype)
+        return graph_conv(features, *graphs, offset=offset, shortcut=shortcut)
 
-    def _product(self, name: str, x: Tensor) -> Tensor:
-        """The 1x1 convolution `name` of every subset: [N, C, L] -> [3, N, C', L]."""
-        weight, bias = self._stacked(name)
-        y = weight[:, None] @ x
-        y += bias[:, None, :, None]
-        return y
-
-    def _stacked(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight [3, C', C] and bias [3, C'] of the 1x1 convolution `name` of every subset."""
-        convs = [getattr(conv, name) for conv in self.convs]
-        return torch.stack([conv.weight[:, :, 0, 0] for conv in convs]), torch.stack([conv.bias for conv in convs])
+    def _relation_terms(self, x: Tensor) -> Tensor:
+        """[N, V, 2, S, K]: conv1 and conv2 of the time mean, in the parameters' type."""
+        n, _, _, v = x.shape
+        convs = [getattr(conv, name) for name in ("conv1", "conv2") for conv in self.convs]
+        weight, bias = _merged(convs)
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = x.mean(2, dtype=weight.dtype).transpose(1, 2)  # [N, V, C]
+            return linear(pooled, weight[:, :, 0, 0], bias).view(n, v, 2, len(self.convs), -1)
 
 
 class TemporalUnit(reference.TemporalUnit):
-    """The reference's four branches."""
+    """The reference's four branches, and with them the layer's shortcut and ReLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, channels, t, v = x.shape
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         branches: list[Any] = list(self.branches)
         narrow, wide, pool, skip = branches
-        first = [branch[0] for branch in branches]
-        weight = torch.cat([conv.weight[:, :, 0, 0] for conv in first])
-        bias = torch.cat([conv.bias for conv in first])
-        y = weight @ x.flatten(2)
-        y += bias[:, None]
-        y = y.view(n, channels, t, v)
-        reduced, skipped = y.split([3 * channels // 4, channels // 4], 1)
-        reduced = torch.relu(_merged_batch_norm(reduced, [narrow[1], wide[1], pool[1]]))
-        parts = reduced.chunk(3, 1)
-        stride = skip[0].stride[0]
-        outputs = [narrow[3].conv(parts[0]), wide[3].conv(parts[1]), pool[3](parts[2]), skipped[:, :, ::stride]]
-        return _merged_batch_norm(torch.cat(outputs, 1), [narrow[3].bn, wide[3].bn, pool[4], skip[1]])
+        begin, end = [narrow, wide, pool], [narrow[3].bn, wide[3].bn, pool[4], skip[1]]
+        if self.training:
+            reduced = _normalised(conv2d(x, *_merged([branch[0] for branch in begin])), [branch[1] for branch in begin])
+            a, b, c = reduced.chunk(3, 1)
+            y = torch.cat([narrow[3].conv(a), wide[3].conv(b), pool[3](c), skip[0](x)], 1)
+            return _normalised(y, end, shortcut=None if shortcut is None else shortcut.to(y.dtype))
+
+        weights, biases = zip(*(_folded(branch[0], branch[1]) for branch in begin), strict=True)
+        reduced = conv2d(x, torch.cat(weights), torch.cat(biases)).relu()
+        a, b, c = reduced.chunk(3, 1)
+        scale, offset = _affine(pool[4])
+        pooled = pool[3](c) * scale[:, None, None].to(c.dtype) + offset[:, None, None].to(c.dtype)
+        y = torch.cat(
+            [
+                _folded_call(a, narrow[3].conv, narrow[3].bn),
+                _folded_call(b, wide[3].conv, wide[3].bn),
+                pooled,
+                _folded_call(x, skip[0], skip[1]),
+            ],
+            1,
+        )
+        return torch.relu(y if shortcut is None else y + shortcut.to(y.dtype))
+
+
+class Layer(reference.Layer):
+    """The reference's layer; the shortcut joins inside the temporal unit's last pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Any = self.residual
+        shortcut: Tensor | None
+        if residual is None:
+            shortcut = None
+        elif isinstance(residual, nn.Identity):
+            shortcut = x
+        elif self.training:
+            shortcut = _normalised(residual.conv(x), [residual.bn], rectify=False)
+        else:
+            shortcut = _folded_call(x, residual.conv, residual.bn)
+        y: Tensor = self.tcn1(self.gcn1(x), shortcut)
+        return y
 
 
 class CTRGCN(reference.CTRGCN):
@@ -82,19 +124,59 @@ class CTRGCN(reference.CTRGCN):
 
     graph_unit = GraphUnit
     temporal_unit = TemporalUnit
+    layer = Layer
+
+    def normalised(self, clips: Tensor) -> Tensor:
+        """As the reference's, in channels-last memory."""
+        return super().normalised(clips).contiguous(memory_format=CHANNELS_LAST)
+
+    def features(self, clips: Tensor) -> Tensor:
+        """As the reference's."""
+        x = self.normalised(clips)
+        together = len(x)
+        if x.device.type == "cpu" and not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            together = ROWS_A_THREAD * torch.get_num_threads()
+        pooled = []
+        for rows in x.split(together):
+            for layer in self.layers:
+                rows = layer(rows)
+            pooled.append(rows.mean((2, 3)))
+        return torch.cat(pooled).view(len(clips), clips.shape[4], -1).mean(1)
 
 
-def _merged_batch_norm(x: Tensor, norms: Sequence[Any]) -> Tensor:
-    """Several `nn.BatchNorm2d`, each on its share of the channels, as one; their running statistics are kept up to date."""
+def _merged(convs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of several convolutions of one input as one."""
+    return torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and offset [C] of a BatchNorm in eval mode."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and the BatchNorm behind it, in eval mode, as one convolution."""
+    scale, offset = _affine(norm)
+    return conv.weight * scale[:, None, None, None], conv.bias * scale + offset
+
+
+def _folded_call(x: Tensor, conv: Any, norm: Any) -> Tensor:
+    return conv2d(x, *_folded(conv, norm), conv.stride, conv.padding, conv.dilation)
+
+
+def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
+    """Several `nn.BatchNorm2d` in training mode, each on its share of the channels, as one; they keep their statistics."""
     weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
-    mean, var = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var"))
-    head = norms[0]
-    y = batch_norm(x, mean, var, weight, bias, head.training, head.momentum, head.eps)
-    if head.training:
+    lowest = torch.full_like(bias.detach(), 0.0 if rectify else -torch.inf)
+    y, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=norms[0].eps)
+    with torch.no_grad():
+        rows = x.numel() // x.shape[1]
+        unbiased = variance * (rows / max(rows - 1, 1))
         widths = [norm.num_features for norm in norms]
-        for norm, new_mean, new_var in zip(norms, mean.split(widths), var.split(widths), strict=True):
-            norm.running_mean.copy_(new_mean)
-            norm.running_var.copy_(new_var)
+        for norm, new_mean, new_var in zip(norms, mean.split(widths), unbiased.split(widths), strict=True):
+            norm.running_mean.lerp_(new_mean, norm.momentum)
+            norm.running_var.lerp_(new_var, norm.momentum)
             norm.num_batches_tracked.add_(1)
     return y
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from shapmix import official
-from shapmix.kernels import coalition_inputs, mix_clips
+from shapmix.estimators import Estimator, pair_values, propose
+from shapmix.game import undisturbed
+from shapmix.kernels import balanced_mix_loss, coalition_inputs, draw_plan, mix_clips, saliency_update
 from shapmix.layout import Layout
-from shapmix.plan import draw_marginals, draw_mixup, draw_shapmix, draw_stmix
-from shapmix.reference import (
-    balanced_mix_loss,
-    expected_marginals,
-    label_probability,
-    log_class_prior,
-    marginals,
-    update_saliency,
-)
+from shapmix.reference import log_class_prior
 
 Mode = Literal["none", "mixup", "stmix", "shapmix"]
 Loss = Literal["ce", "balanced"]
 Compat = Literal["default", "official"]
-Estimator = Literal["sampled", "exact"]
 
 SALIENCY_START = 1e-6
-EXACT_SHARE = 16  # one sample in 16 forwarded 31 times costs what every sample forwarded twice does
+BLEND_PROBABILITY = 0.25  # of Mixup in place of pasting, the paper's
+SALIENCY_SCALE = 10.0  # joints of two average parts of `ntu25`; the temperature is in units of the table
 
 
 class MixedBatch(NamedTuple):
@@ -41,15 +33,6 @@ class MixedBatch(NamedTuple):
     labels: Tensor
     partner: Tensor
     share: Tensor
-
-
-class _Updates(NamedTuple):
-    """Entries of the class table to update: labels, columns and marginals [U]; `measured` [n] are the samples' labels."""
-
-    labels: Tensor
-    columns: Tensor
-    marginals: Tensor
-    measured: Tensor
 
 
 class ShapMix(nn.Module):
@@ -67,11 +50,10 @@ class ShapMix(nn.Module):
         mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`).
         mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none".
         loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy.
-        estimator: of the saliency, at about 2N forwarded rows a step. "sampled" measures one marginal on every sample;
-            "exact" measures every coalition on N/16 of the samples, those whose classes were measured least so far.
+        estimator: of the saliency (`shapmix.estimators`); all but "exact" forward about 2N rows a step.
         compat: "official" reproduces the published code's departures from its paper (`shapmix.official`).
         temperature: of the softmax over a class's combinations, in units of the saliency.
-        decay: of the class average.
+        decay: of the class average, for one update a sample; estimators that update more often forget less each time.
         warmup_steps: steps at the start in which mixing is ST-Mix and the saliency is measured with empty contexts.
         replace_steps: steps at the start in which a measurement replaces the class average instead of joining it;
             by default `warmup_steps`.
@@ -87,12 +69,14 @@ class ShapMix(nn.Module):
 
     saliency: Tensor
     measured: Tensor
+    pairs: Tensor
     mean_motion: Tensor
     class_counts: Tensor
     log_prior: Tensor
     priority: Tensor
     joint_counts: Tensor
     part_of_joint: Tensor
+    combinations: Tensor
 
     def __init__(
         self,
@@ -130,12 +114,16 @@ class ShapMix(nn.Module):
         log_prior = log_class_prior(class_counts) if loss == "balanced" else torch.zeros(classes)
         self.register_buffer("saliency", torch.full((classes, len(combinations)), SALIENCY_START))
         self.register_buffer("measured", torch.zeros(classes, dtype=torch.int64))
+        self.register_buffer("pairs", torch.zeros(classes, 1 << layout.num_parts), persistent=estimator == "pair_table")
         self.register_buffer("mean_motion", mean_motion)
         self.register_buffer("class_counts", class_counts.clone(), persistent=False)
-        self.register_buffer("log_prior", log_prior.to(mean_motion.dtype), persistent=False)
+        self.register_buffer(
+            "log_prior", log_prior.to(torch.float64 if mean_motion.dtype == torch.float64 else torch.float32), persistent=False
+        )
         self.register_buffer("priority", priority.clone(), persistent=False)
         self.register_buffer("joint_counts", joint_counts, persistent=False)
         self.register_buffer("part_of_joint", layout.part_of_joint, persistent=False)
+        self.register_buffer("combinations", combinations, persistent=False)
 
     @torch.no_grad()
     def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> None:
@@ -148,59 +136,49 @@ class ShapMix(nn.Module):
         """
         if self.mode != "shapmix":
             return
-        measure = self._exact if self.estimator == "exact" else self._sampled
-        with evaluating(network):
-            updates = measure(network, clips, labels, step)
-        decay = 0.0 if step < self.replace_steps else self.decay
-        update_saliency(self.saliency, updates.labels, updates.columns, updates.marginals, self.joint_counts, decay)
-        self.measured += torch.bincount(updates.measured, minlength=len(self.measured))
-
-    def _sampled(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> _Updates:
-        """One marginal of each sample: v(R u P) - v(R) of a drawn combination P and context R."""
-        n = len(labels)
-        columns, contexts = draw_marginals(
-            n,
+        found = propose(
+            self.estimator,
+            self.measured[labels],
             self.layout,
             seed=self.seed,
             step=step,
             shared=self.compat == "official",
             naive=step < self.warmup_steps,
         )
-        some = torch.nonzero(contexts).flatten()
-        together = self.layout.combinations[columns] | contexts
-        rows = [self._inputs(clips, together[None])]
-        if len(some):
-            rows.append(self._inputs(clips[some], contexts[None, some]))
-        if len(some) < n:
-            rows.append(self.mean_motion[None])  # v(none) is the same for every sample: one row serves the rest
-        logits = network(torch.cat(rows)).to(self.saliency.dtype)
-        without_logits = logits[-1:].repeat(n, 1)
-        without_logits[some] = logits[n : n + len(some)]
-        marginal = marginals(label_probability(logits[:n], labels), label_probability(without_logits, labels))
-        return _Updates(labels, columns.to(labels.device), marginal, measured=labels)
-
-    def _exact(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> _Updates:
-        """Every marginal of a sixteenth of the samples, the classes that were measured least first."""
-        chosen = self.measured[labels].argsort(stable=True)[: max(1, len(labels) // EXACT_SHARE)]
-        clips, labels = clips[chosen], labels[chosen]
-        coalitions = torch.arange(1, self.layout.all_parts + 1)
-        logits = network(torch.cat([self.mean_motion[None], self._inputs(clips, coalitions)])).to(self.saliency.dtype)
-        none, some = logits[:1].expand(len(labels), -1), logits[1:]
-        every_label = labels.repeat(len(coalitions) + 1)
-        values = label_probability(torch.cat([none, some]), every_label).view(-1, len(labels)).T  # [n, 2^P]
-        expected = expected_marginals(values, self.layout.combinations, self.layout.num_parts)  # [n, Q]
-        columns = torch.arange(expected.shape[1], device=labels.device).repeat(len(labels))
-        return _Updates(labels.repeat_interleave(expected.shape[1]), columns, expected.flatten(), measured=labels)
-
-    def _inputs(self, clips: Tensor, coalitions: Tensor) -> Tensor:
-        return coalition_inputs(
-            clips,
+        device = clips.device
+        rows = coalition_inputs(
+            clips[found.samples.to(device)],
             self.mean_motion,
-            coalitions.to(clips.device),
+            found.coalitions[None].to(device),
             self.part_of_joint,
             restored_frames=self.restored_frames,
             backend=self.backend,
         )
+        with undisturbed(network):
+            logits = network(torch.cat([self.mean_motion[None], rows]))
+        table, counts, scale = self.saliency, self.joint_counts, SALIENCY_SCALE
+        if self.estimator == "pair_table":
+            table, counts, scale = self.pairs, torch.ones_like(self.pairs[0], dtype=torch.int64), 1.0
+        owners = found.owners.to(device)
+        # As much memory as one update a sample has, whatever the number of updates.
+        decay = 0.0 if step < self.replace_steps else self.decay ** (len(labels) / len(owners))
+        saliency_update(
+            table,
+            logits,
+            labels[owners],
+            found.columns.to(device),
+            found.with_rows.to(device),
+            found.without_rows.to(device),
+            counts,
+            decay,
+            weights=None if found.weights is None else found.weights.to(table),
+            scale=scale,
+            backend=self.backend,
+        )
+        if self.estimator == "pair_table":
+            self.saliency.copy_(pair_values(self.pairs, self.layout) * SALIENCY_SCALE / self.joint_counts)
+        samples = found.owners.unique().to(device)
+        self.measured.index_add_(0, labels[samples], torch.ones_like(samples))
 
     def mix(self, clips: Tensor, labels: Tensor, step: int) -> MixedBatch:
         """The training batch of a step.
@@ -212,37 +190,23 @@ class ShapMix(nn.Module):
         if self.mode == "none":
             itself = torch.arange(n, device=labels.device)
             return MixedBatch(clips, labels, itself, torch.zeros(n, device=clips.device))
-        if self.mode == "mixup":
-            plan = draw_mixup(n, self.layout, num_frames, seed=self.seed, step=step)
-        elif self.mode == "stmix" or step < self.warmup_steps:
-            plan = draw_stmix(n, self.layout, num_frames, seed=self.seed, step=step)
-        else:
-            plan = draw_shapmix(
-                labels.cpu(),
-                self.layout,
-                num_frames,
-                self.saliency.cpu(),
-                self.priority.cpu(),
-                seed=self.seed,
-                step=step,
-                temperature=self.temperature,
-            )
-        plan = plan.to(clips.device)
+        plan = draw_plan(
+            labels,
+            self.saliency,
+            self.priority,
+            self.combinations,
+            self.part_of_joint,
+            num_frames,
+            seed=self.seed,
+            step=step,
+            guided=self.mode == "shapmix" and step >= self.warmup_steps,
+            temperature=self.temperature,
+            blend_probability=1.0 if self.mode == "mixup" else BLEND_PROBABILITY,
+            backend=self.backend,
+        )
         both = mix_clips(clips, plan, self.part_of_joint, backend=self.backend)
         return MixedBatch(both, labels, plan.partner, plan.label_share)
 
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
         """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum."""
-        return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, self.log_prior)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; every module gets its own mode back, also after an exception."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, self.log_prior, backend=self.backend)

@@ -28,20 +28,21 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack([c0, c1, c2, c3], -1)
 
 
-def random_words(seed: int, purpose: int, step: int, rows: int, words: int) -> Tensor:
+def random_words(seed: int, purpose: int, step: int | Tensor, rows: int, words: int, device: torch.device | None = None) -> Tensor:
     """[rows, words] int64, uniform on 0 .. 2^32 - 1; words a multiple of 4.
 
     Args:
         seed: any non-negative 64-bit integer (the key).
         purpose: a small number that keeps draws of different meaning apart.
-        step: training step (or epoch) that the draws belong to.
+        step: training step that the draws belong to; a 0-dim int64 tensor of `device` is not read by the host.
         rows: one a sample.
         words: numbers a row.
+        device: where the words are wanted.
     """
     blocks = words // 4
-    counter = torch.empty(rows, blocks, 4, dtype=torch.int64)
-    counter[..., 0] = torch.arange(rows)[:, None]
-    counter[..., 1] = torch.arange(blocks)
+    counter = torch.empty(rows, blocks, 4, dtype=torch.int64, device=device)
+    counter[..., 0] = torch.arange(rows, device=device)[:, None]
+    counter[..., 1] = torch.arange(blocks, device=device)
     counter[..., 2] = step & _MASK
     counter[..., 3] = purpose
     return philox(counter, (seed & _MASK, seed >> 32 & _MASK)).reshape(rows, words)

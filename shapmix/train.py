@@ -27,10 +27,11 @@ from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, save_config
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data import nw_ucla, synthetic
-from shapmix.data.clips import DataError, Splits
-from shapmix.data.sampling import ClipSampler, mean_motion
+from shapmix.data.clips import ClipStore, DataError, Splits
+from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.game import undisturbed
 from shapmix.layout import LayoutError
-from shapmix.mixing import ShapMix, evaluating
+from shapmix.mixing import ShapMix
 
 log = logging.getLogger("shapmix")
 
@@ -96,18 +97,8 @@ def train(config: TrainConfig, splits: Splits, run_dir: Path) -> Result:
         raise RunError(f"batch_size {config.batch_size} is more than the {len(splits.train)} training clips; lower it")
     steps = len(splits.train) // config.batch_size
 
-    sampler = ClipSampler(
-        store, "frames" if config.dataset == "nw-ucla" else "crop", config.stream, config.num_frames, seed=config.seed
-    )
-    network = CTRGCN(
-        store.layout,
-        store.num_classes,
-        num_people=store.num_people,
-        in_channels=store.num_coordinates,
-        widths=config.network.widths,
-        halve=config.network.halve,
-        graph_gain=config.network.graph_gain,
-    ).to(device)
+    sampler = make_sampler(config, store)
+    network = make_network(config, store).to(device)
     mixer = make_mixer(config, splits, sampler, steps).to(device)
     optimizer = make_optimizer(network, config)
     scheduler = make_scheduler(optimizer, config)
@@ -251,7 +242,7 @@ def predict(
     network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] of the evaluation views of `clips`, on the CPU."""
-    with evaluating(network):
+    with undisturbed(network):
         logits = [network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)]
     return torch.cat(logits), sampler.store.labels[clips]
 
@@ -279,6 +270,25 @@ def read_splits(config: TrainConfig) -> Splits:
         train_list=config.train_list,
         min_frames=config.min_frames,
         seed=config.seed,
+    )
+
+
+def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
+    """The feeder that the data set's field uses."""
+    pipeline: Pipeline = "frames" if config.dataset == "nw-ucla" else "crop"
+    return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
+
+
+def make_network(config: TrainConfig, store: ClipStore) -> CTRGCN:
+    """CTR-GCN for the store's skeletons and classes."""
+    return CTRGCN(
+        store.layout,
+        store.num_classes,
+        num_people=store.num_people,
+        in_channels=store.num_coordinates,
+        widths=config.network.widths,
+        halve=config.network.halve,
+        graph_gain=config.network.graph_gain,
     )
 
 

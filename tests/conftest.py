@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from shapmix.layout import load_layout
+from shapmix.reference import MixPlan, draw_plan
+
 # a shared machine makes single examples slow, which says nothing about the code
 settings.register_profile("shapmix", deadline=None)
 settings.load_profile("shapmix")
@@ -40,3 +43,22 @@ def nw_ucla_recordings() -> dict[str, torch.Tensor]:
             for member in archive
             if member.name.endswith(".json")
         }
+
+
+def stmix_plan(batch: int, num_frames: int, step: int, blend_probability: float = 0.25) -> MixPlan:
+    """A plan on `ntu25` that no saliency guides."""
+    layout = load_layout("ntu25")
+    labels, one = torch.zeros(batch, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    saliency = torch.zeros(1, len(layout.combinations))
+    return draw_plan(
+        labels,
+        saliency,
+        one,
+        layout.combinations,
+        layout.part_of_joint,
+        num_frames,
+        seed=1,
+        step=step,
+        guided=False,
+        blend_probability=blend_probability,
+    )

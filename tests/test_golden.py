@@ -15,21 +15,23 @@ from torch import Tensor
 from shapmix.ctrgcn import CTRGCN, check_state_dict
 from shapmix.layout import Layout, load_layout
 from shapmix.official import joint_counts, restored_frames
-from shapmix.plan import Window, centre_crops, even_frames, mix_plan, partner_of, pasted_parts
+from shapmix.plan import centre_crops, even_frames
 from shapmix.reference import (
     CropPlan,
     FramePlan,
     MixPlan,
+    average_in,
     balanced_mix_loss,
     coalition_inputs,
     label_probability,
     log_class_prior,
     marginals,
     mix_clips,
+    saliency_update,
     sample_clips,
     sample_frames,
-    update_saliency,
 )
+from shapmix.reference.plan import Window, mix_plan, partner_of, pasted_parts
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -81,8 +83,9 @@ def shapmix_plan(draws: list[list], labels: Tensor, priority: Tensor, layout: La
     parts = torch.zeros_like(labels)
     if not window.blend:
         columns = torch.tensor([draw[1][0] for draw in left])
-        parts = pasted_parts(columns, labels, labels[partner_of(len(labels), window.shift)], priority, layout)
-    return mix_plan(window, parts, layout, num_frames)
+        partners = labels[partner_of(len(labels), window.shift)]
+        parts = pasted_parts(layout.combinations[columns], labels, partners, priority, layout.part_of_joint)
+    return mix_plan(window, parts, layout.part_of_joint, num_frames)
 
 
 @pytest.mark.parametrize("path", recorded("stmix_*.npz"))
@@ -91,7 +94,7 @@ def test_stmix(path: Path) -> None:
     clips, num_frames = z["x"], z["x"].shape[2]
     window, _ = window_of(draws)
     parts = torch.full((len(clips),), bits(next(draw[2] for draw in draws if draw[0] == "sample")))
-    plan = mix_plan(window, parts, layout, num_frames)
+    plan = mix_plan(window, parts, layout.part_of_joint, num_frames)
     assert torch.equal(plan.partner, z["partner"])
     both = mix_clips(clips, plan, layout.part_of_joint)
     assert torch.equal(both[: len(clips)], clips)
@@ -149,7 +152,7 @@ def test_class_ema(path: Path) -> None:
     unscaled = torch.full((z["before"].shape[1],), 10)  # the fixture's weights are scaled already
     for decay, after in ((float(z["decay"]), "after"), (0.0, "after_decay0")):
         table = z["before"].clone()
-        update_saliency(table, z["label"], columns, z["weight"], unscaled, decay)
+        average_in(table, z["label"], columns, z["weight"], unscaled, decay)
         assert relative_error(table, z[after]) <= 1e-9
 
 
@@ -275,12 +278,10 @@ def test_train_steps(path: Path) -> None:
         network.eval()
         with torch.no_grad():
             coalitions = torch.tensor([combination | context, context])
-            rows = coalition_inputs(clips, z["mean_motion"], coalitions, layout.part_of_joint)
-            value_with, value_without = label_probability(network(rows), labels.repeat(2)).split(n)
-        columns = torch.full((n,), combinations.index(combination))
-        marginal = marginals(value_with, value_without)
+            logits = network(coalition_inputs(clips, z["mean_motion"], coalitions, layout.part_of_joint))
+        columns, rows = torch.full((n,), combinations.index(combination)), torch.arange(n)
+        marginal = saliency_update(table, logits, labels, columns, rows, n + rows, scaling, float(z["ema"]))
         assert relative_error(marginal * 10 / scaling[columns], z[f"{step}/weight"]) <= 1e-9
-        update_saliency(table, labels, columns, marginal, scaling, float(z["ema"]))
         assert relative_error(table, z[f"{step}/part_saliency"]) <= 1e-9
 
         plan = shapmix_plan(draws_of(path, f"{step}/mix_draws"), labels, priority, layout, clips.shape[2])

@@ -1,34 +1,25 @@
-"""Every back end against the reference, bit for bit, on drawn clips; bad arguments; the choice of back end.
+"""Coalition inputs and mixing on every back end: the reference, bit for bit, on drawn clips; bad arguments.
 
-Triton's interpreter must be switched on before Triton is imported, so `test_triton_interpreter` runs this file again in a
-process of its own.
+Triton's interpreter must be switched on before Triton is imported, so `test_dispatch.py` runs the Triton tests of this and the
+other `test_kernels*` files again in a process of its own.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from backends import ALL, FEW, MANY, TRITON, needs, same_bits, uniform_integers
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shapmix import doctor, reference
-from shapmix.kernels import BackendError, backends, coalition_inputs, dispatch, mix_clips, native, unavailable
+from shapmix import reference
+from shapmix.kernels import coalition_inputs, mix_clips, normalised_coalition_inputs
 from shapmix.reference import MixPlan
-
-GPU = torch.device("cuda:0")
-CPU = torch.device("cpu")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE_OF = {"cpp": CPU, "triton": CPU if INTERPRETED else GPU, "cuda": GPU}
 
 
 class Problem(NamedTuple):
@@ -75,9 +66,7 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> Problem:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
 
     def integers(low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
-        """Uniform on low..high."""
-        share = torch.rand(size, generator=generator, dtype=torch.float64)
-        return (low + share * (high - low + 1)).floor().long()
+        return uniform_integers(generator, low, high, *size)
 
     part_of_joint = integers(0, draw(st.integers(0, 7)), v)
     all_parts = (1 << int(part_of_joint.max()) + 1) - 1
@@ -128,12 +117,8 @@ def fixed_problem(dtype: torch.dtype = torch.float32) -> Problem:
     return Problem(clips, mean_motion, torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1, 1]), None, plan)
 
 
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and left.dtype == right.dtype and torch.equal(left, right)
-
-
 def check_against_reference(problem: Problem, backend: str) -> None:
-    clips, mean_motion, coalitions, part_of_joint, restored_frames, plan = problem.on(DEVICE_OF[backend])
+    clips, mean_motion, coalitions, part_of_joint, restored_frames, plan = problem.on(needs(backend))
     expected = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
     poisoned = torch.full_like(expected, torch.nan, memory_format=torch.contiguous_format)
     found = coalition_inputs(
@@ -142,21 +127,21 @@ def check_against_reference(problem: Problem, backend: str) -> None:
     assert found is poisoned
     assert same_bits(found, expected)
 
+    norm = torch.linspace(-2, 2, mean_motion[:, 0].numel(), device=clips.device).to(clips.dtype)
+    weight = norm.view(clips.shape[4], clips.shape[3], clips.shape[1])
+    arguments = (clips, mean_motion, coalitions, part_of_joint, weight, weight.flip(0, 1, 2))
+    expected = reference.normalised_coalition_inputs(*arguments, restored_frames=restored_frames)
+    poisoned = torch.full_like(expected, torch.nan)
+    normalised_coalition_inputs(*arguments, restored_frames=restored_frames, backend=backend, out=poisoned)
+    assert same_bits(poisoned, expected)
+
     expected = reference.mix_clips(clips, plan, part_of_joint)
     poisoned = torch.full_like(expected, torch.nan, memory_format=torch.contiguous_format)
     assert same_bits(mix_clips(clips, plan, part_of_joint, backend=backend, out=poisoned), expected)
 
 
-def needs(backend: str) -> None:
-    if reason := unavailable(backend, DEVICE_OF[backend]):
-        pytest.skip(f"{backend}: {reason}")
-
-
-FEW = settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-
-
-@settings(FEW, max_examples=200)
-@given(problems((torch.float32, torch.float64)))
+@MANY
+@given(problems(ALL))
 def test_cpp_is_the_reference(problem: Problem) -> None:
     check_against_reference(problem, "cpp")
 
@@ -173,26 +158,15 @@ def test_cpp_on_several_threads_is_the_reference(shape: tuple[int, ...]) -> None
 
 
 @FEW
-@given(problems((torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float64, torch.float16, torch.bfloat16)))
+@given(problems(TRITON))
 def test_triton_is_the_reference(problem: Problem) -> None:
-    needs("triton")
     check_against_reference(problem, "triton")
 
 
-@settings(FEW, max_examples=200)
-@given(problems((torch.float32, torch.float64, torch.float16, torch.bfloat16)))
+@MANY
+@given(problems(ALL))
 def test_cuda_is_the_reference(problem: Problem) -> None:
-    needs("cuda")
     check_against_reference(problem, "cuda")
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-def test_triton_interpreter() -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "test_triton_is_the_reference"]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
 
 
 @pytest.mark.parametrize("length", [1, 13, 14, 19, 21])
@@ -302,6 +276,17 @@ def test_bad_coalition_arguments_are_named(case: str, backend: str) -> None:
     clips, mean_motion, coalitions, part_of_joint, _, _ = spoil(fixed_problem())
     with pytest.raises(error, match=message):
         coalition_inputs(clips, mean_motion, coalitions, part_of_joint, backend=backend)
+    norm = torch.ones(2, 4, 2)
+    with pytest.raises(error, match=message):
+        normalised_coalition_inputs(clips, mean_motion, coalitions, part_of_joint, norm, norm, backend=backend)
+
+
+def test_bad_normalisations_are_named() -> None:
+    problem, norm = fixed_problem(), torch.ones(2, 4, 2)
+    with pytest.raises(ValueError, match=r"weight has shape \[2, 2, 4\]; give \[2, 4, 2\]"):
+        normalised_coalition_inputs(*problem[:4], norm.transpose(1, 2), norm)
+    with pytest.raises(TypeError, match=r"bias is torch.float64; give torch.float32"):
+        normalised_coalition_inputs(*problem[:4], norm, norm.double())
 
 
 PLAN_ERRORS = {
@@ -355,89 +340,3 @@ def test_a_result_buffer_must_fit_and_be_its_own() -> None:
         mix_clips(block[:3], problem.plan, problem.part_of_joint, out=block[6:])
     with pytest.raises(ValueError, match="out is not contiguous"):
         mix_clips(problem.clips, problem.plan, problem.part_of_joint, out=block[::2])
-
-
-def test_gradients_come_from_the_reference() -> None:
-    problem = fixed_problem()
-    clips = problem.clips.requires_grad_()
-    with pytest.raises(BackendError, match=r"mix_clips: backend=cpp has no gradient: use torch.no_grad\(\)"):
-        mix_clips(clips, problem.plan, problem.part_of_joint, backend="cpp")
-    mix_clips(clips, problem.plan, problem.part_of_joint).sum().backward()
-    assert clips.grad is not None
-    with torch.no_grad():
-        assert not mix_clips(clips, problem.plan, problem.part_of_joint, backend="cpp").requires_grad
-
-
-def run_mix(backend: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    problem = fixed_problem(dtype)
-    mixed: Tensor = mix_clips(problem.clips, problem.plan, problem.part_of_joint, backend=backend)
-    return mixed
-
-
-def test_an_explicit_back_end_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="mix_clips: backend=cuda cannot run on cpu: it works on CUDA tensors, not on cpu"):
-        run_mix("cuda")
-    with pytest.raises(BackendError, match="it takes float32, float64 clips, not float16"):
-        run_mix("cpp", torch.float16)
-    monkeypatch.setenv("SHAPMIX_BACKEND", "cuda")
-    with pytest.raises(BackendError, match="SHAPMIX_BACKEND=cuda cannot run"):
-        run_mix()
-
-
-def test_unknown_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="backend is 'cpu'; give one of auto, reference, cpp, triton, cuda"):
-        run_mix("cpu")
-    monkeypatch.setenv("SHAPMIX_BACKEND", "fast")
-    with pytest.raises(ValueError, match="SHAPMIX_BACKEND is 'fast'"):
-        run_mix()
-
-
-def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = fixed_problem().clips
-    assert dispatch.choose("mix_clips", clips, None, False) == "cpp"
-    assert dispatch.choose("mix_clips", clips.half(), None, False) == "reference"
-    monkeypatch.setenv("SHAPMIX_BACKEND", "reference")
-    assert dispatch.choose("mix_clips", clips, None, False) == "reference"
-    assert dispatch.choose("mix_clips", clips, "cpp", False) == "cpp"
-
-
-def test_auto_logs_once_an_op_and_device(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._fastest.cache_clear()
-    dispatch._log_once.cache_clear()
-    with caplog.at_level(logging.INFO, logger="shapmix"):
-        for _ in range(3):
-            run_mix()
-            run_mix(dtype=torch.float64)
-    (record,) = caplog.records
-    assert record.getMessage() == "mix_clips on cpu runs on back end 'cpp', the fastest for this device"
-
-
-def test_backends_lists_every_reason() -> None:
-    reasons = backends("cpu")
-    assert list(reasons) == list(dispatch.BACKENDS)
-    assert reasons["reference"] is None
-    assert reasons["cpp"] is None
-    assert "CUDA tensors" in str(reasons["cuda"])
-
-
-def test_a_module_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "shapmix._native", None)
-    native.load.cache_clear()
-    try:
-        assert "shapmix._native cannot be imported" in str(native.unavailable(CPU))
-        with pytest.raises(ImportError, match="install shapmix again"):
-            native.mix_clips(torch.empty(0), *fixed_problem()[:1], fixed_problem().plan, torch.zeros(4, dtype=torch.int64))
-    finally:
-        native.load.cache_clear()
-
-
-def test_doctor_agrees(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main([]) == 0
-    assert "bit-equal to the reference" in capsys.readouterr().out
-
-
-def test_doctor_fails_where_a_back_end_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(native, "mix_clips", lambda out, clips, plan, part_of_joint: out.zero_())
-    assert doctor.main(["--json"]) == 1
-    verdict = json.loads(capsys.readouterr().out)["back ends"]["cpp on cpu"]
-    assert verdict.startswith("WRONG: differs from the reference in mix_clips on [1, 1, 1, 1, 1] torch.float32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import stmix_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,14 +15,10 @@ from shapmix.plan import (
     draw_crops,
     draw_frames,
     draw_marginals,
-    draw_mixup,
-    draw_shapmix,
-    draw_stmix,
-    draw_window,
     even_frames,
-    pasted_parts,
-    window_range,
 )
+from shapmix.reference import draw_plan
+from shapmix.reference.plan import draw_window, pasted_parts, window_range
 
 NTU = load_layout("ntu25")
 
@@ -75,9 +72,9 @@ def test_windows_cover_the_published_ranges(num_frames: int, published: tuple[in
 
 @given(st.integers(3, 40), st.integers(2, 40), st.integers(0, 10**6))
 def test_label_share_is_the_share_of_replaced_coordinates(batch: int, units: int, step: int) -> None:
-    plan = draw_stmix(batch, NTU, 4 * units, seed=1, step=step, blend_probability=0.0)
+    plan = stmix_plan(batch, 4 * units, step, blend_probability=0.0)
     joints = NTU.joints_in(plan.parts)
-    assert torch.equal(plan.lam, (plan.length * joints) / (4 * units * 25))
+    assert torch.equal(plan.lam, (plan.length * joints).double() / (4 * units * 25))
     assert (plan.partner != torch.arange(batch)).all()
     assert (plan.start + plan.length <= 4 * units).all()
 
@@ -85,23 +82,23 @@ def test_label_share_is_the_share_of_replaced_coordinates(batch: int, units: int
 @pytest.mark.parametrize("num_frames", [4, 30, 63])
 def test_clip_lengths_without_windows_are_refused(num_frames: int) -> None:
     with pytest.raises(ValueError, match=f"multiple of 4 and at least 8, not {num_frames}"):
-        draw_stmix(8, NTU, num_frames, seed=0, step=0)
+        stmix_plan(8, num_frames, 0)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_batch_below_three_is_refused(batch: int) -> None:
     with pytest.raises(ValueError, match=f"at least 3 clips, not {batch}"):
-        draw_mixup(batch, NTU, 64, seed=0, step=0)
+        stmix_plan(batch, 64, 0)
 
 
 def test_the_rarer_class_keeps_or_brings_its_parts() -> None:
     priority = torch.tensor([100, 10, 10])
     labels, partners = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 2])
-    columns = torch.tensor([4, 4, 4])
-    combination = int(NTU.combinations[4])
+    drawn = NTU.combinations[[4, 4, 4]]
+    combination = int(drawn[0])
     complement = NTU.all_parts ^ combination
     # frequent sample: the rare partner's parts go in; rare sample, and a tie: its own parts stay
-    assert pasted_parts(columns, labels, partners, priority, NTU).tolist() == [combination, complement, complement]
+    assert pasted_parts(drawn, labels, partners, priority, NTU.part_of_joint).tolist() == [combination, complement, complement]
 
 
 def test_combinations_follow_the_softmax_of_the_rarer_class() -> None:
@@ -111,7 +108,9 @@ def test_combinations_follow_the_softmax_of_the_rarer_class() -> None:
     labels = torch.tensor([0, 1] * 2000)
     seen = torch.zeros(20)
     for step in range(20):
-        plan = draw_shapmix(labels, NTU, 64, saliency, priority, seed=0, step=step, blend_probability=0.0)
+        plan = draw_plan(
+            labels, saliency, priority, NTU.combinations, NTU.part_of_joint, 64, seed=0, step=step, blend_probability=0.0
+        )
         mixed_pairs = labels != labels[plan.partner]
         rare_in_frequent = mixed_pairs & (labels == 0)
         kept = plan.parts[mixed_pairs & (labels == 1)] ^ NTU.all_parts

@@ -7,15 +7,18 @@ from math import comb
 
 import pytest
 import torch
+from conftest import stmix_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shapmix.ctrgcn import CTRGCN
 from shapmix.layout import load_layout
-from shapmix.plan import draw_marginals, draw_mixup, draw_stmix
+from shapmix.plan import draw_marginals
 from shapmix.reference import (
     CropPlan,
     FramePlan,
+    average_in,
     balanced_mix_loss,
     coalition_inputs,
     expected_marginals,
@@ -23,10 +26,11 @@ from shapmix.reference import (
     log_class_prior,
     marginals,
     mix_clips,
+    normalised_coalition_inputs,
+    saliency_update,
     sample_clips,
     sample_frames,
     to_stream,
-    update_saliency,
 )
 
 NTU = load_layout("ntu25")
@@ -68,7 +72,7 @@ def test_per_sample_coalitions_and_restored_frames() -> None:
 @given(st.integers(3, 9), st.integers(0, 10**6))
 def test_pasting_touches_the_window_of_the_parts_alone(n: int, step: int) -> None:
     clips = clips_of(n)
-    plan = draw_stmix(n, NTU, 16, seed=0, step=step, blend_probability=0.0)
+    plan = stmix_plan(n, 16, step, blend_probability=0.0)
     both = mix_clips(clips, plan, NTU.part_of_joint)
     assert torch.equal(both[:n], clips)
     changed = (both[n:] != clips).any(1).any(-1)  # [N, T, V]
@@ -83,7 +87,7 @@ def test_pasting_touches_the_window_of_the_parts_alone(n: int, step: int) -> Non
 
 def test_the_whole_clip_pasted_or_blended_at_one_is_the_partner() -> None:
     clips = clips_of(5)
-    plan = draw_mixup(5, NTU, 16, seed=0, step=0)
+    plan = stmix_plan(5, 16, 0, blend_probability=1.0)
     one = torch.ones(5, dtype=torch.float64)
     assert torch.equal(mix_clips(clips, replace(plan, lam=one), NTU.part_of_joint)[5:], clips[plan.partner])
     whole = replace(
@@ -106,7 +110,7 @@ def test_windows_are_resized_like_torch_resizes(dtype: torch.dtype) -> None:
         for length in lengths:
             for source in range(length, total + 1):
                 ramp = torch.arange(4.0 * total, dtype=dtype).view(1, 1, -1, 1, 1).repeat(2, 1, 1, 25, 1)
-                plan = draw_stmix(3, NTU, 4 * total, seed=0, step=0, blend_probability=0.0)
+                plan = stmix_plan(3, 4 * total, 0, blend_probability=0.0)
                 plan = type(plan)(**{name: value[:2] for name, value in vars(plan).items()})
                 plan = replace(
                     plan,
@@ -134,7 +138,7 @@ def test_repeated_labels_are_averaged_in_order(updates: list[tuple[int, int, flo
     for label, column, value in updates:
         expected[label][column] = decay * expected[label][column] + (1 - decay) * value * 10 / counts[column].item()
     labels, columns, values = (torch.tensor(part) for part in zip(*updates, strict=True))
-    update_saliency(table, labels, columns, values.double(), counts, decay)
+    average_in(table, labels, columns, values.double(), counts, decay)
     torch.testing.assert_close(table, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
@@ -145,6 +149,48 @@ def test_marginals_are_rectified_differences_of_probabilities() -> None:
     torch.testing.assert_close(value, logits.exp()[range(6), labels] / logits.exp().sum(1))
     shared = torch.tensor([0.25], dtype=torch.float64)
     assert torch.equal(marginals(value, shared), (value - 0.25).clamp(min=0))
+
+
+def test_the_update_is_softmax_marginal_and_average() -> None:
+    """One context a row, several weighted ones, and a shared row give what the pieces give one after the other."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 4, dtype=torch.float64, generator=generator)
+    labels, columns = torch.tensor([1, 3, 1]), torch.tensor([0, 2, 0])
+    counts = torch.tensor([5, 6, 4])
+    value = logits.softmax(1)
+    rows, shared = torch.tensor([0, 1, 2]), torch.tensor([8, 8, 8])
+    expected = marginals(value[rows, labels], value[8, labels])
+    table, averaged = torch.full((4, 3), 0.5, dtype=torch.float64), torch.full((4, 3), 0.5, dtype=torch.float64)
+    assert torch.equal(saliency_update(table, logits, labels, columns, rows, shared, counts, 0.9), expected)
+    average_in(averaged, labels, columns, expected, counts, 0.9)
+    assert torch.equal(table, averaged)
+
+    with_rows, without_rows = torch.tensor([[0, 1], [2, 3], [4, 5]]), torch.tensor([[8, 6], [8, 7], [8, 1]])
+    weights = torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
+    found = saliency_update(table, logits, labels, columns, with_rows, without_rows, counts, 0.9, weights=weights)
+    for update in range(3):
+        pairs = zip(with_rows[update], without_rows[update], weights[update].double(), strict=True)
+        by_hand = sum(share * (value[w, labels[update]] - value[r, labels[update]]).relu() for w, r, share in pairs)
+        torch.testing.assert_close(found[update], by_hand)
+
+
+def test_normalised_coalitions_are_what_the_first_layer_sees() -> None:
+    network = CTRGCN(NTU, 3, widths=(8,)).double().eval()
+    norm = network.data_bn
+    with torch.no_grad():
+        for value in (norm.weight, norm.bias, norm.running_mean):
+            value.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    weight = norm.weight / (norm.running_var + norm.eps).sqrt()
+    bias = norm.bias - norm.running_mean * weight
+    clips, mean = clips_of(3, dtype=torch.float64), clips_of(1, dtype=torch.float64)[0]
+    coalitions = torch.tensor([[0, 5, 31], [1, 2, 3]])
+    expected = network.normalised(coalition_inputs(clips, mean, coalitions, NTU.part_of_joint))
+    found = normalised_coalition_inputs(
+        clips, mean, coalitions, NTU.part_of_joint, weight.detach().view(2, 25, 3), bias.detach().view(2, 25, 3)
+    )
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
 
 
 def test_expected_marginals_are_the_mean_of_the_drawn_ones() -> None:

@@ -10,40 +10,133 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 
-KERNELS = ("coalition_kernel", "mix_kernel")
 DTYPES = ("fp32", "fp64", "fp16", "bf16")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may use
 Reports = dict[tuple[str, str, int], dict[str, object]]  # config -> shared memory, PTX and ptxas's report
-CONFIGS = list(product(KERNELS, DTYPES, SHARED_LIMIT))
+
+
+class Kernel(NamedTuple):
+    """How a kernel is launched: which arguments are of the elements' type, of the sums', and what the rest is."""
+
+    module: str
+    elements: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
+    others: Mapping[str, str] = MappingProxyType({})  # pointers are to int64 and numbers i32 where nothing is said
+    numbers: tuple[str, ...] = ()
+    constants: Mapping[str, object] = MappingProxyType({})
+    dtypes: tuple[str, ...] = DTYPES
+    fuse: bool = True
+
+
+CLIPS = {"ROW": 50, "PEOPLE": 2, "BLOCK": 1024}
+STRIDES = ("clip_sample_stride", "clip_channel_stride", "mean_channel_stride", "set_stride", "coalition_sample_stride")
+ROWS = {"SUM": "sums", "BLOCK": 64}
+KERNELS = {
+    "coalition_kernel": Kernel(
+        "triton_ops",
+        elements=("out", "clips", "mean_motion"),
+        numbers=("channels", "sets", "set_size", "plane", "restored", *STRIDES),
+        constants=CLIPS,
+        fuse=False,
+    ),
+    "normalised_coalition_kernel": Kernel(
+        "triton_ops",
+        elements=("out", "clips", "mean_motion", "weight", "bias"),
+        numbers=("channels", "sets", "set_size", "frames", "restored_frames", *STRIDES),
+        constants={"JOINTS": 25, "PEOPLE": 2, "BLOCK": 1024},
+        fuse=False,
+    ),
+    "mix_kernel": Kernel(
+        "triton_ops",
+        elements=("out", "clips"),
+        others={"lam": "*fp64", "blend": "*u8"},
+        numbers=("channels", "half_size", "plane", *STRIDES[:2]),
+        constants=CLIPS,
+        fuse=False,
+    ),
+    "sample_kernel": Kernel(
+        "triton_clips",
+        elements=("out", "frames"),
+        sums=("angles",),
+        numbers=("num_frames",),
+        constants={"ROW": 50, "PEOPLE": 2, "CHANNELS": 3, "BONE": True, "MOTION": True, "SUM": "sums", "BLOCK": 256},
+    ),
+    "draw_kernel": Kernel(
+        "triton_plan",
+        elements=("saliency",),
+        others={"lam": "*fp64", "blend": "*u8", "seed_low": "i64", "seed_high": "i64", "step": "i64"},
+        numbers=("samples", "columns", "joints", "num_frames", "shortest", "longest"),
+        constants={"STEP_ON_DEVICE": True, "GUIDED": True, "TEMPERATURE": 0.2, "BLEND_PROBABILITY": 0.25, "BLOCK": 64},
+        dtypes=("fp32", "fp64"),
+        fuse=False,
+    ),
+    "marginal_kernel": Kernel(
+        "triton_saliency",
+        elements=("logits",),
+        sums=("marginal", "weights"),
+        numbers=("classes", "contexts"),
+        constants={**ROWS, "WEIGHTED": True},
+    ),
+    "average_kernel": Kernel(
+        "triton_saliency",
+        sums=("table", "marginal", "decay", "scale"),
+        numbers=("updates", "combinations"),
+        constants={"SUM": "sums", "BLOCK": 128},
+        dtypes=("fp32", "fp64"),
+    ),
+    "row_kernel": Kernel(
+        "triton_loss",
+        elements=("logits",),
+        sums=("row_losses", "row_sums", "lam", "log_prior"),
+        numbers=("samples", "classes"),
+        constants=ROWS,
+    ),
+    "mean_kernel": Kernel(
+        "triton_loss",
+        sums=("losses", "row_losses"),
+        numbers=("samples", "rows"),
+        constants={"SUM": "sums", "BLOCK": 1024},
+        dtypes=("fp32", "fp64"),
+    ),
+    "gradient_kernel": Kernel(
+        "triton_loss",
+        elements=("to_logits", "logits"),
+        sums=("grad", "row_sums", "lam", "log_prior"),
+        numbers=("samples", "classes"),
+        constants=ROWS,
+    ),
+}
+CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, SHARED_LIMIT)]
 
 
 def compile_all() -> None:
     """Prints, for each config, ptxas's report and one line of JSON."""
     import triton
+    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from shapmix.kernels import triton_ops
-
-    of_clips = {"out", "clips", "mean_motion"}
-    of_plan = {"lam": "*fp64", "blend": "*u8"}
-    indices = {"coalitions", "part_of_joint", "partner", "parts", "start", "length", "source_start", "source_length"}
-    constants = {"ROW": 50, "PEOPLE": 2, "BLOCK": triton_ops.BLOCK}
     for name, dtype, arch in CONFIGS:
-        kernel = getattr(triton_ops, name)
-        signature = {
-            argument: f"*{dtype}"
-            if argument in of_clips
-            else of_plan.get(argument) or ("*i64" if argument in indices else "constexpr" if argument in constants else "i32")
-            for argument in kernel.arg_names
-        }
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        options = {"num_warps": triton_ops.NUM_WARPS, "enable_fp_fusion": False}
+        kernel = KERNELS[name]
+        module = import_module(f"shapmix.kernels.{kernel.module}")
+        function = getattr(module, name)
+        of_sums = "fp64" if dtype == "fp64" else "fp32"
+        types = dict.fromkeys(kernel.elements, f"*{dtype}") | dict.fromkeys(kernel.sums, f"*{of_sums}")
+        types |= dict.fromkeys(kernel.numbers, "i32") | dict(kernel.others) | dict.fromkeys(kernel.constants, "constexpr")
+        signature = {argument: types.get(argument, "*i64") for argument in function.arg_names}
+        sum_type = tl.float64 if dtype == "fp64" else tl.float32
+        constants = {key: sum_type if value == "sums" else value for key, value in kernel.constants.items()}
+        source = ASTSource(fn=function, signature=signature, constexprs=constants)
+        options = {"num_warps": module.NUM_WARPS, "enable_fp_fusion": kernel.fuse}
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         report = {"config": [name, dtype, arch], "shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"]}
         print(json.dumps(report), flush=True)
@@ -71,18 +164,19 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 def test_compiles_without_spills(reports: Reports, kernel: str, dtype: str, arch: int) -> None:
     report = reports[kernel, dtype, arch]
     spills = re.findall(r"(\d+) bytes spill", str(report["ptxas"]))
-    assert len(spills) == 2, report["ptxas"]  # stores and loads
-    assert spills == ["0", "0"]
+    assert len(spills) >= 2, report["ptxas"]  # stores and loads, of the kernel and of functions that it calls
+    assert set(spills) == {"0"}
     assert int(str(report["shared"])) <= SHARED_LIMIT[arch]
 
 
+@pytest.mark.parametrize("kernel", ["mix_kernel", "normalised_coalition_kernel"])
 @pytest.mark.parametrize(("dtype", "arch"), list(product(DTYPES, SHARED_LIMIT)))
-def test_blend_rounds_before_it_adds(reports: Reports, dtype: str, arch: int) -> None:
+def test_products_are_rounded_before_they_are_added(reports: Reports, kernel: str, dtype: str, arch: int) -> None:
     """A fused multiply-add would not be the reference's bits.
 
     sm_80 has no other bfloat16 arithmetic than fma: there x * y is x * y + -0 and x + y is x * 1 + y, which round alike.
     """
-    ptx = str(reports["mix_kernel", dtype, arch]["ptx"])
+    ptx = str(reports[kernel, dtype, arch]["ptx"])
     neutral = set(re.findall(r"mov\.b16 \s*(%\w+), (?:0x8000|0x3F80);", ptx))
     for operands in re.findall(r"\bfma\.rn\.\w+ \s*%\w+, (.*);", ptx):
         assert (dtype, arch) == ("bf16", 80)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from shapmix.data.clips import ClipStore
+from shapmix.kernels import sample_clips
 from shapmix.plan import centre_crops, draw_crops, draw_frames, even_frames
-from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_clips, sample_frames
+from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_frames
 
 Pipeline = Literal["crop", "frames"]
 

@@ -4,25 +4,36 @@ The kernels have the same names and signatures; tests and benchmarks compare the
 """
 
 from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_clips, sample_frames, to_stream
-from shapmix.reference.coalition import coalition_inputs
-from shapmix.reference.loss import balanced_mix_loss, log_class_prior
+from shapmix.reference.coalition import coalition_inputs, normalised_coalition_inputs
+from shapmix.reference.graph import graph_conv, graph_conv_backward
+from shapmix.reference.loss import balanced_mix_loss, balanced_mix_loss_backward, log_class_prior
 from shapmix.reference.mix import MixPlan, mix_clips
-from shapmix.reference.saliency import expected_marginals, label_probability, marginals, update_saliency
+from shapmix.reference.norm import batch_norm, batch_norm_backward
+from shapmix.reference.plan import draw_plan
+from shapmix.reference.saliency import average_in, expected_marginals, label_probability, marginals, saliency_update
 
 __all__ = [
     "CropPlan",
     "FramePlan",
     "MixPlan",
     "Stream",
+    "average_in",
     "balanced_mix_loss",
+    "balanced_mix_loss_backward",
+    "batch_norm",
+    "batch_norm_backward",
     "coalition_inputs",
+    "draw_plan",
     "expected_marginals",
+    "graph_conv",
+    "graph_conv_backward",
     "label_probability",
     "log_class_prior",
     "marginals",
     "mix_clips",
+    "normalised_coalition_inputs",
+    "saliency_update",
     "sample_clips",
     "sample_frames",
     "to_stream",
-    "update_saliency",
 ]

@@ -25,11 +25,45 @@ def coalition_inputs(
 
     Source: paper section 3.2; fixtures `saliency_*`.
     """
+    keep = kept(coalitions, part_of_joint, clips.shape[2], restored_frames)
+    return torch.where(keep, clips, mean_motion).flatten(0, 1)
+
+
+def kept(coalitions: Tensor, part_of_joint: Tensor, num_frames: int, restored_frames: int | None) -> Tensor:
+    """[S, 1 or N, 1, 1 or T, V, 1] bool: where the clip's motion is kept; arguments as in `coalition_inputs`."""
     if coalitions.dim() == 1:
         coalitions = coalitions.unsqueeze(1)
     keep = (coalitions.unsqueeze(-1) >> part_of_joint) & 1  # [S, 1 or N, V]
-    keep = keep.bool()[:, :, None, None, :, None]  # [S, 1 or N, C, T, V, M]
-    if restored_frames is not None:
-        frame = torch.arange(clips.shape[2], device=clips.device)
-        keep = keep & (frame < restored_frames)[:, None, None]
-    return torch.where(keep, clips, mean_motion).flatten(0, 1)
+    keep = keep.bool()[:, :, None, None, :, None]
+    if restored_frames is None:
+        return keep
+    frame = torch.arange(num_frames, device=coalitions.device)
+    return keep & (frame < restored_frames)[:, None, None]
+
+
+def normalised_coalition_inputs(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    restored_frames: int | None = None,
+) -> Tensor:
+    """Coalition inputs as the first layer of a graph network sees them: normalised, one row a person.
+
+    Args:
+        clips, mean_motion, coalitions, part_of_joint, restored_frames: as in `coalition_inputs`.
+        weight, bias: [M, V, C] of the clips' type: the input normalisation in eval mode, x * weight + bias.
+
+    Returns:
+        [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
+        rounded one after the other.
+
+    Source: `CTRGCN.normalised` of the expanded clips (shapmix.reference.ctrgcn).
+    """
+    x = coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
+    x = x.permute(0, 4, 1, 2, 3)  # [S N, M, C, T, V]
+    x = x * weight.permute(0, 2, 1)[:, :, None] + bias.permute(0, 2, 1)[:, :, None]
+    return x.flatten(0, 1).contiguous()

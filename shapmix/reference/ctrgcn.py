@@ -132,6 +132,7 @@ class CTRGCN(nn.Module):
 
     graph_unit: type[GraphUnit] = GraphUnit
     temporal_unit: type[TemporalUnit] = TemporalUnit
+    layer: type[Layer] = Layer
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class CTRGCN(nn.Module):
             stride = 2 if layer in halve else 1
             gcn1 = self.graph_unit(before, width, relations, graphs)
             tcn1 = self.temporal_unit(width, stride)
-            setattr(self, f"l{layer + 1}", Layer(gcn1, tcn1, before, width, stride, residual=layer > 0))
+            setattr(self, f"l{layer + 1}", self.layer(gcn1, tcn1, before, width, stride, residual=layer > 0))
             before = width
         self.fc = nn.Linear(before, num_classes)
         self._initialise(graph_gain)
@@ -180,8 +181,8 @@ class CTRGCN(nn.Module):
     def layers(self) -> list[Layer]:
         return [cast(Layer, self.get_submodule(f"l{layer + 1}")) for layer in range(self.depth)]
 
-    def features(self, clips: Tensor) -> Tensor:
-        """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.
+    def normalised(self, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N * M, C, T, V]: what the first layer sees, one row a person.
 
         Raises:
             ValueError: a clip shape that the network was not built for.
@@ -193,10 +194,18 @@ class CTRGCN(nn.Module):
                 f"this network was built for {self.input_shape} (layout '{self.layout_name}')"
             )
         x = clips.permute(0, 4, 3, 1, 2).reshape(n, people * joints * channels, frames)  # [N, M V C, T]
-        x = self.data_bn(x).view(n * people, joints, channels, frames).permute(0, 2, 3, 1).contiguous()  # [N M, C, T, V]
+        return self.data_bn(x).view(n * people, joints, channels, frames).permute(0, 2, 3, 1).contiguous()
+
+    def features(self, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.
+
+        Raises:
+            ValueError: a clip shape that the network was not built for.
+        """
+        x = self.normalised(clips)
         for layer in self.layers:
             x = layer(x)
-        return x.mean((2, 3)).view(n, people, -1).mean(1)
+        return x.mean((2, 3)).view(len(clips), clips.shape[4], -1).mean(1)
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.fc(self.features(clips))

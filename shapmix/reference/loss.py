@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -10,11 +11,13 @@ def balanced_mix_loss(logits: Tensor, labels: Tensor, partner: Tensor, lam: Tens
     """Logit-adjusted cross-entropy of the batch [clean; mixed].
 
     Args:
-        logits: [2N, K], of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed.
+        logits: [2N, K], of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed. Half types are
+            summed in the type of `log_prior`.
         labels: [N] int64.
         partner: [N] int64, the sample mixed in.
         lam: [N], the partner's share of the label (`MixPlan.label_share`).
-        log_prior: [K], log of the class frequencies; zeros give plain cross-entropy.
+        log_prior: [K] float32 (float64 for float64 logits), log of the class frequencies; zeros give plain
+            cross-entropy.
 
     Returns:
         (clean, mixed), each a mean over N; mixed is 0 where nothing is mixed. The training loss is their sum.
@@ -25,10 +28,23 @@ def balanced_mix_loss(logits: Tensor, labels: Tensor, partner: Tensor, lam: Tens
     adjusted = logits + log_prior
     clean = cross_entropy(adjusted[:n], labels)
     if len(logits) == n:
-        return clean, logits.new_zeros(())
+        return clean, adjusted.new_zeros(())
     share = lam.to(adjusted.dtype)[:, None]
     target = one_hot(labels, num_classes) * (1 - share) + one_hot(labels[partner], num_classes) * share
     return clean, cross_entropy(adjusted[n:], target)
+
+
+def balanced_mix_loss_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
+) -> Tensor:
+    """Gradient of the logits for gradients [2] of the two losses; arguments and result as in `balanced_mix_loss`."""
+    n, num_classes = len(labels), logits.shape[1]
+    share = lam.to(log_prior.dtype)[:, None]
+    clean = one_hot(labels, num_classes).to(log_prior.dtype)
+    mixed = clean * (1 - share) + one_hot(labels[partner], num_classes) * share
+    target = torch.cat([clean, mixed])[: len(logits)]
+    each = grad.repeat_interleave(n)[: len(logits), None] / n
+    return ((logits + log_prior).softmax(1) - target).mul(each).to(logits.dtype)
 
 
 def log_class_prior(class_counts: Tensor) -> Tensor:

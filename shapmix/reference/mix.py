@@ -58,6 +58,14 @@ def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
     return torch.where(inside, plan.source_start[:, None] + offset, frame)
 
 
+def replaced(plan: MixPlan, part_of_joint: Tensor, num_frames: int) -> Tensor:
+    """[N, 1, T, V, 1] bool: where a pasted clip shows its partner."""
+    frame = torch.arange(num_frames, device=plan.start.device)
+    in_window = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])  # [N, T]
+    in_parts = ((plan.parts[:, None] >> part_of_joint) & 1).bool()  # [N, V]
+    return in_window[:, None, :, None, None] & in_parts[:, None, None, :, None]
+
+
 def mix_clips(clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> Tensor:
     """The training batch [clean; mixed].
 
@@ -75,11 +83,7 @@ def mix_clips(clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> Tensor:
     source = source_frames(plan, num_frames, clips.dtype)  # [N, T]
     moved = clips.transpose(1, 2)[plan.partner[:, None], source].transpose(1, 2)
 
-    frame = torch.arange(num_frames, device=clips.device)
-    in_window = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])  # [N, T]
-    in_parts = ((plan.parts[:, None] >> part_of_joint) & 1).bool()  # [N, V]
-    replace = in_window[:, None, :, None, None] & in_parts[:, None, None, :, None]
-    mixed = torch.where(replace, moved, clips)
+    mixed = torch.where(replaced(plan, part_of_joint, num_frames), moved, clips)
 
     rows = torch.nonzero(plan.blend).squeeze(1)
     if len(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations as subsets
 from math import comb
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,18 +36,88 @@ def expected_marginals(values: Tensor, combinations: Tensor, num_parts: int) -> 
 
     Source: paper section 3.2.
     """
-    columns = []
+    with_sets, without_sets, weights = contexts(combinations, num_parts)
+    each = marginals(values[:, with_sets], values[:, without_sets])  # [N, Q, J]
+    return (each * weights.to(values)).sum(2)
+
+
+class Contexts(NamedTuple):
+    """Every context R of every combination P: the sets R u P and R, and the chance that R is drawn.
+
+    [Q, J] each, J the contexts of the smallest combination; rows of larger ones end in weight 0.
+    """
+
+    with_sets: Tensor
+    without_sets: Tensor
+    weights: Tensor
+
+
+def contexts(combinations: Tensor, num_parts: int) -> Contexts:
+    """The contexts of [Q] int64 bit sets: the size of R uniform on 0..parts outside P, then R uniform of that size."""
+    rows = []
     for combination in combinations.tolist():
         outside = [part for part in range(num_parts) if not combination >> part & 1]
-        contexts = [sum(1 << part for part in chosen) for size in range(len(outside) + 1) for chosen in subsets(outside, size)]
-        sizes = [size for size in range(len(outside) + 1) for _ in range(comb(len(outside), size))]
-        weights = [1 / ((len(outside) + 1) * comb(len(outside), size)) for size in sizes]
-        context, weight = torch.tensor(contexts), values.new_tensor(weights)
-        columns.append((marginals(values[:, context | combination], values[:, context]) * weight).sum(1))
-    return torch.stack(columns, 1)
+        rows.append(
+            [
+                (sum(1 << part for part in chosen), 1 / ((len(outside) + 1) * comb(len(outside), size)))
+                for size in range(len(outside) + 1)
+                for chosen in subsets(outside, size)
+            ]
+        )
+    width = max(map(len, rows))
+    padded = [row + [(0, 0.0)] * (width - len(row)) for row in rows]
+    without_sets = torch.tensor([[context for context, _ in row] for row in padded])
+    weights = torch.tensor([[weight for _, weight in row] for row in padded], dtype=torch.float64)
+    return Contexts(combinations.cpu()[:, None] | without_sets, without_sets, weights)
 
 
-def update_saliency(
+def saliency_update(
+    table: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    columns: Tensor,
+    with_rows: Tensor,
+    without_rows: Tensor,
+    joint_counts: Tensor,
+    decay: float,
+    *,
+    weights: Tensor | None = None,
+    scale: float = 10.0,
+) -> Tensor:
+    """From the logits of coalitions to the class table, in place.
+
+    Update u measures combination P = columns[u] on a sample of class y = labels[u]: its marginal is
+    ReLU(v(R u P) - v(R)), v the probability of y, or the weighted sum of several such marginals; the table follows by
+    `average_in`.
+
+    Args:
+        table: [K, Q] floating point, Q the layout's combinations.
+        logits: [L, K] floating point, one row a forwarded coalition; no gradient flows.
+        labels, columns: [U] int64.
+        with_rows, without_rows: [U] int64, the rows of `logits` that show R u P and R; or [U, J] for J contexts. Rows may
+            be shared: one row of the mean motion serves every empty context.
+        joint_counts: [Q] int64, joints in each combination.
+        decay: 0 replaces, 0.9 is the paper's.
+        weights: [U, J] floating point, of the contexts; None weighs each 1.
+        scale: as in `average_in`.
+
+    Returns:
+        [U] the marginals, in the table's type.
+
+    Source: paper section 3.2; fixtures `saliency_*`, `ema` and `train_steps_ntu`.
+    """
+    probability = logits.detach().to(table.dtype).softmax(1)
+    several = labels.unsqueeze(1) if with_rows.dim() == 2 else labels
+    marginal = marginals(probability[with_rows, several], probability[without_rows, several])
+    if weights is not None:
+        marginal = marginal * weights.to(table.dtype)
+    if marginal.dim() == 2:
+        marginal = marginal.sum(1)
+    average_in(table, labels, columns, marginal, joint_counts, decay, scale=scale)
+    return marginal
+
+
+def average_in(
     table: Tensor,
     labels: Tensor,
     columns: Tensor,
@@ -56,14 +127,14 @@ def update_saliency(
     *,
     scale: float = 10.0,
 ) -> None:
-    """Class EMA, in place: table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P).
+    """Class average, in place: table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P).
 
     Sample by sample: a class that occurs twice in the batch is updated twice, in order.
 
     Args:
         table: [K, Q], Q the layout's combinations.
-        labels, columns: [N] int64, row and column of each update.
-        marginal: [N].
+        labels, columns: [U] int64, row and column of each update.
+        marginal: [U].
         joint_counts: [Q], joints in each combination.
         decay: 0 replaces, 0.9 is the paper's.
         scale: the paper's 10 (the joints of two average parts of `ntu25`); the softmax of the mixing has its

@@ -1,0 +1,78 @@
+// The part of shapmix._native that networks are built of.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "batch_norm.h"
+#include "graph_conv.h"
+#include "job.h"
+
+namespace py = pybind11;
+
+namespace shapmix {
+namespace {
+
+void* into(Address address) { return reinterpret_cast<void*>(address); }
+
+// sizes: rows, frames, joints, channels, subsets, relations
+GraphConvJob graph_conv_job(Address features, std::int64_t feature_stride, Address relation_terms, Address weight, Address bias,
+                            Address shared, const std::array<std::int64_t, 6>& sizes, const std::string& dtype) {
+  return {sizes[0],           sizes[1],         sizes[2],       sizes[3],       sizes[4],        sizes[5],        dtype_named(dtype),
+          at<void>(features), feature_stride, at<void>(relation_terms), at<void>(weight), at<void>(bias), at<void>(shared)};
+}
+
+BatchNormJob batch_norm_job(Address in, Address shortcut, std::int64_t shortcut_stride, Address weight, Address bias,
+                            Address lowest, std::int64_t rows, std::int64_t channels, double eps, const std::string& dtype) {
+  return {rows,          channels,        dtype_named(dtype), at<void>(in), at<void>(shortcut), shortcut_stride, at<void>(weight),
+          at<void>(bias), at<void>(lowest), eps};
+}
+
+}  // namespace
+
+void bind_network_ops(py::module_& module) {
+  const py::call_guard<py::gil_scoped_release> without_gil;
+
+  module.def(
+      "graph_conv",
+      [](Address out, Address features, std::int64_t feature_stride, Address relation_terms, Address weight, Address bias,
+         Address shared, Address offset, Address shortcut, std::int64_t shortcut_stride, const std::array<std::int64_t, 6>& sizes,
+         const std::string& dtype, int threads) {
+        graph_conv_cpu(graph_conv_job(features, feature_stride, relation_terms, weight, bias, shared, sizes, dtype),
+                       {at<void>(offset), at<void>(shortcut), shortcut_stride}, into(out), threads);
+      },
+      without_gil);
+
+  module.def(
+      "graph_conv_backward",
+      [](const std::array<Address, 5>& gradients, Address grad, Address features, std::int64_t feature_stride,
+         Address relation_terms, Address weight, Address bias, Address shared, const std::array<std::int64_t, 6>& sizes,
+         const std::string& dtype, int threads) {
+        graph_conv_backward_cpu(
+            graph_conv_job(features, feature_stride, relation_terms, weight, bias, shared, sizes, dtype), at<void>(grad),
+            {into(gradients[0]), into(gradients[1]), into(gradients[2]), into(gradients[3]), into(gradients[4])}, threads);
+      },
+      without_gil);
+
+  module.def(
+      "batch_norm",
+      [](Address out, Address mean, Address variance, Address in, Address shortcut, std::int64_t shortcut_stride, Address weight,
+         Address bias, Address lowest, std::int64_t rows, std::int64_t channels, double eps, const std::string& dtype, int threads) {
+        batch_norm_cpu(batch_norm_job(in, shortcut, shortcut_stride, weight, bias, lowest, rows, channels, eps, dtype), into(out),
+                       into(mean), into(variance), threads);
+      },
+      without_gil);
+
+  module.def(
+      "batch_norm_backward",
+      [](const std::array<Address, 4>& gradients, Address grad, Address out, Address mean, Address variance, Address in,
+         Address weight, Address bias, Address lowest, std::int64_t rows, std::int64_t channels, double eps,
+         const std::string& dtype, int threads) {
+        batch_norm_backward_cpu(batch_norm_job(in, 0, 0, weight, bias, lowest, rows, channels, eps, dtype), at<void>(out),
+                                at<void>(mean), at<void>(variance), at<void>(grad), into(gradients[0]), into(gradients[1]),
+                                into(gradients[2]), into(gradients[3]), threads);
+      },
+      without_gil);
+}
+
+}  // namespace shapmix

@@ -1,0 +1,21 @@
+// The words in which the ops refuse a value.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace shapmix {
+
+[[noreturn]] inline void refuse(const std::string& name, std::int64_t value, std::int64_t low, std::int64_t high,
+                                const char* what) {
+  throw std::invalid_argument(name + " is " + std::to_string(value) + "; " + what + " must be in " + std::to_string(low) + ".." +
+                              std::to_string(high));
+}
+
+inline void check_range(const char* name, std::int64_t row, std::int64_t value, std::int64_t low, std::int64_t high,
+                        const char* what) {
+  if (value < low || value > high) refuse(std::string(name) + "[" + std::to_string(row) + "]", value, low, high, what);
+}
+
+}  // namespace shapmix

@@ -1,0 +1,26 @@
+// Arithmetic that rounds as the reference does: every product and sum to the element's type, half types through float32 as in
+// torch's own kernels. Intrinsics keep the compiler from fusing a product and a sum.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace shapmix {
+
+__device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
+__device__ inline float sum(float x, float y) { return __fadd_rn(x, y); }
+
+__device__ inline double product(double x, double y) { return __dmul_rn(x, y); }
+__device__ inline double sum(double x, double y) { return __dadd_rn(x, y); }
+
+__device__ inline __half product(__half x, __half y) { return __float2half_rn(__fmul_rn(__half2float(x), __half2float(y))); }
+__device__ inline __half sum(__half x, __half y) { return __float2half_rn(__fadd_rn(__half2float(x), __half2float(y))); }
+
+__device__ inline __nv_bfloat16 product(__nv_bfloat16 x, __nv_bfloat16 y) {
+  return __float2bfloat16_rn(__fmul_rn(__bfloat162float(x), __bfloat162float(y)));
+}
+__device__ inline __nv_bfloat16 sum(__nv_bfloat16 x, __nv_bfloat16 y) {
+  return __float2bfloat16_rn(__fadd_rn(__bfloat162float(x), __bfloat162float(y)));
+}
+
+}  // namespace shapmix

@@ -1,0 +1,479 @@
+#include "graph_conv.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+#include "element.h"
+#include "lanes.h"
+#include "machine.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace shapmix {
+namespace {
+
+constexpr const char* kNoHalf = "the CPU path of graph_conv takes float32, float64 and bfloat16 features";
+
+SHAPMIX_SIMD_BODY double hyperbolic_tangent(double x) { return std::tanh(x); }
+
+// Odd rational approximation in x, as Eigen's and XLA's: within 3e-7 of tanh, and a loop over it vectorises.
+SHAPMIX_SIMD_BODY float hyperbolic_tangent(float x) {
+  x = std::min(std::max(x, -7.9053111076f), 7.9053111076f);
+  const float square = x * x;
+  float top = -2.76076847742355e-16f;
+  top = top * square + 2.00018790482477e-13f;
+  top = top * square + -8.60467152213735e-11f;
+  top = top * square + 5.12229709037114e-08f;
+  top = top * square + 1.48572235717979e-05f;
+  top = top * square + 6.37261928875436e-04f;
+  top = top * square + 4.89352455891786e-03f;
+  float bottom = 1.19825839466702e-06f;
+  bottom = bottom * square + 1.18534705686654e-04f;
+  bottom = bottom * square + 2.26843463243900e-03f;
+  bottom = bottom * square + 4.89352518554385e-03f;
+  return x * top / bottom;
+}
+
+// What one instruction set is good at: lanes of a vector, and a tile of sums that stays in registers.
+template <class Sum, int kBytes, int kTileRows, int kTileColumns>
+struct Machine {
+  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(Sum));
+  static constexpr int kRows = kTileRows;
+  static constexpr int kColumns = kTileColumns;
+};
+
+// emit(row, column, sum over k of a[row][k] * b[column][k]), lane by lane; strides count vectors.
+template <class M, class Sum, class Emit>
+SHAPMIX_SIMD_BODY void products(const Sum* a, std::int64_t a_row, std::int64_t a_k, std::int64_t rows, const Sum* b,
+                                std::int64_t b_row, std::int64_t b_k, std::int64_t columns, std::int64_t depth,
+                                const Emit& emit) {
+  constexpr int kLanes = M::kLanes;
+  using Vector = Lanes<Sum, kLanes>;
+  for (std::int64_t row = 0; row < rows; row += M::kRows) {
+    for (std::int64_t column = 0; column < columns; column += M::kColumns) {
+      const auto some_rows = static_cast<int>(std::min<std::int64_t>(M::kRows, rows - row));
+      const auto some_columns = static_cast<int>(std::min<std::int64_t>(M::kColumns, columns - column));
+      Vector sums[M::kRows][M::kColumns] = {};
+      const Sum* from_a = a + row * a_row * kLanes;
+      const Sum* from_b = b + column * b_row * kLanes;
+      if (some_rows == M::kRows && some_columns == M::kColumns) {
+        for (std::int64_t k = 0; k < depth; ++k) {
+          Vector left[M::kRows];
+#pragma GCC unroll 8
+          for (int i = 0; i < M::kRows; ++i) left[i] = load<kLanes>(from_a + (i * a_row + k * a_k) * kLanes);
+#pragma GCC unroll 8
+          for (int j = 0; j < M::kColumns; ++j) {
+            const Vector right = load<kLanes>(from_b + (j * b_row + k * b_k) * kLanes);
+#pragma GCC unroll 8
+            for (int i = 0; i < M::kRows; ++i) sums[i][j] += left[i] * right;
+          }
+        }
+      } else {
+        for (std::int64_t k = 0; k < depth; ++k) {
+          for (int i = 0; i < some_rows; ++i) {
+            const Vector left = load<kLanes>(from_a + (i * a_row + k * a_k) * kLanes);
+            for (int j = 0; j < some_columns; ++j) {
+              sums[i][j] += left * load<kLanes>(from_b + (j * b_row + k * b_k) * kLanes);
+            }
+          }
+        }
+      }
+      for (int i = 0; i < some_rows; ++i) {
+        for (int j = 0; j < some_columns; ++j) emit(row + i, column + j, sums[i][j]);
+      }
+    }
+  }
+}
+
+// Blocks of channels of one row: graphs [V][S V], features [T][S V], gradients [T][V] and [V][S V], in vectors.
+template <class M, class Element>
+class RowBlocks {
+ public:
+  using Sum = Wide<Element>;
+  using Vector = Lanes<Sum, M::kLanes>;
+  static constexpr int kLanes = M::kLanes;
+
+  RowBlocks(const GraphConvJob& job, bool backward)
+      : job_(job),
+        terms_(job.subsets * job.relations),
+        width_(job.subsets * job.joints),
+        relation_(1, job.joints * job.joints * terms_),
+        graph_(1, job.joints * width_ * kLanes),
+        features_(1, job.frames * width_ * kLanes),
+        grad_(1, backward ? job.frames * job.joints * kLanes : 0),
+        to_graph_(1, backward ? job.joints * width_ * kLanes : 0),
+        to_relation_(1, backward ? job.joints * job.joints * terms_ : 0) {}
+
+  // relation[u][v][i][k] = tanh(left[u][i][k] - right[v][i][k])
+  SHAPMIX_SIMD_BODY void relate(std::int64_t row) {
+    const std::int64_t joints = job_.joints;
+    const Sum* terms = static_cast<const Sum*>(job_.relation_terms) + row * joints * 2 * terms_;
+    for (std::int64_t u = 0; u < joints; ++u) {
+      for (std::int64_t v = 0; v < joints; ++v) {
+        Sum* to = relation_.of(0) + (u * joints + v) * terms_;
+        const Sum* left = terms + u * 2 * terms_;
+        const Sum* right = terms + (v * 2 + 1) * terms_;
+        for (std::int64_t k = 0; k < terms_; ++k) to[k] = hyperbolic_tangent(left[k] - right[k]);
+      }
+    }
+  }
+
+  SHAPMIX_SIMD_BODY void build_graph(std::int64_t channel) {
+    constexpr int kTogether = 5;
+    const std::int64_t joints = job_.joints;
+    for (std::int64_t i = 0; i < job_.subsets; ++i) {
+      const Sum* weight = static_cast<const Sum*>(job_.weight) + i * job_.relations * job_.channels + channel;
+      const Vector bias = load<kLanes>(static_cast<const Sum*>(job_.bias) + i * job_.channels + channel);
+      const Sum* shared = static_cast<const Sum*>(job_.shared) + i * joints * joints;
+      for (std::int64_t u = 0; u < joints; ++u) {
+        for (std::int64_t v = 0; v < joints; v += kTogether) {
+          const auto some = static_cast<int>(std::min<std::int64_t>(kTogether, joints - v));
+          const Sum* relation = relation_.of(0) + (u * joints + v) * terms_ + i * job_.relations;
+          Vector graph[kTogether];
+          if (some == kTogether) {
+#pragma GCC unroll 5
+            for (int j = 0; j < kTogether; ++j) graph[j] = bias + shared[u * joints + v + j];
+            for (std::int64_t k = 0; k < job_.relations; ++k) {
+              const Vector factor = load<kLanes>(weight + k * job_.channels);
+#pragma GCC unroll 5
+              for (int j = 0; j < kTogether; ++j) graph[j] += factor * relation[j * terms_ + k];
+            }
+          } else {
+            for (int j = 0; j < some; ++j) {
+              graph[j] = bias + shared[u * joints + v + j];
+              for (std::int64_t k = 0; k < job_.relations; ++k) {
+                graph[j] += load<kLanes>(weight + k * job_.channels) * relation[j * terms_ + k];
+              }
+            }
+          }
+          for (int j = 0; j < some; ++j) store(graph_.of(0) + (u * width_ + i * joints + v + j) * kLanes, graph[j]);
+        }
+      }
+    }
+  }
+
+  SHAPMIX_SIMD_BODY void gather_features(std::int64_t row, std::int64_t channel) {
+    const std::int64_t joints = job_.joints;
+    const auto* from = static_cast<const Element*>(job_.features) + row * job_.frames * joints * job_.feature_stride + channel;
+    for (std::int64_t t = 0; t < job_.frames; ++t) {
+      for (std::int64_t v = 0; v < joints; ++v) {
+        for (std::int64_t i = 0; i < job_.subsets; ++i) {
+          const Vector value = load<kLanes>(from + (t * joints + v) * job_.feature_stride + i * job_.channels);
+          store(features_.of(0) + (t * width_ + i * joints + v) * kLanes, value);
+        }
+      }
+    }
+  }
+
+  SHAPMIX_SIMD_BODY void aggregate(std::int64_t row, std::int64_t channel, const GraphConvEnding& ending, Element* out) {
+    const std::int64_t joints = job_.joints;
+    const std::int64_t first = row * job_.frames * joints;
+    const auto* shortcut = static_cast<const Element*>(ending.shortcut);
+    Vector offset = {};
+    if (ending.offset != nullptr) offset = load<kLanes>(static_cast<const Sum*>(ending.offset) + channel);
+    products<M>(graph_.of(0), width_, 1, joints, features_.of(0), width_, 1, job_.frames, width_,
+                [&](std::int64_t u, std::int64_t t, const Vector& sum) __attribute__((always_inline)) {
+                  const std::int64_t at = first + t * joints + u;
+                  Vector value = sum;
+                  if (ending.offset != nullptr) {
+                    value += offset;
+                    if (shortcut != nullptr) value += load<kLanes>(shortcut + at * ending.shortcut_stride + channel);
+                    value = value < 0 ? Vector{} : value;  // as torch's ReLU, NaN stays
+                  }
+                  store(out + at * job_.channels + channel, value);
+                });
+  }
+
+  SHAPMIX_SIMD_BODY void start_row_of_gradients() {
+    std::fill_n(to_relation_.of(0), job_.joints * job_.joints * terms_, Sum{0});
+  }
+
+  // To the features, and to the graph of this block of channels.
+  SHAPMIX_SIMD_BODY void backward(std::int64_t row, std::int64_t channel, const Element* grad, Element* to_features) {
+    const std::int64_t joints = job_.joints;
+    const std::int64_t first = row * job_.frames * joints;
+    for (std::int64_t at = 0; at < job_.frames * joints; ++at) {
+      store(grad_.of(0) + at * kLanes, load<kLanes>(grad + (first + at) * job_.channels + channel));
+    }
+    products<M>(graph_.of(0), 1, width_, width_, grad_.of(0), joints, 1, job_.frames, joints,
+                [&](std::int64_t column, std::int64_t t, const Vector& sum) __attribute__((always_inline)) {
+                  const std::int64_t i = column / joints;
+                  const std::int64_t v = column % joints;
+                  store(to_features + (first + t * joints + v) * job_.feature_stride + i * job_.channels + channel, sum);
+                });
+    products<M>(grad_.of(0), 1, joints, joints, features_.of(0), 1, width_, width_, job_.frames,
+                [&](std::int64_t u, std::int64_t column, const Vector& sum) __attribute__((always_inline)) {
+                  store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum);
+                });
+  }
+
+  // From the graph of a block to what it was built of. `to_shared` [V][S V] vectors, `to_weight` and `to_bias` as the job's.
+  SHAPMIX_SIMD_BODY void backward_graph(std::int64_t channel, Sum* to_shared, Sum* to_weight, Sum* to_bias) {
+    const std::int64_t joints = job_.joints;
+    for (std::int64_t at = 0; at < joints * width_; ++at) {
+      Sum* to = to_shared + at * kLanes;
+      store(to, load<kLanes>(to) + load<kLanes>(to_graph_.of(0) + at * kLanes));
+    }
+    for (std::int64_t i = 0; i < job_.subsets; ++i) {
+      const Sum* weight = static_cast<const Sum*>(job_.weight) + i * job_.relations * job_.channels + channel;
+      Vector bias = {};
+      for (std::int64_t u = 0; u < joints; ++u) {
+        for (std::int64_t v = 0; v < joints; ++v) bias += graph_grad(u, i, v);
+      }
+      Sum* of_bias = to_bias + i * job_.channels + channel;
+      store(of_bias, load<kLanes>(of_bias) + bias);
+
+      constexpr int kTogether = 8;
+      for (std::int64_t k = 0; k < job_.relations; k += kTogether) {
+        const auto some = static_cast<int>(std::min<std::int64_t>(kTogether, job_.relations - k));
+        Vector sums[kTogether] = {};
+        for (std::int64_t u = 0; u < joints; ++u) {
+          for (std::int64_t v = 0; v < joints; ++v) {
+            const Vector grad = graph_grad(u, i, v);
+            const Sum* relation = relation_.of(0) + (u * joints + v) * terms_ + i * job_.relations + k;
+            if (some == kTogether) {
+#pragma GCC unroll 8
+              for (int j = 0; j < kTogether; ++j) sums[j] += grad * relation[j];
+            } else {
+              for (int j = 0; j < some; ++j) sums[j] += grad * relation[j];
+            }
+          }
+        }
+        for (int j = 0; j < some; ++j) {
+          Sum* of_weight = to_weight + (i * job_.relations + k + j) * job_.channels + channel;
+          store(of_weight, load<kLanes>(of_weight) + sums[j]);
+        }
+      }
+
+      // Sums over channels go across the lanes, so here the relations are the vector: weight[k][lane] turned to [lane][k].
+      Sum turned[kLanes][kMostRelations];
+      for (std::int64_t k = 0; k < job_.relations; ++k) {
+        for (int lane = 0; lane < kLanes; ++lane) turned[lane][k] = weight[k * job_.channels + lane];
+      }
+      for (std::int64_t u = 0; u < joints; ++u) {
+        for (std::int64_t v = 0; v < joints; ++v) {
+          const Sum* grad = to_graph_.of(0) + (u * width_ + i * joints + v) * kLanes;
+          Sum* to = to_relation_.of(0) + (u * joints + v) * terms_ + i * job_.relations;
+          if (job_.relations % 8 == 0) {
+            for (std::int64_t k = 0; k < job_.relations; k += 8) {
+              Lanes<Sum, 8> sums = load<8>(to + k);
+#pragma GCC unroll 16
+              for (int lane = 0; lane < kLanes; ++lane) sums += load<8>(turned[lane] + k) * grad[lane];
+              store(to + k, sums);
+            }
+          } else {
+            for (int lane = 0; lane < kLanes; ++lane) {
+              for (std::int64_t k = 0; k < job_.relations; ++k) to[k] += turned[lane][k] * grad[lane];
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // Through tanh: to left[u] the sum over v, to right[v] minus the sum over u.
+  SHAPMIX_SIMD_BODY void backward_relation(std::int64_t row, Sum* to_terms) {
+    const std::int64_t joints = job_.joints;
+    Sum* to = to_terms + row * joints * 2 * terms_;
+    std::fill_n(to, joints * 2 * terms_, Sum{0});
+    for (std::int64_t u = 0; u < joints; ++u) {
+      for (std::int64_t v = 0; v < joints; ++v) {
+        const Sum* relation = relation_.of(0) + (u * joints + v) * terms_;
+        const Sum* grad = to_relation_.of(0) + (u * joints + v) * terms_;
+        for (std::int64_t k = 0; k < terms_; ++k) {
+          const Sum change = grad[k] * (1 - relation[k] * relation[k]);
+          to[u * 2 * terms_ + k] += change;
+          to[(v * 2 + 1) * terms_ + k] -= change;
+        }
+      }
+    }
+  }
+
+  static constexpr std::int64_t kMostRelations = 256;
+
+ private:
+  SHAPMIX_SIMD_BODY Vector graph_grad(std::int64_t u, std::int64_t i, std::int64_t v) {
+    return load<kLanes>(to_graph_.of(0) + (u * width_ + i * job_.joints + v) * kLanes);
+  }
+
+  const GraphConvJob& job_;
+  std::int64_t terms_;  // S k
+  std::int64_t width_;  // S V
+  Scratch<Sum> relation_;
+  Scratch<Sum> graph_;
+  Scratch<Sum> features_;
+  Scratch<Sum> grad_;
+  Scratch<Sum> to_graph_;
+  Scratch<Sum> to_relation_;
+};
+
+template <class M, class Element>
+SHAPMIX_SIMD_BODY void forward_rows(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
+                                    std::int64_t end) {
+  RowBlocks<M, Element> blocks(job, false);
+  for (std::int64_t row = begin; row < end; ++row) {
+    blocks.relate(row);
+    for (std::int64_t channel = 0; channel < job.channels; channel += M::kLanes) {
+      blocks.build_graph(channel);
+      blocks.gather_features(row, channel);
+      blocks.aggregate(row, channel, ending, static_cast<Element*>(out));
+    }
+  }
+}
+
+// One worker's sums over its rows.
+template <class Sum>
+struct PartialSums {
+  std::vector<Sum> shared;  // [V][S V] vectors of lanes
+  std::vector<Sum> weight;
+  std::vector<Sum> bias;
+};
+
+template <class M, class Element>
+SHAPMIX_SIMD_BODY void backward_rows(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
+                                     PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
+  RowBlocks<M, Element> blocks(job, true);
+  sums.shared.assign(static_cast<std::size_t>(job.joints * job.subsets * job.joints * M::kLanes), 0);
+  for (std::int64_t row = begin; row < end; ++row) {
+    blocks.relate(row);
+    blocks.start_row_of_gradients();
+    for (std::int64_t channel = 0; channel < job.channels; channel += M::kLanes) {
+      blocks.build_graph(channel);
+      blocks.gather_features(row, channel);
+      blocks.backward(row, channel, static_cast<const Element*>(grad), static_cast<Element*>(gradients.features));
+      blocks.backward_graph(channel, sums.shared.data(), sums.weight.data(), sums.bias.data());
+    }
+    blocks.backward_relation(row, static_cast<Wide<Element>*>(gradients.relation_terms));
+  }
+  // Lanes to one number each, in place.
+  for (std::size_t at = 0; at < sums.shared.size() / M::kLanes; ++at) {
+    Wide<Element> sum = 0;
+    for (int lane = 0; lane < M::kLanes; ++lane) sum += sums.shared[at * M::kLanes + lane];
+    sums.shared[at] = sum;
+  }
+}
+
+// 32 vector registers of 64 bytes hold 4 x 5 sums, 16 of 32 bytes hold 3 x 3, and any processor has 16 of 16.
+template <class Sum>
+using Wide512 = Machine<Sum, 64, 4, 5>;
+template <class Sum>
+using Wide256 = Machine<Sum, 32, 3, 3>;
+
+template <class Element>
+SHAPMIX_AVX512 void forward_512(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
+                                std::int64_t end) {
+  forward_rows<Wide512<Wide<Element>>, Element>(job, ending, out, begin, end);
+}
+template <class Element>
+SHAPMIX_AVX2 void forward_256(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
+                              std::int64_t end) {
+  forward_rows<Wide256<Wide<Element>>, Element>(job, ending, out, begin, end);
+}
+template <class Element>
+void forward_any(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin, std::int64_t end) {
+  forward_rows<Wide256<Wide<Element>>, Element>(job, ending, out, begin, end);
+}
+
+template <class Element>
+SHAPMIX_AVX512 void backward_512(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
+                                 PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
+  backward_rows<Wide512<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
+}
+template <class Element>
+SHAPMIX_AVX2 void backward_256(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
+                               PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
+  backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
+}
+template <class Element>
+void backward_any(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
+                  PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
+  backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
+}
+
+// A width that is no multiple of the widest vector takes the next one; every width is a multiple of 8 floats or 4 doubles.
+template <class Element>
+bool fits_512(const GraphConvJob& job) {
+  return has_avx512() && job.channels % Wide512<Wide<Element>>::kLanes == 0;
+}
+
+int workers_of(const GraphConvJob& job, int threads) {
+  const std::int64_t bytes = job.rows * job.frames * job.joints * job.channels * 4;
+  return workers_for(job.rows, bytes, threads);
+}
+
+template <class Element>
+void forward(const GraphConvJob& job, const GraphConvEnding& ending, void* out, int threads) {
+  const auto rows = fits_512<Element>(job) ? forward_512<Element> : has_avx2() ? forward_256<Element> : forward_any<Element>;
+  parallel_for(job.rows, workers_of(job, threads),
+               [&](std::int64_t, std::int64_t begin, std::int64_t end) { rows(job, ending, out, begin, end); });
+}
+
+template <class Element>
+void backward(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, int threads) {
+  using Sum = Wide<Element>;
+  const auto rows = fits_512<Element>(job) ? backward_512<Element> : has_avx2() ? backward_256<Element> : backward_any<Element>;
+  const std::int64_t weights = job.subsets * job.relations * job.channels;
+  const std::int64_t biases = job.subsets * job.channels;
+  const std::int64_t shared = job.joints * job.subsets * job.joints;
+  const int workers = workers_of(job, threads);
+  std::vector<PartialSums<Sum>> partial(static_cast<std::size_t>(workers));
+  for (PartialSums<Sum>& sums : partial) {
+    sums.shared.assign(static_cast<std::size_t>(shared), 0);
+    sums.weight.assign(static_cast<std::size_t>(weights), 0);
+    sums.bias.assign(static_cast<std::size_t>(biases), 0);
+  }
+  parallel_for(job.rows, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+    rows(job, grad, gradients, partial[static_cast<std::size_t>(worker)], begin, end);
+  });
+
+  auto* to_weight = static_cast<Sum*>(gradients.weight);
+  auto* to_bias = static_cast<Sum*>(gradients.bias);
+  auto* to_shared = static_cast<Sum*>(gradients.shared);
+  std::fill_n(to_weight, weights, Sum{0});
+  std::fill_n(to_bias, biases, Sum{0});
+  std::fill_n(to_shared, shared, Sum{0});
+  for (const PartialSums<Sum>& sums : partial) {
+    for (std::int64_t at = 0; at < weights; ++at) to_weight[at] += sums.weight[static_cast<std::size_t>(at)];
+    for (std::int64_t at = 0; at < biases; ++at) to_bias[at] += sums.bias[static_cast<std::size_t>(at)];
+    for (std::int64_t i = 0; i < job.subsets; ++i) {
+      for (std::int64_t u = 0; u < job.joints; ++u) {
+        for (std::int64_t v = 0; v < job.joints; ++v) {
+          to_shared[(i * job.joints + u) * job.joints + v] +=
+              sums.shared[static_cast<std::size_t>((u * job.subsets + i) * job.joints + v)];
+        }
+      }
+    }
+  }
+}
+
+void check(const GraphConvJob& job) {
+  if (job.channels % 8 != 0) throw std::invalid_argument("channels must be a multiple of 8");
+  if (job.relations > RowBlocks<Wide256<float>, float>::kMostRelations) throw std::invalid_argument("too many relations");
+}
+
+}  // namespace
+
+void graph_conv_cpu(const GraphConvJob& job, const GraphConvEnding& ending, void* out, int threads) {
+  check(job);
+  switch (job.dtype) {
+    case Dtype::kFloat32: return forward<float>(job, ending, out, threads);
+    case Dtype::kFloat64: return forward<double>(job, ending, out, threads);
+    case Dtype::kBfloat16: return forward<Bfloat16>(job, ending, out, threads);
+    case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
+  }
+}
+
+void graph_conv_backward_cpu(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, int threads) {
+  check(job);
+  switch (job.dtype) {
+    case Dtype::kFloat32: return backward<float>(job, grad, gradients, threads);
+    case Dtype::kFloat64: return backward<double>(job, grad, gradients, threads);
+    case Dtype::kBfloat16: return backward<Bfloat16>(job, grad, gradients, threads);
+    case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
+  }
+}
+
+}  // namespace shapmix

@@ -1,0 +1,53 @@
+// Vectors of neighbouring channels, as wide as an instruction set likes them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "element.h"
+#include "simd.h"
+
+namespace shapmix {
+
+template <class Number, int kLanes>
+struct LanesOf {
+  // Channels need no more alignment than one number has.
+  typedef Number type __attribute__((vector_size(kLanes * sizeof(Number)), aligned(alignof(Number))));
+};
+template <class Number, int kLanes>
+using Lanes = typename LanesOf<Number, kLanes>::type;
+
+// In the type that the element's arithmetic is done in.
+template <int kLanes, class Element>
+SHAPMIX_SIMD_BODY Lanes<Wide<Element>, kLanes> load(const Element* from) {
+  Lanes<Wide<Element>, kLanes> value;
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    Lanes<std::uint16_t, kLanes> stored;
+    std::memcpy(&stored, from, sizeof(stored));
+    const Lanes<std::uint32_t, kLanes> words = __builtin_convertvector(stored, Lanes<std::uint32_t, kLanes>) << 16;
+    std::memcpy(&value, &words, sizeof(value));
+  } else {
+    std::memcpy(&value, from, sizeof(value));
+  }
+  return value;
+}
+
+template <class Number, class Vector>
+SHAPMIX_SIMD_BODY void store(Number* to, const Vector& value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+// Rounds to the nearest, ties to even; a NaN made by arithmetic stays one.
+template <class Vector>
+SHAPMIX_SIMD_BODY void store(Bfloat16* to, const Vector& value) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(float);
+  Lanes<std::uint32_t, kLanes> words;
+  std::memcpy(&words, &value, sizeof(words));
+  const Lanes<std::uint32_t, kLanes> is_number = (words << 1) <= 0xff000000u;
+  words += (0x7fff + ((words >> 16) & 1)) & is_number;
+  const auto stored = __builtin_convertvector(words >> 16, Lanes<std::uint16_t, kLanes>);
+  std::memcpy(to, &stored, sizeof(stored));
+}
+
+}  // namespace shapmix

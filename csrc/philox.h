@@ -1,0 +1,42 @@
+// Counter-based random numbers, the same as shapmix.philox: Philox-4x32-10 keyed by the seed.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace shapmix {
+
+struct RandomWords {
+  std::uint32_t word[4];
+};
+
+// What a random word is for; the numbers of shapmix.reference.plan.
+inline constexpr std::uint32_t kWindowDraw = 1;
+inline constexpr std::uint32_t kCombinationDraw = 2;
+
+SHAPMIX_HOST_DEVICE inline RandomWords random_words(std::uint64_t seed, std::uint32_t purpose, std::uint32_t step,
+                                                    std::uint32_t row, std::uint32_t block) {
+  RandomWords c = {{row, block, step, purpose}};
+  auto key0 = static_cast<std::uint32_t>(seed);
+  auto key1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c.word[0];
+    const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * c.word[2];
+    c = {{static_cast<std::uint32_t>(p1 >> 32) ^ c.word[1] ^ key0, static_cast<std::uint32_t>(p1),
+          static_cast<std::uint32_t>(p0 >> 32) ^ c.word[3] ^ key1, static_cast<std::uint32_t>(p0)}};
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+  return c;
+}
+
+// Strictly between 0 and 1.
+SHAPMIX_HOST_DEVICE inline double uniform(std::uint32_t word) { return (word + 0.5) * 0x1p-32; }
+
+// Uniform on low..high, both inclusive, for ranges below 2^31.
+SHAPMIX_HOST_DEVICE inline std::int64_t uniform_integer(std::uint32_t word, std::int64_t low, std::int64_t high) {
+  return low + (static_cast<std::int64_t>(word) * (high - low + 1) >> 32);
+}
+
+}  // namespace shapmix

@@ -1,0 +1,280 @@
+#include "sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "checks.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace shapmix {
+namespace {
+
+// A clip passes through two layouts. Resizing reads recorded frames [M, V, C] as whole rows and writes them person by person,
+// [M][T, V, C]; turning then runs over T x V joints without a break and writes planes [C][T, V, M].
+
+struct Layout {
+  std::int64_t frames;
+  std::int64_t people;
+  std::int64_t joints;
+  std::int64_t channels;
+
+  std::int64_t row() const { return joints * people; }     // a frame of one channel
+  std::int64_t plane() const { return frames * row(); }    // a channel
+  std::int64_t body() const { return joints * channels; }  // a frame of one person
+  std::int64_t person() const { return frames * body(); }  // a person
+  std::int64_t recorded_frame() const { return people * body(); }
+  std::int64_t clip() const { return channels * plane(); }
+};
+
+Layout layout(const SampleJob& job) { return {job.num_frames, job.people, job.joints, job.channels}; }
+
+template <class Real>
+struct Rotation {
+  Real row[3][3];
+};
+
+template <class Real>
+struct Crop {
+  const Real* first;  // frame
+  std::int64_t length;
+};
+
+template <class Real>
+SHAPMIX_SIMD_BODY void blend_rows(Real* __restrict out, const Real* before, const Real* after, Real weight_before,
+                                  Real weight_after, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = before[i] * weight_before + after[i] * weight_after;
+}
+
+// Half-pixel centres (align_corners=False), positions and weights as torch's CPU kernel takes them. A crop of the clip's own
+// length is moved without arithmetic.
+template <class Real>
+SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Layout& clip) {
+  const std::int64_t width = clip.body();
+  const Real scale = static_cast<Real>(crop.length) / static_cast<Real>(clip.frames);
+  for (std::int64_t t = 0; t < clip.frames; ++t) {
+    if (crop.length == clip.frames) {
+      const Real* from = crop.first + t * clip.recorded_frame();
+      for (std::int64_t m = 0; m < clip.people; ++m) {
+        std::memcpy(people + m * clip.person() + t * width, from + m * width, static_cast<std::size_t>(width) * sizeof(Real));
+      }
+      continue;
+    }
+    const Real centre = scale * (static_cast<Real>(t) + Real(0.5)) - Real(0.5);
+    const Real position = centre < 0 ? Real(0) : centre;
+    const std::int64_t before = std::min(static_cast<std::int64_t>(position), crop.length - 1);
+    const std::int64_t after = std::min(before + 1, crop.length - 1);
+    const Real weight = std::min(position - static_cast<Real>(before), Real(1));
+    for (std::int64_t m = 0; m < clip.people; ++m) {
+      blend_rows(people + m * clip.person() + t * width, crop.first + before * clip.recorded_frame() + m * width,
+                 crop.first + after * clip.recorded_frame() + m * width, Real(1) - weight, weight, width);
+    }
+  }
+}
+
+// Three coordinates of every joint to their planes, turned on the way where there is a rotation. kPeople > 0 fixes the number
+// of people, so that loads and stores become whole vectors.
+template <int kPeople, bool kTurned, class Real>
+SHAPMIX_SIMD_BODY void spread(Real* __restrict x, Real* __restrict y, Real* __restrict z, const Real* people,
+                              const Rotation<Real>& rotation, const Layout& clip) {
+  const std::int64_t num_people = kPeople > 0 ? kPeople : clip.people;
+  const std::int64_t person = clip.person();
+  const auto& r = rotation.row;
+  for (std::int64_t joint = 0; joint < clip.frames * clip.joints; ++joint) {
+    for (std::int64_t m = 0; m < num_people; ++m) {
+      const Real* from = people + m * person + joint * 3;
+      const std::int64_t to = joint * num_people + m;
+      x[to] = kTurned ? r[0][0] * from[0] + r[0][1] * from[1] + r[0][2] * from[2] : from[0];
+      y[to] = kTurned ? r[1][0] * from[0] + r[1][1] * from[1] + r[1][2] * from[2] : from[1];
+      z[to] = kTurned ? r[2][0] * from[0] + r[2][1] * from[1] + r[2][2] * from[2] : from[2];
+    }
+  }
+}
+
+template <bool kTurned, class Real>
+SHAPMIX_SIMD_BODY void spread_three(Real* planes, const Real* people, const Rotation<Real>& rotation, const Layout& clip) {
+  Real* y = planes + clip.plane();
+  Real* z = y + clip.plane();
+  switch (clip.people) {
+    case 1: return spread<1, kTurned>(planes, y, z, people, rotation, clip);
+    case 2: return spread<2, kTurned>(planes, y, z, people, rotation, clip);
+    default: return spread<0, kTurned>(planes, y, z, people, rotation, clip);
+  }
+}
+
+// Any number of coordinates to their planes.
+template <class Real>
+SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restrict people, const Layout& clip) {
+  for (std::int64_t c = 0; c < clip.channels; ++c) {
+    for (std::int64_t joint = 0; joint < clip.frames * clip.joints; ++joint) {
+      for (std::int64_t m = 0; m < clip.people; ++m) {
+        planes[c * clip.plane() + joint * clip.people + m] = people[m * clip.person() + joint * clip.channels + c];
+      }
+    }
+  }
+}
+
+// `parents` [T, V, M]: each joint's parent, of one plane. Joint by joint, because a gather of a frame is slower.
+template <int kPeople, class Real>
+SHAPMIX_SIMD_BODY void take_parents(Real* __restrict parents, const Real* __restrict plane, const std::int64_t* parent_of,
+                                    const Layout& clip) {
+  const std::int64_t num_people = kPeople > 0 ? kPeople : clip.people;
+  for (std::int64_t joint = 0; joint < clip.joints; ++joint) {
+    const Real* from = plane + parent_of[joint] * num_people;
+    Real* to = parents + joint * num_people;
+    for (std::int64_t t = 0; t < clip.frames; ++t) {
+      std::memcpy(to + t * clip.row(), from + t * clip.row(), static_cast<std::size_t>(num_people) * sizeof(Real));
+    }
+  }
+}
+
+// In place: every joint less its parent. `parents` [T, V, M] is scratch.
+template <class Real>
+SHAPMIX_SIMD_BODY void to_bones(Real* planes, Real* __restrict parents, const std::int64_t* parent_of, const Layout& clip) {
+  for (std::int64_t c = 0; c < clip.channels; ++c) {
+    Real* __restrict plane = planes + c * clip.plane();
+    switch (clip.people) {
+      case 1: take_parents<1>(parents, plane, parent_of, clip); break;
+      case 2: take_parents<2>(parents, plane, parent_of, clip); break;
+      default: take_parents<0>(parents, plane, parent_of, clip);
+    }
+    for (std::int64_t i = 0; i < clip.plane(); ++i) plane[i] -= parents[i];
+  }
+}
+
+// In place: the next frame less this one, the last frame 0.
+template <class Real>
+SHAPMIX_SIMD_BODY void to_motion(Real* planes, const Layout& clip) {
+  const std::int64_t width = clip.row();
+  const std::int64_t last = clip.plane() - width;
+  for (std::int64_t c = 0; c < clip.channels; ++c) {
+    Real* plane = planes + c * clip.plane();
+    for (std::int64_t i = 0; i < last; ++i) plane[i] = plane[i + width] - plane[i];
+    std::fill_n(plane + last, width, Real(0));
+  }
+}
+
+// `people` [M, T, V, C] and `parents` [T, V, M] are scratch.
+template <class Real>
+SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const SampleJob& job,
+                                   Real* people, Real* parents) {
+  const Layout clip = layout(job);
+  resize(people, crop, clip);
+  if (rotation) {
+    spread_three<true>(out, people, *rotation, clip);
+  } else if (clip.channels == 3) {
+    spread_three<false>(out, people, Rotation<Real>{}, clip);
+  } else {
+    spread_any(out, people, clip);
+  }
+  if (job.bone) to_bones(out, parents, job.parents, clip);
+  if (job.motion) to_motion(out, clip);
+}
+
+SHAPMIX_SIMD_CLONES void sample(float* out, const Crop<float>& crop, const Rotation<float>* rotation, const SampleJob& job,
+                                float* people, float* parents) {
+  sample_clip(out, crop, rotation, job, people, parents);
+}
+
+SHAPMIX_SIMD_CLONES void sample(double* out, const Crop<double>& crop, const Rotation<double>* rotation, const SampleJob& job,
+                                double* people, double* parents) {
+  sample_clip(out, crop, rotation, job, people, parents);
+}
+
+template <class Real>
+Rotation<Real> operator*(const Rotation<Real>& a, const Rotation<Real>& b) {
+  Rotation<Real> ab;
+  for (int i = 0; i < 3; ++i) {
+    for (int j = 0; j < 3; ++j) {
+      ab.row[i][j] = a.row[i][0] * b.row[0][j] + a.row[i][1] * b.row[1][j] + a.row[i][2] * b.row[2][j];
+    }
+  }
+  return ab;
+}
+
+template <class Real>
+Rotation<Real> clockwise_about(int axis, Real angle) {
+  const int after = (axis + 1) % 3;
+  const int before = (axis + 2) % 3;
+  Rotation<Real> rotation{};
+  rotation.row[axis][axis] = 1;
+  rotation.row[after][after] = rotation.row[before][before] = std::cos(angle);
+  rotation.row[after][before] = std::sin(angle);
+  rotation.row[before][after] = -std::sin(angle);
+  return rotation;
+}
+
+template <class Real>
+Rotation<Real> clockwise(const Real* angles) {
+  return clockwise_about(2, angles[2]) * clockwise_about(1, angles[1]) * clockwise_about(0, angles[0]);
+}
+
+template <class Real>
+bool turns(const Real* angles) {
+  return angles[0] != 0 || angles[1] != 0 || angles[2] != 0;
+}
+
+template <class Real>
+void run(const SampleJob& job, int threads) {
+  const auto* frames = static_cast<const Real*>(job.frames);
+  const auto* angles = static_cast<const Real*>(job.plan.angles);
+  auto* out = static_cast<Real*>(job.out);
+  const Layout clip = layout(job);
+
+  const int workers = workers_for(job.samples, job.samples * clip.clip() * static_cast<std::int64_t>(sizeof(Real)), threads);
+  const Scratch<Real> people(workers, clip.clip());
+  const Scratch<Real> parents(workers, job.bone ? clip.plane() : 0);
+
+  parallel_for(job.samples, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const std::int64_t first = job.offsets[job.plan.clip[row]] + job.plan.start[row];
+      const Crop<Real> crop = {frames + first * clip.recorded_frame(), job.plan.length[row]};
+      const bool turned = turns(angles + 3 * row);
+      const Rotation<Real> rotation = turned ? clockwise(angles + 3 * row) : Rotation<Real>{};
+      sample(out + row * clip.clip(), crop, turned ? &rotation : nullptr, job, people.of(worker), parents.of(worker));
+    }
+  });
+}
+
+template <class Real>
+void check_turnable(const SampleJob& job, std::int64_t row) {
+  const Real* angles = static_cast<const Real*>(job.plan.angles) + 3 * row;
+  if (job.channels == 3 || !turns(angles)) return;
+  throw std::invalid_argument("plan.angles[" + std::to_string(row) + "] is (" + std::to_string(angles[0]) + ", " +
+                              std::to_string(angles[1]) + ", " + std::to_string(angles[2]) +
+                              "); only clips of 3 coordinates can be turned, and these frames have " +
+                              std::to_string(job.channels));
+}
+
+}  // namespace
+
+void check_crops(const SampleJob& job) {
+  for (std::int64_t joint = 0; joint < job.joints; ++joint) {
+    check_range("parents", joint, job.parents[joint], 0, job.joints - 1, "a joint's parent");
+  }
+  // Of the offsets only those of the recordings that are read: there may be many more recordings than samples.
+  for (std::int64_t row = 0; row < job.samples; ++row) {
+    const std::int64_t clip = job.plan.clip[row];
+    check_range("plan.clip", row, clip, 0, job.recordings - 1, "a recording");
+    check_range("offsets", clip, job.offsets[clip], 0, job.recorded_frames, "where a recording begins");
+    check_range("offsets", clip + 1, job.offsets[clip + 1], job.offsets[clip], job.recorded_frames, "where a recording ends");
+    const std::int64_t recorded = job.offsets[clip + 1] - job.offsets[clip];
+    check_range("plan.start", row, job.plan.start[row], 0, recorded - 1, "the crop's first frame");
+    check_range("plan.length", row, job.plan.length[row], 1, recorded - job.plan.start[row], "the crop's length from its start");
+    job.dtype == Dtype::kFloat64 ? check_turnable<double>(job, row) : check_turnable<float>(job, row);
+  }
+}
+
+void sample_clips_cpu(const SampleJob& job, int threads) {
+  switch (job.dtype) {
+    case Dtype::kFloat32: return run<float>(job, threads);
+    case Dtype::kFloat64: return run<double>(job, threads);
+    default: throw std::invalid_argument("the CPU path samples float32 and float64 clips only");
+  }
+}
+
+}  // namespace shapmix

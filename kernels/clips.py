@@ -1,0 +1,133 @@
+"""Clip sampling on the fastest back end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shapmix import reference
+from shapmix.reference import CropPlan, Stream
+from shapmix.reference.clips import STREAMS
+
+from . import native
+from .checks import DTYPES, check_dtype, check_out, check_tensor, sum_dtype
+from .dispatch import choose, implementation
+
+
+def sample_clips(
+    frames: Tensor,
+    offsets: Tensor,
+    plan: CropPlan,
+    parents: Tensor,
+    *,
+    stream: Stream = "joint",
+    num_frames: int = 64,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Crop, linear resize to `num_frames`, rotation, and the stream's differences, in one pass over the frames needed.
+
+    Args:
+        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 where an angle is not zero.
+        offsets: [n + 1] int64, where each recording begins.
+        plan: one row a sample, on the device of the frames. On CPU tensors its values are checked; elsewhere they must be
+            as `CropPlan` says: recordings in 0..n-1 and crops of at least one frame inside them.
+        parents: [V] int64, the root its own parent.
+        stream: joint; bone (joint - parent); motion (next - current frame, last 0) of joint or of bone.
+        num_frames: T.
+        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        out: where to put the result, for loops that reuse a buffer.
+
+    Returns:
+        [N, C, T, V, M] of the frames' type, no gradient. A crop of T frames that is not turned is copied bit for bit; resizing
+        and turning are within a few roundings of the reference.
+
+    Raises:
+        TypeError: an argument's dtype.
+        ValueError: an argument's shape or device, an unknown stream; on CPU tensors also a row of the plan or a parent that
+            points outside, and an angle where C is not 3.
+        BackendError: the back end asked for cannot run.
+    """
+    if stream not in STREAMS:
+        raise ValueError(f"stream is '{stream}'; give one of {', '.join(STREAMS)}")
+    if torch.compiler.is_compiling():
+        columns = (plan.clip, plan.start, plan.length, plan.angles)
+        arguments = (frames, offsets, *columns, parents, stream, num_frames, backend)
+        return torch.ops.shapmix.sample_clips(*arguments)
+    if frames.dim() != 4 or frames.numel() == 0:
+        raise ValueError(f"frames has shape {list(frames.shape)}; give [F, M, V, C] with no axis empty")
+    check_dtype("frames", frames, DTYPES)
+    device, (n,) = frames.device, plan.clip.shape
+    _, people, joints, channels = frames.shape
+    if n == 0 or num_frames < 1:
+        raise ValueError(f"plan has {n} rows and num_frames is {num_frames}; give at least one of both")
+    if offsets.dim() != 1 or len(offsets) < 2:
+        raise ValueError(f"offsets has shape {list(offsets.shape)}; give [n + 1], one more than there are recordings")
+    check_tensor("offsets", offsets, offsets.shape, torch.int64, device, "frames")
+    for name in ("clip", "start", "length"):
+        check_tensor(f"plan.{name}", getattr(plan, name), (n,), torch.int64, device, "frames")
+    check_dtype("plan.angles", plan.angles, DTYPES)
+    check_tensor("plan.angles", plan.angles, (n, 3), plan.angles.dtype, device, "frames")
+    check_tensor("parents", parents, (joints,), torch.int64, device, "frames")
+    shape = (n, channels, num_frames, joints, people)
+    if out is not None:
+        check_out(out, shape, frames, "frames")
+
+    chosen = choose("sample_clips", frames, backend)
+    angles = plan.angles.to(sum_dtype(frames.dtype)).contiguous()
+    plan = CropPlan(plan.clip.contiguous(), plan.start.contiguous(), plan.length.contiguous(), angles)
+    frames, offsets, parents = frames.contiguous(), offsets.contiguous(), parents.contiguous()
+    if frames.is_cpu and chosen != "cpp":
+        native.check_crops(frames, offsets, plan, parents)
+    if chosen == "reference":
+        with torch.no_grad():
+            result = reference.sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames)
+        return result if out is None else out.copy_(result)
+
+    if out is None:
+        out = frames.new_empty(shape)
+    bone, motion = stream in ("bone", "bone_motion"), stream in ("motion", "bone_motion")
+    implementation(chosen).sample_clips(out, frames, offsets, plan, parents, bone, motion)
+    return out
+
+
+# The same op for torch.compile, the plan's fields one by one. Recordings are data: they get no gradient.
+
+
+@torch.library.custom_op(
+    "shapmix::sample_clips",
+    mutates_args=(),
+    schema="(Tensor frames, Tensor offsets, Tensor clip, Tensor start, Tensor length, Tensor angles, Tensor parents, "
+    "str stream, SymInt num_frames, str? backend) -> Tensor",
+)
+def _sample_clips(
+    frames: Tensor,
+    offsets: Tensor,
+    clip: Tensor,
+    start: Tensor,
+    length: Tensor,
+    angles: Tensor,
+    parents: Tensor,
+    stream: Stream,
+    num_frames: int,
+    backend: str | None,
+) -> Tensor:
+    plan = CropPlan(clip, start, length, angles)
+    return sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend)
+
+
+@_sample_clips.register_fake
+def _(
+    frames: Tensor,
+    offsets: Tensor,
+    clip: Tensor,
+    start: Tensor,
+    length: Tensor,
+    angles: Tensor,
+    parents: Tensor,
+    stream: Stream,
+    num_frames: int,
+    backend: str | None,
+) -> Tensor:
+    _, people, joints, channels = frames.shape
+    return frames.new_empty((len(clip), channels, num_frames, joints, people))

@@ -1,0 +1,179 @@
+"""CTR-GCN's graph convolution on the fastest back end, with its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shapmix import reference
+
+from .checks import DTYPES, check_dtype, check_tensor, row_stride, sum_dtype
+from .dispatch import choose, implementation, wants_gradient
+
+CHANNELS_LAST = torch.channels_last
+
+
+def graph_conv(
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+    *,
+    offset: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Sum over the subsets of features aggregated by their refined graphs; the graphs are never written to memory.
+
+    The graph of subset s and channel c between joints u and v is
+    shared[s, u, v] + bias[s, c] + sum_k weight[s, k, c] * tanh(left[u, s, k] - right[v, s, k]).
+
+    Args:
+        features: [N, S * C, T, V] in channels-last memory (copied into it otherwise), the subsets' products one after the
+            other; it may be the first channels of a wider tensor. C is a multiple of 8.
+        relation_terms: [N, V, 2, S, K], left and right; float64 for float64 features, else float32, like all that follows.
+        weight: [S, K, C], alpha times conv4's.
+        bias: [S, C], alpha times conv4's.
+        shared: [S, V, V], the graphs that all channels share.
+        offset: [C], or None. With it the result is rectified: relu(sum + offset + shortcut), for networks whose
+            normalisation is folded into their products; no gradient flows then.
+        shortcut: [N, C, T, V] of the features' type, or None; only with `offset`.
+        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+
+    Returns:
+        [N, C, T, V] of the features' type, in channels-last memory; sums in the type of the weight.
+
+    Raises:
+        TypeError: an argument's dtype.
+        ValueError: an argument's shape or device, a shortcut without an offset.
+        BackendError: the back end asked for cannot run.
+    """
+    if torch.compiler.is_compiling() or wants_gradient(features, relation_terms, weight, bias, shared):
+        if offset is not None and not torch.compiler.is_compiling():
+            raise ValueError("offset is given where a gradient is wanted; use torch.no_grad(), or add and rectify outside")
+        arguments = (features, relation_terms, weight, bias, shared, offset, shortcut, backend)
+        return torch.ops.shapmix.graph_conv(*arguments)
+    check_dtype("features", features, DTYPES)
+    if weight.dim() != 3 or features.dim() != 4:
+        raise ValueError(
+            f"features and weight have shapes {list(features.shape)} and {list(weight.shape)}; give [N, S * C, T, V] and [S, K, C]"
+        )
+    n, _, frames, joints = features.shape
+    subsets, relations, channels = weight.shape
+    device, wide = features.device, sum_dtype(features.dtype)
+    if channels % 8:
+        raise ValueError(f"weight has {channels} channels; give a multiple of 8")
+    check_tensor("features", features, (n, subsets * channels, frames, joints), features.dtype, device, "features")
+    check_tensor("weight", weight, weight.shape, wide, device, "features")
+    check_tensor("relation_terms", relation_terms, (n, joints, 2, subsets, relations), wide, device, "features")
+    check_tensor("bias", bias, (subsets, channels), wide, device, "features")
+    check_tensor("shared", shared, (subsets, joints, joints), wide, device, "features")
+    shape = (n, channels, frames, joints)
+    if offset is not None:
+        check_tensor("offset", offset, (channels,), wide, device, "features")
+    if shortcut is not None:
+        if offset is None:
+            raise ValueError("shortcut is given without an offset; add it outside, or give zeros as the offset")
+        check_tensor("shortcut", shortcut, shape, features.dtype, device, "features")
+
+    chosen = choose("graph_conv", features, backend)
+    if chosen == "reference":
+        return reference.graph_conv(features, relation_terms, weight, bias, shared, offset=offset, shortcut=shortcut)
+    out = torch.empty(shape, dtype=features.dtype, device=device, memory_format=CHANNELS_LAST)
+    implementation(chosen).graph_conv(
+        out,
+        rows_of_channels(features),
+        relation_terms.contiguous(),
+        weight.contiguous(),
+        bias.contiguous(),
+        shared.contiguous(),
+        None if offset is None else offset.contiguous(),
+        None if shortcut is None else rows_of_channels(shortcut),
+    )
+    return out
+
+
+def rows_of_channels(x: Tensor) -> Tensor:
+    """[N, C, T, V] whose joints lie evenly spaced, each joint's channels together; a channels-last copy otherwise.
+
+    A slice of the channels of a channels-last tensor is taken as it is.
+    """
+    return x.contiguous(memory_format=CHANNELS_LAST) if row_stride(x) is None else x
+
+
+# The op and its gradient, an op too, for autograd and torch.compile.
+
+
+@torch.library.custom_op(
+    "shapmix::graph_conv",
+    mutates_args=(),
+    schema="(Tensor features, Tensor relation_terms, Tensor weight, Tensor bias, Tensor shared, Tensor? offset, "
+    "Tensor? shortcut, str? backend) -> Tensor",
+)
+def _graph_conv(
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+    offset: Tensor | None,
+    shortcut: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    with torch.no_grad():
+        y = graph_conv(features, relation_terms, weight, bias, shared, offset=offset, shortcut=shortcut, backend=backend)
+        return y.contiguous(memory_format=CHANNELS_LAST)
+
+
+@_graph_conv.register_fake
+def _(features: Tensor, _terms: Tensor, weight: Tensor, *_arguments: object) -> Tensor:
+    n, _, frames, joints = features.shape
+    return torch.empty(
+        (n, weight.shape[2], frames, joints), dtype=features.dtype, device=features.device, memory_format=CHANNELS_LAST
+    )
+
+
+@torch.library.custom_op(
+    "shapmix::graph_conv_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor features, Tensor relation_terms, Tensor weight, Tensor bias, Tensor shared, str? backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _graph_conv_backward(
+    grad: Tensor, features: Tensor, relation_terms: Tensor, weight: Tensor, bias: Tensor, shared: Tensor, backend: str | None
+) -> tuple[Tensor, ...]:
+    chosen = choose("graph_conv", features, backend)
+    inputs = (features, relation_terms, weight, bias, shared)
+    if chosen == "reference":
+        of_features, *of_others = reference.graph_conv_backward(grad, *inputs)
+        return of_features.contiguous(memory_format=CHANNELS_LAST), *(value.contiguous() for value in of_others)
+    to_features = torch.empty(features.shape, dtype=features.dtype, device=features.device, memory_format=CHANNELS_LAST)
+    others = [value.contiguous() for value in inputs[1:]]
+    to_others = [torch.empty_like(value) for value in others]
+    features = features.contiguous(memory_format=CHANNELS_LAST)
+    grad = grad.contiguous(memory_format=CHANNELS_LAST)
+    implementation(chosen).graph_conv_backward(to_features, *to_others, grad, features, *others)
+    return to_features, *to_others
+
+
+@_graph_conv_backward.register_fake
+def _(grad: Tensor, features: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    tensors = [torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in others[:4]]
+    return torch.empty_like(features, memory_format=CHANNELS_LAST), *tensors
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, offset, _shortcut, ctx.backend = inputs
+    if offset is not None:
+        raise ValueError("graph_conv has no gradient where an offset is given; add and rectify outside")
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.shapmix.graph_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
+
+
+_graph_conv.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,147 @@
+"""The logit-adjusted loss of clean and mixed clips on the fastest back end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shapmix import reference
+
+from . import native
+from .checks import DTYPES, SUM_DTYPES, check_dtype, check_tensor, sum_dtype
+from .dispatch import choose, implementation, wants_gradient
+
+
+def balanced_mix_loss(
+    logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logit-adjusted cross-entropy of the batch [clean; mixed], without writing targets or log-probabilities.
+
+    Args:
+        logits: [2N, K] floating point, of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed. Half
+            types are summed in float32.
+        labels: [N] int64.
+        partner: [N] int64, the sample mixed in.
+        lam: [N] float32 or float64, the partner's share of the label (`MixPlan.label_share`).
+        log_prior: [K] float32 (float64 for float64 logits), log of the class frequencies; zeros give plain cross-entropy.
+        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+
+    Returns:
+        (clean, mixed) in the type of `log_prior`, each a mean over N; mixed is 0 where nothing is mixed. The training loss is
+        their sum. Gradients flow to the logits alone.
+
+    Raises:
+        TypeError: an argument's dtype.
+        ValueError: an argument's shape or device; on CPU tensors also a label outside the classes or a partner outside the
+            batch.
+        BackendError: the back end asked for cannot run.
+    """
+    if torch.compiler.is_compiling() or wants_gradient(logits):
+        losses, _ = torch.ops.shapmix.balanced_mix_loss(logits, labels, partner, lam, log_prior, backend)
+    else:
+        losses, _ = _forward(logits, labels, partner, lam, log_prior, backend)
+    clean, mixed = losses.unbind()
+    return clean, mixed
+
+
+def _forward(
+    logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """The losses [2] and, for the gradient, the log of each row's sum of exponentials."""
+    n, device = len(labels), logits.device
+    if logits.dim() != 2 or n == 0 or len(logits) not in (n, 2 * n) or logits.numel() == 0:
+        raise ValueError(
+            f"logits has shape {list(logits.shape)} beside {n} labels; give [2N, K] of clean and mixed clips, or [N, K]"
+        )
+    check_dtype("logits", logits, DTYPES)
+    check_tensor("labels", labels, (n,), torch.int64, device, "logits")
+    check_tensor("partner", partner, (n,), torch.int64, device, "logits")
+    check_dtype("lam", lam, SUM_DTYPES)
+    check_tensor("lam", lam, (n,), lam.dtype, device, "logits")
+    check_tensor("log_prior", log_prior, (logits.shape[1],), sum_dtype(logits.dtype), device, "logits")
+
+    chosen = choose("balanced_mix_loss", logits, backend)
+    labels, partner, lam, log_prior = _ready(labels, partner, lam, log_prior)
+    if logits.is_cpu and chosen != "cpp":
+        native.check_targets(labels, partner, logits.shape[1])
+    if chosen == "reference":
+        losses = torch.stack(reference.balanced_mix_loss(logits, labels, partner, lam, log_prior))
+        return losses, (logits + log_prior).logsumexp(1)
+
+    losses, row_sums = log_prior.new_empty(2), log_prior.new_empty(len(logits))
+    implementation(chosen).balanced_mix_loss(losses, row_sums, logits.contiguous(), labels, partner, lam, log_prior)
+    return losses, row_sums
+
+
+def _ready(labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the kernels read them: contiguous, the share in the type of the sums."""
+    return labels.contiguous(), partner.contiguous(), lam.to(log_prior.dtype).contiguous(), log_prior.contiguous()
+
+
+# The op and its gradient, an op too, for autograd and torch.compile.
+
+
+@torch.library.custom_op(
+    "shapmix::balanced_mix_loss",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor labels, Tensor partner, Tensor lam, Tensor log_prior, str? backend) -> (Tensor, Tensor)",
+)
+def _balanced_mix_loss(
+    logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return _forward(logits, labels, partner, lam, log_prior, backend)
+
+
+@_balanced_mix_loss.register_fake
+def _(
+    logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return log_prior.new_empty(2), log_prior.new_empty(len(logits))
+
+
+@torch.library.custom_op(
+    "shapmix::balanced_mix_loss_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor row_sums, Tensor logits, Tensor labels, Tensor partner, Tensor lam, Tensor log_prior, "
+    "str? backend) -> Tensor",
+)
+def _balanced_mix_loss_backward(
+    grad: Tensor,
+    row_sums: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    lam: Tensor,
+    log_prior: Tensor,
+    backend: str | None,
+) -> Tensor:
+    chosen = choose("balanced_mix_loss", logits, backend)
+    labels, partner, lam, log_prior = _ready(labels, partner, lam, log_prior)
+    if chosen == "reference":
+        return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam, log_prior)
+    to_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    implementation(chosen).balanced_mix_loss_backward(
+        to_logits, grad.contiguous(), row_sums, logits.contiguous(), labels, partner, lam, log_prior
+    )
+    return to_logits
+
+
+@_balanced_mix_loss_backward.register_fake
+def _(grad: Tensor, row_sums: Tensor, logits: Tensor, *_arguments: object) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _grad_row_sums: Tensor) -> tuple[Tensor | None, ...]:
+    to_logits = torch.ops.shapmix.balanced_mix_loss_backward(grad, *ctx.saved_tensors, ctx.backend)
+    return to_logits, None, None, None, None, None
+
+
+_balanced_mix_loss.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,167 @@
+"""Batch normalisation with shortcut and rectifier on the fastest back end, with its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shapmix import reference
+
+from .checks import DTYPES, check_dtype, check_tensor, sum_dtype
+from .dispatch import choose, implementation, wants_gradient
+from .graph import CHANNELS_LAST, rows_of_channels
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """max(normalised(x) * weight + bias + shortcut, lowest), the statistics those of the batch.
+
+    Args:
+        x: [N, C, T, V] floating point in channels-last memory (copied into it otherwise).
+        weight, bias: [C], float64 for float64 x, else float32, like `lowest`.
+        lowest: [C]: 0 rectifies a channel, -infinity leaves it.
+        shortcut: [N, C, T, V] of x's type, or None.
+        eps: added to the variance.
+        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+
+    Returns:
+        (result [N, C, T, V] of x's type in channels-last memory, mean [C], biased variance [C]); no gradient flows through
+        the statistics returned. Sums are taken in float64.
+
+    Raises:
+        TypeError: an argument's dtype.
+        ValueError: an argument's shape or device.
+        BackendError: the back end asked for cannot run.
+    """
+    tensors = (x, weight, bias) if shortcut is None else (x, weight, bias, shortcut)
+    if torch.compiler.is_compiling() or wants_gradient(*tensors):
+        return torch.ops.shapmix.batch_norm(x, weight, bias, lowest, shortcut, eps, backend)
+    check_dtype("x", x, DTYPES)
+    if x.dim() != 4 or x.numel() == 0:
+        raise ValueError(f"x has shape {list(x.shape)}; give [N, C, T, V] with no axis empty")
+    for name, value in (("weight", weight), ("bias", bias), ("lowest", lowest)):
+        check_tensor(name, value, (x.shape[1],), sum_dtype(x.dtype), x.device, "x")
+    if shortcut is not None:
+        check_tensor("shortcut", shortcut, tuple(x.shape), x.dtype, x.device, "x")
+
+    chosen = choose("batch_norm", x, backend)
+    if chosen == "reference":
+        return reference.batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=eps)
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    out, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    shortcut = None if shortcut is None else rows_of_channels(shortcut)
+    implementation(chosen).batch_norm(
+        out, mean, variance, x, shortcut, weight.contiguous(), bias.contiguous(), lowest.contiguous(), eps
+    )
+    return out, mean, variance
+
+
+# The op and its gradient, an op too, for autograd and torch.compile.
+
+
+@torch.library.custom_op(
+    "shapmix::batch_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor lowest, Tensor? shortcut, float eps, str? backend) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, lowest: Tensor, shortcut: Tensor | None, eps: float, backend: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        out, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=eps, backend=backend)
+        return out.contiguous(memory_format=CHANNELS_LAST), mean, variance
+
+
+@_batch_norm.register_fake
+def _(x: Tensor, weight: Tensor, *_arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=CHANNELS_LAST), torch.empty_like(weight), torch.empty_like(weight)
+
+
+@torch.library.custom_op(
+    "shapmix::batch_norm_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor out, Tensor mean, Tensor variance, Tensor x, Tensor weight, Tensor bias, Tensor lowest, "
+    "bool with_shortcut, float eps, str? backend) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _batch_norm_backward(
+    grad: Tensor,
+    out: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    with_shortcut: bool,
+    eps: float,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    chosen = choose("batch_norm", x, backend)
+    grad, x = grad.contiguous(memory_format=CHANNELS_LAST), x.contiguous(memory_format=CHANNELS_LAST)
+    to_shortcut = torch.empty_like(x) if with_shortcut else x.new_empty(0)
+    if chosen == "reference":
+        to_x, passed, *to_others = reference.batch_norm_backward(grad, out, mean, variance, x, weight, lowest, eps=eps)
+        return to_x, to_shortcut.copy_(passed) if with_shortcut else to_shortcut, *to_others
+    to_x, to_weight, to_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    implementation(chosen).batch_norm_backward(
+        to_x,
+        to_shortcut if with_shortcut else None,
+        to_weight,
+        to_bias,
+        grad,
+        out,
+        mean,
+        variance,
+        x,
+        weight.contiguous(),
+        bias.contiguous(),
+        lowest.contiguous(),
+        eps,
+    )
+    return to_x, to_shortcut, to_weight, to_bias
+
+
+@_batch_norm_backward.register_fake
+def _(
+    grad: Tensor,
+    out: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    with_shortcut: bool,
+    eps: float,
+    backend: str | None,
+) -> tuple[Tensor, ...]:
+    like_x = torch.empty_like(x, memory_format=CHANNELS_LAST)
+    to_shortcut = torch.empty_like(like_x) if with_shortcut else x.new_empty(0)
+    return like_x, to_shortcut, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, lowest, shortcut, ctx.eps, ctx.backend = inputs
+    ctx.with_shortcut = shortcut is not None
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output, x, weight, bias, lowest)
+
+
+def _backward(ctx: Any, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor | None, ...]:
+    options = (ctx.with_shortcut, ctx.eps, ctx.backend)
+    to_x, to_shortcut, to_weight, to_bias = torch.ops.shapmix.batch_norm_backward(grad, *ctx.saved_tensors, *options)
+    return to_x, to_weight, to_bias, None, to_shortcut if ctx.with_shortcut else None, None, None
+
+
+_batch_norm.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,182 @@
+"""Drawing the mixing plan on the fastest back end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shapmix import reference
+from shapmix.reference import MixPlan
+from shapmix.reference.plan import window_range
+
+from . import native
+from .checks import SUM_DTYPES, check_dtype, check_tensor
+from .dispatch import choose, implementation
+
+
+def draw_plan(
+    labels: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    num_frames: int,
+    *,
+    seed: int,
+    step: int | Tensor,
+    guided: bool = True,
+    temperature: float = 0.2,
+    blend_probability: float = 0.25,
+    backend: str | None = None,
+) -> MixPlan:
+    """Who is mixed with whom, through which window, and which parts are pasted; nothing is read back to the host.
+
+    Guided by saliency (Shap-Mix), each sample draws a combination of parts from the softmax of the rarer class of its pair:
+    the partner's combination is pasted where the partner's class is the rarer, else the complement, so that the sample keeps
+    its own salient parts. Not guided (ST-Mix), one random combination is pasted in the whole batch.
+
+    Args:
+        labels: [N] int64 class ids, N at least 3.
+        saliency: [K, Q] float32 or float64.
+        priority: [K] int64, larger = more training samples (the class counts; the published code uses K - class id).
+        combinations: [Q] int64 bit sets, `Layout.combinations`.
+        part_of_joint: [V] int64.
+        num_frames: T, a multiple of 4 and at least 8.
+        seed: of every draw, 0 to 2^64 - 1.
+        step: of the training; a 0-dim int64 tensor on the device of the labels keeps the host out of it.
+        guided: Shap-Mix; False is ST-Mix.
+        temperature: of the softmax, above 0, in units of the saliency.
+        blend_probability: of Mixup of whole clips in place of pasting; 1 is plain Mixup.
+        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+
+    Returns:
+        The plan of the reference: the same numbers for the same seed and step on every back end. (The softmax is taken in
+        float64; a draw would have to fall within its last bits of a boundary to differ.)
+
+    Raises:
+        TypeError: an argument's dtype.
+        ValueError: an argument's shape or device, fewer than 3 samples, a clip length without windows, a temperature that is
+            not positive; on CPU tensors also a label outside the classes or bits that are no part's.
+        BackendError: the back end asked for cannot run.
+    """
+    if torch.compiler.is_compiling():
+        on_host, on_device = (0, step) if isinstance(step, Tensor) else (step, None)
+        options = (num_frames, seed, on_host, on_device, guided, temperature, blend_probability, backend)
+        fields, lam, blend = torch.ops.shapmix.draw_plan(labels, saliency, priority, combinations, part_of_joint, *options)
+        return _plan(fields, lam, blend)
+    device, n = labels.device, len(labels)
+    if n < 3:
+        raise ValueError(f"mixing needs a batch of at least 3 clips, not {n}: the partner shift is drawn from 1..N-2")
+    if saliency.dim() != 2 or saliency.numel() == 0:
+        raise ValueError(f"saliency has shape {list(saliency.shape)}; give [K, Q] with no axis empty")
+    classes, columns = saliency.shape
+    check_dtype("saliency", saliency, SUM_DTYPES)
+    check_tensor("labels", labels, (n,), torch.int64, device, "labels")
+    check_tensor("saliency", saliency, (classes, columns), saliency.dtype, device, "labels")
+    check_tensor("priority", priority, (classes,), torch.int64, device, "labels")
+    check_tensor("combinations", combinations, (columns,), torch.int64, device, "labels")
+    check_tensor("part_of_joint", part_of_joint, part_of_joint.shape, torch.int64, device, "labels")
+    if isinstance(step, Tensor):
+        check_tensor("step", step, (), torch.int64, device, "labels")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; give a number above 0")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}; give an integer in 0..2^64-1")
+    shortest, longest = window_range(num_frames)
+
+    chosen = choose("draw_plan", saliency, backend)
+    labels, saliency, priority = labels.contiguous(), saliency.contiguous(), priority.contiguous()
+    combinations, part_of_joint = combinations.contiguous(), part_of_joint.contiguous()
+    if labels.is_cpu and chosen != "cpp":
+        native.check_draw(labels, saliency, combinations, part_of_joint)
+    if chosen == "reference":
+        return reference.draw_plan(
+            labels,
+            saliency,
+            priority,
+            combinations,
+            part_of_joint,
+            num_frames,
+            seed=seed,
+            step=step,
+            guided=guided,
+            temperature=temperature,
+            blend_probability=blend_probability,
+        )
+
+    fields = labels.new_empty((6, n))
+    lam, blend = fields.new_empty(n, dtype=torch.float64), fields.new_empty(n, dtype=torch.bool)
+    implementation(chosen).draw_plan(
+        fields,
+        lam,
+        blend,
+        labels,
+        saliency,
+        priority,
+        combinations,
+        part_of_joint,
+        num_frames,
+        shortest,
+        longest,
+        seed,
+        step,
+        guided,
+        temperature,
+        blend_probability,
+    )
+    return _plan(fields, lam, blend)
+
+
+def _plan(fields: Tensor, lam: Tensor, blend: Tensor) -> MixPlan:
+    """From the integer fields [6, N] in the order of `MixPlan`."""
+    partner, parts, start, length, source_start, source_length = fields.unbind()
+    return MixPlan(partner, parts, start, length, source_start, source_length, lam, blend)
+
+
+# The same op for torch.compile. Its results may not share memory, so the integer fields come as one tensor.
+
+
+@torch.library.custom_op(
+    "shapmix::draw_plan",
+    mutates_args=(),
+    schema="(Tensor labels, Tensor saliency, Tensor priority, Tensor combinations, Tensor part_of_joint, SymInt num_frames, "
+    "SymInt seed, SymInt step, Tensor? step_on_device, bool guided, float temperature, float blend_probability, str? backend) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+def _draw_plan(
+    labels: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    num_frames: int,
+    seed: int,
+    step: int,
+    step_on_device: Tensor | None,
+    guided: bool,
+    temperature: float,
+    blend_probability: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = draw_plan(
+        labels,
+        saliency,
+        priority,
+        combinations,
+        part_of_joint,
+        num_frames,
+        seed=seed,
+        step=step if step_on_device is None else step_on_device,
+        guided=guided,
+        temperature=temperature,
+        blend_probability=blend_probability,
+        backend=backend,
+    )
+    *fields, lam, blend = vars(plan).values()
+    return torch.stack(fields), lam, blend
+
+
+@_draw_plan.register_fake
+def _(labels: Tensor, *_arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    n = len(labels)
+    return labels.new_empty((6, n)), labels.new_empty(n, dtype=torch.float64), labels.new_empty(n, dtype=torch.bool)

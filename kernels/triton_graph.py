@@ -1,0 +1,420 @@
+"""CTR-GCN's graph convolution and its gradient as Triton kernels; the refined graphs live in registers only.
+
+One program builds the tile [u, v, c] of one subset's graphs: tanh of the differences once for all its channels, then a matrix
+product over the relations. It aggregates by a batch of small matrix products, one a channel, as no two channels share a graph.
+The forward takes a block of joints u with all v and adds the subsets up; the backward takes a block of joints v with all u, so
+that it reads and writes every feature once.
+
+Global memory sees the features and the output (backward: the features, their gradient and the output's gradient), each element
+once; programs that differ in their block of joints alone are neighbours and read the rest of a row again from L2. Beside that
+come the relation terms and, in the backward, the partial sums. The floor is those bytes over the memory's bandwidth while
+2 V (T + K) operations a graph's row hide behind them: on an H100 with half-precision features, whose products run on tensor
+cores, where T + K is at most about 100. float32 products are exact ("ieee") and thus run on the CUDA cores, which bounds them.
+tanh is the other cost: each block of channels takes it anew, U V K of them a subset, so that many relations want wide blocks.
+
+Half-precision features are multiplied with a graph split into two halves, the second holding what rounding took from the first:
+22 bits of it in float16, as far as its range goes, 16 in bfloat16. Every sum is float32's, or float64's for float64.
+"""
+
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import row_stride
+
+
+@triton.jit
+def tanh(x):
+    """As accurate as torch's, and as quick as the exponential: expm1(-2|x|) is a series near 0, where exp - 1 cancels."""
+    TERMS: tl.constexpr = 19 if x.dtype == tl.float64 else 11
+    y = -2.0 * tl.abs(x)
+    series = tl.full(x.shape, 1.0, x.dtype)
+    for term in tl.static_range(TERMS, 1, -1):
+        series = 1.0 + series * (y * (1.0 / term))
+    expm1 = tl.where(y > -1.0, series * y, tl.exp(y) - 1.0)
+    magnitude = -expm1 / (expm1 + 2.0)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def split(index, size):
+    """Position on the innermost axis and what is left for the outer ones."""
+    return index % size, index // size
+
+
+@triton.jit
+def load_rows(rows, frame, joint, channel, frames, joints, channels, stride):
+    """Tile [c, t, v] of one clip in rows of channels, 0 outside."""
+    at = (frame[None, :, None] * joints + joint[None, None, :]) * stride + channel[:, None, None]
+    inside = (channel < channels)[:, None, None] & (frame < frames)[None, :, None] & (joint < joints)[None, None, :]
+    return tl.load(rows + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(rows, tile, frame, joint, channel, frames, joints, channels, stride):
+    """Writes what of the tile [c, t, v] lies inside."""
+    at = (frame[None, :, None] * joints + joint[None, None, :]) * stride + channel[:, None, None]
+    inside = (channel < channels)[:, None, None] & (frame < frames)[None, :, None] & (joint < joints)[None, None, :]
+    tl.store(rows + at, tile.to(rows.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_relation(terms, u, v, joints, SUBSETS: tl.constexpr, RELATIONS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """tanh(left - right) [u * v, k] of one clip and subset, 0 outside."""
+    k = tl.arange(0, BLOCK_K)[None, :]
+    inside = k < RELATIONS
+    left = tl.load(terms + u[:, None] * (2 * SUBSETS * RELATIONS) + k, mask=(u < joints)[:, None] & inside, other=0.0)
+    terms += SUBSETS * RELATIONS
+    right = tl.load(terms + v[:, None] * (2 * SUBSETS * RELATIONS) + k, mask=(v < joints)[:, None] & inside, other=0.0)
+    difference = left[:, None, :] - right[None, :, :]
+    return tanh(tl.reshape(difference, [u.shape[0] * v.shape[0], BLOCK_K]))
+
+
+@triton.jit
+def load_weight(weight, channel, channels, RELATIONS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Tile [k, c] of one subset's weight, 0 outside."""
+    k = tl.arange(0, BLOCK_K)[:, None]
+    return tl.load(weight + k * channels + channel[None, :], mask=(k < RELATIONS) & (channel < channels)[None, :], other=0.0)
+
+
+@triton.jit
+def refined_graph(relation, weight, bias, shared, u, v, channel, joints, channels, PRECISION: tl.constexpr):
+    """Tile [u * v, c] of one subset's graphs."""
+    SIZE: tl.constexpr = u.shape[0] * v.shape[0]
+    inside = (u < joints)[:, None] & (v < joints)[None, :]
+    base = tl.reshape(tl.load(shared + u[:, None] * joints + v[None, :], mask=inside, other=0.0), [SIZE, 1])
+    base = base + tl.load(bias + channel, mask=channel < channels, other=0.0)[None, :]
+    return tl.dot(relation, weight, acc=base, input_precision=PRECISION, out_dtype=base.dtype)
+
+
+@triton.jit
+def aggregate(rows, graph, acc, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """acc [c, t, j] + rows [c, t, i] times graph [c, i, j]; the graph goes in as PARTS numbers of the rows' type."""
+    for _ in tl.static_range(PARTS):
+        part = graph.to(rows.dtype)
+        acc = tl.dot(rows, part, acc=acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        graph -= part.to(graph.dtype)
+    return acc
+
+
+@triton.jit
+def graph_conv_kernel(
+    out,
+    features,
+    relation_terms,
+    weight,
+    bias,
+    shared,
+    offset,
+    shortcut,
+    frames,
+    joints,
+    channels,
+    feature_stride,
+    shortcut_stride,
+    SUBSETS: tl.constexpr,
+    RELATIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One block of joints u, frames and channels of one clip."""
+    u_block, of_channels = split(tl.program_id(0), tl.cdiv(joints, BLOCK_U))
+    c_block, of_frames = split(of_channels, tl.cdiv(channels, BLOCK_C))
+    t_block, clip = split(of_frames, tl.cdiv(frames, BLOCK_T))
+    u = u_block * BLOCK_U + tl.arange(0, BLOCK_U)
+    channel = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    frame = t_block * BLOCK_T + tl.arange(0, BLOCK_T)
+    v = tl.arange(0, BLOCK_V)
+    clip = clip.to(tl.int64)
+    features += clip * frames * joints * feature_stride
+    relation_terms += clip * joints * (2 * SUBSETS * RELATIONS)
+
+    acc = tl.zeros([BLOCK_C, BLOCK_T, BLOCK_U], weight.dtype.element_ty)
+    for _ in range(SUBSETS):
+        relation = load_relation(relation_terms, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
+        factors = load_weight(weight, channel, channels, RELATIONS, BLOCK_K)
+        graph = refined_graph(relation, factors, bias, shared, u, v, channel, joints, channels, PRECISION)
+        graph = tl.permute(tl.reshape(graph, [BLOCK_U, BLOCK_V, BLOCK_C]), [2, 1, 0])
+        rows = load_rows(features, frame, v, channel, frames, joints, channels, feature_stride)
+        acc = aggregate(rows, graph, acc, PARTS, PRECISION)
+        features += channels
+        relation_terms += RELATIONS
+        weight += RELATIONS * channels
+        bias += channels
+        shared += joints * joints
+
+    if offset is not None:
+        acc += tl.load(offset + channel, mask=channel < channels, other=0.0)[:, None, None]
+        if shortcut is not None:
+            shortcut += clip * frames * joints * shortcut_stride
+            acc += load_rows(shortcut, frame, u, channel, frames, joints, channels, shortcut_stride).to(acc.dtype)
+        acc = tl.where(acc < 0, 0.0, acc)  # as torch's ReLU, NaN stays
+    store_rows(out + clip * frames * joints * channels, acc, frame, u, channel, frames, joints, channels, channels)
+
+
+@triton.jit
+def graph_conv_gradient_kernel(
+    to_features,
+    to_left,
+    to_right,
+    to_weight,
+    to_bias,
+    to_shared,
+    grad,
+    features,
+    relation_terms,
+    weight,
+    bias,
+    shared,
+    clips,
+    clips_each,
+    frames,
+    joints,
+    channels,
+    feature_stride,
+    SUBSETS: tl.constexpr,
+    RELATIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One block of joints v and of channels of one subset, for a run of clips.
+
+    Partial sums: to_left [v blocks, c blocks, N, V, S, K], to_right [c blocks, N, V, S, K],
+    to_weight [runs, v blocks, S, K, C], to_bias [runs, v blocks, S, C], to_shared [runs, c blocks, S, V, V].
+    """
+    v_blocks, c_blocks = tl.cdiv(joints, BLOCK_V), tl.cdiv(channels, BLOCK_C)
+    v_block, of_channels = split(tl.program_id(0), v_blocks)
+    c_block, of_subsets = split(of_channels, c_blocks)
+    subset, run = split(of_subsets, SUBSETS)
+    run = run.to(tl.int64)
+    u = tl.arange(0, BLOCK_U)
+    v = v_block * BLOCK_V + tl.arange(0, BLOCK_V)
+    channel = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.arange(0, BLOCK_K)
+    WIDE: tl.constexpr = weight.dtype.element_ty
+    TERMS: tl.constexpr = SUBSETS * RELATIONS
+
+    features += subset * channels
+    to_features += subset * channels
+    relation_terms += subset * RELATIONS
+    factors = load_weight(weight + subset * RELATIONS * channels, channel, channels, RELATIONS, BLOCK_K)
+    bias += subset * channels
+    shared += subset * joints * joints
+    to_left += (v_block * c_blocks + c_block).to(tl.int64) * clips * joints * TERMS + subset * RELATIONS
+    to_right += c_block.to(tl.int64) * clips * joints * TERMS + subset * RELATIONS
+
+    of_weight = tl.zeros([BLOCK_C, BLOCK_K], WIDE)
+    of_bias = tl.zeros([BLOCK_C], WIDE)
+    of_shared = tl.zeros([BLOCK_U, BLOCK_V], WIDE)
+    for clip in range(run * clips_each, tl.minimum((run + 1) * clips_each, clips)):
+        first_row = clip * frames * joints
+        terms = relation_terms + clip * joints * (2 * TERMS)
+        relation = load_relation(terms, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
+        graph = refined_graph(relation, factors, bias, shared, u, v, channel, joints, channels, PRECISION)
+        graph = tl.permute(tl.reshape(graph, [BLOCK_U, BLOCK_V, BLOCK_C]), [2, 0, 1])
+        of_graph = tl.zeros([BLOCK_C, BLOCK_U, BLOCK_V], WIDE)
+        for begin in range(0, frames, BLOCK_T):
+            frame = begin + tl.arange(0, BLOCK_T)
+            from_out = load_rows(grad + first_row * channels, frame, u, channel, frames, joints, channels, channels)
+            of_rows = aggregate(from_out, graph, tl.zeros([BLOCK_C, BLOCK_T, BLOCK_V], WIDE), PARTS, PRECISION)
+            to = to_features + first_row * feature_stride
+            store_rows(to, of_rows, frame, v, channel, frames, joints, channels, feature_stride)
+            rows = load_rows(features + first_row * feature_stride, frame, v, channel, frames, joints, channels, feature_stride)
+            of_graph = tl.dot(
+                tl.permute(from_out, [0, 2, 1]), rows, acc=of_graph, input_precision=PRECISION, out_dtype=WIDE
+            )
+
+        of_shared += tl.sum(of_graph, 0)
+        of_bias += tl.sum(tl.sum(of_graph, 2), 1)
+        # a product of its own for each joint u: as one, its depth of U V would be a single warp's work
+        by_u = tl.dot(
+            tl.permute(of_graph, [1, 0, 2]),
+            tl.reshape(relation, [BLOCK_U, BLOCK_V, BLOCK_K]),
+            input_precision=PRECISION,
+            out_dtype=WIDE,
+        )
+        of_weight += tl.sum(by_u, 0)
+        of_relation = tl.dot(
+            tl.reshape(tl.permute(of_graph, [1, 2, 0]), [BLOCK_U * BLOCK_V, BLOCK_C]),
+            tl.trans(factors),
+            input_precision=PRECISION,
+            out_dtype=WIDE,
+        )
+        of_difference = tl.reshape(of_relation * (1.0 - relation * relation), [BLOCK_U, BLOCK_V, BLOCK_K])
+        of_left = to_left + (clip * joints + u[:, None]) * TERMS + k[None, :]
+        tl.store(of_left, tl.sum(of_difference, 1), mask=(u < joints)[:, None] & (k < RELATIONS)[None, :])
+        of_right = to_right + (clip * joints + v[:, None]) * TERMS + k[None, :]
+        tl.store(of_right, -tl.sum(of_difference, 0), mask=(v < joints)[:, None] & (k < RELATIONS)[None, :])
+
+    is_channel = channel < channels
+    of_run = (run * v_blocks + v_block) * SUBSETS + subset
+    tl.store(
+        to_weight + (of_run * RELATIONS + k[None, :]) * channels + channel[:, None],
+        of_weight,
+        mask=is_channel[:, None] & (k < RELATIONS)[None, :],
+    )
+    tl.store(to_bias + of_run * channels + channel, of_bias, mask=is_channel)
+    to_shared += ((run * c_blocks + c_block) * SUBSETS + subset) * joints * joints
+    tl.store(
+        to_shared + u[:, None] * joints + v[None, :],
+        of_shared,
+        mask=(u < joints)[:, None] & (v < joints)[None, :],
+    )
+
+
+class Launch(NamedTuple):
+    """How a kernel is cut into programs for one type of features."""
+
+    channels: int
+    frames: int
+    joints: int  # a block of u in the forward, of v in the backward
+    num_warps: int
+
+
+FORWARD = {
+    torch.float32: Launch(8, 32, 16, 8),
+    torch.float64: Launch(8, 16, 8, 8),
+    torch.float16: Launch(16, 32, 16, 8),
+    torch.bfloat16: Launch(16, 32, 16, 8),
+}
+BACKWARD = {
+    torch.float32: Launch(8, 16, 16, 8),
+    torch.float64: Launch(8, 16, 8, 8),
+    torch.float16: Launch(16, 32, 16, 8),
+    torch.bfloat16: Launch(16, 32, 16, 8),
+}
+PARTS = {torch.float32: 1, torch.float64: 1, torch.float16: 2, torch.bfloat16: 2}
+PRECISION = {torch.float32: "ieee", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
+SHORTEST_DEPTH = 8  # of a float32 product
+SHORTEST_BLOCK = 16
+PROGRAMS = 2048  # of the backward: enough to fill any GPU, few enough that their partial sums are small beside the features
+
+
+def block_of(size: int) -> int:
+    """The block that holds an axis."""
+    return max(SHORTEST_BLOCK, int(triton.next_power_of_2(size)))
+
+
+def constants(features: Tensor, weight: Tensor, launch: Launch) -> dict[str, int | str]:
+    """What both kernels are specialised for beside their blocks of joints."""
+    subsets, relations, _ = weight.shape
+    return {
+        "SUBSETS": subsets,
+        "RELATIONS": relations,
+        "BLOCK_C": launch.channels,
+        "BLOCK_T": min(launch.frames, block_of(features.shape[2])),
+        "BLOCK_K": triton.next_power_of_2(max(relations, SHORTEST_DEPTH)),
+        "PARTS": PARTS[features.dtype],
+        "PRECISION": PRECISION[features.dtype],
+        "num_warps": launch.num_warps,
+    }
+
+
+def graph_conv(
+    out: Tensor,
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+    offset: Tensor | None,
+    shortcut: Tensor | None,
+) -> None:
+    """Writes `out` [N, C, T, V], channels-last; the features and the shortcut are rows of channels, the rest is contiguous."""
+    clips, _, frames, joints = features.shape
+    channels = weight.shape[2]
+    launch = FORWARD[features.dtype]
+    sizes = constants(features, weight, launch)
+    blocks = triton.cdiv(joints, launch.joints) * triton.cdiv(channels, launch.channels) * triton.cdiv(frames, sizes["BLOCK_T"])
+    graph_conv_kernel[(clips * blocks,)](
+        out,
+        features,
+        relation_terms,
+        weight,
+        bias,
+        shared,
+        offset,
+        shortcut,
+        frames,
+        joints,
+        channels,
+        row_stride(features),
+        0 if shortcut is None else row_stride(shortcut),
+        BLOCK_U=launch.joints,
+        BLOCK_V=block_of(joints),
+        **sizes,
+    )
+
+
+def graph_conv_backward(
+    to_features: Tensor,
+    to_relation_terms: Tensor,
+    to_weight: Tensor,
+    to_bias: Tensor,
+    to_shared: Tensor,
+    grad: Tensor,
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+) -> None:
+    """Writes the gradients; `grad` is channels-last, `to_features` has the features' strides, the rest is contiguous."""
+    clips, _, frames, joints = features.shape
+    subsets, relations, channels = weight.shape
+    launch = BACKWARD[features.dtype]
+    v_blocks, c_blocks = triton.cdiv(joints, launch.joints), triton.cdiv(channels, launch.channels)
+    programs_a_clip = v_blocks * c_blocks * subsets
+    clips_each = triton.cdiv(clips * programs_a_clip, max(PROGRAMS, programs_a_clip))
+    runs = triton.cdiv(clips, clips_each)
+    # every program writes its own sums, and they are added in a fixed order: no atomics, the same bits each time
+    left = weight.new_empty(v_blocks * c_blocks, clips, joints, subsets, relations)
+    right = weight.new_empty(c_blocks, clips, joints, subsets, relations)
+    of_weight = weight.new_empty(runs * v_blocks, subsets, relations, channels)
+    of_bias = weight.new_empty(runs * v_blocks, subsets, channels)
+    of_shared = weight.new_empty(runs * c_blocks, subsets, joints, joints)
+    graph_conv_gradient_kernel[(runs * programs_a_clip,)](
+        to_features,
+        left,
+        right,
+        of_weight,
+        of_bias,
+        of_shared,
+        grad,
+        features,
+        relation_terms,
+        weight,
+        bias,
+        shared,
+        clips,
+        clips_each,
+        frames,
+        joints,
+        channels,
+        row_stride(features),
+        BLOCK_U=block_of(joints),
+        BLOCK_V=launch.joints,
+        **constants(features, weight, launch),
+    )
+    torch.sum(left, 0, out=to_relation_terms[:, :, 0])
+    torch.sum(right, 0, out=to_relation_terms[:, :, 1])
+    torch.sum(of_weight, 0, out=to_weight)
+    torch.sum(of_bias, 0, out=to_bias)
+    torch.sum(of_shared, 0, out=to_shared)

@@ -1,0 +1,167 @@
+"""The mixing plan of a step: partner, windows and the parts to paste, all from counter-based random numbers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shapmix.philox import integers, random_words, uniform
+from shapmix.reference.mix import MixPlan
+
+# What a random word is for; the numbers are part of what a seed means, so they never change. `shapmix.plan` has 3 and 4.
+WINDOW, COMBINATION = 1, 2
+
+FRAMES_PER_UNIT = 4  # windows start and end on multiples of this
+_PUBLISHED_WINDOWS = {64: (7, 11), 100: (13, 20)}
+
+
+class Window(NamedTuple):
+    """One draw a batch: the mixing partner's shift and the windows, in frames; 0-dim tensors.
+
+    `blend` True means Mixup of whole clips by `lam` instead of pasting the window.
+    """
+
+    shift: Tensor
+    start: Tensor
+    length: Tensor
+    source_start: Tensor
+    source_length: Tensor
+    lam: Tensor
+    blend: Tensor
+
+
+def draw_plan(
+    labels: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    num_frames: int,
+    *,
+    seed: int,
+    step: int | Tensor,
+    guided: bool = True,
+    temperature: float = 0.2,
+    blend_probability: float = 0.25,
+) -> MixPlan:
+    """Who is mixed with whom, through which window, and which parts are pasted.
+
+    Guided by saliency (Shap-Mix), each sample draws a combination of parts from the softmax of the rarer class of its pair:
+    the partner's combination is pasted where the partner's class is the rarer, else the complement, so that the sample keeps
+    its own salient parts. Not guided (ST-Mix), one random combination is pasted in the whole batch.
+
+    Args:
+        labels: [N] int64 class ids, N at least 3.
+        saliency: [K, Q] floating point.
+        priority: [K] int64, larger = more training samples (the class counts; the published code uses K - class id).
+        combinations: [Q] int64 bit sets, `Layout.combinations`.
+        part_of_joint: [V] int64.
+        num_frames: T, a multiple of 4 and at least 8.
+        seed: of every draw.
+        step: of the training; a 0-dim int64 tensor on the device of the labels keeps the host out of it.
+        guided: Shap-Mix; False is ST-Mix.
+        temperature: of the softmax, in units of the saliency.
+        blend_probability: of Mixup of whole clips in place of pasting; 1 is plain Mixup.
+
+    Raises:
+        ValueError: fewer than 3 samples, or a clip length without windows.
+
+    Source: paper sections 3.1 and 3.3; fixtures `stmix_*` and `shapmix_*`.
+    """
+    n, device = len(labels), labels.device
+    window = draw_window(n, num_frames, seed=seed, step=step, blend_probability=blend_probability, device=device)
+    if guided:
+        partner_labels = labels[partner_of(n, window.shift)]
+        rarer = torch.where(priority[labels] > priority[partner_labels], partner_labels, labels)
+        cumulative = (saliency[rarer].double() / temperature).softmax(1).cumsum(1)  # [N, Q]
+        point = uniform(random_words(seed, COMBINATION, step, n, 4, device)[:, :1])
+        columns = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
+        parts = pasted_parts(combinations[columns], labels, partner_labels, priority, part_of_joint)
+    else:
+        word = random_words(seed, COMBINATION, step, 1, 4, device)[0, :1]
+        parts = combinations[integers(word, 0, len(combinations) - 1)].repeat(n)
+    return mix_plan(window, parts, part_of_joint, num_frames)
+
+
+def window_range(num_frames: int) -> tuple[int, int]:
+    """Shortest and longest window in units of 4 frames: as published for 64 and 100 frames, 64's shares elsewhere.
+
+    Raises:
+        ValueError: `num_frames` is not a multiple of 4, or below 8.
+    """
+    if num_frames % FRAMES_PER_UNIT or num_frames < 2 * FRAMES_PER_UNIT:
+        raise ValueError(f"mixing windows need a clip length that is a multiple of 4 and at least 8, not {num_frames}")
+    units = num_frames // FRAMES_PER_UNIT
+    return _PUBLISHED_WINDOWS.get(num_frames, (max(1, round(units * 7 / 16)), max(1, round(units * 11 / 16))))
+
+
+def draw_window(
+    batch: int,
+    num_frames: int,
+    *,
+    seed: int,
+    step: int | Tensor,
+    blend_probability: float = 0.25,
+    device: torch.device | None = None,
+) -> Window:
+    """Shift uniform on 1..N-2, window and source window uniform in their ranges (paper section 3.1).
+
+    Raises:
+        ValueError: fewer than 3 samples, or a clip length without windows.
+    """
+    if batch < 3:
+        raise ValueError(f"mixing needs a batch of at least 3 clips, not {batch}: the partner shift is drawn from 1..N-2")
+    shortest, longest = window_range(num_frames)
+    units = num_frames // FRAMES_PER_UNIT
+    word = random_words(seed, WINDOW, step, 1, 8, device)[0]
+    length = integers(word[1], shortest, longest)
+    source_length = integers(word[3], length, units)
+    return Window(
+        shift=integers(word[0], 1, batch - 2),
+        start=integers(word[2], 0, units - length) * FRAMES_PER_UNIT,
+        length=length * FRAMES_PER_UNIT,
+        source_start=integers(word[4], 0, units - source_length) * FRAMES_PER_UNIT,
+        source_length=source_length * FRAMES_PER_UNIT,
+        lam=uniform(word[5]),
+        blend=uniform(word[6]) <= blend_probability,
+    )
+
+
+def mix_plan(window: Window, parts: Tensor, part_of_joint: Tensor, num_frames: int) -> MixPlan:
+    """The plan that pastes `parts` ([N] int64 bit sets) of each sample's partner through one window.
+
+    The partner's share of the label is window frames x replaced joints / (T x V), or the window's lam where it blends.
+    """
+    n, num_joints = len(parts), len(part_of_joint)
+    replaced_joints = ((parts[:, None] >> part_of_joint) & 1).sum(1)
+    pasted = (window.length * replaced_joints).double() / (num_frames * num_joints)
+
+    def each(value: Tensor) -> Tensor:
+        return value.repeat(n)
+
+    return MixPlan(
+        partner=partner_of(n, window.shift),
+        parts=parts,
+        start=each(window.start),
+        length=each(window.length),
+        source_start=each(window.source_start),
+        source_length=each(window.source_length),
+        lam=torch.where(window.blend, window.lam.double(), pasted),
+        blend=each(window.blend),
+    )
+
+
+def partner_of(batch: int, shift: Tensor) -> Tensor:
+    """[N] int64: the partner of sample i is (i + shift) mod N."""
+    return (torch.arange(batch, device=shift.device) + shift) % batch
+
+
+def pasted_parts(combination: Tensor, labels: Tensor, partner_labels: Tensor, priority: Tensor, part_of_joint: Tensor) -> Tensor:
+    """[N] bit sets to paste: the drawn combination where the partner's class is the rarer, else its complement.
+
+    A tie counts as "else": the sample keeps its own salient parts.
+    """
+    all_parts = (2 << part_of_joint.max()) - 1
+    return torch.where(priority[labels] > priority[partner_labels], combination, all_parts ^ combination)

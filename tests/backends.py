@@ -1,0 +1,49 @@
+"""Where each back end runs in this process, and what every comparison with the reference shares."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+from shapmix.kernels import unavailable
+
+GPU = torch.device("cuda:0")
+CPU = torch.device("cpu")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE_OF = {"reference": CPU, "cpp": CPU, "triton": CPU if INTERPRETED else GPU, "cuda": GPU}
+
+REAL = (torch.float32, torch.float64)
+ALL = (*REAL, torch.float16, torch.bfloat16)
+TRITON = (*REAL, torch.float16) if INTERPRETED else ALL  # the interpreter gets bfloat16 wrong
+
+FEW = settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(FEW, max_examples=200)
+
+
+def needs(backend: str) -> torch.device:
+    """The device that a back end runs on here; the test is skipped where there is none."""
+    if reason := unavailable(backend, DEVICE_OF[backend]):
+        pytest.skip(f"{backend}: {reason}")
+    return DEVICE_OF[backend]
+
+
+def uniform_integers(generator: torch.Generator, low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
+    """int64 uniform on low..high."""
+    share = torch.rand(size, generator=generator, dtype=torch.float64)
+    return (low + share * (high - low + 1)).floor().long()
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and left.dtype == right.dtype and torch.equal(left, right)
+
+
+def largest_difference(left: Tensor, right: Tensor) -> float:
+    """In float64; NaN where only one of the two is NaN."""
+    assert left.shape == right.shape
+    assert left.dtype == right.dtype
+    both_nan = left.isnan() & right.isnan()
+    return float((left.double() - right.double()).abs().masked_fill(both_nan, 0).max())
