@@ -7,36 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-
-def machine() -> dict[str, Any]:
-    """Kind of machine and versions, nothing that names it."""
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
-    return {
-        "cpu": model,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def commit() -> str:
-    """Commit of the working tree, with `+` where it has changes."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, check=True
-    )
-    return described.stdout.strip()
+from bench.machine import commit, machine
 
 
 def collect(run: Path) -> dict[str, Any]:

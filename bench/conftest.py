@@ -1,12 +1,21 @@
-"""Results files name the kind of machine, and nothing else about it."""
+"""Results files name the kind of machine and the commit, and hold of each measurement what `bench.rows` keeps."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from collect import machine
+from bench.machine import commit, machine
 
 
 def pytest_benchmark_update_machine_info(config: object, machine_info: dict[str, Any]) -> None:
     machine_info.clear()
     machine_info.update(machine())
+
+
+def pytest_benchmark_update_commit_info(config: object, commit_info: dict[str, Any]) -> None:
+    commit_info.clear()
+    commit_info["id"] = commit()
+
+
+def pytest_benchmark_update_json(config: object, benchmarks: object, output_json: dict[str, Any]) -> None:
+    output_json["benchmarks"] = [{key: row[key] for key in ("group", "name", "extra_info")} for row in output_json["benchmarks"]]

@@ -1,45 +1,38 @@
-"""Turns a results file of `pytest bench --benchmark-only --benchmark-json FILE` into a Markdown table.
+"""Results files as the README's tables, and as a roofline picture.
 
-    python -m bench.report FILE
+    python -m bench.report FILE... [--shapes ntu large] [--dtypes float32] [--ptxas LOG] [--roofline OUT.png]
 
-One row an op and shape: the reference's median, and for each other back end its median, the ratio to the reference, and the
-share of what a plain copy of as many bytes reaches (the floor of a memory-bound op).
+Reads what `pytest bench --benchmark-only --benchmark-json FILE` and `python -m bench.gpu --out FILE` write.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from bench.ptxas import read_report
+from bench.roofline import roofline
+from bench.tables import assembled, markdown, read_rows, tables
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown, groups in the order they were measured."""
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in results["benchmarks"]:
-        groups.setdefault(row["group"], {})[row["params"]["backend"]] = row
-    fast = sorted({backend for rows in groups.values() for backend in rows} - {"reference"})
-    head = ["op, shape", "reference"] + [column for backend in fast for column in (backend, "speed-up", "share of copy speed")]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for group, rows in groups.items():
-        base = rows["reference"]["stats"]["median"]
-        cells = [group, f"{1e3 * base:.2f} ms"]
-        for backend in fast:
-            if backend not in rows:
-                cells += ["not run"] * 3
-                continue
-            median = rows[backend]["stats"]["median"]
-            share = rows[backend]["extra_info"]["copy_share"]
-            cells += [f"{1e3 * median:.2f} ms", f"{base / median:.1f}x", f"{100 * share:.0f}%"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    print(table(json.loads(parser.parse_args().results.read_text())))
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--shapes", nargs="+", help="shapes to show; all by default")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="element types to show")
+    parser.add_argument("--ptxas", type=Path, help="reports of ptxas, for a table of the GPU kernels as they were compiled")
+    parser.add_argument("--roofline", type=Path, help="a picture of every measurement, whatever is shown")
+    options = parser.parse_args(arguments)
+    rows = [row for path in options.results for row in read_rows(path)]
+    shown = [row for row in rows if row["dtype"] in options.dtypes and row["shape"] in (options.shapes or [row["shape"]])]
+    if not shown:
+        raise SystemExit("bench.report: the files hold no measurement of an op that is to be shown")
+    print(tables(shown))
+    if options.ptxas:
+        print("\n" + markdown(assembled(read_report(options.ptxas.read_text(encoding="utf-8")))))
+    if options.roofline:
+        roofline(rows, options.roofline)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What is measured, and how: times of the ops and of a step, the GPU suite, and tables of training runs."""

@@ -1,0 +1,344 @@
+"""What is measured: each op on batches of the field's shapes, with the bytes that it cannot avoid moving.
+
+Bytes are counted from shapes: each input once and each output once, whatever a kernel reads again from a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from shapmix import reference
+from shapmix.kernels import (
+    balanced_mix_loss,
+    coalition_inputs,
+    draw_plan,
+    mix_clips,
+    normalised_coalition_inputs,
+    saliency_update,
+    sample_clips,
+)
+from shapmix.layout import Layout, load_layout
+from shapmix.plan import draw_crops
+from shapmix.reference import CropPlan, MixPlan, log_class_prior
+
+REAL, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
+ALL = (*REAL, *HALF)
+RECORDED = (60, 160)  # frames of a recording, fewest and most
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch [N, C, T, V, M] of a data set with K classes."""
+
+    name: str
+    layout: str
+    size: tuple[int, int, int, int, int]
+    classes: int
+
+
+NTU = Shape("ntu", "ntu25", (64, 3, 64, 25, 2), 60)
+SHAPES = {
+    "cpu": (
+        NTU,
+        Shape("k400", "coco17", (80, 3, 100, 17, 2), 400),
+        Shape("nw_ucla", "ucla20", (32, 3, 64, 20, 1), 10),
+        Shape("large", "ntu25", (256, 3, 64, 25, 2), 60),
+    ),
+    "cuda": (
+        NTU,
+        Shape("large", "ntu25", (1024, 3, 64, 25, 2), 60),
+        Shape("k400", "coco17", (80, 3, 100, 17, 2), 400),
+        Shape("nw_ucla", "ucla20", (32, 3, 64, 20, 1), 10),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of every op at one shape, of one floating point type, on one device; equal for equal arguments."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def n(self) -> int:
+        return self.shape.size[0]
+
+    @cached_property
+    def layout(self) -> Layout:
+        return load_layout(self.shape.layout)
+
+    @cached_property
+    def clips(self) -> Tensor:
+        return self._normal(*self.shape.size)
+
+    @cached_property
+    def mean_motion(self) -> Tensor:
+        return self._normal(*self.shape.size[1:])
+
+    @cached_property
+    def part_of_joint(self) -> Tensor:
+        return self.layout.part_of_joint.to(self.device)
+
+    @cached_property
+    def combinations(self) -> Tensor:
+        return self.layout.combinations.to(self.device)
+
+    @cached_property
+    def joint_counts(self) -> Tensor:
+        return self.layout.joints_in(self.layout.combinations).to(self.device)
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """[K] training clips, long-tailed from 600 to 6."""
+        return (600 * 0.01 ** torch.linspace(0, 1, self.shape.classes, dtype=torch.float64)).long().to(self.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """[N], classes as often as they have clips, so that frequent ones repeat."""
+        drawn = torch.multinomial(self.class_counts.cpu().double(), self.n, replacement=True, generator=self._generator())
+        return drawn.to(self.device)
+
+    @cached_property
+    def saliency(self) -> Tensor:
+        """[K, Q] float32: a table has the type of sums, whatever the clips are."""
+        return torch.rand(self.shape.classes, len(self.combinations), generator=self._generator()).to(self.device)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """[N]: the combination measured on each sample."""
+        return self._integers(0, len(self.combinations) - 1)
+
+    @cached_property
+    def coalitions(self) -> Tensor:
+        """[2, N]: a combination with its context, and the context alone."""
+        combination = self.combinations[self.columns]
+        context = self._integers(0, self.layout.all_parts) & ~combination
+        return torch.stack([combination | context, context])
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[2N, K], of two coalitions or of the batch [clean; mixed]."""
+        return self._normal(2 * self.n, self.shape.classes)
+
+    @cached_property
+    def plan(self) -> MixPlan:
+        """A plan that pastes in every sample."""
+        return reference.draw_plan(*self.drawn_from, seed=0, step=0, blend_probability=0.0)
+
+    @cached_property
+    def drawn_from(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+        """The first arguments of `draw_plan`."""
+        return self.labels, self.saliency, self.class_counts, self.combinations, self.part_of_joint, self.shape.size[2]
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        return log_class_prior(self.class_counts).float()
+
+    @cached_property
+    def recorded(self) -> tuple[Tensor, Tensor, CropPlan, Tensor]:
+        """The arguments of `sample_clips`: one recording a sample, cropped as in training, turned where C is space."""
+        _, channels, num_frames, joints, people = self.shape.size
+        lengths = self._integers(*RECORDED).cpu()
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        crops = draw_crops(torch.arange(self.n), lengths, num_frames=num_frames, seed=0, step=0)
+        angles = crops.angles * (self.shape.layout != "coco17")  # x, y, score
+        crops = CropPlan(*(value.to(self.device) for value in (crops.clip, crops.start, crops.length, angles)))
+        frames = self._normal(int(lengths.sum()), people, joints, channels)
+        return frames, offsets.to(self.device), crops, torch.tensor(self.layout.parents, device=self.device)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    def _normal(self, *size: int) -> Tensor:
+        return torch.randn(size, generator=self._generator()).to(self.device, self.dtype)
+
+    def _integers(self, low: int, high: int) -> Tensor:
+        return torch.randint(low, high + 1, (self.n,), generator=self._generator()).to(self.device)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An op on its inputs.
+
+    Attributes:
+        run: the op as it is called, on the back end of that name.
+        reference: the eager function as it is called.
+        bytes_moved: by one run.
+    """
+
+    run: Callable[[str], object]
+    reference: Callable[[], object]
+    bytes_moved: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A group of measurements: an op (or several, joined by ` + `), one way to call it, and the types that it comes in."""
+
+    ops: str
+    variant: str
+    dtypes: tuple[torch.dtype, ...]
+    make: Callable[[Batch], Problem]
+
+    def __str__(self) -> str:
+        return f"{self.ops} {self.variant}".strip()
+
+
+def sampled(batch: Batch) -> Problem:
+    """Reads at most two frames of the recording for each frame of the clip. The reference goes clip by clip, as loaders do."""
+    frames, offsets, crops, parents = batch.recorded
+    num_frames = batch.shape.size[2]
+
+    def clip_by_clip() -> Tensor:
+        clips = []
+        for row in range(batch.n):
+            crop = CropPlan(*(value[row : row + 1] for value in vars(crops).values()))
+            clips.append(reference.sample_clips(frames, offsets, crop, parents, num_frames=num_frames))
+        return torch.cat(clips)
+
+    read = int(crops.length.clamp(max=2 * num_frames).sum()) * frames[0].nbytes
+    return Problem(
+        lambda backend: sample_clips(*batch.recorded, num_frames=num_frames, backend=backend),
+        clip_by_clip,
+        read + nbytes(vars(crops).values()) + batch.clips.nbytes,
+    )
+
+
+def expanded(sets: int, reuse: bool) -> Callable[[Batch], Problem]:
+    """Reads the batch once and writes it under each of `sets` shared coalitions, into fresh memory or into one buffer."""
+
+    def make(batch: Batch) -> Problem:
+        coalitions = torch.arange(1, sets + 1, device=batch.device)
+        arguments = (batch.clips, batch.mean_motion, coalitions, batch.part_of_joint)
+        out = batch.clips.new_empty(sets * batch.n, *batch.shape.size[1:]) if reuse else None
+        return Problem(
+            lambda backend: coalition_inputs(*arguments, backend=backend, out=out),
+            lambda: reference.coalition_inputs(*arguments),
+            nbytes(arguments) + sets * batch.clips.nbytes,
+        )
+
+    return make
+
+
+def normalised(batch: Batch) -> Problem:
+    """Two coalitions a sample, written as the rows of the network's first layer."""
+    norm = batch.mean_motion[:, 0].permute(2, 1, 0).contiguous()  # [M, V, C]
+    arguments = (batch.clips, batch.mean_motion, batch.coalitions, batch.part_of_joint, norm, norm)
+    return Problem(
+        lambda backend: normalised_coalition_inputs(*arguments, backend=backend),
+        lambda: reference.normalised_coalition_inputs(*arguments),
+        nbytes(arguments) + 2 * batch.clips.nbytes,
+    )
+
+
+def mixed(batch: Batch) -> Problem:
+    """Reads the batch once (a partner is a clip of the batch) and writes [clean; mixed]."""
+    arguments = (batch.clips, batch.plan, batch.part_of_joint)
+    return Problem(
+        lambda backend: mix_clips(*arguments, backend=backend),
+        lambda: reference.mix_clips(*arguments),
+        3 * batch.clips.nbytes + nbytes(vars(batch.plan).values()),
+    )
+
+
+def drawn(batch: Batch) -> Problem:
+    """Reads the labels and the saliency of their classes, writes the plan."""
+    return Problem(
+        lambda backend: draw_plan(*batch.drawn_from, seed=0, step=0, backend=backend),
+        lambda: reference.draw_plan(*batch.drawn_from, seed=0, step=0),
+        _drawn_bytes(batch),
+    )
+
+
+def updated(batch: Batch) -> Problem:
+    """Reads the logits of two coalitions a sample, updates one entry of the table for each."""
+    arguments = _update_arguments(batch)
+    return Problem(
+        lambda backend: saliency_update(*arguments, 0.9, backend=backend),
+        lambda: reference.saliency_update(*arguments, 0.9),
+        _updated_bytes(batch),
+    )
+
+
+def drawn_and_updated(batch: Batch) -> Problem:
+    """What a step does besides moving clips."""
+    draw, update = drawn(batch), updated(batch)
+    return Problem(
+        lambda backend: (draw.run(backend), update.run(backend)),
+        lambda: (draw.reference(), update.reference()),
+        draw.bytes_moved + update.bytes_moved,
+    )
+
+
+def weighed(batch: Batch) -> Problem:
+    """Reads the logits and writes two numbers."""
+    arguments = _loss_arguments(batch)
+    return Problem(
+        lambda backend: balanced_mix_loss(*arguments, backend=backend),
+        lambda: reference.balanced_mix_loss(*arguments),
+        nbytes(arguments),
+    )
+
+
+def weighed_and_derived(batch: Batch) -> Problem:
+    """Reads the logits for the losses and once more for their gradient, which it writes."""
+    logits, *others = _loss_arguments(batch)
+    leaf = logits.clone().requires_grad_()
+    return Problem(
+        lambda backend: torch.autograd.grad(total(balanced_mix_loss(leaf, *others, backend=backend)), leaf),
+        lambda: torch.autograd.grad(total(reference.balanced_mix_loss(leaf, *others)), leaf),
+        2 * nbytes([logits, *others]) + logits.nbytes,
+    )
+
+
+def total(losses: tuple[Tensor, Tensor]) -> Tensor:
+    """The training loss."""
+    clean, mixed = losses
+    return clean + mixed
+
+
+def nbytes(arguments: Iterable[object]) -> int:
+    """Of the tensors among the arguments."""
+    return sum(value.nbytes for value in arguments if isinstance(value, Tensor))
+
+
+def _drawn_bytes(batch: Batch) -> int:
+    labels, saliency, *others = batch.drawn_from
+    rows = min(batch.n, len(saliency))
+    return labels.nbytes + rows * saliency[0].nbytes + nbytes(others) + nbytes(vars(batch.plan).values())
+
+
+def _update_arguments(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = torch.arange(batch.n, device=batch.device)
+    return batch.saliency.clone(), batch.logits, batch.labels, batch.columns, rows, rows + batch.n, batch.joint_counts
+
+
+def _updated_bytes(batch: Batch) -> int:
+    table, *others = _update_arguments(batch)
+    return nbytes(others) + 3 * batch.n * table.element_size()  # an entry read and written, a marginal written
+
+
+def _loss_arguments(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return batch.logits, batch.labels, batch.plan.partner, batch.plan.label_share, batch.log_prior
+
+
+CASES = (
+    Case("sample_clips", "", ALL, sampled),
+    Case("coalition_inputs", "S=2", ALL, expanded(2, reuse=False)),
+    Case("coalition_inputs", "S=31", ALL, expanded(31, reuse=False)),
+    Case("coalition_inputs", "S=31 into a buffer", ALL, expanded(31, reuse=True)),
+    Case("normalised_coalition_inputs", "S=2", ALL, normalised),
+    Case("mix_clips", "", ALL, mixed),
+    Case("draw_plan", "", REAL, drawn),
+    Case("saliency_update", "", ALL, updated),
+    Case("draw_plan + saliency_update", "", REAL, drawn_and_updated),
+    Case("balanced_mix_loss", "forward", ALL, weighed),
+    Case("balanced_mix_loss", "forward and backward", ALL, weighed_and_derived),
+)

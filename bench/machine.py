@@ -1,0 +1,61 @@
+"""What every results file says about where it comes from: the kind of machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """Kind of machine and versions, nothing that names it."""
+    return {
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_version(),
+    }
+
+
+def cpu_model() -> str:
+    """As the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def driver_version() -> str | None:
+    """Of the GPU's driver."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
+
+
+def triton_version() -> str | None:
+    """Without importing it."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """Commit of the working tree, with `+` where it has changes; `uncommitted` outside a repository."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
+    if shutil.which("git") is None:
+        return "uncommitted"
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return described.stdout.strip() if described.returncode == 0 else "uncommitted"

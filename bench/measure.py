@@ -1,0 +1,87 @@
+"""Every op on every back end of this machine's first device, without pytest: `python -m bench.measure --out FILE`.
+
+Appends one line of JSON a measurement, the ones that matter most first, so that a run that is cut short has them: float32 on
+every shape, then the half types on the first two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.cases import CASES, HALF, REAL, SHAPES, Batch, Case, Shape
+from bench.rows import FAST, cannot_run, device_times, row
+from bench.timing import copy_of, device_seconds, in_turns
+from shapmix.kernels.checks import dtype_name
+
+COPIED = {"cpu": 256 << 20, "cuda": 8 << 30}  # bytes moved by the copy that the bandwidth is measured with
+SECONDS = 0.1  # of wall times taken in turns, a case
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int) -> dict[str, Any]:
+    """What a copy much larger than any cache reaches, reads and writes counted."""
+    times = device_seconds(copy_of(num_bytes, device), device, cold=False, replays=10)
+    return {"bytes_moved": num_bytes, "gb_per_s": num_bytes / median(times) / 1e9}
+
+
+def measure(case: Case, batch: Batch) -> Iterator[dict[str, Any]]:
+    """A row for each back end that can run, wall times of all of them taken in turns with the reference."""
+    device = batch.device
+    backends = [backend for backend in FAST if cannot_run(case, backend, batch.dtype, device) is None]
+    if not backends:
+        return
+    problem = case.make(batch)
+    own = {backend: partial(problem.run, backend) for backend in backends}
+    copy = copy_of(problem.bytes_moved, device)
+    wall = in_turns({"copy": copy, "reference": problem.reference, **own}, device, budget=SECONDS, least=3, most=20)
+    clocks = {"wall": wall} | (device_times({"copy": copy, **own}, device) if device.type == "cuda" else {})
+    for backend in backends:
+        others = set(backends) - {backend}
+        times = {
+            clock: {"op" if name == backend else name: found for name, found in timed.items() if name not in others}
+            for clock, timed in clocks.items()
+        }
+        yield row(case, batch.shape, batch.dtype, backend, device, problem.bytes_moved, times)
+
+
+def measure_all(
+    device: torch.device, shapes: Sequence[Shape], dtypes: Sequence[torch.dtype], cases: Sequence[Case] = CASES
+) -> Iterator[dict[str, Any]]:
+    """Rows in the order of types, then shapes, then cases; in place of what fails a row with its `error`."""
+    for dtype in dtypes:
+        for shape in shapes:
+            batch = Batch(shape, dtype, device)
+            for case in cases:
+                if dtype not in case.dtypes:
+                    continue
+                try:
+                    yield from measure(case, batch)
+                except Exception as error:
+                    named = {"ops": case.ops, "variant": case.variant, "shape": shape.name, "dtype": dtype_name(dtype)}
+                    yield {**named, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()  # each graph was warmed on a stream of its own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    with arguments.out.open("a", encoding="utf-8") as lines:
+        print(json.dumps({"copy": copy_bandwidth(device, COPIED[device.type])}), file=lines, flush=True)
+        shapes = SHAPES[device.type]
+        for found in chain(measure_all(device, shapes, REAL), measure_all(device, shapes[:2], HALF)):
+            print(json.dumps({"row": found}), file=lines, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""CTR-GCN against the reference's formulas: `python -m bench.network --out FILE`.
+
+Coalition forwards (eval mode, no gradient), a training forward and backward, and a whole Shap-Mix step, of the published
+network on NTU clips; each beside the reference in one run, in turns. Ratios are within a round. Also: how far the results and
+the gradients lie from the reference's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import NTU, Batch, Shape, total
+from bench.machine import commit, machine
+from bench.timing import in_turns, quantiles
+from shapmix import ShapMix, ctrgcn
+from shapmix.reference import ctrgcn as reference
+
+CLIPS = 16
+SECONDS = 40.0  # of rounds, each of the three comparisons
+HALF = torch.bfloat16
+Run = Callable[[], object]
+
+
+def networks(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
+    """The reference and the fast network, the same function."""
+    _, channels, _, _, people = shape.size
+    layout = Batch(shape, torch.float32, device).layout
+    torch.manual_seed(0)
+    theirs = reference.CTRGCN(layout, shape.classes, num_people=people, in_channels=channels, graph_gain=1.0)
+    ours = ctrgcn.CTRGCN(layout, shape.classes, num_people=people, in_channels=channels, graph_gain=1.0)
+    ours.load_state_dict(theirs.state_dict())
+    return {"reference": theirs.to(device), "op": ours.to(device)}
+
+
+def variants(of: Callable[[nn.Module, bool], Run], pair: dict[str, nn.Module]) -> dict[str, Run]:
+    """The reference, the fast network, and the fast network in bfloat16."""
+    return {
+        "reference": of(pair["reference"], False),
+        "float32": of(pair["op"], False),
+        "bfloat16": of(pair["op"], True),
+    }
+
+
+def forward(batch: Batch) -> Callable[[nn.Module, bool], Run]:
+    """Logits of clips in eval mode."""
+
+    def of(network: nn.Module, half: bool) -> Run:
+        def run() -> Tensor:
+            network.eval()
+            with torch.no_grad(), torch.autocast(batch.device.type, HALF, enabled=half):
+                logits: Tensor = network(batch.clips)
+            return logits.float()
+
+        return run
+
+    return of
+
+
+def training(batch: Batch) -> Callable[[nn.Module, bool], Run]:
+    """Forward and backward in training mode."""
+
+    def of(network: nn.Module, half: bool) -> Run:
+        def run() -> Tensor:
+            network.train()
+            network.zero_grad(set_to_none=True)
+            with torch.autocast(batch.device.type, HALF, enabled=half):
+                logits = network(batch.clips)
+            nn.functional.cross_entropy(logits.float(), batch.labels).backward()
+            return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+
+        return run
+
+    return of
+
+
+def whole_step(batch: Batch, backend_of: dict[int, str | None]) -> Callable[[nn.Module, bool], Run]:
+    """Saliency, mixing, forward, backward and optimiser."""
+
+    def of(network: nn.Module, half: bool) -> Run:
+        mixer = ShapMix(batch.layout, batch.class_counts.cpu(), batch.mean_motion.cpu(), backend=backend_of[id(network)])
+        mixer = mixer.to(batch.device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=4e-4)
+        steps = iter(range(1 << 30))
+
+        def run() -> None:
+            network.train()
+            index = next(steps)
+            with torch.autocast(batch.device.type, HALF, enabled=half):
+                mixer.observe(network, batch.clips, batch.labels, index)
+                mixed = mixer.mix(batch.clips, batch.labels, index)
+                logits = network(mixed.clips)
+            optimizer.zero_grad(set_to_none=True)
+            total(mixer.loss(logits, mixed)).backward()
+            optimizer.step()
+
+        return run
+
+    return of
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Relative L2 distance."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def measure(device: torch.device, clips: int, budget: float) -> dict[str, Any]:
+    """Times of every variant, in seconds, and distances from the reference."""
+    batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
+    found: dict[str, Any] = {"clips": clips, "threads": torch.get_num_threads()}
+    for name, of in (("coalition forward", forward(batch)), ("training forward and backward", training(batch))):
+        runs = variants(of, networks(batch.shape, device))
+        results = {variant: run() for variant, run in runs.items()}
+        distance = {
+            variant: relative(results[variant], results["reference"])  # type: ignore[arg-type]
+            for variant in ("float32", "bfloat16")
+        }
+        found[name] = {"distance": distance, "seconds": _times(runs, device, budget)}
+    pair = networks(batch.shape, device)
+    backend_of: dict[int, str | None] = {id(pair["reference"]): "reference", id(pair["op"]): None}
+    found["shapmix step"] = {"seconds": _times(variants(whole_step(batch, backend_of), pair), device, budget)}
+    return found
+
+
+def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[str, Any]:
+    times = in_turns(runs, device, budget=budget)
+    ratios = {
+        f"speed-up {variant}": quantiles([base / own for base, own in zip(times["reference"], times[variant], strict=True)])
+        for variant in ("float32", "bfloat16")
+    }
+    return {name: quantiles(values) for name, values in times.items()} | ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    arguments = parser.parse_args()
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    content: dict[str, Any] = {"command": "python -m bench.network", "commit": commit(), "machine": machine()}
+    content |= measure(device, arguments.clips, arguments.seconds)
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    for name in ("coalition forward", "training forward and backward", "shapmix step"):
+        seconds = content[name]["seconds"]
+        line = ", ".join(
+            f"{variant} {seconds[variant]['p50']:.3f} s ({seconds[f'speed-up {variant}']['p50']:.1f}x)"
+            for variant in ("float32", "bfloat16")
+        )
+        print(f"{name}: reference {seconds['reference']['p50']:.3f} s, {line}")
+
+
+if __name__ == "__main__":
+    main()

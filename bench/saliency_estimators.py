@@ -1,0 +1,171 @@
+"""How far each estimator's class saliency lies from the exact one, on a trained network, at the published cost.
+
+    python -m bench.saliency_estimators RUN --out FILE [--plot PNG]
+
+Every coalition of every training clip is forwarded once; that is the truth, and also what the estimators look their values up
+in, so that they see the network's own noise between and within samples. Each then runs for some epochs of the run's batches with
+the run's decay, from the table's start, at two forwards a sample. Reported over the steps after the first epoch: the root mean
+square error of the class table in units of the truth's own root mean square, and the total variation between the
+distributions that mixing draws combinations from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bench.machine import commit, machine
+from shapmix.checkpoint import load_checkpoint
+from shapmix.config import parse_config
+from shapmix.estimators import ESTIMATORS, Estimator, pair_values, propose
+from shapmix.game import PartGame
+from shapmix.kernels import saliency_update
+from shapmix.layout import Layout
+from shapmix.mixing import SALIENCY_SCALE, SALIENCY_START
+from shapmix.reference import expected_marginals
+from shapmix.reference.saliency import contexts
+from shapmix.train import epoch_batches, load_splits, make_mixer, make_network, make_sampler
+
+SEEDS = 5
+
+
+class Truth:
+    """All coalitions of a network's training clips.
+
+    log_probability [n, 2^P, K], labels [n], and what follows: the class table [K, Q] that mixing should use.
+    """
+
+    def __init__(self, log_probability: Tensor, labels: Tensor, layout: Layout) -> None:
+        self.log_probability, self.labels, self.layout = log_probability, labels, layout
+        index = labels.view(-1, 1, 1).expand(-1, log_probability.shape[1], 1)
+        self.games = log_probability.gather(2, index).squeeze(2).exp().double()
+        self.joint_counts = layout.joints_in(layout.combinations)
+        self.samples = expected_marginals(self.games, layout.combinations, layout.num_parts) * SALIENCY_SCALE / self.joint_counts
+        self.classes = log_probability.shape[2]
+        self.table = torch.stack([self.samples[labels == label].mean(0) for label in range(self.classes)])
+
+    def spread(self) -> dict[str, float]:
+        """Root mean square standard deviation of an entry: between the samples of a class, and within a sample over contexts."""
+        between = torch.stack([self.samples[self.labels == label].var(0) for label in range(self.classes)])
+        every = contexts(self.layout.combinations, self.layout.num_parts)
+        each = (self.games[:, every.with_sets] - self.games[:, every.without_sets]).relu() * SALIENCY_SCALE
+        each = each / self.joint_counts[:, None]
+        mean = (each * every.weights).sum(2, keepdim=True)
+        within = ((each - mean).square() * every.weights).sum(2)
+        return {"between samples": float(between.nanmean().sqrt()), "within a sample": float(within.mean().sqrt())}
+
+    def error(self, table: Tensor, temperature: float) -> tuple[float, float]:
+        """Relative root mean square error of a class table, and the mean total variation of the mixing distributions."""
+        difference = (table.double() - self.table).square().mean() / self.table.square().mean()
+        wrong = ((table.double() / temperature).softmax(1) - (self.table / temperature).softmax(1)).abs().sum(1) / 2
+        return float(difference.sqrt()), float(wrong.mean())
+
+
+def follow(
+    truth: Truth, estimator: Estimator, batches: list[Tensor], decay: float, temperature: float, seed: int
+) -> dict[str, Any]:
+    """One estimator over the batches (indices into the truth); the first epoch's steps are the last half's warm-up."""
+    layout, classes = truth.layout, truth.classes
+    table = torch.full((classes, len(layout.combinations)), SALIENCY_START)
+    pairs = torch.zeros(classes, 1 << layout.num_parts)
+    measured = torch.zeros(classes, dtype=torch.int64)
+    empty = truth.log_probability[0, :1]  # of the mean motion, the same for every clip
+    rows, errors = 0, []
+    for step, batch in enumerate(batches):
+        labels = truth.labels[batch]
+        found = propose(estimator, measured[labels], layout, seed=seed, step=step)
+        logits = torch.cat([empty, truth.log_probability[batch[found.samples], found.coalitions]])
+        forget = decay ** (len(batch) / len(found.owners))
+        into, counts, scale = table, truth.joint_counts, SALIENCY_SCALE
+        if estimator == "pair_table":
+            into, counts, scale = pairs, torch.ones(pairs.shape[1], dtype=torch.int64), 1.0
+        weights = None if found.weights is None else found.weights.float()
+        indices = (labels[found.owners], found.columns, found.with_rows, found.without_rows)
+        saliency_update(into, logits, *indices, counts, forget, weights=weights, scale=scale)
+        if estimator == "pair_table":
+            table = pair_values(pairs, layout) * SALIENCY_SCALE / truth.joint_counts
+        samples = found.owners.unique()
+        measured.index_add_(0, labels[samples], torch.ones_like(samples))
+        rows += len(logits)
+        if step >= len(batches) // 2:
+            errors.append(truth.error(table, temperature))
+    error, variation = torch.tensor(errors, dtype=torch.float64).mean(0).tolist()
+    return {"error": error, "variation": variation, "rows a sample": rows / sum(map(len, batches))}
+
+
+def read_truth(run: Path) -> tuple[Truth, dict[str, Any], Any]:
+    """Forwards the coalitions of the run's training clips."""
+    config = parse_config(["--config", str(run / "config.yaml")])
+    splits = load_splits(config)
+    store = splits.store
+    state = load_checkpoint(run / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
+    network, sampler = make_network(config, store), make_sampler(config, store)
+    network.load_state_dict(state["network"])
+    mixer = make_mixer(config, splits, sampler, 1)
+    mixer.load_state_dict(state["mixer"])
+    game = PartGame(network, store.layout, mixer.mean_motion, "log_prob", restored_frames=mixer.restored_frames)
+    tables = [game.table(sampler.training(part, step)) for step, part in enumerate(splits.train.split(64))]
+    about = {"dataset": config.dataset, "clips": len(splits.train), "widths": list(config.network.widths), "epochs": config.epochs}
+    return Truth(torch.cat(tables), store.labels[splits.train], store.layout), about, config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--epochs", type=int, default=20, help="the errors are of the second half of them")
+    arguments = parser.parse_args()
+    truth, about, config = read_truth(arguments.run)
+    everyone = torch.arange(len(truth.labels))
+    results: dict[str, Any] = {}
+    for estimator in ESTIMATORS:
+        if estimator == "exact":
+            continue  # costs 31 forwards a sample: another budget
+        each = []
+        for seed in range(SEEDS):
+            batches = [
+                batch for epoch in range(arguments.epochs) for batch in epoch_batches(everyone, config.batch_size, seed, epoch)
+            ]
+            each.append(follow(truth, estimator, batches, config.saliency.decay, config.saliency.temperature, seed))
+        results[estimator] = {
+            key: {"mean": float(torch.tensor([one[key] for one in each]).mean()), "seeds": [one[key] for one in each]}
+            for key in each[0]
+        }
+        print(f"{estimator:<14}" + "  ".join(f"{key} {value['mean']:.3f}" for key, value in results[estimator].items()), flush=True)
+    content = {
+        "command": f"python -m bench.saliency_estimators RUN --epochs {arguments.epochs}",
+        "commit": commit(),
+        "machine": machine(),
+        "run": about | {"batch_size": config.batch_size, "decay": config.saliency.decay},
+        "spread": truth.spread(),
+        "estimators": results,
+    }
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.plot:
+        plot(arguments.plot, results)
+
+
+def plot(path: Path, results: dict[str, Any]) -> None:
+    """Errors and total variations side by side, a dot a seed."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    names = list(results)
+    titles = {"error": "relative error of the class table", "variation": "total variation of the mixing distribution"}
+    for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        axes.barh(names, [results[name][key]["mean"] for name in names], color="#9fb8c9")
+        for row, name in enumerate(names):
+            axes.plot(results[name][key]["seeds"], [row] * SEEDS, "o", color="#1f4e6b", markersize=3)
+        axes.invert_yaxis()
+        axes.set_xlabel(title)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

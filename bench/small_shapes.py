@@ -1,0 +1,73 @@
+"""One op on small, odd shapes on every back end of the GPU, to be run under a sanitizer: `python -m bench.small_shapes OP`.
+
+`--fault` instead mixes by a plan that points outside the batch, which the kernels do not check on a GPU: a sanitizer that does
+not report it is not looking.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+import torch
+
+from bench.cases import CASES, Batch, Case, Shape
+from bench.rows import FAST, cannot_run
+from shapmix.kernels import mix_clips
+
+SMALL = (
+    Shape("two people", "ntu25", (5, 3, 12, 25, 2), 7),
+    Shape("one person", "ucla20", (3, 3, 8, 20, 1), 33),
+    Shape("score", "coco17", (3, 3, 20, 17, 2), 5),
+)
+FAR = 1 << 24  # samples
+
+
+def cases_of(op: str) -> list[Case]:
+    """The cases of one op alone."""
+    return [case for case in CASES if case.ops == op]
+
+
+def run_small(op: str, device: torch.device) -> int:
+    """How often the op ran."""
+    runs = 0
+    for case in cases_of(op):
+        for shape in SMALL:
+            for dtype in case.dtypes:
+                problem = case.make(Batch(shape, dtype, device))
+                for backend in FAST:
+                    if cannot_run(case, backend, dtype, device) is None:
+                        problem.run(backend)
+                        runs += 1
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return runs
+
+
+def run_fault(device: torch.device) -> None:
+    """Reads far outside the clips."""
+    batch = Batch(SMALL[0], torch.float32, device)
+    plan = replace(batch.plan, partner=batch.plan.partner + FAR)
+    mix_clips(batch.clips, plan, batch.part_of_joint, backend="cuda")
+    torch.cuda.synchronize()
+
+
+def main() -> int:
+    """0 where the op ran; 1 where no back end of the GPU has it, so that nothing unseen passes for clean."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("op", nargs="?", choices=sorted({case.ops for case in CASES if " + " not in case.ops}))
+    what.add_argument("--fault", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device("cuda:0")
+    if arguments.fault:
+        run_fault(device)
+        return 0
+    runs = run_small(arguments.op, device)
+    print(f"{arguments.op} ran {runs} times")
+    return int(runs == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Clocks: wall time of calls taken in turns, and device time of CUDA graph replays.
+
+Every function takes calls without arguments. What a machine's noise does to one of the calls taken in turns it does to the
+others, so ratios are taken within a turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import quantiles as cut_points
+
+import torch
+
+Call = Callable[[], object]
+Quantiles = dict[str, float]  # p20, p50, p80
+
+HOST_CACHE_BYTES = 128 << 20  # more than the last level of a CPU's cache
+GRAPH_SECONDS = 1e-3  # of launches in one graph: long against the start of a replay
+FEWEST_LAUNCHES, MOST_LAUNCHES = 5, 100
+
+
+def quantiles(times: list[float]) -> Quantiles:
+    """Of at least one time, interpolated between the nearest two, to four figures."""
+    tenths = cut_points(times, n=10, method="inclusive") if len(times) > 1 else times * 9
+    return {name: float(f"{tenths[tenth - 1]:.4g}") for name, tenth in (("p20", 2), ("p50", 5), ("p80", 8))}
+
+
+def seconds(call: Call, device: torch.device) -> float:
+    """Wall time of one call, the device idle before and after."""
+    _wait_for(device)
+    begin = time.perf_counter()
+    call()
+    _wait_for(device)
+    return time.perf_counter() - begin
+
+
+def in_turns(
+    calls: Mapping[str, Call], device: torch.device, *, budget: float, least: int = 5, most: int = 50
+) -> dict[str, list[float]]:
+    """Wall times of calls made one after the other, round after round, for about `budget` seconds.
+
+    Args:
+        least, most: rounds, whatever they take.
+    """
+    for call in calls.values():
+        call()  # compiles, and fills the allocator's cache
+    once = sum(seconds(call, device) for call in calls.values())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds_within(budget, once, least, most)):
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return times
+
+
+def rounds_within(budget: float, once: float, least: int, most: int) -> int:
+    """How often something that takes `once` seconds is repeated."""
+    return min(max(int(budget / once), least), most)
+
+
+def copy_of(num_bytes: int, device: torch.device) -> Call:
+    """Copies half of `num_bytes` into another buffer, which moves `num_bytes`: the floor of an op that moves as many."""
+    source = torch.zeros(max(num_bytes // 2, 1), dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return lambda: target.copy_(source)
+
+
+def device_seconds(call: Call, device: torch.device, *, cold: bool, replays: int = 20) -> list[float]:
+    """Times of one call on the device; on a CPU wall times.
+
+    On a GPU a CUDA graph holds many launches, and events lie around its replays, queued behind another replay so that the
+    device never waits for the host. Cold, a buffer larger than the L2 is written before each launch, and what a graph of such
+    writes alone takes is subtracted: writing back what the launch left in the L2 then counts as the launch's.
+
+    Args:
+        cold: the caches hold nothing of the call's data; else they hold what its last run left there.
+    """
+    if device.type == "cpu":
+        return _host_seconds(call, cold=cold, repeats=replays)
+    if not cold:
+        launches = _launches_of(call)
+        return _replay_seconds([_captured([call], launches)], launches, replays)[0]
+
+    cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
+
+    def flush() -> None:
+        cache.zero_()
+
+    launches = max(_launches_of(call) // 4, FEWEST_LAUNCHES)
+    with_call, alone = _replay_seconds([_captured([flush, call], launches), _captured([flush], launches)], launches, replays)
+    return [max(both - only, 0.0) for both, only in zip(with_call, alone, strict=True)]
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _host_seconds(call: Call, *, cold: bool, repeats: int) -> list[float]:
+    cache = torch.empty(HOST_CACHE_BYTES if cold else 0, dtype=torch.uint8)
+    call()
+    times = []
+    for _ in range(repeats):
+        cache.zero_()
+        times.append(seconds(call, cache.device))
+    return times
+
+
+def _launches_of(call: Call) -> int:
+    """How many launches fill a graph, by their time outside of one, which is no shorter."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    call()
+    begin.record()
+    for _ in range(FEWEST_LAUNCHES):
+        call()
+    end.record()
+    end.synchronize()
+    once = begin.elapsed_time(end) / 1e3 / FEWEST_LAUNCHES
+    return rounds_within(GRAPH_SECONDS, once, FEWEST_LAUNCHES, MOST_LAUNCHES)
+
+
+def _captured(calls: list[Call], launches: int) -> torch.cuda.CUDAGraph:
+    """A graph of the calls, one after the other, `launches` times over."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            for call in calls:
+                call()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(launches):
+            for call in calls:
+                call()
+    return graph
+
+
+def _replay_seconds(graphs: list[torch.cuda.CUDAGraph], launches: int, replays: int) -> list[list[float]]:
+    """Seconds a launch of each graph's replays, taken in turns."""
+    times: list[list[float]] = [[] for _ in graphs]
+    for _ in range(replays):
+        for graph, own in zip(graphs, times, strict=True):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graph.replay()
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            own.append(begin.elapsed_time(end) / 1e3 / launches)
+    return times

@@ -1,0 +1,79 @@
+"""Which op a test speaks of, and whether an op's speed may be shown: only where its tests passed and nothing spoke against it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+OPS = (
+    "sample_clips",
+    "coalition_inputs",
+    "normalised_coalition_inputs",
+    "mix_clips",
+    "draw_plan",
+    "saliency_update",
+    "balanced_mix_loss",
+)
+# Files all of whose tests are of these ops; other tests are of the ops, or of the files, that their names name.
+OPS_OF_FILE = {
+    "test_kernels.py": ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
+    "test_kernels_clips.py": ("sample_clips",),
+    "test_kernels_plan.py": ("draw_plan",),
+    "test_kernels_saliency.py": ("saliency_update",),
+    "test_kernels_loss.py": ("balanced_mix_loss",),
+}
+GPU_BACKENDS = ("cuda", "triton")
+
+
+def ops_of(test: str) -> tuple[str, ...]:
+    """Of a pytest id."""
+    of_files = [ops for file, ops in OPS_OF_FILE.items() if file in test]
+    return of_files[0] if of_files else tuple(op for op in OPS if op in test)
+
+
+def proofs_of(test: str) -> tuple[str, ...]:
+    """The back ends of the GPU that a passing test speaks for: those it names, where it is in a file of the ops.
+
+    Others name a back end too and run elsewhere, in Triton's interpreter or in a compiler.
+    """
+    file, _, name = test.partition("::")
+    return tuple(backend for backend in GPU_BACKENDS if backend in name) if PurePosixPath(file).name in OPS_OF_FILE else ()
+
+
+def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
+    """Counts, and for each op also how many tests that passed speak for each back end of the GPU."""
+    outcomes = list(outcomes)
+    total = Counter(outcome["outcome"] for outcome in outcomes)
+    of_op = {op: Counter[str]() for op in OPS}
+    for outcome in outcomes:
+        for op in ops_of(outcome["test"]):
+            of_op[op][outcome["outcome"]] += 1
+            if outcome["outcome"] == "passed":
+                of_op[op].update(proofs_of(outcome["test"]))
+    return {
+        **{kind: total[kind] for kind in ("passed", "failed", "skipped")},
+        "missing": [outcome["test"] for outcome in outcomes if outcome["outcome"] == "missing"],
+        "failures": [outcome["test"] for outcome in outcomes if outcome["outcome"] == "failed"],
+        "ops": {
+            op: {kind: counts[kind] for kind in ("passed", "failed", "skipped", *GPU_BACKENDS)} for op, counts in of_op.items()
+        },
+    }
+
+
+def may_show(result: dict[str, Any], ops: str, backend: str) -> Literal["green", "red", "unproved"]:
+    """What the suite found of ops (joined by ` + `) on a back end; only `green` lets a speed be shown.
+
+    Red: a test of the op failed, or a sanitizer found an error. Unproved: no test of the op on that back end passed.
+    """
+    verdict: Literal["green", "unproved"] = "green"
+    for op in ops.split(" + "):
+        counts = result.get("tests", {}).get("ops", {}).get(op, {})
+        sanitized = (found.get(op, {}).get("verdict") for found in result.get("sanitizer", {}).values())
+        if counts.get("failed") or "red" in sanitized:
+            return "red"
+        proofs = sum(counts.get(name, 0) for name in GPU_BACKENDS) if backend == "auto" else counts.get(backend, 0)
+        if not proofs:
+            verdict = "unproved"
+    return verdict
