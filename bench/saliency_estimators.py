@@ -23,13 +23,12 @@ from torch import Tensor
 from bench.machine import commit, machine
 from shapmix.checkpoint import load_checkpoint
 from shapmix.config import parse_config
-from shapmix.estimators import ESTIMATORS, Estimator, pair_values, propose
+from shapmix.estimators import ESTIMATORS, Estimator, propose
 from shapmix.game import PartGame
-from shapmix.kernels import saliency_update
 from shapmix.layout import Layout
-from shapmix.mixing import SALIENCY_SCALE, SALIENCY_START
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import contexts
+from shapmix.saliency import SALIENCY_SCALE, ClassSaliency
 from shapmix.train import epoch_batches, load_splits, make_mixer, make_network, make_sampler
 
 SEEDS = 5
@@ -71,30 +70,17 @@ def follow(
     truth: Truth, estimator: Estimator, batches: list[Tensor], decay: float, temperature: float, seed: int
 ) -> dict[str, Any]:
     """One estimator over the batches (indices into the truth); the first epoch's steps are the last half's warm-up."""
-    layout, classes = truth.layout, truth.classes
-    table = torch.full((classes, len(layout.combinations)), SALIENCY_START)
-    pairs = torch.zeros(classes, 1 << layout.num_parts)
-    measured = torch.zeros(classes, dtype=torch.int64)
+    table = ClassSaliency(truth.classes, truth.layout, truth.joint_counts, estimator, decay)
     empty = truth.log_probability[0, :1]  # of the mean motion, the same for every clip
     rows, errors = 0, []
     for step, batch in enumerate(batches):
         labels = truth.labels[batch]
-        found = propose(estimator, measured[labels], layout, seed=seed, step=step)
+        found = propose(estimator, table.measured[labels], truth.layout, seed=seed, step=step)
         logits = torch.cat([empty, truth.log_probability[batch[found.samples], found.coalitions]])
-        forget = decay ** (len(batch) / len(found.owners))
-        into, counts, scale = table, truth.joint_counts, SALIENCY_SCALE
-        if estimator == "pair_table":
-            into, counts, scale = pairs, torch.ones(pairs.shape[1], dtype=torch.int64), 1.0
-        weights = None if found.weights is None else found.weights.float()
-        indices = (labels[found.owners], found.columns, found.with_rows, found.without_rows)
-        saliency_update(into, logits, *indices, counts, forget, weights=weights, scale=scale)
-        if estimator == "pair_table":
-            table = pair_values(pairs, layout) * SALIENCY_SCALE / truth.joint_counts
-        samples = found.owners.unique()
-        measured.index_add_(0, labels[samples], torch.ones_like(samples))
+        table.update(found, logits, labels)
         rows += len(logits)
         if step >= len(batches) // 2:
-            errors.append(truth.error(table, temperature))
+            errors.append(truth.error(table.mean, temperature))
     error, variation = torch.tensor(errors, dtype=torch.float64).mean(0).tolist()
     return {"error": error, "variation": variation, "rows a sample": rows / sum(map(len, batches))}
 

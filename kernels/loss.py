@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from shapmix import reference
 
@@ -38,11 +39,13 @@ def balanced_mix_loss(
             batch.
         BackendError: the back end asked for cannot run.
     """
-    if torch.compiler.is_compiling() or wants_gradient(logits):
-        losses, _ = torch.ops.shapmix.balanced_mix_loss(logits, labels, partner, lam, log_prior, backend)
+    arguments = (logits, labels, partner, lam, log_prior, backend)
+    if torch.compiler.is_compiling():
+        clean, mixed = torch.ops.shapmix.balanced_mix_loss(*arguments)[0].unbind()
+    elif wants_gradient(logits):
+        clean, mixed = _Recorded.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
-        losses, _ = _forward(logits, labels, partner, lam, log_prior, backend)
-    clean, mixed = losses.unbind()
+        clean, mixed = _forward(*arguments)[0].unbind()
     return clean, mixed
 
 
@@ -80,7 +83,46 @@ def _ready(labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor) -> t
     return labels.contiguous(), partner.contiguous(), lam.to(log_prior.dtype).contiguous(), log_prior.contiguous()
 
 
-# The op and its gradient, an op too, for autograd and torch.compile.
+def _gradient(
+    grad: Tensor,
+    row_sums: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    lam: Tensor,
+    log_prior: Tensor,
+    backend: str | None,
+) -> Tensor:
+    """[L, K] from the gradient [2] of the losses."""
+    chosen = choose("balanced_mix_loss", logits, backend)
+    labels, partner, lam, log_prior = _ready(labels, partner, lam, log_prior)
+    if chosen == "reference":
+        return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam, log_prior)
+    to_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    implementation(chosen).balanced_mix_loss_backward(
+        to_logits, grad.contiguous(), row_sums, logits.contiguous(), labels, partner, lam, log_prior
+    )
+    return to_logits
+
+
+class _Recorded(torch.autograd.Function):
+    """The op in eager code that wants a gradient: a registered op costs more there than the kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        losses, row_sums = _forward(*arguments)
+        *tensors, ctx.backend = arguments
+        ctx.save_for_backward(row_sums, *tensors)
+        clean, mixed = losses.unbind()
+        return clean.clone(), mixed.clone()  # one of the views alone may be changed in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, clean: Tensor, mixed: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradient(torch.stack((clean, mixed)), *(*ctx.saved_tensors, ctx.backend)), None, None, None, None, None
+
+
+# The op and its gradient, an op too, for torch.compile.
 
 
 @torch.library.custom_op(
@@ -117,15 +159,7 @@ def _balanced_mix_loss_backward(
     log_prior: Tensor,
     backend: str | None,
 ) -> Tensor:
-    chosen = choose("balanced_mix_loss", logits, backend)
-    labels, partner, lam, log_prior = _ready(labels, partner, lam, log_prior)
-    if chosen == "reference":
-        return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam, log_prior)
-    to_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    implementation(chosen).balanced_mix_loss_backward(
-        to_logits, grad.contiguous(), row_sums, logits.contiguous(), labels, partner, lam, log_prior
-    )
-    return to_logits
+    return _gradient(grad, row_sums, logits, labels, partner, lam, log_prior, backend)
 
 
 @_balanced_mix_loss_backward.register_fake

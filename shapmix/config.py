@@ -55,10 +55,10 @@ class ScheduleConfig:
 class SaliencyConfig:
     """Class saliency of the body parts."""
 
-    estimator: Estimator = "sampled"
-    """sampled: one marginal on every sample; exact_subset: every coalition on a sixteenth of them; chain, chain_reverse: the
-    prefixes of random orders of the parts; pair_table: a coalition and its complement, without rectifying. All at the same cost;
-    exact: every coalition of every sample."""
+    estimator: Estimator | None = None
+    """exact_subset: every coalition on a sixteenth of the samples; official: one drawn marginal on every sample; chain,
+    chain_reverse: the prefixes of random orders of the parts; pair_table: a coalition and its complement, without rectifying. All
+    at the same cost. exact: every coalition of every sample. None: official with --compat official, else exact_subset."""
     temperature: float = 0.2
     """Of the softmax over a class's combinations."""
     decay: float = 0.9

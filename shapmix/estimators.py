@@ -18,8 +18,8 @@ from shapmix.plan import draw_marginals
 from shapmix.reference.saliency import Contexts, contexts
 from shapmix.shapley import group_matrix
 
-Estimator = Literal["sampled", "exact", "exact_subset", "pair_table", "chain", "chain_reverse"]
-ESTIMATORS: tuple[Estimator, ...] = ("sampled", "exact", "exact_subset", "pair_table", "chain", "chain_reverse")
+Estimator = Literal["official", "exact", "exact_subset", "pair_table", "chain", "chain_reverse"]
+ESTIMATORS: tuple[Estimator, ...] = ("official", "exact", "exact_subset", "pair_table", "chain", "chain_reverse")
 
 FORWARDS = 2  # a sample, the published budget
 _ORDER = 5  # purpose of the random words (see `shapmix.plan`)
@@ -55,14 +55,14 @@ def propose(
     """What an estimator measures on a batch.
 
     Args:
-        estimator: "sampled", one marginal of a drawn combination and context on every sample (the paper's); "exact", every
+        estimator: "official", one marginal of a drawn combination and context on every sample (the paper's); "exact", every
             coalition of every sample, 31 forwards each with five parts; "exact_subset", the same on as many samples as the
             budget allows; "chain", the prefixes of a random order of the parts, and "chain_reverse", also of its reverse: a
             prefix and what follows it are a context and a combination; "pair_table", one coalition and its complement on
             every sample.
         times_measured: [N] how often the class of each sample was measured; estimators that choose samples take the least
             measured first.
-        shared, naive: of `draw_marginals`, for "sampled".
+        shared, naive: of `draw_marginals`, for "official".
 
     Columns are the layout's combinations, for "pair_table" coalitions in bit-set order: column A is where v(A) - v(not A) is
     positive, by how much (see `pair_values`).
@@ -71,8 +71,8 @@ def propose(
         ValueError: no estimator of that name.
     """
     n, parts = len(times_measured), layout.num_parts
-    if estimator == "sampled":
-        return _sampled(n, layout, seed, step, shared, naive)
+    if estimator == "official":
+        return _official(n, layout, seed, step, shared, naive)
     if estimator == "pair_table":
         return _pairs(n, parts, seed, step)
     rows = {
@@ -100,7 +100,7 @@ def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
     return ((pairs - pairs.flip(1)) @ matrix.T / 2).relu()
 
 
-def _sampled(n: int, layout: Layout, seed: int, step: int, shared: bool, naive: bool) -> Measurement:
+def _official(n: int, layout: Layout, seed: int, step: int, shared: bool, naive: bool) -> Measurement:
     columns, context = draw_marginals(n, layout, seed=seed, step=step, shared=shared, naive=naive)
     some = torch.nonzero(context).flatten()
     everyone = torch.arange(n)

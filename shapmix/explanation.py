@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -138,9 +139,9 @@ class Explanation:
             ValueError: not such a file, or one of another layout.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 games, labels, about = file["games"], file["labels"], json.loads(str(file["about"]))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path}: not an explanation: {error}") from error
         if (about["layout"], about["parts"]) != (layout.name, list(layout.parts)):
             raise ValueError(f"{path}: of layout '{about['layout']}' with parts {about['parts']}, not '{layout.name}'")

@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from shapmix import official
-from shapmix.estimators import Estimator, pair_values, propose
+from shapmix.estimators import Estimator, propose
 from shapmix.game import undisturbed
-from shapmix.kernels import balanced_mix_loss, coalition_inputs, draw_plan, mix_clips, saliency_update
+from shapmix.kernels import balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
 from shapmix.layout import Layout
 from shapmix.reference import log_class_prior
+from shapmix.saliency import ClassSaliency
 
 Mode = Literal["none", "mixup", "stmix", "shapmix"]
 Loss = Literal["ce", "balanced"]
 Compat = Literal["default", "official"]
 
-SALIENCY_START = 1e-6
 BLEND_PROBABILITY = 0.25  # of Mixup in place of pasting, the paper's
-SALIENCY_SCALE = 10.0  # joints of two average parts of `ntu25`; the temperature is in units of the table
 
 
 class MixedBatch(NamedTuple):
@@ -50,7 +49,8 @@ class ShapMix(nn.Module):
         mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`).
         mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none".
         loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy.
-        estimator: of the saliency (`shapmix.estimators`); all but "exact" forward about 2N rows a step.
+        estimator: of the saliency (`shapmix.estimators`); all but "exact" forward about 2N rows a step. None takes "official" where
+            `compat` does, else "exact_subset", whose error at that cost is the lowest (`bench/results/saliency_estimators.json`).
         compat: "official" reproduces the published code's departures from its paper (`shapmix.official`).
         temperature: of the softmax over a class's combinations, in units of the saliency.
         decay: of the class average, for one update a sample; estimators that update more often forget less each time.
@@ -63,18 +63,14 @@ class ShapMix(nn.Module):
     Raises:
         ValueError: a class without training clips, or `compat="official"` on a layout it has no rule for.
 
-    The table `saliency` [K, Q] has the layout's combinations as columns, `measured` [K] counts the samples that each class
-    was measured on; both are buffers and travel in `state_dict`.
+    The table `saliency` [K, Q] has the layout's combinations as columns; it and what else is known of the classes are buffers of
+    `class_saliency` and travel in `state_dict`.
     """
 
-    saliency: Tensor
-    measured: Tensor
-    pairs: Tensor
     mean_motion: Tensor
     class_counts: Tensor
     log_prior: Tensor
     priority: Tensor
-    joint_counts: Tensor
     part_of_joint: Tensor
     combinations: Tensor
 
@@ -86,7 +82,7 @@ class ShapMix(nn.Module):
         *,
         mode: Mode = "shapmix",
         loss: Loss = "balanced",
-        estimator: Estimator = "sampled",
+        estimator: Estimator | None = None,
         compat: Compat = "default",
         temperature: float = 0.2,
         decay: float = 0.9,
@@ -99,8 +95,11 @@ class ShapMix(nn.Module):
         empty = torch.nonzero(class_counts < 1).flatten().tolist()
         if empty:
             raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
-        self.layout, self.mode, self.estimator, self.compat, self.backend = layout, mode, estimator, compat, backend
-        self.temperature, self.decay, self.seed = temperature, decay, seed
+        if estimator is None:
+            estimator = "official" if compat == "official" else "exact_subset"
+        self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
+        self.estimator: Estimator = estimator
+        self.temperature, self.seed = temperature, seed
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
         classes = len(class_counts)
@@ -112,16 +111,13 @@ class ShapMix(nn.Module):
             priority, joint_counts = class_counts, layout.joints_in(combinations)
             self.restored_frames = None
         log_prior = log_class_prior(class_counts) if loss == "balanced" else torch.zeros(classes)
-        self.register_buffer("saliency", torch.full((classes, len(combinations)), SALIENCY_START))
-        self.register_buffer("measured", torch.zeros(classes, dtype=torch.int64))
-        self.register_buffer("pairs", torch.zeros(classes, 1 << layout.num_parts), persistent=estimator == "pair_table")
+        self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay)
         self.register_buffer("mean_motion", mean_motion)
         self.register_buffer("class_counts", class_counts.clone(), persistent=False)
         self.register_buffer(
             "log_prior", log_prior.to(torch.float64 if mean_motion.dtype == torch.float64 else torch.float32), persistent=False
         )
         self.register_buffer("priority", priority.clone(), persistent=False)
-        self.register_buffer("joint_counts", joint_counts, persistent=False)
         self.register_buffer("part_of_joint", layout.part_of_joint, persistent=False)
         self.register_buffer("combinations", combinations, persistent=False)
 
@@ -138,7 +134,7 @@ class ShapMix(nn.Module):
             return
         found = propose(
             self.estimator,
-            self.measured[labels],
+            self.class_saliency.measured[labels],
             self.layout,
             seed=self.seed,
             step=step,
@@ -156,29 +152,12 @@ class ShapMix(nn.Module):
         )
         with undisturbed(network):
             logits = network(torch.cat([self.mean_motion[None], rows]))
-        table, counts, scale = self.saliency, self.joint_counts, SALIENCY_SCALE
-        if self.estimator == "pair_table":
-            table, counts, scale = self.pairs, torch.ones_like(self.pairs[0], dtype=torch.int64), 1.0
-        owners = found.owners.to(device)
-        # As much memory as one update a sample has, whatever the number of updates.
-        decay = 0.0 if step < self.replace_steps else self.decay ** (len(labels) / len(owners))
-        saliency_update(
-            table,
-            logits,
-            labels[owners],
-            found.columns.to(device),
-            found.with_rows.to(device),
-            found.without_rows.to(device),
-            counts,
-            decay,
-            weights=None if found.weights is None else found.weights.to(table),
-            scale=scale,
-            backend=self.backend,
-        )
-        if self.estimator == "pair_table":
-            self.saliency.copy_(pair_values(self.pairs, self.layout) * SALIENCY_SCALE / self.joint_counts)
-        samples = found.owners.unique().to(device)
-        self.measured.index_add_(0, labels[samples], torch.ones_like(samples))
+        self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
+
+    @property
+    def saliency(self) -> Tensor:
+        """[K, Q]: mean saliency of every combination of the layout for each class."""
+        return self.class_saliency.mean
 
     def mix(self, clips: Tensor, labels: Tensor, step: int) -> MixedBatch:
         """The training batch of a step.

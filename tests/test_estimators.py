@@ -40,7 +40,7 @@ def test_the_budget_is_two_forwards_a_sample(estimator: Estimator, n: int) -> No
         else:
             assert rows <= max(2 * n, {"exact_subset": 31, "chain": 5, "chain_reverse": 9}.get(estimator, 2))
         assert bool((found.coalitions > 0).all())
-        assert len({*zip(found.samples.tolist(), found.coalitions.tolist(), strict=True)}) == rows or estimator == "sampled"
+        assert len({*zip(found.samples.tolist(), found.coalitions.tolist(), strict=True)}) == rows or estimator == "official"
         for row in (found.with_rows, found.without_rows):
             assert int(row.min()) >= 0
             assert int(row.max()) <= rows
@@ -67,7 +67,7 @@ def test_every_marginal_is_of_its_sample_column_and_a_context(estimator: Estimat
             assert int(owner_of_row[without_row]) in (-1, int(found.owners[update]))
 
 
-@pytest.mark.parametrize("estimator", ["sampled", "chain", "chain_reverse"])
+@pytest.mark.parametrize("estimator", ["official", "chain", "chain_reverse"])
 def test_drawn_marginals_are_right_on_average(estimator: Estimator) -> None:
     """Many steps on one game: within 4 standard errors of the exact rectified mean, column by column."""
     games = games_of(1).expand(40, -1)
@@ -109,5 +109,5 @@ def test_pairs_are_seen_equally_often_and_give_the_group_values() -> None:
 
 
 def test_an_unknown_estimator_is_named() -> None:
-    with pytest.raises(ValueError, match="estimator is 'shap'; give one of sampled, exact"):
+    with pytest.raises(ValueError, match="estimator is 'shap'; give one of official, exact"):
         propose("shap", torch.zeros(3, dtype=torch.int64), NTU, seed=0, step=0)  # type: ignore[arg-type]

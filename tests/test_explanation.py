@@ -84,7 +84,7 @@ def test_files_hold_everything_and_no_pickle(tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch on a few clips of the embedded data."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--run-dir", str(path), "--n-max", "8", "--epochs", "1", "--saliency.warmup-epochs", "0"]
+    options = ["--run-dir", str(path), "--n-max", "8", "--imbalance", "4", "--epochs", "1", "--saliency.warmup-epochs", "0"]
     assert train([*options, "--network.widths", "8", "16", "--network.halve", "0", "1"]) == 0
     return path
 

@@ -13,9 +13,10 @@ from shapmix import official
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.layout import load_layout
-from shapmix.mixing import SALIENCY_START, Compat, Mode, ShapMix
+from shapmix.mixing import Compat, Mode, ShapMix
 from shapmix.plan import draw_marginals
 from shapmix.reference import coalition_inputs, expected_marginals, label_probability
+from shapmix.saliency import SALIENCY_START
 
 NTU = load_layout("ntu25")
 COUNTS = torch.tensor([90, 30, 9, 3])
@@ -71,7 +72,7 @@ def test_modes_come_back_after_an_exception() -> None:
 @pytest.mark.parametrize("step", [0, 5])
 def test_observed_table_is_the_formula(compat: Compat, step: int) -> None:
     network, (clips, labels) = Probe().eval(), batch()
-    mixer = mixer_of(compat=compat, warmup_steps=3, seed=2)
+    mixer = mixer_of(compat=compat, estimator="official", warmup_steps=3, seed=2)
     columns, contexts = draw_marginals(12, NTU, seed=2, step=step, shared=compat == "official", naive=step < 3)
     expected = torch.full((4, 20), SALIENCY_START)
     for n in range(12):
@@ -93,7 +94,7 @@ def test_observed_table_is_the_formula(compat: Compat, step: int) -> None:
 def test_exact_saliency_measures_every_coalition_of_the_least_measured_classes() -> None:
     network, (clips, labels) = Probe().eval(), batch(40)
     mixer = mixer_of(estimator="exact_subset", warmup_steps=1)
-    mixer.measured[:] = torch.tensor([5, 0, 2, 9])
+    mixer.class_saliency.measured[:] = torch.tensor([5, 0, 2, 9])
     first = int((labels == 1).nonzero()[0]), int((labels == 1).nonzero()[1])  # 2 x 40 // 31 samples
     expected = torch.full((4, 20), SALIENCY_START)
     for n, decay in zip(first, (0.0, 0.0), strict=True):
@@ -105,7 +106,7 @@ def test_exact_saliency_measures_every_coalition_of_the_least_measured_classes()
     network.rows = 0
     mixer.observe(network, clips, labels, step=0)
     assert network.rows == 31 * 2 + 1
-    assert mixer.measured.tolist() == [5, 2, 2, 9]
+    assert mixer.class_saliency.measured.tolist() == [5, 2, 2, 9]
     torch.testing.assert_close(mixer.saliency, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -149,8 +150,8 @@ def test_published_kinetics_habits() -> None:
     assert official.restored_frames(coco) == 64
     assert official.restored_frames(NTU) is None
     mean = torch.zeros(3, 100, 17, 2)
-    assert ShapMix(coco, COUNTS, mean).joint_counts[0] == 8
-    assert ShapMix(coco, COUNTS, mean, compat="official").joint_counts[0] == 11
+    assert ShapMix(coco, COUNTS, mean).class_saliency.joint_counts[0] == 8
+    assert ShapMix(coco, COUNTS, mean, compat="official").class_saliency.joint_counts[0] == 11
 
 
 def test_a_class_without_clips_and_a_small_batch_are_refused() -> None:

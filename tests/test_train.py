@@ -31,7 +31,11 @@ def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
     state = torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)
-    return {**state["network"], "saliency": state["mixer"]["saliency"], "measured": state["mixer"]["measured"]}
+    return {
+        **state["network"],
+        "saliency": state["mixer"]["class_saliency.mean"],
+        "measured": state["mixer"]["class_saliency.measured"],
+    }
 
 
 @pytest.mark.parametrize("mix", ["none", "mixup", "stmix", "shapmix"])

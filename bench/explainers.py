@@ -1,0 +1,213 @@
+"""Shapley values of body parts beside captum, shap and shapiq: `python -m bench.explainers RUN --out FILE`.
+
+All explain the same clips of a trained run through their usual interface: captum with a feature mask, shap and shapiq with a
+function of shown parts, a clip at a time. Each forwards the eager network, and once more ours, so that what the network gains
+and what the engine gains can be told apart. Exact methods first, then sampling ones at the libraries' default or at half of
+the coalitions; the error is relative to the exact values. Times are of one run, in turns; peak memory is of a process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import captum.attr
+import numpy as np
+import shap
+import shapiq
+import torch
+from torch import Tensor, nn
+
+from bench.machine import commit, machine
+from bench.timing import in_turns, quantiles
+from shapmix.checkpoint import load_checkpoint
+from shapmix.config import parse_config
+from shapmix.game import PartGame
+from shapmix.layout import Layout
+from shapmix.reference import ctrgcn as reference
+from shapmix.reference.coalition import coalition_inputs
+from shapmix.shapley import shapley_values
+from shapmix.train import load_splits, make_mixer, make_network, make_sampler
+
+CLIPS = 32
+SECONDS = 60.0
+SAMPLED_FORWARDS = 16  # half of the coalitions of five parts
+CPU = torch.device("cpu")
+
+
+class Counted(nn.Module):
+    """A network that counts the clips it sees."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.rows = network, 0
+
+    def forward(self, clips: Tensor) -> Tensor:
+        self.rows += len(clips)
+        logits: Tensor = self.network(clips)
+        return logits
+
+
+class Task:
+    """The clips [N, C, T, V, M], their labels, what hidden joints show, and the network twice."""
+
+    def __init__(self, run: Path, clips: int) -> None:
+        config = parse_config(["--config", str(run / "config.yaml")])
+        splits = load_splits(config)
+        store = splits.store
+        state = load_checkpoint(run / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
+        sampler = make_sampler(config, store)
+        mixer = make_mixer(config, splits, sampler, 1)
+        mixer.load_state_dict(state["mixer"])
+        ours = make_network(config, store)
+        eager = reference.CTRGCN(
+            store.layout,
+            store.num_classes,
+            num_people=store.num_people,
+            in_channels=store.num_coordinates,
+            widths=config.network.widths,
+            halve=config.network.halve,
+            graph_gain=config.network.graph_gain,
+        )
+        for network in (ours, eager):
+            network.load_state_dict(state["network"])
+        chosen = splits.test[torch.linspace(0, len(splits.test) - 1, clips).long()]
+        self.clips, self.labels = sampler.evaluation(chosen), store.labels[chosen]
+        self.layout: Layout = store.layout
+        self.mean_motion: Tensor = mixer.mean_motion
+        self.networks = {"ours": Counted(ours.eval()), "eager": Counted(eager.eval())}
+        self.about = {"dataset": config.dataset, "clip": list(self.clips.shape), "widths": list(config.network.widths)}
+
+    def shapmix(self, network: Counted) -> Tensor:
+        game = PartGame(network, self.layout, self.mean_motion)
+        return shapley_values(game.table(self.clips, self.labels).double(), self.layout.num_parts)
+
+    def shapmix_bfloat16(self, network: Counted) -> Tensor:
+        game = PartGame(network, self.layout, self.mean_motion, autocast=torch.bfloat16)
+        return shapley_values(game.table(self.clips, self.labels).double(), self.layout.num_parts)
+
+    def captum(self, network: Counted, **sampling: Any) -> Tensor:
+        """[N, P]: captum gives every element of a part the value of the part."""
+        method = captum.attr.ShapleyValueSampling if sampling else captum.attr.ShapleyValues
+        mask = self.layout.part_of_joint.view(1, 1, 1, -1, 1).expand(1, *self.mean_motion.shape).contiguous()
+        with torch.no_grad():
+            found = method(lambda clips: network(clips).softmax(1)).attribute(
+                self.clips, baselines=self.mean_motion[None], target=self.labels, feature_mask=mask, **sampling
+            )
+        first = torch.stack([torch.nonzero(self.layout.part_of_joint == part)[0, 0] for part in range(self.layout.num_parts)])
+        return found[:, 0, 0, first, 0].double()
+
+    def value_of(self, network: Counted, clip: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Shown parts [R, P] -> probability of the clip's label [R]: what a user of shap or shapiq writes."""
+        bits = 1 << torch.arange(self.layout.num_parts)
+
+        def value(shown: np.ndarray) -> np.ndarray:
+            sets = (torch.from_numpy(np.asarray(shown)).long() * bits).sum(1)
+            clips = coalition_inputs(self.clips[clip : clip + 1], self.mean_motion, sets, self.layout.part_of_joint)
+            with torch.no_grad():
+                return network(clips).softmax(1)[:, self.labels[clip]].double().numpy()
+
+        return value
+
+    def each_clip(self, explain: Callable[[Callable[[np.ndarray], np.ndarray]], Any], network: Counted) -> Tensor:
+        return torch.stack([torch.as_tensor(explain(self.value_of(network, clip))) for clip in range(len(self.clips))])
+
+    def shap(self, network: Counted, **sampling: Any) -> Tensor:
+        parts = self.layout.num_parts
+        method = shap.explainers.Permutation if sampling else shap.explainers.Exact
+        masker = shap.maskers.Independent(np.zeros((1, parts)))
+        return self.each_clip(lambda value: method(value, masker)(np.ones((1, parts)), silent=True, **sampling).values[0], network)
+
+    def shapiq(self, network: Counted, budget: int | None = None) -> Tensor:
+        parts = self.layout.num_parts
+
+        def explain(value: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            if budget is None:
+                found = shapiq.ExactComputer(value, n_players=parts)("SV")
+            else:
+                found = shapiq.KernelSHAP(parts, random_state=0).approximate(budget, value)
+            return np.array([found[(part,)] for part in range(parts)])
+
+        return self.each_clip(explain, network)
+
+    def methods(self) -> dict[str, Callable[[], Tensor]]:
+        """By name, each on one of the networks; "shapmix" first."""
+        ours, eager = self.networks["ours"], self.networks["eager"]
+        found: dict[str, Callable[[], Tensor]] = {
+            "shapmix": partial(self.shapmix, ours),
+            "shapmix, bfloat16": partial(self.shapmix_bfloat16, ours),
+        }
+        for name, network in (("eager network", eager), ("our network", ours)):
+            found |= {
+                f"captum exact, {name}": partial(self.captum, network),
+                f"shap exact, {name}": partial(self.shap, network),
+                f"shapiq exact, {name}": partial(self.shapiq, network),
+            }
+        budget = SAMPLED_FORWARDS
+        return found | {
+            "captum sampling (25 orders), eager network": partial(self.captum, eager, n_samples=25),
+            "shap permutation, eager network": partial(self.shap, eager, max_evals=2 * self.layout.num_parts + 1),
+            f"shapiq KernelSHAP ({budget} coalitions), eager network": partial(self.shapiq, eager, budget),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # the process that measures one method
+    arguments = parser.parse_args()
+    task = Task(arguments.run, arguments.clips)
+    methods = task.methods()
+    if arguments.memory_of is not None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        methods[arguments.memory_of]()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+        return
+    if arguments.out is None:
+        parser.error("--out is needed")
+
+    exact = methods["shapmix"]()
+    rows: dict[str, dict[str, Any]] = {}
+    for name, method in methods.items():
+        for network in task.networks.values():
+            network.rows = 0
+        values = method()
+        rows[name] = {
+            "rows a clip": sum(network.rows for network in task.networks.values()) / arguments.clips,
+            "error": float((values - exact).norm() / exact.norm()),
+        }
+    for name, times in in_turns(methods, CPU, budget=arguments.seconds, least=3).items():
+        rows[name]["times"] = times
+    for name, row in rows.items():
+        ratios = [theirs / ours for theirs, ours in zip(row["times"], rows["shapmix"]["times"], strict=True)]
+        row |= {"seconds": quantiles(row["times"]), "times shapmix": quantiles(ratios)}
+        child = [sys.executable, "-m", "bench.explainers", str(arguments.run), "--clips", str(arguments.clips), "--memory-of", name]
+        row["peak bytes"] = int(subprocess.run(child, check=True, capture_output=True, text=True).stdout.split()[-1])
+    for name, row in rows.items():
+        del row["times"]
+        print(
+            f"{name:<56} {row['rows a clip']:>6.1f} rows  {row['seconds']['p50']:>8.3f} s  {row['times shapmix']['p50']:>6.2f}x  "
+            f"error {row['error']:.1e}  {row['peak bytes'] / 1e6:>6.0f} MB"
+        )
+    content = {
+        "command": f"python -m bench.explainers RUN --clips {arguments.clips}",
+        "commit": commit(),
+        "machine": machine(),
+        "task": task.about | {"parts": task.layout.num_parts, "threads": torch.get_num_threads()},
+        "methods": rows,
+    }
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
