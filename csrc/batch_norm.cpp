@@ -23,14 +23,6 @@ struct Totals {
   std::vector<double> second;
 };
 
-// Calls body<lanes>(channel) for whole vectors of channels, then one by one for the rest.
-template <int kLanes, class Body>
-SHAPMIX_SIMD_BODY void over_channels(std::int64_t channels, const Body& body) {
-  std::int64_t channel = 0;
-  for (; channel + kLanes <= channels; channel += kLanes) body(channel, std::integral_constant<int, kLanes>{});
-  for (; channel < channels; ++channel) body(channel, std::integral_constant<int, 1>{});
-}
-
 // Adds, over rows begin..end, two sums a channel; term(row, channel, first, second) adds a row's share of some lanes.
 template <int kLanes, class Sum, class Term>
 SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t channels, Totals& totals, const Term& term) {

@@ -3,8 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <utility>
 
 #include "batch_norm.h"
+#include "branches.h"
 #include "graph_conv.h"
 #include "job.h"
 
@@ -27,6 +29,11 @@ BatchNormJob batch_norm_job(Address in, Address shortcut, std::int64_t shortcut_
   return {rows,          channels,        dtype_named(dtype), at<void>(in), at<void>(shortcut), shortcut_stride, at<void>(weight),
           at<void>(bias), at<void>(lowest), eps};
 }
+
+// Address and stride of rows of channels.
+using RowsOf = std::pair<Address, std::int64_t>;
+
+Rows rows_of(const RowsOf& rows) { return {at<void>(rows.first), rows.second}; }
 
 }  // namespace
 
@@ -51,6 +58,27 @@ void bind_network_ops(py::module_& module) {
         graph_conv_backward_cpu(
             graph_conv_job(features, feature_stride, relation_terms, weight, bias, shared, sizes, dtype), at<void>(grad),
             {into(gradients[0]), into(gradients[1]), into(gradients[2]), into(gradients[3]), into(gradients[4])}, threads);
+      },
+      without_gil);
+
+  module.def(
+      "join_branches",
+      [](Address out, const std::array<RowsOf, 4>& branches, const RowsOf& shortcut, Address scale, Address offset,
+         const std::array<std::int64_t, 4>& sizes, std::int64_t frame_stride, const std::string& dtype, int threads) {
+        const BranchesJob job = {sizes[0],
+                                 sizes[1],
+                                 frame_stride,
+                                 sizes[2],
+                                 sizes[3],
+                                 dtype_named(dtype),
+                                 rows_of(branches[0]),
+                                 rows_of(branches[1]),
+                                 rows_of(branches[2]),
+                                 rows_of(branches[3]),
+                                 rows_of(shortcut),
+                                 at<void>(scale),
+                                 at<void>(offset)};
+        join_branches_cpu(job, into(out), threads);
       },
       without_gil);
 

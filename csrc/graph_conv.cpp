@@ -1,12 +1,13 @@
 #include "graph_conv.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
 
 #include "element.h"
+#include "graph_conv_bf16.h"
+#include "graph_products.h"
 #include "lanes.h"
 #include "machine.h"
 #include "parallel.h"
@@ -16,77 +17,6 @@ namespace shapmix {
 namespace {
 
 constexpr const char* kNoHalf = "the CPU path of graph_conv takes float32, float64 and bfloat16 features";
-
-SHAPMIX_SIMD_BODY double hyperbolic_tangent(double x) { return std::tanh(x); }
-
-// Odd rational approximation in x, as Eigen's and XLA's: within 3e-7 of tanh, and a loop over it vectorises.
-SHAPMIX_SIMD_BODY float hyperbolic_tangent(float x) {
-  x = std::min(std::max(x, -7.9053111076f), 7.9053111076f);
-  const float square = x * x;
-  float top = -2.76076847742355e-16f;
-  top = top * square + 2.00018790482477e-13f;
-  top = top * square + -8.60467152213735e-11f;
-  top = top * square + 5.12229709037114e-08f;
-  top = top * square + 1.48572235717979e-05f;
-  top = top * square + 6.37261928875436e-04f;
-  top = top * square + 4.89352455891786e-03f;
-  float bottom = 1.19825839466702e-06f;
-  bottom = bottom * square + 1.18534705686654e-04f;
-  bottom = bottom * square + 2.26843463243900e-03f;
-  bottom = bottom * square + 4.89352518554385e-03f;
-  return x * top / bottom;
-}
-
-// What one instruction set is good at: lanes of a vector, and a tile of sums that stays in registers.
-template <class Sum, int kBytes, int kTileRows, int kTileColumns>
-struct Machine {
-  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(Sum));
-  static constexpr int kRows = kTileRows;
-  static constexpr int kColumns = kTileColumns;
-};
-
-// emit(row, column, sum over k of a[row][k] * b[column][k]), lane by lane; strides count vectors.
-template <class M, class Sum, class Emit>
-SHAPMIX_SIMD_BODY void products(const Sum* a, std::int64_t a_row, std::int64_t a_k, std::int64_t rows, const Sum* b,
-                                std::int64_t b_row, std::int64_t b_k, std::int64_t columns, std::int64_t depth,
-                                const Emit& emit) {
-  constexpr int kLanes = M::kLanes;
-  using Vector = Lanes<Sum, kLanes>;
-  for (std::int64_t row = 0; row < rows; row += M::kRows) {
-    for (std::int64_t column = 0; column < columns; column += M::kColumns) {
-      const auto some_rows = static_cast<int>(std::min<std::int64_t>(M::kRows, rows - row));
-      const auto some_columns = static_cast<int>(std::min<std::int64_t>(M::kColumns, columns - column));
-      Vector sums[M::kRows][M::kColumns] = {};
-      const Sum* from_a = a + row * a_row * kLanes;
-      const Sum* from_b = b + column * b_row * kLanes;
-      if (some_rows == M::kRows && some_columns == M::kColumns) {
-        for (std::int64_t k = 0; k < depth; ++k) {
-          Vector left[M::kRows];
-#pragma GCC unroll 8
-          for (int i = 0; i < M::kRows; ++i) left[i] = load<kLanes>(from_a + (i * a_row + k * a_k) * kLanes);
-#pragma GCC unroll 8
-          for (int j = 0; j < M::kColumns; ++j) {
-            const Vector right = load<kLanes>(from_b + (j * b_row + k * b_k) * kLanes);
-#pragma GCC unroll 8
-            for (int i = 0; i < M::kRows; ++i) sums[i][j] += left[i] * right;
-          }
-        }
-      } else {
-        for (std::int64_t k = 0; k < depth; ++k) {
-          for (int i = 0; i < some_rows; ++i) {
-            const Vector left = load<kLanes>(from_a + (i * a_row + k * a_k) * kLanes);
-            for (int j = 0; j < some_columns; ++j) {
-              sums[i][j] += left * load<kLanes>(from_b + (j * b_row + k * b_k) * kLanes);
-            }
-          }
-        }
-      }
-      for (int i = 0; i < some_rows; ++i) {
-        for (int j = 0; j < some_columns; ++j) emit(row + i, column + j, sums[i][j]);
-      }
-    }
-  }
-}
 
 // Blocks of channels of one row: graphs [V][S V], features [T][S V], gradients [T][V] and [V][S V], in vectors.
 template <class M, class Element>
@@ -100,9 +30,13 @@ class RowBlocks {
       : job_(job),
         terms_(job.subsets * job.relations),
         width_(job.subsets * job.joints),
+        columns_(feature_columns(job)),
+        places_(graph_places(job)),
+        frame_stride_(backward ? 1 : width_),
+        column_stride_(backward ? job.frames | 1 : 1),
         relation_(1, job.joints * job.joints * terms_),
         graph_(1, job.joints * width_ * kLanes),
-        features_(1, job.frames * width_ * kLanes),
+        features_(1, std::max(job.frames * frame_stride_, width_ * column_stride_) * kLanes),
         grad_(1, backward ? job.frames * job.joints * kLanes : 0),
         to_graph_(1, backward ? job.joints * width_ * kLanes : 0),
         to_relation_(1, backward ? job.joints * job.joints * terms_ : 0) {}
@@ -116,40 +50,38 @@ class RowBlocks {
         Sum* to = relation_.of(0) + (u * joints + v) * terms_;
         const Sum* left = terms + u * 2 * terms_;
         const Sum* right = terms + (v * 2 + 1) * terms_;
-        for (std::int64_t k = 0; k < terms_; ++k) to[k] = hyperbolic_tangent(left[k] - right[k]);
+        tanh_differences(left, right, terms_, to);
       }
     }
   }
 
   SHAPMIX_SIMD_BODY void build_graph(std::int64_t channel) {
     constexpr int kTogether = 5;
-    const std::int64_t joints = job_.joints;
+    const std::int64_t edges = job_.joints * job_.joints;
     for (std::int64_t i = 0; i < job_.subsets; ++i) {
       const Sum* weight = static_cast<const Sum*>(job_.weight) + i * job_.relations * job_.channels + channel;
       const Vector bias = load<kLanes>(static_cast<const Sum*>(job_.bias) + i * job_.channels + channel);
-      const Sum* shared = static_cast<const Sum*>(job_.shared) + i * joints * joints;
-      for (std::int64_t u = 0; u < joints; ++u) {
-        for (std::int64_t v = 0; v < joints; v += kTogether) {
-          const auto some = static_cast<int>(std::min<std::int64_t>(kTogether, joints - v));
-          const Sum* relation = relation_.of(0) + (u * joints + v) * terms_ + i * job_.relations;
-          Vector graph[kTogether];
-          if (some == kTogether) {
+      const Sum* shared = static_cast<const Sum*>(job_.shared) + i * edges;
+      for (std::int64_t edge = 0; edge < edges; edge += kTogether) {
+        // The last edges may be taken again.
+        const std::int64_t first = std::max<std::int64_t>(std::min(edge, edges - kTogether), 0);
+        const Sum* relation[kTogether];
+        Vector graph[kTogether];
 #pragma GCC unroll 5
-            for (int j = 0; j < kTogether; ++j) graph[j] = bias + shared[u * joints + v + j];
-            for (std::int64_t k = 0; k < job_.relations; ++k) {
-              const Vector factor = load<kLanes>(weight + k * job_.channels);
+        for (int j = 0; j < kTogether; ++j) {
+          const std::int64_t at = std::min(first + j, edges - 1);
+          relation[j] = relation_.of(0) + at * terms_ + i * job_.relations;
+          graph[j] = bias + shared[at];
+        }
+        for (std::int64_t k = 0; k < job_.relations; ++k) {
+          const Vector factor = load<kLanes>(weight + k * job_.channels);
 #pragma GCC unroll 5
-              for (int j = 0; j < kTogether; ++j) graph[j] += factor * relation[j * terms_ + k];
-            }
-          } else {
-            for (int j = 0; j < some; ++j) {
-              graph[j] = bias + shared[u * joints + v + j];
-              for (std::int64_t k = 0; k < job_.relations; ++k) {
-                graph[j] += load<kLanes>(weight + k * job_.channels) * relation[j * terms_ + k];
-              }
-            }
-          }
-          for (int j = 0; j < some; ++j) store(graph_.of(0) + (u * width_ + i * joints + v + j) * kLanes, graph[j]);
+          for (int j = 0; j < kTogether; ++j) graph[j] += factor * relation[j][k];
+        }
+#pragma GCC unroll 5
+        for (int j = 0; j < kTogether; ++j) {
+          const std::int64_t at = std::min(first + j, edges - 1);
+          store(graph_.of(0) + (places_[static_cast<std::size_t>(at)] + i * job_.joints) * kLanes, graph[j]);
         }
       }
     }
@@ -162,7 +94,7 @@ class RowBlocks {
       for (std::int64_t v = 0; v < joints; ++v) {
         for (std::int64_t i = 0; i < job_.subsets; ++i) {
           const Vector value = load<kLanes>(from + (t * joints + v) * job_.feature_stride + i * job_.channels);
-          store(features_.of(0) + (t * width_ + i * joints + v) * kLanes, value);
+          store(features_.of(0) + (t * frame_stride_ + (i * joints + v) * column_stride_) * kLanes, value);
         }
       }
     }
@@ -174,7 +106,7 @@ class RowBlocks {
     const auto* shortcut = static_cast<const Element*>(ending.shortcut);
     Vector offset = {};
     if (ending.offset != nullptr) offset = load<kLanes>(static_cast<const Sum*>(ending.offset) + channel);
-    products<M>(graph_.of(0), width_, 1, joints, features_.of(0), width_, 1, job_.frames, width_,
+    products<M>(graph_.of(0), width_, 1, joints, features_.of(0), frame_stride_, column_stride_, job_.frames, width_,
                 [&](std::int64_t u, std::int64_t t, const Vector& sum) __attribute__((always_inline)) {
                   const std::int64_t at = first + t * joints + u;
                   Vector value = sum;
@@ -198,13 +130,12 @@ class RowBlocks {
     for (std::int64_t at = 0; at < job_.frames * joints; ++at) {
       store(grad_.of(0) + at * kLanes, load<kLanes>(grad + (first + at) * job_.channels + channel));
     }
+    const std::int64_t* columns = columns_.data();
     products<M>(graph_.of(0), 1, width_, width_, grad_.of(0), joints, 1, job_.frames, joints,
                 [&](std::int64_t column, std::int64_t t, const Vector& sum) __attribute__((always_inline)) {
-                  const std::int64_t i = column / joints;
-                  const std::int64_t v = column % joints;
-                  store(to_features + (first + t * joints + v) * job_.feature_stride + i * job_.channels + channel, sum);
+                  store(to_features + (first + t * joints) * job_.feature_stride + columns[column] + channel, sum);
                 });
-    products<M>(grad_.of(0), 1, joints, joints, features_.of(0), 1, width_, width_, job_.frames,
+    products<M>(grad_.of(0), 1, joints, joints, features_.of(0), column_stride_, frame_stride_, width_, job_.frames,
                 [&](std::int64_t u, std::int64_t column, const Vector& sum) __attribute__((always_inline)) {
                   store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum);
                 });
@@ -234,15 +165,13 @@ class RowBlocks {
           for (std::int64_t v = 0; v < joints; ++v) {
             const Vector grad = graph_grad(u, i, v);
             const Sum* relation = relation_.of(0) + (u * joints + v) * terms_ + i * job_.relations + k;
-            if (some == kTogether) {
 #pragma GCC unroll 8
-              for (int j = 0; j < kTogether; ++j) sums[j] += grad * relation[j];
-            } else {
-              for (int j = 0; j < some; ++j) sums[j] += grad * relation[j];
-            }
+            for (int j = 0; j < kTogether; ++j) sums[j] += grad * relation[std::min(j, some - 1)];
           }
         }
-        for (int j = 0; j < some; ++j) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kTogether; ++j) {
+          if (j >= some) continue;
           Sum* of_weight = to_weight + (i * job_.relations + k + j) * job_.channels + channel;
           store(of_weight, load<kLanes>(of_weight) + sums[j]);
         }
@@ -302,6 +231,10 @@ class RowBlocks {
   const GraphConvJob& job_;
   std::int64_t terms_;  // S k
   std::int64_t width_;  // S V
+  std::vector<std::int64_t> columns_;
+  std::vector<std::int64_t> places_;
+  std::int64_t frame_stride_;   // of the features, in vectors: the axis that a product sums lies together
+  std::int64_t column_stride_;  // odd: columns would share few cache sets otherwise
   Scratch<Sum> relation_;
   Scratch<Sum> graph_;
   Scratch<Sum> features_;
@@ -324,14 +257,6 @@ SHAPMIX_SIMD_BODY void forward_rows(const GraphConvJob& job, const GraphConvEndi
   }
 }
 
-// One worker's sums over its rows.
-template <class Sum>
-struct PartialSums {
-  std::vector<Sum> shared;  // [V][S V] vectors of lanes
-  std::vector<Sum> weight;
-  std::vector<Sum> bias;
-};
-
 template <class M, class Element>
 SHAPMIX_SIMD_BODY void backward_rows(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
                                      PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
@@ -348,19 +273,15 @@ SHAPMIX_SIMD_BODY void backward_rows(const GraphConvJob& job, const void* grad, 
     }
     blocks.backward_relation(row, static_cast<Wide<Element>*>(gradients.relation_terms));
   }
-  // Lanes to one number each, in place.
-  for (std::size_t at = 0; at < sums.shared.size() / M::kLanes; ++at) {
-    Wide<Element> sum = 0;
-    for (int lane = 0; lane < M::kLanes; ++lane) sum += sums.shared[at * M::kLanes + lane];
-    sums.shared[at] = sum;
-  }
+  add_lanes<M::kLanes>(sums.shared);
 }
 
-// 32 vector registers of 64 bytes hold 4 x 5 sums, 16 of 32 bytes hold 3 x 3, and any processor has 16 of 16.
+// 32 vector registers of 64 bytes hold 5 x 4 sums and their factors, 16 of 32 bytes hold 5 x 2, and any processor has 16 of 16.
+// The field's skeletons have 20 and 25 joints.
 template <class Sum>
-using Wide512 = Machine<Sum, 64, 4, 5>;
+using Wide512 = Machine<Sum, 64, 5, 4>;
 template <class Sum>
-using Wide256 = Machine<Sum, 32, 3, 3>;
+using Wide256 = Machine<Sum, 32, 5, 2>;
 
 template <class Element>
 SHAPMIX_AVX512 void forward_512(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
@@ -406,7 +327,8 @@ int workers_of(const GraphConvJob& job, int threads) {
 
 template <class Element>
 void forward(const GraphConvJob& job, const GraphConvEnding& ending, void* out, int threads) {
-  const auto rows = fits_512<Element>(job) ? forward_512<Element> : has_avx2() ? forward_256<Element> : forward_any<Element>;
+  auto rows = fits_512<Element>(job) ? forward_512<Element> : has_avx2() ? forward_256<Element> : forward_any<Element>;
+  if (fits_bf16(job)) rows = graph_conv_bf16_rows;
   parallel_for(job.rows, workers_of(job, threads),
                [&](std::int64_t, std::int64_t begin, std::int64_t end) { rows(job, ending, out, begin, end); });
 }
@@ -414,7 +336,10 @@ void forward(const GraphConvJob& job, const GraphConvEnding& ending, void* out, 
 template <class Element>
 void backward(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, int threads) {
   using Sum = Wide<Element>;
-  const auto rows = fits_512<Element>(job) ? backward_512<Element> : has_avx2() ? backward_256<Element> : backward_any<Element>;
+  auto rows = fits_512<Element>(job) ? backward_512<Element> : has_avx2() ? backward_256<Element> : backward_any<Element>;
+  if constexpr (std::is_same_v<Element, Bfloat16>) {
+    if (fits_bf16(job)) rows = graph_conv_backward_bf16_rows;
+  }
   const std::int64_t weights = job.subsets * job.relations * job.channels;
   const std::int64_t biases = job.subsets * job.channels;
   const std::int64_t shared = job.joints * job.subsets * job.joints;

@@ -33,6 +33,14 @@ SHAPMIX_SIMD_BODY Lanes<Wide<Element>, kLanes> load(const Element* from) {
   return value;
 }
 
+// As they lie in memory.
+template <int kLanes, class Number>
+SHAPMIX_SIMD_BODY Lanes<Number, kLanes> load_words(const Number* from) {
+  Lanes<Number, kLanes> value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
 template <class Number, class Vector>
 SHAPMIX_SIMD_BODY void store(Number* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
@@ -48,6 +56,14 @@ SHAPMIX_SIMD_BODY void store(Bfloat16* to, const Vector& value) {
   words += (0x7fff + ((words >> 16) & 1)) & is_number;
   const auto stored = __builtin_convertvector(words >> 16, Lanes<std::uint16_t, kLanes>);
   std::memcpy(to, &stored, sizeof(stored));
+}
+
+// Calls body<lanes>(channel) for whole vectors of channels, then one by one for the rest.
+template <int kLanes, class Body>
+SHAPMIX_SIMD_BODY void over_channels(std::int64_t channels, const Body& body) {
+  std::int64_t channel = 0;
+  for (; channel + kLanes <= channels; channel += kLanes) body(channel, std::integral_constant<int, kLanes>{});
+  for (; channel < channels; ++channel) body(channel, std::integral_constant<int, 1>{});
 }
 
 }  // namespace shapmix

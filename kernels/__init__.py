@@ -9,6 +9,7 @@ if __name__ != "shapmix.kernels":
         "install the project (`pip install -e .`) and write `import shapmix.kernels`"
     )
 
+from .branches import join_branches
 from .clips import sample_clips
 from .coalition import coalition_inputs, normalised_coalition_inputs
 from .dispatch import BACKENDS, BackendError, unavailable
@@ -28,6 +29,7 @@ __all__ = [
     "coalition_inputs",
     "draw_plan",
     "graph_conv",
+    "join_branches",
     "mix_clips",
     "normalised_coalition_inputs",
     "saliency_update",

@@ -24,6 +24,7 @@ DTYPES = {
     "balanced_mix_loss": ALL_DTYPES,
     "graph_conv": (torch.float32, torch.float64, torch.bfloat16),
     "batch_norm": (torch.float32, torch.float64, torch.bfloat16),
+    "join_branches": (torch.float32, torch.float64, torch.bfloat16),
 }
 _NAMES = {dtype: dtype_name(dtype) for dtype in ALL_DTYPES}
 
@@ -326,6 +327,32 @@ def _graph_sizes(features: Tensor, weight: Tensor) -> tuple[int, ...]:
     """Rows, frames, joints, channels, subsets and relations."""
     subsets, relations, channels = weight.shape
     return (features.shape[0], *features.shape[2:], channels, subsets, relations)
+
+
+def join_branches(
+    out: Tensor,
+    narrow: Tensor,
+    wide: Tensor,
+    middle: Tensor,
+    skip: Tensor,
+    shortcut: Tensor | None,
+    scale: Tensor,
+    offset: Tensor,
+    frame_stride: int,
+) -> None:
+    """Writes `out` [N, 4 Q, T', V], channels-last; the branches and the shortcut are rows of channels."""
+    n, width, frames, joints = middle.shape
+    _module().join_branches(
+        out.data_ptr(),
+        [(branch.data_ptr(), row_stride(branch)) for branch in (narrow, wide, middle, skip)],
+        (0, 0) if shortcut is None else (shortcut.data_ptr(), row_stride(shortcut)),
+        scale.data_ptr(),
+        offset.data_ptr(),
+        (n, frames, joints, width),
+        frame_stride,
+        _NAMES[middle.dtype],
+        torch.get_num_threads(),
+    )
 
 
 def batch_norm(

@@ -53,7 +53,8 @@ def test_merged_form_is_the_reference(
     torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     mine = dict(ours.named_parameters())
     for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(mine[name].grad, parameter.grad, rtol=1e-7, atol=1e-9, msg=name)
+        largest = max(1.0, float(parameter.grad.abs().max()))  # these networks can amplify by many orders
+        torch.testing.assert_close(mine[name].grad, parameter.grad, rtol=1e-7, atol=1e-9 * largest, msg=name)
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
 

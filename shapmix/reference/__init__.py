@@ -3,6 +3,7 @@
 The kernels have the same names and signatures; tests and benchmarks compare them with these.
 """
 
+from shapmix.reference.branches import join_branches
 from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_clips, sample_frames, to_stream
 from shapmix.reference.coalition import coalition_inputs, normalised_coalition_inputs
 from shapmix.reference.graph import graph_conv, graph_conv_backward
@@ -27,6 +28,7 @@ __all__ = [
     "expected_marginals",
     "graph_conv",
     "graph_conv_backward",
+    "join_branches",
     "label_probability",
     "log_class_prior",
     "marginals",

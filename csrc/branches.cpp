@@ -1,0 +1,111 @@
+#include "branches.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <type_traits>
+
+#include "element.h"
+#include "lanes.h"
+#include "machine.h"
+#include "parallel.h"
+
+namespace shapmix {
+namespace {
+
+template <class Element>
+const Element* row_of(const Rows& rows, std::int64_t row) {
+  return static_cast<const Element*>(rows.data) + row * rows.stride;
+}
+
+// A NaN wins, as in torch. Bits are chosen for it, because GCC 12 takes two choices by comparison apart into scalars.
+template <class Vector>
+SHAPMIX_SIMD_BODY Vector larger(const Vector& x, const Vector& y) {
+  const Vector most = x < y ? y : x;
+  const auto is_nan = y != y;
+  std::decay_t<decltype(is_nan)> chosen;
+  std::decay_t<decltype(is_nan)> nan;
+  std::memcpy(&chosen, &most, sizeof chosen);
+  std::memcpy(&nan, &y, sizeof nan);
+  chosen = (chosen & ~is_nan) | (nan & is_nan);
+  Vector result;
+  std::memcpy(&result, &chosen, sizeof result);
+  return result;
+}
+
+template <int kLanes, class Element>
+SHAPMIX_SIMD_BODY void join_rows(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
+  const std::int64_t joints = job.joints;
+  const std::int64_t width = job.width;
+  const std::int64_t frames_out = (job.frames + job.frame_stride - 1) / job.frame_stride;
+  const auto* scale = static_cast<const Wide<Element>*>(job.scale);
+  const auto* offset = static_cast<const Wide<Element>*>(job.offset);
+  for (std::int64_t frame = begin; frame < end; ++frame) {
+    const std::int64_t clip = frame / frames_out;
+    const std::int64_t centre = frame % frames_out * job.frame_stride;
+    const std::int64_t before = (clip * job.frames + std::max<std::int64_t>(centre - 1, 0)) * joints;
+    const std::int64_t at = (clip * job.frames + centre) * joints;
+    const std::int64_t after = (clip * job.frames + std::min(centre + 1, job.frames - 1)) * joints;
+    for (std::int64_t v = 0; v < joints; ++v) {
+      const std::int64_t row = frame * joints + v;
+      const Element* narrow = row_of<Element>(job.narrow, row);
+      const Element* wide = row_of<Element>(job.wide, row);
+      const Element* skip = row_of<Element>(job.skip, row);
+      const Element* shortcut = job.shortcut.data == nullptr ? nullptr : row_of<Element>(job.shortcut, row);
+      const Element* early = row_of<Element>(job.middle, before + v);
+      const Element* now = row_of<Element>(job.middle, at + v);
+      const Element* late = row_of<Element>(job.middle, after + v);
+      Element* to = out + row * 4 * width;
+      over_channels<kLanes>(width, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
+        constexpr int kWidth = decltype(lanes)::value;
+        const auto finish = [&](int branch, auto value) __attribute__((always_inline)) {
+          const std::int64_t column = branch * width + channel;
+          if (shortcut != nullptr) value += load<kWidth>(shortcut + column);
+          store(to + column, value < 0 ? decltype(value){} : value);  // as torch's ReLU, NaN stays
+        };
+        finish(0, load<kWidth>(narrow + channel));
+        finish(1, load<kWidth>(wide + channel));
+        const auto most = larger(larger(load<kWidth>(early + channel), load<kWidth>(now + channel)), load<kWidth>(late + channel));
+        finish(2, most * load<kWidth>(scale + channel) + load<kWidth>(offset + channel));
+        finish(3, load<kWidth>(skip + channel));
+      });
+    }
+  }
+}
+
+template <class Element>
+SHAPMIX_AVX512 void join_512(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
+  join_rows<64 / sizeof(Wide<Element>)>(job, out, begin, end);
+}
+template <class Element>
+SHAPMIX_AVX2 void join_256(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
+  join_rows<32 / sizeof(Wide<Element>)>(job, out, begin, end);
+}
+template <class Element>
+void join_any(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
+  join_rows<16 / sizeof(Wide<Element>)>(job, out, begin, end);
+}
+
+template <class Element>
+void join(const BranchesJob& job, void* out, int threads) {
+  const bool wide = job.width % (64 / static_cast<std::int64_t>(sizeof(Wide<Element>))) == 0;
+  const auto rows = has_avx512() && wide ? join_512<Element> : has_avx2() ? join_256<Element> : join_any<Element>;
+  const std::int64_t frames = job.clips * ((job.frames + job.frame_stride - 1) / job.frame_stride);
+  const std::int64_t bytes = frames * job.joints * 4 * job.width * static_cast<std::int64_t>(sizeof(Element));
+  parallel_for(frames, workers_for(frames, bytes, threads), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    rows(job, static_cast<Element*>(out), begin, end);
+  });
+}
+
+}  // namespace
+
+void join_branches_cpu(const BranchesJob& job, void* out, int threads) {
+  switch (job.dtype) {
+    case Dtype::kFloat32: return join<float>(job, out, threads);
+    case Dtype::kFloat64: return join<double>(job, out, threads);
+    case Dtype::kBfloat16: return join<Bfloat16>(job, out, threads);
+    case Dtype::kFloat16: throw std::invalid_argument("the CPU path of join_branches takes float32, float64 and bfloat16");
+  }
+}
+
+}  // namespace shapmix
