@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import shapiq
 import torch
 from torch import Tensor, nn
 
-from bench.machine import commit, machine
+from bench.machine import commit, machine, peak_bytes
 from bench.timing import in_turns, quantiles
 from shapmix.checkpoint import load_checkpoint
 from shapmix.config import parse_config
@@ -169,9 +168,7 @@ def main() -> None:
     task = Task(arguments.run, arguments.clips)
     methods = task.methods()
     if arguments.memory_of is not None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        methods[arguments.memory_of]()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+        print(peak_bytes(methods[arguments.memory_of]))
         return
     if arguments.out is None:
         parser.error("--out is needed")

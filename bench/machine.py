@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,16 @@ def commit() -> str:
         return "uncommitted"
     described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return described.stdout.strip() if described.returncode == 0 else "uncommitted"
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """How much more memory than before was resident at some moment of a call; of this whole process, so use a fresh one."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is resident now
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(entry: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    return int(line.split()[1]) << 10

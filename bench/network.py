@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import NTU, Batch, Shape, total
-from bench.machine import commit, machine
+from bench.machine import commit, machine, peak_bytes
 from bench.timing import in_turns, quantiles
 from shapmix import ShapMix, ctrgcn
 from shapmix.reference import ctrgcn as reference
@@ -25,6 +27,7 @@ from shapmix.reference import ctrgcn as reference
 CLIPS = 16
 SECONDS = 40.0  # of rounds, each of the three comparisons
 HALF = torch.bfloat16
+VARIANTS = ("reference", "float32", "bfloat16")
 Run = Callable[[], object]
 
 
@@ -128,6 +131,40 @@ def measure(device: torch.device, clips: int, budget: float) -> dict[str, Any]:
     return found
 
 
+def memory(device: torch.device, clips: int) -> dict[str, int]:
+    """Peak bytes of a training forward and backward; on a CPU of a process each."""
+    if device.type == "cpu":
+        children = {name: [sys.executable, "-m", "bench.network", "--clips", str(clips), "--memory-of", name] for name in VARIANTS}
+        return {
+            name: int(subprocess.run(child, check=True, capture_output=True, text=True).stdout.split()[-1])
+            for name, child in children.items()
+        }
+    found = {}
+    for name in VARIANTS:
+        run = one_training_run(device, clips, name)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        found[name] = torch.cuda.max_memory_allocated(device) - before
+    return found
+
+
+def one_training_run(device: torch.device, clips: int, name: str) -> Run:
+    """A variant's forward and backward."""
+    batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
+    return variants(training(batch), networks(batch.shape, device))[name]
+
+
+def compiled(batch: Batch, budget: float) -> dict[str, Any]:
+    """The reference under torch.compile beside the plain one."""
+    found: dict[str, Any] = {}
+    for name, of in (("coalition forward", forward(batch)), ("training forward and backward", training(batch))):
+        plain = networks(batch.shape, batch.device)["reference"]
+        runs = {"reference": of(plain, False), "reference, torch.compile": of(torch.compile(plain), False)}  # type: ignore[arg-type]
+        found[name] = {kind: quantiles(values) for kind, values in in_turns(runs, batch.device, budget=budget, least=3).items()}
+    return found
+
+
 def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[str, Any]:
     times = in_turns(runs, device, budget=budget)
     ratios = {
@@ -139,13 +176,24 @@ def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--compile", action="store_true", help="also the reference under torch.compile, which takes minutes")
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)  # the process that measures one variant
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     arguments = parser.parse_args()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if arguments.memory_of is not None:
+        print(peak_bytes(one_training_run(device, arguments.clips, arguments.memory_of)))
+        return
+    if arguments.out is None:
+        parser.error("--out is needed")
     content: dict[str, Any] = {"command": "python -m bench.network", "commit": commit(), "machine": machine()}
     content |= measure(device, arguments.clips, arguments.seconds)
+    content["peak bytes"] = memory(device, arguments.clips)
+    if arguments.compile:
+        batch = Batch(Shape("ntu", NTU.layout, (arguments.clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
+        content["compiled"] = compiled(batch, arguments.seconds)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     for name in ("coalition forward", "training forward and backward", "shapmix step"):
         seconds = content[name]["seconds"]
@@ -154,6 +202,10 @@ def main() -> None:
             for variant in ("float32", "bfloat16")
         )
         print(f"{name}: reference {seconds['reference']['p50']:.3f} s, {line}")
+    peak = content["peak bytes"]
+    print("peak memory of training: " + ", ".join(f"{name} {peak[name] / 1e9:.2f} GB" for name in VARIANTS))
+    for name, kinds in content.get("compiled", {}).items():
+        print(f"{name}: " + ", ".join(f"{kind} {value['p50']:.3f} s" for kind, value in kinds.items()))
 
 
 if __name__ == "__main__":
