@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -42,34 +43,53 @@ Window draw_window(const DrawJob& job) {
   return window;
 }
 
-// The first column where the softmax of saliency / temperature, summed up, exceeds `point`; the last where none does.
-// `exponentials` [Q] is scratch.
-template <class Real>
-std::int64_t draw_column(const Real* saliency, const DrawJob& job, double point, double* exponentials) {
-  double largest = saliency[0] / job.temperature;
-  for (std::int64_t q = 0; q < job.columns; ++q) {
-    exponentials[q] = saliency[q] / job.temperature;
-    largest = std::max(largest, exponentials[q]);
-  }
-  double sum = 0;
-  for (std::int64_t q = 0; q < job.columns; ++q) {
-    exponentials[q] = std::exp(exponentials[q] - largest);
-    sum += exponentials[q];
-  }
-  double cumulative = exponentials[0] / sum;
-  std::int64_t column = 0;
-  while (column < job.columns - 1 && !(cumulative > point)) cumulative += exponentials[++column] / sum;
-  return column;
-}
+// For each class the softmax of saliency / temperature, summed up over the columns; made when a class is first drawn from.
+class ClassDraws {
+ public:
+  explicit ClassDraws(const DrawJob& job)
+      : job_(job),
+        made_(static_cast<std::size_t>(job.guided ? job.classes : 0)),
+        cumulative_(new double[made_.size() * static_cast<std::size_t>(job.columns)]) {}
 
-std::int64_t guided_column(const DrawJob& job, std::int64_t sample, std::int64_t rarer, double* exponentials) {
-  const auto row = static_cast<std::uint32_t>(sample);
-  const double point = uniform(random_words(job.seed, kCombinationDraw, job.step, row, 0).word[0]);
-  if (job.dtype == Dtype::kFloat64) {
-    return draw_column(static_cast<const double*>(job.saliency) + rarer * job.columns, job, point, exponentials);
+  // The first column whose sum exceeds the sample's point; the last where none does.
+  std::int64_t column(std::int64_t sample, std::int64_t of_class) {
+    double* cumulative = cumulative_.get() + of_class * job_.columns;
+    if (!made_[static_cast<std::size_t>(of_class)]) {
+      made_[static_cast<std::size_t>(of_class)] = true;
+      if (job_.dtype == Dtype::kFloat64) {
+        add_up(static_cast<const double*>(job_.saliency) + of_class * job_.columns, cumulative);
+      } else {
+        add_up(static_cast<const float*>(job_.saliency) + of_class * job_.columns, cumulative);
+      }
+    }
+    const auto row = static_cast<std::uint32_t>(sample);
+    const double point = uniform(random_words(job_.seed, kCombinationDraw, job_.step, row, 0).word[0]);
+    std::int64_t column = 0;
+    while (column < job_.columns - 1 && !(cumulative[column] > point)) ++column;
+    return column;
   }
-  return draw_column(static_cast<const float*>(job.saliency) + rarer * job.columns, job, point, exponentials);
-}
+
+ private:
+  template <class Real>
+  void add_up(const Real* saliency, double* cumulative) const {
+    double largest = saliency[0] / job_.temperature;
+    for (std::int64_t q = 0; q < job_.columns; ++q) {
+      cumulative[q] = saliency[q] / job_.temperature;
+      largest = std::max(largest, cumulative[q]);
+    }
+    double sum = 0;
+    for (std::int64_t q = 0; q < job_.columns; ++q) {
+      cumulative[q] = std::exp(cumulative[q] - largest);
+      sum += cumulative[q];
+    }
+    cumulative[0] /= sum;
+    for (std::int64_t q = 1; q < job_.columns; ++q) cumulative[q] = cumulative[q - 1] + cumulative[q] / sum;
+  }
+
+  const DrawJob& job_;
+  std::vector<char> made_;
+  std::unique_ptr<double[]> cumulative_;
+};
 
 std::int64_t unguided_column(const DrawJob& job) {
   return uniform_integer(random_words(job.seed, kCombinationDraw, job.step, 0, 0).word[0], 0, job.columns - 1);
@@ -94,7 +114,7 @@ void draw_plan_cpu(const DrawJob& job) {
   const auto all_parts = static_cast<std::int64_t>((std::uint64_t{1} << num_parts) - 1);
   const std::int64_t shared = job.guided ? 0 : job.combinations[unguided_column(job)];
   const auto elements = static_cast<double>(job.num_frames * job.joints);
-  std::vector<double> exponentials(static_cast<std::size_t>(job.columns));
+  ClassDraws draws(job);
 
   const auto field = [&](std::int64_t row) { return job.fields + row * job.samples; };
   std::fill_n(field(2), job.samples, window.start);
@@ -112,7 +132,7 @@ void draw_plan_cpu(const DrawJob& job) {
       // Their combination goes in where their class is the rarer; else the sample keeps its own, a tie included.
       const bool theirs_is_rarer = job.priority[own] > job.priority[theirs];
       const std::int64_t rarer = theirs_is_rarer ? theirs : own;
-      const std::int64_t combination = job.combinations[guided_column(job, sample, rarer, exponentials.data())];
+      const std::int64_t combination = job.combinations[draws.column(sample, rarer)];
       parts = theirs_is_rarer ? combination : all_parts ^ combination;
     }
     std::int64_t replaced_joints = 0;
