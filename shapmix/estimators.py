@@ -90,6 +90,31 @@ def propose(
     return _chains(chosen, layout, seed, step, both_ways=estimator == "chain_reverse")
 
 
+def propose_on_device(
+    batch: int, layout: Layout, combinations: Tensor, *, seed: int, step: Tensor, shared: bool = False, naive: bool = False
+) -> Measurement:
+    """What "sampled" measures, drawn without the host: the same marginals, in tensors whose shapes no draw changes.
+
+    Every sample's context is a row of its own, an empty one too.
+
+    Args:
+        combinations: the layout's, on the device where all results are wanted.
+        step: 0-dim int64 of that device.
+    """
+    columns, context = draw_marginals(batch, layout, seed=seed, step=step, shared=shared, naive=naive, combinations=combinations)
+    everyone = torch.arange(batch, device=combinations.device)
+    measured = combinations[columns] | context
+    return Measurement(
+        samples=everyone if naive else everyone.repeat(2),
+        coalitions=measured if naive else torch.cat([measured, context]),
+        owners=everyone,
+        columns=columns,
+        with_rows=(1 + everyone)[:, None],
+        without_rows=(everyone * 0 if naive else 1 + batch + everyone)[:, None],
+        weights=None,
+    )
+
+
 def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
     """[K, 2^P] averages of ReLU(v(A) - v(not A)) -> [K, Q] rectified group values of the layout's combinations.
 
