@@ -6,6 +6,7 @@ On a GPU the step is thus one CUDA graph; elsewhere the same code runs as it is 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from shapmix.kernels import sample_clips
 from shapmix.mixing import ShapMix
 from shapmix.plan import draw_crops
 
-WARM_UP = 3  # steps on a side stream before a capture, torch's recommendation; Triton compiles in them
+WARM_UP = 3  # steps of a phase on a side stream before its capture, torch's recommendation; Triton compiles in them
 
 
 class StepResult(NamedTuple):
@@ -78,7 +79,7 @@ class TrainingStep:
         self.chosen = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self._captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, StepResult]] = {}
-        self._warm_up_left = WARM_UP
+        self._run_before: Counter[tuple[bool, bool]] = Counter()
         self._stream = torch.cuda.Stream(device) if self.capture else None
 
     def __call__(self, chosen: Tensor, number: int) -> StepResult:
@@ -96,8 +97,8 @@ class TrainingStep:
         # the schedule's phases are different work: each has a graph of its own
         phase = (number < self.mixer.warmup_steps, number < self.mixer.replace_steps)
         if phase not in self._captured:
-            if self._warm_up_left:
-                self._warm_up_left -= 1
+            if self._run_before[phase] < WARM_UP:
+                self._run_before[phase] += 1
                 return self._beside(number)
             self._captured[phase] = self._record(number)
         graph, result = self._captured[phase]
