@@ -126,13 +126,16 @@ def measure_ops(result: Result, limit: float) -> Judged:
 
 
 def measure_step(result: Result, limit: float) -> Judged:
-    """The augment path, in which the host may wait for nothing, and the training step."""
+    """The augment path and the resident step, in which the host may wait for nothing, and the training step."""
     lines, done = run_measurement("bench.step", limit)
-    for kind in ("augment_path", "training_step"):
+    for kind in ("augment_path", "training_step", "resident_step"):
         result[kind] = [line[kind] for line in lines if kind in line]
     waits = [path for path in result["augment_path"] if path["seconds"].get("host_read")]
     if waits:
         return Judged("red", f"the augment path on {waits[0]['backend']} waits for the host: {waits[0]['seconds']['host_read']}")
+    for step in result["resident_step"]:
+        if step.get("host_read"):
+            return Judged("red", f"the resident step waits for the host: {step['host_read']}")
     return GREEN if done.code == 0 else Judged("red", ended(done))
 
 

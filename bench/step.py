@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from bench.cases import NTU, Batch, Shape, total
 from bench.timing import device_seconds, in_turns, quantiles, seconds
 from shapmix import ShapMix, kernels, reference
 from shapmix.ctrgcn import CTRGCN
+from shapmix.data.clips import ClipStore
+from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import unavailable
+from shapmix.step import WARM_UP, TrainingStep
 
 TARGET = 60e-6  # seconds of device time, of the augment path at 64 NTU clips
 
@@ -111,6 +115,36 @@ def measure_training_step(shape: Shape, device: torch.device, backend: str | Non
     return found
 
 
+def measure_resident_step(shape: Shape, device: torch.device, *, rounds: int = 5) -> dict[str, Any]:
+    """Wall time of the same step from resident recordings, sampling included: on a GPU one CUDA graph."""
+    batch = Batch(shape, torch.float32, torch.device("cpu"))
+    frames, offsets, *_ = batch.recorded
+    names = [str(index) for index in range(batch.n)]
+    store = ClipStore(frames, offsets, batch.labels, names, batch.layout, [str(index) for index in range(shape.classes)])
+    _, channels, num_frames, _, people = shape.size
+    torch.manual_seed(0)
+    network = CTRGCN(batch.layout, shape.classes, num_people=people, in_channels=channels).to(device)
+    mixer = ShapMix(batch.layout, batch.class_counts, batch.mean_motion).to(device)
+    on_gpu = device.type == "cuda"
+    lr: Any = torch.tensor(0.1, device=device) if on_gpu else 0.1  # as a number it would be frozen in the graph
+    options: Any = {"momentum": 0.9, "nesterov": True, "weight_decay": 4e-4, "fused": on_gpu}
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, **options)
+    step = TrainingStep(network, mixer, optimizer, ClipSampler(store, "crop", "joint", num_frames), batch.n)
+    chosen, number = torch.arange(batch.n, device=device), count()
+
+    def run() -> None:
+        step(chosen, next(number))
+
+    for _ in range(WARM_UP + 2):
+        run()
+    times = [seconds(run, device) for _ in range(rounds)]
+    found: dict[str, Any] = {"captured": step.capture, "shape": shape.name, "seconds": quantiles(times)}
+    if on_gpu:
+        found["host_read"] = without_host_reads(run)
+        found["bytes_at_most"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
 def path_backends(device: torch.device) -> list[str]:
     """`auto`, which takes the fastest back end of each op, and those that have every op."""
     ops = ("sample_clips", "draw_plan", "mix_clips", "coalition_inputs", "saliency_update", "balanced_mix_loss")
@@ -128,6 +162,7 @@ def main() -> None:
             print(json.dumps({"augment_path": measure_augment_path(NTU, device, backend)}), file=lines, flush=True)
         for name in (None, "reference"):
             print(json.dumps({"training_step": measure_training_step(NTU, device, name)}), file=lines, flush=True)
+        print(json.dumps({"resident_step": measure_resident_step(NTU, device)}), file=lines, flush=True)
 
 
 if __name__ == "__main__":

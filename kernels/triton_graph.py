@@ -9,8 +9,9 @@ Global memory sees the features and the output (backward: the features, their gr
 once; programs that differ in their block of joints alone are neighbours and read the rest of a row again from L2. Beside that
 come the relation terms and, in the backward, the partial sums. The floor is those bytes over the memory's bandwidth while
 2 V (T + K) operations a graph's row hide behind them: on an H100 with half-precision features, whose products run on tensor
-cores, where T + K is at most about 100. float32 products are exact ("ieee") and thus run on the CUDA cores, which bounds them.
-tanh is the other cost: each block of channels takes it anew, U V K of them a subset, so that many relations want wide blocks.
+cores, where T + K is at most about 100. float32 products are three products of TF32 halves ("tf32x3"), which leave out only
+what the two lower halves make: about 2^-22 of a product. tanh is the other cost: each block of channels takes it anew, U V K of
+them a subset, and the backward twice. Relations are taken a few at a time, as more would not stay in registers.
 
 Half-precision features are multiplied with a graph split into two halves, the second holding what rounding took from the first:
 22 bits of it in float16, as far as its range goes, 16 in bfloat16. Every sum is float32's, or float64's for float64.
@@ -73,9 +74,9 @@ def store_rows(rows, tile, frame, joint, channel, frames, joints, channels, stri
 
 
 @triton.jit
-def load_relation(terms, u, v, joints, SUBSETS: tl.constexpr, RELATIONS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """tanh(left - right) [u * v, k] of one clip and subset, 0 outside."""
-    k = tl.arange(0, BLOCK_K)[None, :]
+def load_relation(terms, first, u, v, joints, SUBSETS: tl.constexpr, RELATIONS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """tanh(left - right) [u * v, k] of one clip and subset, relations first and on, 0 outside."""
+    k = first + tl.arange(0, BLOCK_K)[None, :]
     inside = k < RELATIONS
     left = tl.load(terms + u[:, None] * (2 * SUBSETS * RELATIONS) + k, mask=(u < joints)[:, None] & inside, other=0.0)
     terms += SUBSETS * RELATIONS
@@ -85,20 +86,38 @@ def load_relation(terms, u, v, joints, SUBSETS: tl.constexpr, RELATIONS: tl.cons
 
 
 @triton.jit
-def load_weight(weight, channel, channels, RELATIONS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Tile [k, c] of one subset's weight, 0 outside."""
-    k = tl.arange(0, BLOCK_K)[:, None]
+def load_weight(weight, first, channel, channels, RELATIONS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Tile [k, c] of one subset's weight, relations first and on, 0 outside."""
+    k = first + tl.arange(0, BLOCK_K)[:, None]
     return tl.load(weight + k * channels + channel[None, :], mask=(k < RELATIONS) & (channel < channels)[None, :], other=0.0)
 
 
 @triton.jit
-def refined_graph(relation, weight, bias, shared, u, v, channel, joints, channels, PRECISION: tl.constexpr):
+def refined_graph(
+    terms,
+    weight,
+    bias,
+    shared,
+    u,
+    v,
+    channel,
+    joints,
+    channels,
+    SUBSETS: tl.constexpr,
+    RELATIONS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Tile [u * v, c] of one subset's graphs."""
     SIZE: tl.constexpr = u.shape[0] * v.shape[0]
     inside = (u < joints)[:, None] & (v < joints)[None, :]
     base = tl.reshape(tl.load(shared + u[:, None] * joints + v[None, :], mask=inside, other=0.0), [SIZE, 1])
-    base = base + tl.load(bias + channel, mask=channel < channels, other=0.0)[None, :]
-    return tl.dot(relation, weight, acc=base, input_precision=PRECISION, out_dtype=base.dtype)
+    graph = base + tl.load(bias + channel, mask=channel < channels, other=0.0)[None, :]
+    for first in range(0, RELATIONS, BLOCK_K):
+        relation = load_relation(terms, first, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
+        factors = load_weight(weight, first, channel, channels, RELATIONS, BLOCK_K)
+        graph = tl.dot(relation, factors, acc=graph, input_precision=PRECISION, out_dtype=graph.dtype)
+    return graph
 
 
 @triton.jit
@@ -150,9 +169,9 @@ def graph_conv_kernel(
 
     acc = tl.zeros([BLOCK_C, BLOCK_T, BLOCK_U], weight.dtype.element_ty)
     for _ in range(SUBSETS):
-        relation = load_relation(relation_terms, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
-        factors = load_weight(weight, channel, channels, RELATIONS, BLOCK_K)
-        graph = refined_graph(relation, factors, bias, shared, u, v, channel, joints, channels, PRECISION)
+        graph = refined_graph(
+            relation_terms, weight, bias, shared, u, v, channel, joints, channels, SUBSETS, RELATIONS, BLOCK_K, PRECISION
+        )
         graph = tl.permute(tl.reshape(graph, [BLOCK_U, BLOCK_V, BLOCK_C]), [2, 1, 0])
         rows = load_rows(features, frame, v, channel, frames, joints, channels, feature_stride)
         acc = aggregate(rows, graph, acc, PARTS, PRECISION)
@@ -214,27 +233,27 @@ def graph_conv_gradient_kernel(
     u = tl.arange(0, BLOCK_U)
     v = v_block * BLOCK_V + tl.arange(0, BLOCK_V)
     channel = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    k = tl.arange(0, BLOCK_K)
     WIDE: tl.constexpr = weight.dtype.element_ty
     TERMS: tl.constexpr = SUBSETS * RELATIONS
 
     features += subset * channels
     to_features += subset * channels
     relation_terms += subset * RELATIONS
-    factors = load_weight(weight + subset * RELATIONS * channels, channel, channels, RELATIONS, BLOCK_K)
+    weight += subset * RELATIONS * channels
     bias += subset * channels
     shared += subset * joints * joints
     to_left += (v_block * c_blocks + c_block).to(tl.int64) * clips * joints * TERMS + subset * RELATIONS
     to_right += c_block.to(tl.int64) * clips * joints * TERMS + subset * RELATIONS
 
-    of_weight = tl.zeros([BLOCK_C, BLOCK_K], WIDE)
+    is_channel = channel < channels
+    of_run = (run * v_blocks + v_block) * SUBSETS + subset
+    to_weight += of_run * RELATIONS * channels
     of_bias = tl.zeros([BLOCK_C], WIDE)
     of_shared = tl.zeros([BLOCK_U, BLOCK_V], WIDE)
     for clip in range(run * clips_each, tl.minimum((run + 1) * clips_each, clips)):
         first_row = clip * frames * joints
         terms = relation_terms + clip * joints * (2 * TERMS)
-        relation = load_relation(terms, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
-        graph = refined_graph(relation, factors, bias, shared, u, v, channel, joints, channels, PRECISION)
+        graph = refined_graph(terms, weight, bias, shared, u, v, channel, joints, channels, SUBSETS, RELATIONS, BLOCK_K, PRECISION)
         graph = tl.permute(tl.reshape(graph, [BLOCK_U, BLOCK_V, BLOCK_C]), [2, 0, 1])
         of_graph = tl.zeros([BLOCK_C, BLOCK_U, BLOCK_V], WIDE)
         for begin in range(0, frames, BLOCK_T):
@@ -248,33 +267,36 @@ def graph_conv_gradient_kernel(
 
         of_shared += tl.sum(of_graph, 0)
         of_bias += tl.sum(tl.sum(of_graph, 2), 1)
-        # a product of its own for each joint u: as one, its depth of U V would be a single warp's work
-        by_u = tl.dot(
-            tl.permute(of_graph, [1, 0, 2]),
-            tl.reshape(relation, [BLOCK_U, BLOCK_V, BLOCK_K]),
-            input_precision=PRECISION,
-            out_dtype=WIDE,
-        )
-        of_weight += tl.sum(by_u, 0)
-        of_relation = tl.dot(
-            tl.reshape(tl.permute(of_graph, [1, 2, 0]), [BLOCK_U * BLOCK_V, BLOCK_C]),
-            tl.trans(factors),
-            input_precision=PRECISION,
-            out_dtype=WIDE,
-        )
-        of_difference = tl.reshape(of_relation * (1.0 - relation * relation), [BLOCK_U, BLOCK_V, BLOCK_K])
-        of_left = to_left + (clip * joints + u[:, None]) * TERMS + k[None, :]
-        tl.store(of_left, tl.sum(of_difference, 1), mask=(u < joints)[:, None] & (k < RELATIONS)[None, :])
-        of_right = to_right + (clip * joints + v[:, None]) * TERMS + k[None, :]
-        tl.store(of_right, -tl.sum(of_difference, 0), mask=(v < joints)[:, None] & (k < RELATIONS)[None, :])
+        # A block of relations at a time, and their tanh anew: kept through the frames they would cost more registers than there
+        # are. The weight's sums stay in this program's share of global memory for the same reason.
+        for first in range(0, RELATIONS, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K)
+            is_relation = k < RELATIONS
+            relation = load_relation(terms, first, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
+            of_relation = tl.dot(
+                tl.reshape(tl.permute(of_graph, [1, 2, 0]), [BLOCK_U * BLOCK_V, BLOCK_C]),
+                tl.trans(load_weight(weight, first, channel, channels, RELATIONS, BLOCK_K)),
+                input_precision=PRECISION,
+                out_dtype=WIDE,
+            )
+            of_difference = tl.reshape(of_relation * (1.0 - relation * relation), [BLOCK_U, BLOCK_V, BLOCK_K])
+            of_left = to_left + (clip * joints + u[:, None]) * TERMS + k[None, :]
+            tl.store(of_left, tl.sum(of_difference, 1), mask=(u < joints)[:, None] & is_relation[None, :])
+            of_right = to_right + (clip * joints + v[:, None]) * TERMS + k[None, :]
+            tl.store(of_right, -tl.sum(of_difference, 0), mask=(v < joints)[:, None] & is_relation[None, :])
+            # a product of its own for each joint u: as one, its depth of U V would be a single warp's work
+            by_u = tl.dot(
+                tl.permute(of_graph, [1, 0, 2]),
+                tl.reshape(relation, [BLOCK_U, BLOCK_V, BLOCK_K]),
+                input_precision=PRECISION,
+                out_dtype=WIDE,
+            )
+            of_weight = to_weight + k[None, :] * channels + channel[:, None]
+            in_weight = is_channel[:, None] & is_relation[None, :]
+            before = tl.where(clip > run * clips_each, tl.load(of_weight, mask=in_weight, other=0.0), 0.0)
+            tl.store(of_weight, before + tl.sum(by_u, 0), mask=in_weight)
+        tl.debug_barrier()  # what one thread stored, another may load for the next clip
 
-    is_channel = channel < channels
-    of_run = (run * v_blocks + v_block) * SUBSETS + subset
-    tl.store(
-        to_weight + (of_run * RELATIONS + k[None, :]) * channels + channel[:, None],
-        of_weight,
-        mask=is_channel[:, None] & (k < RELATIONS)[None, :],
-    )
     tl.store(to_bias + of_run * channels + channel, of_bias, mask=is_channel)
     to_shared += ((run * c_blocks + c_block) * SUBSETS + subset) * joints * joints
     tl.store(
@@ -296,19 +318,20 @@ class Launch(NamedTuple):
 FORWARD = {
     torch.float32: Launch(8, 32, 16, 8),
     torch.float64: Launch(8, 16, 8, 8),
-    torch.float16: Launch(16, 32, 16, 8),
-    torch.bfloat16: Launch(16, 32, 16, 8),
+    torch.float16: Launch(8, 32, 16, 8),
+    torch.bfloat16: Launch(8, 32, 16, 8),
 }
 BACKWARD = {
-    torch.float32: Launch(8, 16, 16, 8),
-    torch.float64: Launch(8, 16, 8, 8),
-    torch.float16: Launch(16, 32, 16, 8),
-    torch.bfloat16: Launch(16, 32, 16, 8),
+    torch.float32: Launch(8, 32, 8, 8),
+    torch.float64: Launch(8, 16, 4, 8),
+    torch.float16: Launch(8, 32, 8, 8),
+    torch.bfloat16: Launch(8, 32, 8, 8),
 }
 PARTS = {torch.float32: 1, torch.float64: 1, torch.float16: 2, torch.bfloat16: 2}
-PRECISION = {torch.float32: "ieee", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
+PRECISION = {torch.float32: "tf32x3", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
 SHORTEST_DEPTH = 8  # of a float32 product
 SHORTEST_BLOCK = 16
+RELATIONS_TOGETHER = 8  # more would not stay in registers
 PROGRAMS = 2048  # of the backward: enough to fill any GPU, few enough that their partial sums are small beside the features
 
 
@@ -325,7 +348,7 @@ def constants(features: Tensor, weight: Tensor, launch: Launch) -> dict[str, int
         "RELATIONS": relations,
         "BLOCK_C": launch.channels,
         "BLOCK_T": min(launch.frames, block_of(features.shape[2])),
-        "BLOCK_K": triton.next_power_of_2(max(relations, SHORTEST_DEPTH)),
+        "BLOCK_K": min(triton.next_power_of_2(max(relations, SHORTEST_DEPTH)), RELATIONS_TOGETHER),
         "PARTS": PARTS[features.dtype],
         "PRECISION": PRECISION[features.dtype],
         "num_warps": launch.num_warps,

@@ -18,8 +18,12 @@ from shapmix.reference import MixPlan
 from .checks import DTYPES as ALL_DTYPES
 from .checks import SUM_DTYPES, set_strides
 from .triton_clips import sample_clips as sample_clips
+from .triton_graph import graph_conv as graph_conv
+from .triton_graph import graph_conv_backward as graph_conv_backward
 from .triton_loss import balanced_mix_loss as balanced_mix_loss
 from .triton_loss import balanced_mix_loss_backward as balanced_mix_loss_backward
+from .triton_norm import batch_norm as batch_norm
+from .triton_norm import batch_norm_backward as batch_norm_backward
 from .triton_plan import draw_plan as draw_plan
 from .triton_saliency import saliency_update as saliency_update
 
@@ -34,6 +38,8 @@ DTYPES = {
     "draw_plan": SUM_DTYPES,
     "saliency_update": _DTYPES,
     "balanced_mix_loss": _DTYPES,
+    "graph_conv": _DTYPES,
+    "batch_norm": _DTYPES,
 }
 
 BLOCK = 1024

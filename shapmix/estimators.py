@@ -7,6 +7,7 @@ by `saliency_update`, so all feed one table. They differ in how many marginals a
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from shapmix.shapley import group_matrix
 
 Estimator = Literal["official", "exact", "exact_subset", "pair_table", "chain", "chain_reverse"]
 ESTIMATORS: tuple[Estimator, ...] = ("official", "exact", "exact_subset", "pair_table", "chain", "chain_reverse")
+
+ON_DEVICE: tuple[Estimator, ...] = ("official", "exact", "exact_subset")  # can be proposed without the host
 
 FORWARDS = 2  # a sample, the published budget
 _ORDER = 5  # purpose of the random words (see `shapmix.plan`)
@@ -84,10 +87,35 @@ def propose(
     if rows is None:
         raise ValueError(f"estimator is '{estimator}'; give one of {', '.join(ESTIMATORS)}")
     count = n if estimator == "exact" else max(1, FORWARDS * n // rows)
-    chosen = times_measured.argsort(stable=True)[:count].cpu()
+    chosen = times_measured.argsort(stable=True)[:count]
     if estimator.startswith("exact"):
         return _exact(chosen, layout)
-    return _chains(chosen, layout, seed, step, both_ways=estimator == "chain_reverse")
+    return _chains(chosen.cpu(), layout, seed, step, both_ways=estimator == "chain_reverse")
+
+
+def propose_on_device(
+    batch: int, layout: Layout, combinations: Tensor, *, seed: int, step: Tensor, shared: bool = False, naive: bool = False
+) -> Measurement:
+    """What "official" measures, drawn without the host: the same marginals, in tensors whose shapes no draw changes.
+
+    Every sample's context is a row of its own, an empty one too.
+
+    Args:
+        combinations: the layout's, on the device where all results are wanted.
+        step: 0-dim int64 of that device.
+    """
+    columns, context = draw_marginals(batch, layout, seed=seed, step=step, shared=shared, naive=naive, combinations=combinations)
+    everyone = torch.arange(batch, device=combinations.device)
+    measured = combinations[columns] | context
+    return Measurement(
+        samples=everyone if naive else everyone.repeat(2),
+        coalitions=measured if naive else torch.cat([measured, context]),
+        owners=everyone,
+        columns=columns,
+        with_rows=(1 + everyone)[:, None],
+        without_rows=(everyone * 0 if naive else 1 + batch + everyone)[:, None],
+        weights=None,
+    )
 
 
 def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
@@ -118,24 +146,30 @@ def _official(n: int, layout: Layout, seed: int, step: int, shared: bool, naive:
 
 
 def _exact(chosen: Tensor, layout: Layout) -> Measurement:
-    n, sets = len(chosen), layout.all_parts
-    every: Contexts = contexts(layout.combinations, layout.num_parts)
+    n, sets, device = len(chosen), layout.all_parts, chosen.device
+    every = _contexts_on(layout.combination_bits, layout.num_parts, device)
     combinations, together = every.weights.shape
 
     def rows(of_sets: Tensor) -> Tensor:
         """[Q, J] sets -> [n Q, J] rows: sample by sample all sets but the empty one, which is row 0."""
-        each = torch.where(of_sets == 0, 0, torch.arange(n)[:, None, None] * sets + of_sets)
+        each = torch.where(of_sets == 0, 0, torch.arange(n, device=device)[:, None, None] * sets + of_sets)
         return each.reshape(n * combinations, together)
 
     return Measurement(
         samples=chosen.repeat_interleave(sets),
-        coalitions=torch.arange(1, sets + 1).repeat(n),
+        coalitions=torch.arange(1, sets + 1, device=device).repeat(n),
         owners=chosen.repeat_interleave(combinations),
-        columns=torch.arange(combinations).repeat(n),
+        columns=torch.arange(combinations, device=device).repeat(n),
         with_rows=rows(every.with_sets),
         without_rows=rows(every.without_sets),
         weights=every.weights.repeat(n, 1),
     )
+
+
+@cache
+def _contexts_on(combination_bits: tuple[int, ...], num_parts: int, device: torch.device) -> Contexts:
+    every = contexts(torch.tensor(combination_bits), num_parts)
+    return Contexts(*(value.to(device) for value in every))
 
 
 def _chains(chosen: Tensor, layout: Layout, seed: int, step: int, *, both_ways: bool) -> Measurement:

@@ -170,19 +170,27 @@ def _end_of_chunk(begin: int, sets: int, total: int, rows: int) -> int:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode for the duration; modes, buffers and torch's random states are as before afterwards, whatever happens."""
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
-    with torch.random.fork_rng(devices):
-        model.eval()
+    with torch.random.fork_rng(devices), in_eval_mode(model):
         try:
             yield
         finally:
-            for module, training in modes:
-                module.training = training
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the duration; every module's own mode afterwards. Nothing is copied, so that it can be captured."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class AliveTensors(TorchDispatchMode):

@@ -80,16 +80,19 @@ class Layout:
         return torch.tensor([len(joints) for joints in self.parts.values()])
 
     @cached_property
-    def combinations(self) -> Tensor:
-        """[Q] int64 bit sets of parts, the columns of every saliency table (bit p = part p).
+    def combination_bits(self) -> tuple[int, ...]:
+        """Q bit sets of parts, the columns of every saliency table (bit p = part p).
 
         The sets of half the parts, rounded down and up, the smaller size first, each size in lexicographic order: with
         five parts the 10 pairs and the 10 triples of the paper. The complement of a combination is a combination.
         """
         sizes = sorted({self.num_parts // 2, -(-self.num_parts // 2)})
-        return torch.tensor(
-            [sum(1 << part for part in chosen) for size in sizes for chosen in combinations(range(self.num_parts), size)]
-        )
+        return tuple(sum(1 << part for part in chosen) for size in sizes for chosen in combinations(range(self.num_parts), size))
+
+    @cached_property
+    def combinations(self) -> Tensor:
+        """[Q] int64: `combination_bits`."""
+        return torch.tensor(self.combination_bits)
 
     @property
     def all_parts(self) -> int:

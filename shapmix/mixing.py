@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from shapmix import official
-from shapmix.estimators import Estimator, propose
-from shapmix.game import undisturbed
+from shapmix.estimators import ON_DEVICE, Estimator, propose, propose_on_device
+from shapmix.game import in_eval_mode, undisturbed
 from shapmix.kernels import balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
 from shapmix.layout import Layout
 from shapmix.reference import log_class_prior
@@ -122,25 +122,34 @@ class ShapMix(nn.Module):
         self.register_buffer("combinations", combinations, persistent=False)
 
     @torch.no_grad()
-    def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int) -> None:
+    def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> None:
         """Measures the saliency on the batch, in eval mode, and updates the class table; about 2N rows are forwarded.
 
         Args:
             network: any module that maps [N, C, T, V, M] to logits [N, K]; every submodule's mode is restored.
             clips: [N, C, T, V, M]; labels: [N] int64.
             step: of the training loop.
+            counter: the same number as a 0-dim int64 tensor beside the clips. With it nothing is read back to the host, and
+                `step` only says whether the warm-up is over: the calls of a phase are the same work on the device. The
+                network must leave its buffers and torch's random state alone in eval mode, as they are not restored then.
+
+        Raises:
+            ValueError: a counter with an estimator that is drawn on the host.
         """
         if self.mode != "shapmix":
             return
-        found = propose(
-            self.estimator,
-            self.class_saliency.measured[labels],
-            self.layout,
-            seed=self.seed,
-            step=step,
-            shared=self.compat == "official",
-            naive=step < self.warmup_steps,
-        )
+        shared, naive = self.compat == "official", step < self.warmup_steps
+        times_measured = self.class_saliency.measured[labels]
+        if counter is None or self.estimator.startswith("exact"):
+            found = propose(self.estimator, times_measured, self.layout, seed=self.seed, step=step, shared=shared, naive=naive)
+        elif self.estimator == "official":
+            found = propose_on_device(
+                len(labels), self.layout, self.combinations, seed=self.seed, step=counter, shared=shared, naive=naive
+            )
+        else:
+            raise ValueError(
+                f"estimator '{self.estimator}' is drawn on the host; leave the counter out, or take one of {', '.join(ON_DEVICE)}"
+            )
         device = clips.device
         rows = coalition_inputs(
             clips[found.samples.to(device)],
@@ -150,7 +159,7 @@ class ShapMix(nn.Module):
             restored_frames=self.restored_frames,
             backend=self.backend,
         )
-        with undisturbed(network):
+        with undisturbed(network) if counter is None else in_eval_mode(network):
             logits = network(torch.cat([self.mean_motion[None], rows]))
         self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
 
@@ -159,8 +168,8 @@ class ShapMix(nn.Module):
         """[K, Q]: mean saliency of every combination of the layout for each class."""
         return self.class_saliency.mean
 
-    def mix(self, clips: Tensor, labels: Tensor, step: int) -> MixedBatch:
-        """The training batch of a step.
+    def mix(self, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> MixedBatch:
+        """The training batch of a step; `counter` as in `observe`.
 
         Raises:
             ValueError: fewer than 3 clips, or a clip length that is not a multiple of 4.
@@ -177,7 +186,7 @@ class ShapMix(nn.Module):
             self.part_of_joint,
             num_frames,
             seed=self.seed,
-            step=step,
+            step=step if counter is None else counter,
             guided=self.mode == "shapmix" and step >= self.warmup_steps,
             temperature=self.temperature,
             blend_probability=1.0 if self.mode == "mixup" else BLEND_PROBABILITY,

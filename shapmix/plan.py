@@ -29,24 +29,36 @@ class Marginals(NamedTuple):
     contexts: Tensor
 
 
-def draw_marginals(batch: int, layout: Layout, *, seed: int, step: int, shared: bool = False, naive: bool = False) -> Marginals:
+def draw_marginals(
+    batch: int,
+    layout: Layout,
+    *,
+    seed: int,
+    step: int | Tensor,
+    shared: bool = False,
+    naive: bool = False,
+    combinations: Tensor | None = None,
+) -> Marginals:
     """A combination P and a context R, disjoint from it, for each sample: the size of R uniform, then R uniform of that size.
 
     Args:
         shared: one draw for the whole batch (the published code); otherwise one a sample.
         naive: R empty (the published code's first epochs).
+        combinations: the layout's, on the device where the draw is wanted; a `step` of that device is not read by the host.
 
     Source: paper section 3.2.
     """
     parts = layout.num_parts
-    words = random_words(seed, _MARGINAL, step, 1 if shared else batch, 12)
-    columns = integers(words[:, 0], 0, len(layout.combinations) - 1)
-    combination = layout.combinations[columns]
-    taken = (combination[:, None] >> torch.arange(parts) & 1).bool()  # [N, P]
+    combinations = layout.combinations if combinations is None else combinations
+    words = random_words(seed, _MARGINAL, step, 1 if shared else batch, 12, combinations.device)
+    columns = integers(words[:, 0], 0, len(combinations) - 1)
+    each_part = torch.arange(parts, device=combinations.device)
+    combination = combinations[columns]
+    taken = (combination[:, None] >> each_part & 1).bool()  # [N, P]
     size = integers(words[:, 1], 0, (~taken).sum(1))
     # the parts outside P in random order; R is the first `size` of them
     order = words[:, 4 : 4 + parts].masked_fill(taken, 1 << 32).argsort(dim=1, stable=True)
-    first = torch.arange(parts) < size[:, None]
+    first = each_part < size[:, None]
     contexts = (first.long() << order).sum(1)
     if naive:
         contexts = torch.zeros_like(contexts)

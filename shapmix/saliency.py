@@ -82,8 +82,8 @@ class ClassSaliency(nn.Module):
                 each = (probability[with_rows, of_class[:, None]] - probability[without_rows, of_class[:, None]]).relu()
                 spread = (weights * (each - marginal[:, None]).square()).sum(1)
                 average_in(self.within, of_class, columns, spread * to_units.square(), decay)
-        samples = found.owners.unique().to(device)
-        self.measured.index_add_(0, labels[samples], torch.ones_like(samples))
+        was_measured = torch.zeros_like(labels).index_fill_(0, owners, 1)
+        self.measured.index_add_(0, labels, was_measured)
 
     @property
     def variance(self) -> Tensor:

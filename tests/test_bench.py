@@ -223,6 +223,9 @@ def test_augment_path_and_training_step_are_measured() -> None:
     assert set(found["seconds"]) == {"wall", "cold", "hot"}
     trained = step.measure_training_step(TINY, CPU, None, rounds=1)
     assert trained["seconds"]["p50"] > 0
+    resident = step.measure_resident_step(TINY, CPU, rounds=1)
+    assert resident["seconds"]["p50"] > 0
+    assert not resident["captured"]
     assert "auto" in step.path_backends(CPU)
 
 

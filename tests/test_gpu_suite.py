@@ -530,6 +530,8 @@ def test_a_step_that_waits_for_the_host_is_red(monkeypatch: pytest.MonkeyPatch) 
     judged, result = measure(monkeypatch, gpu.measure_step, [{"augment_path": a_path(host_read=None)}, training])
     assert judged == GREEN
     assert len(result["augment_path"]) == len(result["training_step"]) == 1
+    judged, _ = measure(monkeypatch, gpu.measure_step, [{"resident_step": {"host_read": "called a synchronizing operation"}}])
+    assert judged.reason == "the resident step waits for the host: called a synchronizing operation"
     judged, _ = measure(monkeypatch, gpu.measure_step, [{"augment_path": a_path(host_read="called a synchronizing operation")}])
     assert judged.verdict == "red"
     assert "waits for the host: called a synchronizing" in judged.reason

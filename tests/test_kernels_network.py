@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from backends import INTERPRETED, MANY, needs, same_bits
-from hypothesis import given
+from backends import FEW, MANY, TRITON, needs, same_bits
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from shapmix.kernels import batch_norm, graph_conv
 from shapmix.kernels.checks import sum_dtype
 
 CPP = (torch.float32, torch.float64, torch.bfloat16)
-TRITON = (torch.float32, torch.float64, torch.float16) if INTERPRETED else (*CPP, torch.float16)
 CPU = torch.device("cpu")
 
 
@@ -104,6 +104,22 @@ def test_graph_conv_of_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "cpp")
 
 
+@settings(FEW, max_examples=10)
+@given(graphs(TRITON))
+def test_triton_graph_conv_is_the_reference(arguments: dict[str, Any]) -> None:
+    check_graph_conv(arguments, "triton")
+
+
+def test_triton_graph_conv_adds_up_clips_in_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on large batches: the parameters' gradients are carried from clip to clip, over several blocks of relations."""
+    needs("triton")
+    monkeypatch.setattr(import_module("shapmix.kernels.triton_graph"), "PROGRAMS", 1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"features": (3, 2 * 16, 5, 17), "relation_terms": (3, 17, 2, 2, 20), "weight": (2, 20, 16)}
+    shapes |= {"bias": (2, 16), "shared": (2, 17, 17)}
+    check_graph_conv({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, "triton")
+
+
 @st.composite
 def norms(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
     """Arguments of `batch_norm`, means far from zero among them."""
@@ -158,6 +174,28 @@ def check_batch_norm(arguments: dict[str, Any], backend: str) -> None:
 @given(norms(CPP))
 def test_batch_norm_of_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_batch_norm(arguments, "cpp")
+
+
+@FEW
+@given(norms(TRITON))
+def test_triton_batch_norm_is_the_reference(arguments: dict[str, Any]) -> None:
+    check_batch_norm(arguments, "triton")
+
+
+@pytest.mark.parametrize("rows", [100, 500])
+def test_triton_batch_norm_over_many_runs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of several tiles, the last one short; a mean that leaves float32 few digits for the spread."""
+    needs("triton")
+    monkeypatch.setattr(import_module("shapmix.kernels.triton_norm"), "PROGRAMS", 4)
+    generator = torch.Generator().manual_seed(rows)
+    x = 1000 + torch.randn(2, 70, rows, 1, generator=generator)
+    ones = torch.ones(70)
+    arguments = on(needs("triton"), {"x": x, "weight": ones, "bias": 0 * ones, "lowest": 0 * ones})
+    expected = reference.batch_norm(**{name: value.double() for name, value in arguments.items()})
+    results = [batch_norm(**arguments, backend="triton") for _ in range(2)]
+    for left, again, right in zip(*results, expected, strict=True):
+        assert same_bits(left, again)
+        assert relative(left, right) <= 3e-4  # half an ulp of the elements, of the mean too, over the deviation
 
 
 def graph_arguments(dtype: torch.dtype = torch.float64, channels: int = 8) -> dict[str, Any]:

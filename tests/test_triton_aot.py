@@ -35,6 +35,9 @@ class Kernel(NamedTuple):
     constants: Mapping[str, object] = MappingProxyType({})
     dtypes: tuple[str, ...] = DTYPES
     fuse: bool = True
+    absent: tuple[str, ...] = ()  # arguments that are None
+    function: str = ""  # the kernel's own name, where it is compiled in several forms
+    relations: int = 0  # of a graph convolution, whose launch depends on them
 
 
 CLIPS = {"ROW": 50, "PEOPLE": 2, "BLOCK": 1024}
@@ -115,6 +118,43 @@ KERNELS = {
         constants=ROWS,
     ),
 }
+GRAPH = Kernel(
+    "triton_graph",
+    function="graph_conv_kernel",
+    elements=("out", "features", "shortcut"),
+    sums=("relation_terms", "weight", "bias", "shared", "offset"),
+    numbers=("frames", "joints", "channels", "feature_stride", "shortcut_stride"),
+)
+GRAPH_GRADIENT = Kernel(
+    "triton_graph",
+    function="graph_conv_gradient_kernel",
+    elements=("to_features", "grad", "features"),
+    sums=("to_left", "to_right", "to_weight", "to_bias", "to_shared", "relation_terms", "weight", "bias", "shared"),
+    numbers=("clips", "clips_each", "frames", "joints", "channels", "feature_stride"),
+)
+OF_WIDTHS = ("channels", "feature_stride", "shortcut_stride")
+OF_CHANNELS = ("mean", "variance", "weight", "bias", "lowest", "eps", "to_weight", "to_bias")
+NORM = Kernel(
+    "triton_norm",
+    elements=("x", "out", "shortcut", "grad", "to_x", "to_shortcut"),
+    sums=(*OF_CHANNELS, "means", "deviations", "sums", "products"),
+    numbers=("rows", "rows_each", "runs", "channels", "shortcut_stride"),
+    constants={"SUM": "sums", "BLOCK_R": 32, "BLOCK_C": 64},
+)
+JOIN = NORM._replace(constants={"BLOCK_P": 64, "BLOCK_C": 16}, dtypes=("fp32", "fp64"))
+# CTR-GCN's layers have 8, 16 and 32 relations; its widths are numbers, and 17 to 32 joints are one block.
+KERNELS |= {
+    "graph_conv_kernel of 8 relations": GRAPH._replace(relations=8, absent=("offset", "shortcut"), dtypes=("fp32", "bf16")),
+    "graph_conv_kernel of 32 relations, folded": GRAPH._replace(relations=32),
+    "graph_conv_gradient_kernel of 8 relations": GRAPH_GRADIENT._replace(relations=8, dtypes=("fp32", "bf16")),
+    "graph_conv_gradient_kernel of 32 relations": GRAPH_GRADIENT._replace(relations=32),
+    "moments_kernel": NORM,
+    "join_moments_kernel": JOIN,
+    "normalise_kernel": NORM,
+    "gradient_sums_kernel": NORM,
+    "join_gradients_kernel": JOIN,
+    "gradient_rows_kernel": NORM,
+}
 CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, SHARED_LIMIT)]
 
 
@@ -128,18 +168,45 @@ def compile_all() -> None:
     for name, dtype, arch in CONFIGS:
         kernel = KERNELS[name]
         module = import_module(f"shapmix.kernels.{kernel.module}")
-        function = getattr(module, name)
+        function = getattr(module, kernel.function or name)
         of_sums = "fp64" if dtype == "fp64" else "fp32"
         types = dict.fromkeys(kernel.elements, f"*{dtype}") | dict.fromkeys(kernel.sums, f"*{of_sums}")
-        types |= dict.fromkeys(kernel.numbers, "i32") | dict(kernel.others) | dict.fromkeys(kernel.constants, "constexpr")
+        given = dict(kernel.constants) | dict.fromkeys(kernel.absent)
+        num_warps = getattr(module, "NUM_WARPS", 0)
+        if kernel.relations:
+            given |= graph_blocks(kernel, dtype)
+            num_warps = given.pop("num_warps")
+        given = {key: value for key, value in given.items() if key in function.arg_names}
+        types |= dict.fromkeys(kernel.numbers, "i32") | dict(kernel.others) | dict.fromkeys(given, "constexpr")
         signature = {argument: types.get(argument, "*i64") for argument in function.arg_names}
         sum_type = tl.float64 if dtype == "fp64" else tl.float32
-        constants = {key: sum_type if value == "sums" else value for key, value in kernel.constants.items()}
-        source = ASTSource(fn=function, signature=signature, constexprs=constants)
-        options = {"num_warps": module.NUM_WARPS, "enable_fp_fusion": kernel.fuse}
+        constants = {key: sum_type if value == "sums" else value for key, value in given.items()}
+        # as a launch finds them: torch's tensors begin at multiples of 16 bytes, CTR-GCN's widths are multiples of 16
+        aligned = [key for key, of in signature.items() if kernel.relations and (of[0] == "*" or key in OF_WIDTHS)]
+        attributes = {(function.arg_names.index(key),): [["tt.divisibility", 16]] for key in aligned}
+        source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+        options = {"num_warps": num_warps, "enable_fp_fusion": kernel.fuse}
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         report = {"config": [name, dtype, arch], "shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"]}
         print(json.dumps(report), flush=True)
+
+
+def graph_blocks(kernel: Kernel, dtype: str) -> dict[str, object]:
+    """What a graph convolution of 25 joints over 64 frames is specialised for."""
+    import torch
+
+    from shapmix.kernels import triton_graph
+
+    of = {"fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    features = torch.empty(1, 3 * 64, 64, 25, dtype=of, device="meta")
+    weight = torch.empty(3, kernel.relations, 64, device="meta")
+    if kernel.function == "graph_conv_kernel":
+        launch = triton_graph.FORWARD[of]
+        blocks = {"BLOCK_U": launch.joints, "BLOCK_V": triton_graph.block_of(25)}
+    else:
+        launch = triton_graph.BACKWARD[of]
+        blocks = {"BLOCK_U": triton_graph.block_of(25), "BLOCK_V": launch.joints}
+    return {**triton_graph.constants(features, weight, launch), **blocks}
 
 
 @pytest.fixture(scope="module")

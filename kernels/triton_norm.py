@@ -1,0 +1,342 @@
+"""`batch_norm` and its gradient as Triton kernels: a pass for the sums of a channel, a small one that joins them, one that writes.
+
+The rows [N * T * V, C] of channels-last memory are read in runs, one program a run and block of channels. Each keeps mean and
+sum of squared deviations by the rule of Chan, Golub and LeVeque (1983), so that a mean far from zero costs no digits, and
+leaves them as partial sums, which are joined in float64 and in a fixed order: no atomics, the same bits each time.
+
+The forward reads its input twice and writes once, the backward reads three tensors twice; the floor is those bytes over the
+memory's bandwidth. Shortcut and rectifier ride along in the second pass.
+"""
+
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import row_stride
+
+MOST_CHANNELS_AT_ONCE = 64
+TILE = 2048  # elements that a program takes at once
+PROGRAMS = 1024  # enough to fill any GPU, few enough that their partial sums are small
+BLOCK_RUNS = 64
+BLOCK_JOINED = 16  # channels of a program that joins partial sums
+NUM_WARPS = 4
+
+
+@triton.jit
+def tile_of(channels, BLOCK_C: tl.constexpr):
+    """The channels of this program, which of them exist, and its position on the other axis."""
+    c_blocks = tl.cdiv(channels, BLOCK_C)
+    channel = tl.program_id(0) % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return channel, channel < channels, (tl.program_id(0) // c_blocks).to(tl.int64)
+
+
+@triton.jit
+def moments_kernel(
+    means, deviations, x, rows, rows_each, channels, SUM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """One run of rows: its mean [runs, C] and its sum of squared deviations from that [runs, C]."""
+    channel, is_channel, run = tile_of(channels, BLOCK_C)
+    begin, end = run * rows_each, tl.minimum((run + 1) * rows_each, rows)
+    mean = tl.zeros([BLOCK_C], SUM)
+    deviation = tl.zeros([BLOCK_C], SUM)
+    for first in range(begin, end, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        inside = (row < end)[:, None] & is_channel[None, :]
+        value = tl.load(x + row[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(SUM)
+        count = tl.minimum(end - first, BLOCK_R).to(SUM)
+        before = (first - begin).to(SUM)
+        tile_mean = tl.sum(value, 0) / count
+        from_mean = tl.where(inside, value - tile_mean[None, :], 0.0)
+        gap = tile_mean - mean
+        deviation += tl.sum(from_mean * from_mean, 0) + gap * gap * (before * (count / (before + count)))
+        mean += gap * (count / (before + count))
+    tl.store(means + run * channels + channel, mean, mask=is_channel)
+    tl.store(deviations + run * channels + channel, deviation, mask=is_channel)
+
+
+@triton.jit
+def join_moments_kernel(
+    mean, variance, means, deviations, rows, rows_each, runs, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Mean and biased variance [C] of all rows, from those of the runs."""
+    channel, is_channel, _ = tile_of(channels, BLOCK_C)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+    for first in range(0, runs, BLOCK_P):
+        run = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
+        inside = (run < runs)[:, None] & is_channel[None, :]
+        count = tl.minimum(rows - run * rows_each, rows_each).to(tl.float64)[:, None]
+        each = tl.load(means + run[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(tl.float64)
+        total += each * count
+    centre = tl.sum(total, 0) / rows
+    squares = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+    for first in range(0, runs, BLOCK_P):
+        run = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
+        inside = (run < runs)[:, None] & is_channel[None, :]
+        count = tl.minimum(rows - run * rows_each, rows_each).to(tl.float64)[:, None]
+        at = run[:, None] * channels + channel[None, :]
+        gap = tl.load(means + at, mask=inside, other=0.0).to(tl.float64) - centre[None, :]
+        within = tl.load(deviations + at, mask=inside, other=0.0).to(tl.float64)
+        squares += tl.where(inside, within + gap * gap * count, 0.0)
+    tl.store(mean + channel, centre.to(mean.dtype.element_ty), mask=is_channel)
+    tl.store(variance + channel, (tl.sum(squares, 0) / rows).to(variance.dtype.element_ty), mask=is_channel)
+
+
+@triton.jit
+def normalise_kernel(
+    out,
+    x,
+    shortcut,
+    mean,
+    variance,
+    weight,
+    bias,
+    lowest,
+    eps,
+    rows,
+    channels,
+    shortcut_stride,
+    SUM: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """max((x - mean) * weight / deviation + bias + shortcut, lowest) of one block of rows."""
+    channel, is_channel, block = tile_of(channels, BLOCK_C)
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = (row < rows)[:, None] & is_channel[None, :]
+    at = row[:, None] * channels + channel[None, :]
+    spread = tl.load(variance + channel, mask=is_channel, other=1.0) + tl.load(eps)
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0) / tl.sqrt(spread)
+    centre = tl.load(mean + channel, mask=is_channel, other=0.0)
+    value = (tl.load(x + at, mask=inside, other=0.0).to(SUM) - centre[None, :]) * scale[None, :]
+    value += tl.load(bias + channel, mask=is_channel, other=0.0)[None, :]
+    if shortcut is not None:
+        value += tl.load(shortcut + row[:, None] * shortcut_stride + channel[None, :], mask=inside, other=0.0).to(SUM)
+    floor = tl.load(lowest + channel, mask=is_channel, other=0.0)[None, :]
+    tl.store(out + at, tl.where(value < floor, floor, value).to(out.dtype.element_ty), mask=inside)  # NaN stays
+
+
+@triton.jit
+def load_passed(grad, out, lowest, at, inside, channel, is_channel, SUM: tl.constexpr):
+    """The gradient behind the rectifier: kept where the result lies above its lowest value."""
+    floor = tl.load(lowest + channel, mask=is_channel, other=0.0)[None, :]
+    above = tl.load(out + at, mask=inside, other=0.0).to(SUM) > floor
+    return tl.where(above, tl.load(grad + at, mask=inside, other=0.0).to(SUM), 0.0)
+
+
+@triton.jit
+def gradient_sums_kernel(
+    sums,
+    products,
+    to_shortcut,
+    grad,
+    out,
+    x,
+    mean,
+    lowest,
+    rows,
+    rows_each,
+    channels,
+    SUM: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One run of rows: sums of the passed gradient [runs, C] and of its product with x - mean [runs, C]."""
+    channel, is_channel, run = tile_of(channels, BLOCK_C)
+    begin, end = run * rows_each, tl.minimum((run + 1) * rows_each, rows)
+    centre = tl.load(mean + channel, mask=is_channel, other=0.0)[None, :]
+    total = tl.zeros([BLOCK_R, BLOCK_C], SUM)
+    product = tl.zeros([BLOCK_R, BLOCK_C], SUM)
+    for first in range(begin, end, BLOCK_R):
+        row = first + tl.arange(0, BLOCK_R)
+        inside = (row < end)[:, None] & is_channel[None, :]
+        at = row[:, None] * channels + channel[None, :]
+        passed = load_passed(grad, out, lowest, at, inside, channel, is_channel, SUM)
+        if to_shortcut is not None:
+            tl.store(to_shortcut + at, passed.to(to_shortcut.dtype.element_ty), mask=inside)
+        total += passed
+        product += tl.where(inside, passed * (tl.load(x + at, mask=inside, other=0.0).to(SUM) - centre), 0.0)
+    tl.store(sums + run * channels + channel, tl.sum(total, 0), mask=is_channel)
+    tl.store(products + run * channels + channel, tl.sum(product, 0), mask=is_channel)
+
+
+@triton.jit
+def join_gradients_kernel(
+    to_weight, to_bias, sums, products, variance, eps, runs, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Gradients of weight and bias [C], from the sums of the runs."""
+    channel, is_channel, _ = tile_of(channels, BLOCK_C)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+    product = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
+    for first in range(0, runs, BLOCK_P):
+        run = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
+        inside = (run < runs)[:, None] & is_channel[None, :]
+        at = run[:, None] * channels + channel[None, :]
+        total += tl.load(sums + at, mask=inside, other=0.0).to(tl.float64)
+        product += tl.load(products + at, mask=inside, other=0.0).to(tl.float64)
+    spread = tl.load(variance + channel, mask=is_channel, other=1.0).to(tl.float64) + tl.load(eps).to(tl.float64)
+    tl.store(to_weight + channel, (tl.sum(product, 0) / tl.sqrt(spread)).to(to_weight.dtype.element_ty), mask=is_channel)
+    tl.store(to_bias + channel, tl.sum(total, 0).to(to_bias.dtype.element_ty), mask=is_channel)
+
+
+@triton.jit
+def gradient_rows_kernel(
+    to_x,
+    to_weight,
+    to_bias,
+    grad,
+    out,
+    x,
+    mean,
+    variance,
+    weight,
+    lowest,
+    eps,
+    rows,
+    channels,
+    SUM: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The input's gradient of one block of rows."""
+    channel, is_channel, block = tile_of(channels, BLOCK_C)
+    row = block * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = (row < rows)[:, None] & is_channel[None, :]
+    at = row[:, None] * channels + channel[None, :]
+    inverse = 1.0 / tl.sqrt(tl.load(variance + channel, mask=is_channel, other=1.0) + tl.load(eps))
+    slope = tl.load(to_weight + channel, mask=is_channel, other=0.0) * inverse / rows
+    level = tl.load(to_bias + channel, mask=is_channel, other=0.0) / rows
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0) * inverse
+    passed = load_passed(grad, out, lowest, at, inside, channel, is_channel, SUM)
+    centre = tl.load(mean + channel, mask=is_channel, other=0.0)[None, :]
+    from_mean = tl.load(x + at, mask=inside, other=0.0).to(SUM) - centre
+    value = (passed - from_mean * slope[None, :] - level[None, :]) * scale[None, :]
+    tl.store(to_x + at, value.to(to_x.dtype.element_ty), mask=inside)
+
+
+def batch_norm(
+    out: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    shortcut: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    eps: float,
+) -> None:
+    """Writes `out` [N, C, T, V] and the statistics [C]; x and out are channels-last, the shortcut rows of channels."""
+    rows, channels, tiles, tile = sizes(x, weight)
+    rows_each, runs = runs_of(rows, channels, tile["BLOCK_R"], tile["BLOCK_C"])
+    means, deviations = weight.new_empty(runs, channels), weight.new_empty(runs, channels)
+    c_blocks = triton.cdiv(channels, tile["BLOCK_C"])
+    moments_kernel[(runs * c_blocks,)](means, deviations, x, rows, rows_each, channels, **tile, num_warps=NUM_WARPS)
+    join_moments_kernel[(triton.cdiv(channels, BLOCK_JOINED),)](
+        mean,
+        variance,
+        means,
+        deviations,
+        rows,
+        rows_each,
+        runs,
+        channels,
+        BLOCK_P=BLOCK_RUNS,
+        BLOCK_C=BLOCK_JOINED,
+        num_warps=NUM_WARPS,
+    )
+    normalise_kernel[(tiles,)](
+        out,
+        x,
+        shortcut,
+        mean,
+        variance,
+        weight,
+        bias,
+        lowest,
+        weight.new_full((), eps),  # a float argument would be rounded to float32
+        rows,
+        channels,
+        0 if shortcut is None else row_stride(shortcut),
+        **tile,
+        num_warps=NUM_WARPS,
+    )
+
+
+def batch_norm_backward(
+    to_x: Tensor,
+    to_shortcut: Tensor | None,
+    to_weight: Tensor,
+    to_bias: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lowest: Tensor,
+    eps: float,
+) -> None:
+    """Writes the gradients; all of [N, C, T, V] is channels-last."""
+    rows, channels, tiles, tile = sizes(x, weight)
+    rows_each, runs = runs_of(rows, channels, tile["BLOCK_R"], tile["BLOCK_C"])
+    sums, products = weight.new_empty(runs, channels), weight.new_empty(runs, channels)
+    added = weight.new_full((), eps)
+    gradient_sums_kernel[(runs * triton.cdiv(channels, tile["BLOCK_C"]),)](
+        sums, products, to_shortcut, grad, out, x, mean, lowest, rows, rows_each, channels, **tile, num_warps=NUM_WARPS
+    )
+    join_gradients_kernel[(triton.cdiv(channels, BLOCK_JOINED),)](
+        to_weight,
+        to_bias,
+        sums,
+        products,
+        variance,
+        added,
+        runs,
+        channels,
+        BLOCK_P=BLOCK_RUNS,
+        BLOCK_C=BLOCK_JOINED,
+        num_warps=NUM_WARPS,
+    )
+    gradient_rows_kernel[(tiles,)](
+        to_x,
+        to_weight,
+        to_bias,
+        grad,
+        out,
+        x,
+        mean,
+        variance,
+        weight,
+        lowest,
+        added,
+        rows,
+        channels,
+        **tile,
+        num_warps=NUM_WARPS,
+    )
+
+
+def sizes(x: Tensor, weight: Tensor) -> tuple[int, int, int, dict[str, int]]:
+    """Rows, channels, tiles that cover them, and what the kernels over rows are specialised for."""
+    channels = x.shape[1]
+    rows = x.numel() // channels
+    of_channels = min(triton.next_power_of_2(channels), MOST_CHANNELS_AT_ONCE)
+    tile = {
+        "SUM": tl.float64 if weight.dtype == torch.float64 else tl.float32,
+        "BLOCK_R": TILE // of_channels,
+        "BLOCK_C": of_channels,
+    }
+    return rows, channels, triton.cdiv(rows, TILE // of_channels) * triton.cdiv(channels, of_channels), tile
+
+
+def runs_of(rows: int, channels: int, block_r: int, block_c: int) -> tuple[int, int]:
+    """How many rows a program adds up, and how many programs that makes."""
+    blocks = triton.cdiv(rows, block_r)
+    most = max(1, PROGRAMS // triton.cdiv(channels, block_c))
+    rows_each = triton.cdiv(blocks, min(blocks, most)) * block_r
+    return rows_each, triton.cdiv(rows, rows_each)

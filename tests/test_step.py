@@ -1,0 +1,146 @@
+"""The step on resident data: the trainer's numbers bit for bit, and nothing that the host would wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from shapmix import mixing, reference
+from shapmix.config import TrainConfig
+from shapmix.ctrgcn import CTRGCN
+from shapmix.data.clips import Splits
+from shapmix.data.sampling import ClipSampler, mean_motion
+from shapmix.data.synthetic import make_synthetic
+from shapmix.mixing import Mode, ShapMix
+from shapmix.step import StepResult, TrainingStep, check_capturable
+from shapmix.train import epoch_batches, train_epoch
+
+FRAMES, BATCH, STEPS = 16, 8, 4
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return make_synthetic(num_classes=4, n_max=16, imbalance=2, val_per_class=1, test_per_class=1)
+
+
+class Setup:
+    """A small network, its mixer and its optimizer, the same each time."""
+
+    def __init__(self, splits: Splits, mode: Mode, device: str = "cpu", **options: Any) -> None:
+        store = splits.store
+        torch.manual_seed(0)
+        self.sampler = ClipSampler(store, "crop", "joint", FRAMES, seed=3)
+        self.network: nn.Module = CTRGCN(
+            store.layout, store.num_classes, num_people=store.num_people, in_channels=3, widths=(8, 16), halve=(1,)
+        ).to(device)
+        motion = mean_motion(self.sampler, splits.train)
+        self.mixer = ShapMix(store.layout, splits.class_counts(), motion, mode=mode, warmup_steps=1, **options).to(device)
+        lr: Any = torch.tensor(0.05, device=device) if device == "cuda" else 0.05
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=device == "cuda"
+        )
+
+    def step(self, **options: Any) -> TrainingStep:
+        return TrainingStep(self.network, self.mixer, self.optimizer, self.sampler, BATCH, **options)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self.network.state_dict(), **{f"mixer.{key}": value for key, value in self.mixer.state_dict().items()}}
+
+
+@pytest.mark.parametrize("mode", ["shapmix", "stmix", "mixup", "none"])
+def test_it_is_the_trainers_step_bit_for_bit(splits: Splits, mode: Mode) -> None:
+    theirs, ours = Setup(splits, mode), Setup(splits, mode)
+    config = TrainConfig(batch_size=BATCH, seed=1, epochs=1)
+    clips = splits.train[: BATCH * STEPS]
+    row = train_epoch(config, theirs.sampler, clips, theirs.network, theirs.mixer, theirs.optimizer, 0, STEPS, torch.device("cpu"))
+    step = ours.step()
+    results = [step(chosen, number) for number, chosen in enumerate(epoch_batches(clips, BATCH, config.seed, 0))]
+    assert len(results) == STEPS
+    assert row["loss_clean"] == sum(result.clean.item() for result in results) / STEPS
+    assert row["loss_mixed"] == sum(result.mixed.item() for result in results) / STEPS
+    assert row["accuracy"] == sum(int(result.right) for result in results) / (STEPS * BATCH)
+    expected = theirs.state()
+    for name, tensor in ours.state().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where a value of a tensor would reach the host, or decide about a shape."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "item", "nonzero", "unique", "_unique2", "unique_dim", "masked_select", "equal"):
+            raise AssertionError(f"{name} reads a value")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_nothing_is_read_back(splits: Splits, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(splits, "shapmix")
+    step = setup.step()
+    # the C++ back end takes the step's number by value, from memory that is the host's
+    monkeypatch.setattr(mixing, "draw_plan", lambda *tensors, backend, **options: reference.draw_plan(*tensors, **options))
+
+    def read(self: Tensor, *_: object) -> None:
+        raise AssertionError("tolist, numpy or cpu reads a value")
+
+    for name in ("tolist", "numpy", "cpu", "__array__"):
+        monkeypatch.setattr(Tensor, name, read)
+    with NoHostReads():
+        result = step(splits.train[:BATCH], number)
+    monkeypatch.undo()
+    assert result.clean.isfinite()
+
+
+def test_the_guard_sees_a_read() -> None:
+    with NoHostReads(), pytest.raises(AssertionError, match="_local_scalar_dense reads a value"):
+        bool(torch.ones(1) > 0)
+    with NoHostReads(), pytest.raises(AssertionError, match="nonzero reads a value"):
+        torch.nonzero(torch.ones(3))
+
+
+def test_what_draws_on_the_host_is_refused(splits: Splits) -> None:
+    setup = Setup(splits, "shapmix", estimator="chain")
+    with pytest.raises(ValueError, match="estimator 'chain' is drawn on the host"):
+        setup.step()
+    clips = setup.sampler.training(splits.train[:BATCH], 0)
+    with pytest.raises(ValueError, match="estimator 'chain' is drawn on the host; leave the counter out"):
+        setup.mixer.observe(setup.network, clips, splits.store.labels[splits.train[:BATCH]], 0, counter=torch.tensor(0))
+    setup = Setup(splits, "shapmix")
+    setup.sampler = ClipSampler(splits.store, "frames", "joint", FRAMES)
+    with pytest.raises(ValueError, match="pipeline 'frames' draws on the host"):
+        setup.step()
+    with pytest.raises(ValueError, match="cannot be captured as a CUDA graph"):
+        Setup(splits, "shapmix").step(capture=True)
+    with pytest.raises(ValueError, match=r"chosen has shape \[3\]; give \[8\]"):
+        Setup(splits, "shapmix").step()(splits.train[:3], 0)
+
+
+def test_optimizers_that_a_graph_would_freeze_are_refused() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    cuda = torch.device("cuda")
+    with pytest.raises(ValueError, match=r"the learning rate is the number 0\.1"):
+        check_capturable(torch.optim.SGD([parameter], lr=0.1), cuda)
+    with pytest.raises(ValueError, match="SGD reads its state on the host; make it with fused=True"):
+        check_capturable(torch.optim.SGD([parameter], lr=torch.tensor(0.1), foreach=False), cuda)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_the_graph_is_the_plain_path(splits: Splits) -> None:
+    plain, captured = Setup(splits, "shapmix", "cuda"), Setup(splits, "shapmix", "cuda")
+    steps = {False: plain.step(capture=False), True: captured.step(capture=True)}
+    batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
+    for number, chosen in enumerate(batches):
+        results: dict[bool, StepResult] = {}
+        for capture, step in steps.items():
+            found = step(chosen, number)
+            results[capture] = StepResult(*(value.clone() for value in found))
+        for left, right in zip(results[True], results[False], strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+    expected = plain.state()
+    for name, tensor in captured.state().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
