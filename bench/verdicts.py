@@ -15,6 +15,9 @@ OPS = (
     "draw_plan",
     "saliency_update",
     "balanced_mix_loss",
+    "graph_conv",
+    "batch_norm",
+    "join_branches",
 )
 # Files all of whose tests are of these ops; other tests are of the ops, or of the files, that their names name.
 OPS_OF_FILE = {
@@ -23,6 +26,7 @@ OPS_OF_FILE = {
     "test_kernels_plan.py": ("draw_plan",),
     "test_kernels_saliency.py": ("saliency_update",),
     "test_kernels_loss.py": ("balanced_mix_loss",),
+    "test_kernels_branches.py": ("join_branches",),
 }
 GPU_BACKENDS = ("cuda", "triton")
 

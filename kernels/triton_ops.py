@@ -17,6 +17,7 @@ from shapmix.reference import MixPlan
 
 from .checks import DTYPES as ALL_DTYPES
 from .checks import SUM_DTYPES, set_strides
+from .triton_branches import join_branches as join_branches
 from .triton_clips import sample_clips as sample_clips
 from .triton_graph import graph_conv as graph_conv
 from .triton_graph import graph_conv_backward as graph_conv_backward
@@ -39,6 +40,7 @@ DTYPES = {
     "saliency_update": _DTYPES,
     "balanced_mix_loss": _DTYPES,
     "graph_conv": _DTYPES,
+    "join_branches": _DTYPES,
     "batch_norm": _DTYPES,
 }
 

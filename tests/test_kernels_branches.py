@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from backends import MANY, same_bits
+from backends import CPU, FEW, MANY, TRITON, needs, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from shapmix import reference
-from shapmix.kernels import join_branches
+from shapmix.kernels import join_branches, unavailable
 from shapmix.kernels.checks import sum_dtype
 
 CPP = (torch.float32, torch.float64, torch.bfloat16)
@@ -43,16 +43,28 @@ def branches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = CPP) -> dict[str
     return arguments
 
 
-@MANY
-@given(branches())
-def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
+def check(arguments: dict[str, Any], backend: str) -> None:
     """Three roundings in the sums' type; one to the elements'."""
-    found, expected = join_branches(**arguments, backend="cpp"), reference.join_branches(**arguments)
+    device = needs(backend)
+    arguments = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    found, expected = join_branches(**arguments, backend=backend), reference.join_branches(**arguments)
     assert found.dtype == expected.dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     eps = torch.finfo(arguments["scale"].dtype).eps
-    rounding = torch.finfo(found.dtype).eps if found.dtype == torch.bfloat16 else 0.0
+    rounding = torch.finfo(found.dtype).eps if found.dtype.itemsize == 2 else 0.0
     torch.testing.assert_close(found, expected, rtol=rounding, atol=8 * eps * float(expected.abs().max() + 1))
+
+
+@MANY
+@given(branches())
+def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
+    check(arguments, "cpp")
+
+
+@FEW
+@given(branches(TRITON))
+def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
+    check(arguments, "triton")
 
 
 def arguments_of(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -68,10 +80,12 @@ def test_the_pool_is_torchs() -> None:
     arguments["middle"][0, 0] = -torch.inf
     arguments["middle"][0, 1, 3] = torch.nan
     arguments["middle"][0, 2, 2] = torch.inf
-    found = join_branches(**arguments, backend="cpp")[:, 32:48]
     pooled = max_pool2d(arguments["middle"], (3, 1), (2, 1), (1, 0)).relu()
     assert bool(pooled[0, 1, 1:3].isnan().all())
-    torch.testing.assert_close(found, pooled, rtol=0, atol=0, equal_nan=True)
+    for backend in ("cpp", "triton"):
+        if unavailable(backend, CPU) is None:
+            found = join_branches(**arguments, backend=backend)[:, 32:48]
+            torch.testing.assert_close(found, pooled, rtol=0, atol=0, equal_nan=True)
 
 
 def test_threads_change_no_bit() -> None:

@@ -96,6 +96,16 @@ KERNELS = {
         constants={"SUM": "sums", "BLOCK": 128},
         dtypes=("fp32", "fp64"),
     ),
+    "join_kernel": Kernel(
+        "triton_branches",
+        elements=("out", "narrow", "wide", "middle", "skip", "shortcut"),
+        sums=("scale", "offset"),
+        numbers=(
+            *("rows", "frames", "frames_out", "frame_stride", "joints", "width"),
+            *("of_narrow", "of_wide", "of_middle", "of_skip", "of_shortcut"),
+        ),
+        constants={"SUM": "sums", "BLOCK_R": 16, "BLOCK_C": 64},
+    ),
     "row_kernel": Kernel(
         "triton_loss",
         elements=("logits",),
