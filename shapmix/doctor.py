@@ -95,7 +95,8 @@ def check(backend: str, device: torch.device, deadline: float) -> tuple[int, lis
     wrong: list[str] = []
     for shape in SHAPES:
         for dtype in DTYPES:
-            for case in (*_clip_cases(shape, dtype, device, backend), *_logit_cases(shape[0], dtype, device, backend)):
+            of_shape = (dtype, device, backend)
+            for case in (*_clip_cases(shape, *of_shape), *_logit_cases(shape[0], *of_shape), *_network_cases(shape[0], *of_shape)):
                 if unavailable(backend, device, dtype, case.op):
                     continue
                 if time.monotonic() > deadline:
@@ -221,6 +222,49 @@ def _logit_cases(n: int, dtype: torch.dtype, device: torch.device, backend: str)
         lambda: kernels.balanced_mix_loss(logits, labels, partner, lam, log_prior, backend=backend),
         reference.balanced_mix_loss(logits, labels, partner, lam, log_prior),
         tolerance=64 * classes * eps,
+    )
+
+
+def _network_cases(n: int, dtype: torch.dtype, device: torch.device, backend: str) -> Iterator[Case]:
+    """The ops of CTR-GCN, on random features of 16 channels."""
+    n, channels, subsets, relations, frames, joints = max(n, 2), 16, 3, 8, 6, 5
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int, of: torch.dtype = wide) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, of)
+
+    graph = (
+        normal(n, subsets * channels, frames, joints, of=dtype),
+        normal(n, joints, 2, subsets, relations),
+        normal(subsets, relations, channels) / relations,
+        normal(subsets, channels),
+        normal(subsets, joints, joints),
+    )
+    x, weight, bias = normal(n, channels, frames, joints, of=dtype), normal(channels), normal(channels)
+    branches = (x, x, x, x, weight, bias)
+    # 15 products of up to 12, summed in the wide type; a half type rounds the result, and where pairs are multiplied the factors
+    tolerance = 256 * torch.finfo(wide).eps + 64 * torch.finfo(dtype).eps
+    yield Case(
+        "graph_conv",
+        dtype,
+        lambda: [kernels.graph_conv(*graph, backend=backend)],
+        [reference.graph_conv(*graph)],
+        tolerance=tolerance,
+    )
+    yield Case(
+        "batch_norm",
+        dtype,
+        lambda: kernels.batch_norm(x, weight, bias, bias, backend=backend),
+        reference.batch_norm(x, weight, bias, bias),
+        tolerance=tolerance,
+    )
+    yield Case(
+        "join_branches",
+        dtype,
+        lambda: [kernels.join_branches(*branches, backend=backend)],
+        [reference.join_branches(*branches)],
+        tolerance=tolerance,
     )
 
 
