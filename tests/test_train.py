@@ -38,7 +38,7 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
 def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, "--mix", mix]) == 0
     run = Path("runs") / f"synthetic-{mix}-1"
-    expected = ["config.yaml", "metrics.jsonl", "result.json", "tensorboard", "checkpoints"]
+    expected = ["config.yaml", "environment.jsonl", "metrics.jsonl", "result.json", "tensorboard", "checkpoints"]
     expected += [
         f"{stem}_{name}.{kind}" for stem, kind in (("per_class", "csv"), ("confusion", "png")) for name in ("last", "best")
     ]
@@ -71,8 +71,8 @@ def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str]
     class KilledError(BaseException):
         pass
 
-    def save_then_die(path: Path, state: dict) -> None:
-        save(path, state)
+    def save_then_die(path: Path, state: dict, *, keep: int = 1) -> None:
+        save(path, state, keep=keep)
         if path.name == "last.pt" and state["epoch"] == 2:
             raise KilledError
 
