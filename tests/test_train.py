@@ -138,6 +138,12 @@ def test_a_loss_that_is_not_finite_names_the_clips(monkeypatch: pytest.MonkeyPat
     message = capsys.readouterr().err
     assert "the loss of step" in message
     assert "clips of the batch: train_c0" in message
+    failed = Path("runs/synthetic-shapmix-1/checkpoints/failed.pt")
+    assert f"the state before its update is saved in {failed}" in message
+    step = int(re.search(r"the loss of step (\d+)", message).group(1))
+    state = torch.load(failed, weights_only=True)
+    assert state["epoch"] * 6 + state["batch"] == step
+    assert all(value.isfinite().all() for name, value in state["network"].items() if "running" not in name) or step > 0
 
 
 def test_checkpoints_of_another_layout_or_class_count_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
