@@ -7,6 +7,7 @@ draw the same plans and end each step with the same numbers, because all that is
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -25,9 +26,17 @@ def ranks() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the job is gone, so nothing can be added up any more."""
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that `torchrun` started (NCCL on GPUs, gloo on the CPU); nothing to do where it started none."""
+    """Joins the processes that `torchrun` started (NCCL on GPUs, gloo on the CPU); nothing to do where it started none.
+
+    Raises:
+        LostProcessError: another process died meanwhile.
+    """
     if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
         yield
         return
@@ -36,8 +45,24 @@ def process_group(device: torch.device) -> Iterator[None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistBackendError) or "gloo" in str(error):
+            raise LostProcessError(
+                f"process {rank()} lost another process of the job ({str(error).partition('. ')[0]}); "
+                "what that one said, if anything, is above. Go on from the last checkpoint with --resume RUN"
+            ) from error
+        raise
     finally:
         distributed.destroy_process_group()
+
+
+def averaged_gradients(network: nn.Module) -> nn.Module:
+    """The network, whose gradients are means over the processes; itself where there is one."""
+    if ranks() == 1:
+        return network
+    # channels-last gives the gradient of a 1x1 kernel other strides for the same bytes, which torch takes for a slow layout
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return nn.parallel.DistributedDataParallel(network)
 
 
 def shared(value: Any) -> Any:

@@ -57,14 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
+    with stop_requests() as request:  # also while an error is told: torchrun ends the other processes as soon as one is gone
+        return _main(sys.argv[1:] if argv is None else argv, request)
+
+
+def _main(argv: Sequence[str], request: StopRequest) -> int:
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv)
-        with parallel.process_group(choose_device(config.device)), stop_requests() as request:
+        config = parse_config(argv)
+        with parallel.process_group(choose_device(config.device)):
             run_with_baselines(config, request)
     except Interruption as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
-    except (CheckpointError, ConfigError, DataError, LayoutError, RunError) as error:
+    except (CheckpointError, ConfigError, DataError, LayoutError, RunError, parallel.LostProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of the files beside the checkpoints; those name themselves
@@ -204,7 +209,7 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
         record_start(run_dir / "environment.jsonl", data, device)
         forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
     log.info(describe(config, splits, network, device))
-    model = network if parallel.ranks() == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+    model = parallel.averaged_gradients(network)
 
     with ExitStack() as files:
         lines = board = None

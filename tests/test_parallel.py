@@ -84,6 +84,7 @@ def run(processes: int, folder: Path, *arguments: str, double: bool = False) -> 
     process = launch(processes, folder, [*TINY, *arguments], double)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
+    assert "Warning" not in said
     return [records(folder, rank) for rank in range(processes)]
 
 
@@ -165,10 +166,26 @@ def test_a_killed_process_ends_the_job_and_the_job_goes_on(tmp_path: Path) -> No
     print(f"\nthe job ended {time.monotonic() - killed:.0f} s after the kill")
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in said
+    assert "error: process 0 lost another process of the job" in said
     again = launch(2, tmp_path, ["--resume", "run", "--epochs", str(2 + last_epoch(tmp_path / "run"))])
     said, _ = again.communicate(timeout=200)
     assert again.returncode == 0, said
     assert "resuming from run/checkpoints/last" in said
+
+
+def test_a_signal_to_the_job_saves_once_and_the_job_goes_on(tmp_path: Path) -> None:
+    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "7"])
+    until = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/last.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "go on with --resume run" in said
+    stopped = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert stopped["epoch"] * 19 + stopped["batch"] == len(records(tmp_path))  # not a step is lost
 
 
 def last_epoch(run: Path) -> int:
