@@ -6,16 +6,14 @@ import importlib
 import json
 import logging
 import os
-import random
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +21,6 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, Linear
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-import shapmix
 from shapmix import metrics, official, parallel, plots, watch
 from shapmix.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, save_config
@@ -37,6 +34,7 @@ from shapmix.interruption import Interruption, StopRequest, stop_requests
 from shapmix.layout import LayoutError
 from shapmix.mixing import MixedBatch, ShapMix
 from shapmix.run import RunError, create_run_dir, data_hash, forget_later_epochs, record_start, write_result
+from shapmix.state import Progress, Training, deterministic, restore, seed_all, snapshot
 
 log = logging.getLogger("shapmix")
 
@@ -119,37 +117,6 @@ def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
     return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", baselines=())
 
 
-@dataclass
-class Progress:
-    """Where a run is: epochs and batches of the present one done, the best validation accuracy (class mean) and its epoch."""
-
-    epoch: int = 0
-    batch: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    clean: float = 0.0  # sums over the epoch's batches
-    mixed: float = 0.0
-    right: int = 0
-    skipped: int = 0
-
-
-@dataclass
-class Training:
-    """Everything that changes while a run goes."""
-
-    network: nn.Module
-    mixer: ShapMix
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
-    average: AveragedModel | None
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that accuracy is measured of."""
-        return self.network if self.average is None else self.average.module
-
-
 def train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequest | None = None) -> Result:
     """Trains one network in `run_dir` (which exists) and measures its last and best checkpoints on the test split.
 
@@ -181,12 +148,12 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
     network = make_network(config, store).to(device)
     if parallel.ranks() > 1 and config.sync_batchnorm:
         parallel.sync_norms(network)
-    if config.compile:
-        network.compile()
     optimizer = make_optimizer(network, config)
     average = None
     if config.ema is not None:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    if config.compile:
+        network.compile()
     mixer = make_mixer(config, splits, sampler, steps).to(device)
     run = Training(network, mixer, optimizer, make_scheduler(optimizer, config), average)
     forward = parallel.SharedForward(run.evaluated, PRECISIONS[config.precision])
@@ -382,25 +349,6 @@ def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
     return config.patience is not None and progress.epoch - progress.best_epoch >= config.patience * config.eval_every
 
 
-def seed_all(seed: int, step: int, rank: int) -> None:
-    """Every global generator as a function of (seed, step, process).
-
-    The trainer's own draws need none; the layers of a user's network may. Nothing has to be saved to resume them.
-    """
-    words = np.random.SeedSequence((seed, step, rank)).generate_state(3)
-    torch.manual_seed(int(words[0]))
-    random.seed(int(words[1]))
-    np.random.seed(int(words[2]))  # noqa: NPY002 (for layers that use it)
-
-
-def deterministic(settings: ExitStack) -> None:
-    """torch's deterministic algorithms until `settings` closes."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    settings.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
 @torch.no_grad()
 def predict(
     network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device
@@ -520,53 +468,6 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRS
     else:
         chain.append(CosineAnnealingLR(optimizer, config.epochs))
     return ChainedScheduler(chain, optimizer)
-
-
-def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> dict[str, Any]:
-    """Everything that a later process needs to go on as if nothing had happened.
-
-    `network` holds the weights that are evaluated; `trained` those that are trained, where an average is evaluated.
-    """
-    state = {
-        "layout": splits.store.layout.name,
-        "class_names": splits.store.class_names,
-        **asdict(run.progress),
-        "batch_size": config.batch_size,
-        "data_sha256": data,
-        "network": run.evaluated.state_dict(),
-        "mixer": run.mixer.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scheduler": run.scheduler.state_dict(),
-        "shapmix_version": shapmix.__version__,
-    }
-    if run.average is not None:
-        state |= {"trained": run.network.state_dict(), "averaged_steps": run.average.n_averaged}
-    return state
-
-
-def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str) -> None:
-    """The reverse of `snapshot`.
-
-    Raises:
-        CheckpointError: a checkpoint of another network, of other data, or inside an epoch of other batches.
-    """
-    if state["data_sha256"] != data:
-        raise CheckpointError("the data is not what the run was started with (its clips, names or lists differ); start a new run")
-    if state["batch"] and state["batch_size"] != config.batch_size:
-        raise CheckpointError(f"the run stopped inside an epoch with --batch-size {state['batch_size']}; resume it with the same")
-    if (run.average is None) != ("trained" not in state):
-        raise CheckpointError("ema: a run begins with or without an average of its weights; resume it as it was started")
-    try:
-        run.network.load_state_dict(state["network"] if run.average is None else state["trained"])
-        run.mixer.load_state_dict(state["mixer"])
-        if run.average is not None:
-            run.average.module.load_state_dict(state["network"])
-            run.average.n_averaged.copy_(state["averaged_steps"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.scheduler.load_state_dict(state["scheduler"])
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
-    run.progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
 
 def choose_device(name: str) -> torch.device:
