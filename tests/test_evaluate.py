@@ -16,7 +16,7 @@ from shapmix.evaluate import Scores, align, fit_weights
 from shapmix.run import RunError
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--n-max", "8", "--imbalance", "4"]
-TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--saliency.estimator", "sampled", "--device", "cpu"]
+TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
-TINY += ["--saliency.warmup-epochs", "1", "--saliency.estimator", "sampled"]
+TINY += ["--saliency.warmup-epochs", "1"]
 
 
 @pytest.fixture(scope="module")
