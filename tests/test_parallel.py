@@ -17,18 +17,7 @@ from torch import nn
 from shapmix import parallel
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "4", "--n-max", "24", "--imbalance", "8"]
-TINY += [
-    "--threads",
-    "1",
-    "--saliency.warmup-epochs",
-    "1",
-    "--saliency.estimator",
-    "sampled",
-    "--device",
-    "cpu",
-    "--run-dir",
-    "run",
-]
+TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu", "--run-dir", "run"]
 # what a process trains is written beside the run, for the test to compare
 RECORDER = """
 import json, os, sys
