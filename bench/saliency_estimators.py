@@ -23,13 +23,14 @@ from torch import Tensor
 from bench.machine import commit, machine
 from shapmix.checkpoint import load_checkpoint
 from shapmix.config import parse_config
+from shapmix.data.order import epoch_batches
 from shapmix.estimators import ESTIMATORS, Estimator, propose
 from shapmix.game import PartGame
 from shapmix.layout import Layout
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import contexts
 from shapmix.saliency import SALIENCY_SCALE, ClassSaliency
-from shapmix.train import epoch_batches, load_splits, make_mixer, make_network, make_sampler
+from shapmix.train import load_splits, make_mixer, make_network, make_sampler
 
 SEEDS = 5
 

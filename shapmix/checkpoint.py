@@ -1,31 +1,89 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written whole or not at all, checked by their SHA-256 when they are read, read without running code."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+log = logging.getLogger("shapmix")
+
+# Behind the archive that torch writes, where readers of torch files do not look.
+_TRAILER = b"\nshapmix sha256 "
+_TRAILER_LENGTH = len(_TRAILER) + 64
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
+    """A checkpoint that cannot be used or written; the message names the file and the reason."""
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors, numbers, strings and containers of them to `path` through a temporary file and a rename."""
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
+    """Writes tensors, numbers, strings and containers of them to `path` through a temporary file and a rename.
+
+    Of `keep` checkpoints the newest is `path`; `last.pt` makes room as `last-1.pt`, that as `last-2.pt` and so on. A process
+    that dies at any moment leaves whole checkpoints behind.
+
+    Raises:
+        CheckpointError: the folder cannot be written; what was there before is as it was.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    content.write(_TRAILER + hashlib.sha256(content.getbuffer()).hexdigest().encode())
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself survives a power cut
-    finally:
-        os.close(folder)
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):
+            older, newer = _aged(path, age), _aged(path, age - 1)
+            if newer.exists():
+                newer.replace(older)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself survives a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: cannot write the checkpoint: {error.strerror}; earlier checkpoints are intact, "
+            f"make room or give write permission, then go on with --resume {path.parent.parent}"
+        ) from error
+
+
+def kept_checkpoints(path: Path) -> list[Path]:
+    """Those of `save_checkpoint(path, keep=...)` that exist, the newest first."""
+    older = path.parent.glob(f"{path.stem}-*{path.suffix}")
+    aged = sorted((int(each.stem.rpartition("-")[2]), each) for each in older if each.stem.rpartition("-")[2].isdigit())
+    return [each for each in (path, *(each for _, each in aged)) if each.exists()]
+
+
+def load_newest(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any] | None:
+    """The newest checkpoint of `path` that is whole; damaged ones are named in the log. None where none was ever written.
+
+    Raises:
+        CheckpointError: all are damaged, or the first whole one is of another layout or class list.
+    """
+    found = kept_checkpoints(path)
+    for each in found:
+        try:
+            state = _read(each)
+        except CheckpointError as error:
+            log.warning("%s; trying the one before", error)
+            continue
+        _check(each, state, layout, class_names)
+        log.info("resuming from %s: epoch %d, batch %d", each, state.get("epoch", 0) + 1, state.get("batch", 0))
+        return state
+    if found:
+        raise CheckpointError(f"{path.parent}: all {len(found)} checkpoints are damaged; start anew with another --run-dir")
+    return None
 
 
 def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any]:
@@ -34,13 +92,36 @@ def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[
     Raises:
         CheckpointError: missing, damaged, or of another layout or class list.
     """
+    state = _read(path)
+    _check(path, state, layout, class_names)
+    return state
+
+
+def _aged(path: Path, age: int) -> Path:
+    return path if age == 0 else path.with_stem(f"{path.stem}-{age}")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # whatever the reader trips over, the bytes are at fault
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
+    body, trailer = memoryview(content)[:-_TRAILER_LENGTH], content[-_TRAILER_LENGTH:]
+    if not trailer.startswith(_TRAILER):
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: it does not end with a checksum")
+    if trailer[len(_TRAILER) :] != hashlib.sha256(body).hexdigest().encode():
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: its checksum does not match")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # the bytes are as they were written, so whoever wrote them is at fault
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint: {reason}") from error
+    return state
+
+
+def _check(path: Path, state: dict[str, Any], layout: str, class_names: list[str]) -> None:
     missing = {"layout", "class_names", "network"} - set(state)
     if missing:
         raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{sorted(missing)[0]}' is missing")
@@ -51,4 +132,3 @@ def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[
     for label, (theirs, ours) in enumerate(zip(state["class_names"], class_names, strict=True)):
         if theirs != ours:
             raise CheckpointError(f"{path}: class {label} was '{theirs}', in the data it is '{ours}'")
-    return state

@@ -15,16 +15,19 @@ from shapmix.estimators import Estimator
 from shapmix.mixing import Compat, Loss, Mode
 from shapmix.reference.clips import Stream
 
-DatasetName = Literal["synthetic", "nw-ucla"]
+DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
 
-NOT_SAVED = ("config", "resume", "run_dir")  # where a run came from, not what it is
+NOT_SAVED = ("config", "preset", "resume", "run_dir")  # where a run came from, not what it is
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """CTR-GCN."""
+    """CTR-GCN, or a network of your own."""
 
+    backbone: str | None = None
+    """`module:function` of your own, in place of CTR-GCN: called with layout, num_classes, num_people and in_channels, it
+    returns a module that maps clips [N, C, T, V, M] to logits [N, K]."""
     widths: tuple[int, ...] = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
     """Channels of each layer, multiples of 8; their number is the depth."""
     halve: tuple[int, ...] | None = None
@@ -68,12 +71,25 @@ class SaliencyConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is written, besides the end of each epoch and a SIGTERM or Ctrl-C."""
+
+    every_minutes: float = 10.0
+    """0 for every step."""
+    every_steps: int | None = None
+    keep: int = 2
+    """Newest checkpoints that are kept beside the best: last.pt, last-1.pt, and so on."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Train a skeleton network with Shap-Mix.
 
-    Values come from the data set's preset, then from --config, then from the command line.
+    Values come from the preset, then from --config, then from the command line.
     """
 
+    preset: str | None = None
+    """A recipe in shapmix/presets, such as ntu60-lt; None: the one with the data set's name."""
     config: Path | None = None
     """YAML file with any of the options below (nested as here)."""
     resume: Path | None = None
@@ -82,9 +98,11 @@ class TrainConfig:
     """Where to write; must be new. Default: the next free runs/DATASET-MIX-N."""
 
     dataset: DatasetName = "synthetic"
-    """synthetic is generated from the seed; nw-ucla is read from --data-root."""
+    """synthetic is generated from the seed; nw-ucla is read from --data-root; store is a folder that shapmix.prepare wrote."""
     data_root: Path | None = None
     """Folder of the data set."""
+    protocol: str | None = None
+    """Split of a store, such as xsub or xset."""
     imbalance: float | None = None
     """Largest over smallest class of the long-tailed training list; None keeps every training clip."""
     n_max: int | None = None
@@ -111,17 +129,44 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int = 64
-    """At least 3."""
+    """Of a step, over all processes and passes; at least 3. The learning rate is for this batch."""
+    accumulate: int = 1
+    """Passes that a process takes its share of the batch in; BatchNorm sees one pass at a time."""
+    sync_batchnorm: bool = True
+    """Several processes: BatchNorm over the clips of all, so that a run is that of one process."""
     eval_every: int = 1
     """Epochs between evaluations on the validation split."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better one."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: float | None = None
+    """Decay a step of an average of the weights, such as 0.999; the average is what is evaluated."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the network runs under torch.autocast; weights, losses and saliency stay float32."""
+    compile: bool = False
+    """torch.compile of the network; meant for a backbone of your own (CTR-GCN is fused by hand)."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss that is NaN or infinite does: stop with the state saved, or leave the step out and go on."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    picture_every: int = 10
+    """Epochs between pictures of the saliency and of a mixed clip in TensorBoard."""
     seed: int = 0
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; under torchrun cuda is the GPU of the process."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time; an operation that has none is an error."""
     backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
     """Of the kernels."""
     threads: int | None = None
     """CPU threads; None leaves torch's choice."""
+
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> list[str]:
+    """Names for --preset."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 class ConfigError(ValueError):
@@ -139,6 +184,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     early.add_argument("--config", type=Path)
     early.add_argument("--resume", type=Path)
     early.add_argument("--dataset")
+    early.add_argument("--preset")
     known, _ = early.parse_known_args(argv)
     files = []
     if known.resume is not None:
@@ -147,9 +193,11 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         files.append(known.config)
     given = [(str(path), _read_yaml(path)) for path in files]
     dataset = known.dataset or next((values["dataset"] for _, values in reversed(given) if "dataset" in values), "synthetic")
-    preset = Path(__file__).parent / "presets" / f"{dataset}.yaml"
-    if preset.exists():  # an unknown data set is reported by the parser below
-        given.insert(0, (f"preset {dataset}", _read_yaml(preset)))
+    name = known.preset or dataset
+    if known.preset is not None and known.preset not in presets():
+        raise ConfigError(f"preset: '{known.preset}' is unknown; give one of {', '.join(presets())}")
+    if name in presets():  # an unknown data set is reported by the parser below
+        given.insert(0, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
     config = TrainConfig()
     for name, values in given:
         config = _parse(list(_as_arguments(values)), config, prog=name)
@@ -166,6 +214,16 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"people: at least 1, not {config.people}")
     if config.batch_size < 1 or config.epochs < 1 or config.eval_every < 1:
         raise ConfigError("batch_size, epochs and eval_every must be at least 1")
+    if config.accumulate < 1 or config.picture_every < 1 or config.checkpoint.keep < 1:
+        raise ConfigError("accumulate, picture_every and checkpoint.keep must be at least 1")
+    if config.patience is not None and config.patience < 1:
+        raise ConfigError(f"patience: at least 1 evaluation, not {config.patience}")
+    if config.checkpoint.every_steps is not None and config.checkpoint.every_steps < 1:
+        raise ConfigError(f"checkpoint.every_steps: at least 1, not {config.checkpoint.every_steps}")
+    if config.ema is not None and not 0 < config.ema < 1:
+        raise ConfigError(f"ema: a decay between 0 and 1, not {config.ema:g}")
+    if config.network.backbone is not None and ":" not in config.network.backbone:
+        raise ConfigError(f"network.backbone: give module:function, not '{config.network.backbone}'")
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
     if config.imbalance is not None and config.imbalance < 1:
@@ -184,15 +242,15 @@ def check_config(config: TrainConfig) -> None:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Writes the resolved configuration as YAML that --config takes."""
+    """Writes the resolved configuration as YAML that --config takes, whole or not at all."""
     values = {key: value for key, value in _plain(asdict(config)).items() if key not in NOT_SAVED}
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _parse(arguments: list[str], default: TrainConfig, prog: str) -> TrainConfig:
-    return tyro.cli(
-        TrainConfig, args=arguments, default=default, prog=prog, config=(tyro.conf.FlagConversionOff,), console_outputs=True
-    )
+    return tyro.cli(TrainConfig, args=arguments, default=default, prog=prog, console_outputs=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -214,6 +272,8 @@ def _as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _as_arguments(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            yield f"{prefix}{key}" if value else f"{prefix}no-{key}"
         else:
             yield f"{prefix}{key}"
             yield from (str(item) for item in (value if isinstance(value, list) else [value]))

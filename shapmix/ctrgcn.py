@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from shapmix.kernels import batch_norm, graph_conv, join_branches
+from shapmix.parallel import SyncedBatchNorm, synced_batch_norm
 from shapmix.reference import ctrgcn as reference
 
 CHANNELS_LAST = torch.channels_last
@@ -172,10 +173,16 @@ def _folded_call(x: Tensor, conv: Any, norm: Any) -> Tensor:
 def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
     """Several `nn.BatchNorm2d` in training mode, each on its share of the channels, as one; they keep their statistics."""
     weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
-    lowest = torch.full_like(bias.detach(), 0.0 if rectify else -torch.inf)
-    y, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=norms[0].eps)
-    with torch.no_grad():
+    if isinstance(norms[0], SyncedBatchNorm):
+        y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)
+        y = y if shortcut is None else y + shortcut
+        y = torch.relu(y) if rectify else y
+        rows = int(all_rows)
+    else:
+        lowest = torch.full_like(bias.detach(), 0.0 if rectify else -torch.inf)
+        y, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=norms[0].eps)
         rows = x.numel() // x.shape[1]
+    with torch.no_grad():
         unbiased = variance * (rows / max(rows - 1, 1))
         widths = [norm.num_features for norm in norms]
         for norm, new_mean, new_var in zip(norms, mean.split(widths), unbiased.split(widths), strict=True):

@@ -1,43 +1,44 @@
-"""The trainer: `python -m shapmix.train`. Reads from top to bottom."""
+"""The trainer: `python -m shapmix.train`, or `torchrun --nproc-per-node N -m shapmix.train`. Reads from top to bottom."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
-import platform
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-import shapmix
-from shapmix import metrics, official, plots
-from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from shapmix import metrics, official, parallel, plots, watch
+from shapmix.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, save_config
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data import nw_ucla, synthetic
 from shapmix.data.clips import ClipStore, DataError, Splits
+from shapmix.data.order import epoch_batches, passes
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.game import undisturbed
+from shapmix.interruption import Interruption, StopRequest, stop_requests
 from shapmix.layout import LayoutError
-from shapmix.mixing import ShapMix
+from shapmix.mixing import MixedBatch, ShapMix
+from shapmix.run import RunError, create_run_dir, data_hash, forget_later_epochs, record_start, write_result
+from shapmix.state import Progress, Training, deterministic, restore, seed_all, snapshot
 
 log = logging.getLogger("shapmix")
 
-
-class RunError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -50,36 +51,65 @@ class Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Command line entry; returns the exit code: 0, 1 after an error, 128 + the signal's number after a signal."""
+    logging.basicConfig(
+        level=logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr
+    )
+    with stop_requests() as request:  # also while an error is told: torchrun ends the other processes as soon as one is gone
+        return _main(sys.argv[1:] if argv is None else argv, request)
+
+
+def _main(argv: Sequence[str], request: StopRequest) -> int:
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv)
-        run_with_baselines(config)
-    except (CheckpointError, ConfigError, DataError, LayoutError, RunError) as error:
+        config = parse_config(argv)
+        with parallel.process_group(choose_device(config.device)):
+            run_with_baselines(config, request)
+    except Interruption as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except (CheckpointError, ConfigError, DataError, LayoutError, RunError, parallel.LostProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # of the files beside the checkpoints; those name themselves
+        print(f"error: {error.filename or 'the run directory'}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run_with_baselines(config: TrainConfig) -> dict[str, metrics.Accuracy]:
+def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) -> dict[str, metrics.Accuracy]:
     """Trains, then the baselines below the run's directory; prints one table and writes it to `result.json`."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     splits = load_splits(config)
-    run_dir = config.resume or create_run_dir(config)
-    result = train(config, splits, run_dir)
+    run_dir = config.resume or shared_run_dir(config)
+    result = train(config, splits, run_dir, request)
     rows = dict(result.accuracy)
     for name in config.baselines:
         below = run_dir / name
-        resumed = below / "checkpoints" / "last.pt"
-        again = replace(baseline_config(config, name), run_dir=below, resume=below if resumed.exists() else None)
+        again = replace(baseline_config(config, name), run_dir=below, resume=below if (below / "config.yaml").exists() else None)
         below.mkdir(exist_ok=True)
-        rows |= {f"{name} {checkpoint}": row for checkpoint, row in train(again, splits, below).accuracy.items()}
+        rows |= {f"{name} {checkpoint}": row for checkpoint, row in train(again, splits, below, request).accuracy.items()}
     rows = {(name if " " in name else f"{config.mix} {name}"): row for name, row in rows.items()}
-    write_result(run_dir, config, rows)
-    print(f"\nTest accuracy ({splits.store.class_counts(splits.test).sum()} clips); run: {run_dir}")
-    print(metrics.table(rows))
+    if parallel.rank() == 0:
+        write_result(run_dir, config, rows)
+        print(f"\nTest accuracy ({splits.store.class_counts(splits.test).sum()} clips); run: {run_dir}")
+        print(metrics.table(rows))
     return rows
+
+
+def shared_run_dir(config: TrainConfig) -> Path:
+    """A new directory, made by process 0, whose error is every process's."""
+    made: Path | RunError | None = None
+    if parallel.rank() == 0:
+        try:
+            made = create_run_dir(config)
+        except RunError as error:
+            made = error
+    made = parallel.shared(made)
+    if isinstance(made, RunError):
+        raise made
+    assert made is not None
+    return made
 
 
 def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
@@ -87,154 +117,236 @@ def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
     return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", baselines=())
 
 
-def train(config: TrainConfig, splits: Splits, run_dir: Path) -> Result:
-    """Trains one network in `run_dir` (which exists) and measures its last and best checkpoints on the test split."""
-    torch.manual_seed(config.seed)
+def train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequest | None = None) -> Result:
+    """Trains one network in `run_dir` (which exists) and measures its last and best checkpoints on the test split.
+
+    Raises:
+        Interruption: a signal asked for a stop; the state is saved.
+        RunError, CheckpointError: what cannot start or go on.
+    """
+    with ExitStack() as settings:
+        if config.deterministic:
+            deterministic(settings)
+        return _train(config, splits, run_dir, request or StopRequest())
+
+
+def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequest) -> Result:
+    torch.manual_seed(config.seed)  # of the weights
     device = choose_device(config.device)
     store = splits.store
     class_counts = splits.class_counts()
     if len(splits.train) < config.batch_size:
         raise RunError(f"batch_size {config.batch_size} is more than the {len(splits.train)} training clips; lower it")
+    try:
+        rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
+    except ValueError as error:
+        raise RunError(f"{error}; change one of them") from error
     steps = len(splits.train) // config.batch_size
+    writes = parallel.rank() == 0
 
     sampler = make_sampler(config, store)
     network = make_network(config, store).to(device)
-    mixer = make_mixer(config, splits, sampler, steps).to(device)
+    if parallel.ranks() > 1 and config.sync_batchnorm:
+        parallel.sync_norms(network)
     optimizer = make_optimizer(network, config)
-    scheduler = make_scheduler(optimizer, config)
-    progress = Progress(epoch=0, best=-1.0)
-    checkpoints = run_dir / "checkpoints"
-    if config.resume is not None:
-        state = load_checkpoint(checkpoints / "last.pt", layout=store.layout.name, class_names=store.class_names)
-        progress = restore(state, network, mixer, optimizer, scheduler)
-    else:
-        checkpoints.mkdir()
-        save_config(config, run_dir / "config.yaml")
-    log.info(describe(config, splits, network, device))
+    average = None
+    if config.ema is not None:
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    if config.compile:
+        network.compile()
+    mixer = make_mixer(config, splits, sampler, steps).to(device)
+    run = Training(network, mixer, optimizer, make_scheduler(optimizer, config), average)
+    forward = parallel.SharedForward(run.evaluated, PRECISIONS[config.precision])
+    checkpoints, data = run_dir / "checkpoints", data_hash(splits)
+    last, best = checkpoints / "last.pt", checkpoints / "best.pt"
 
-    with closing(SummaryWriter(run_dir / "tensorboard")) as board, (run_dir / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-        for epoch in range(progress.epoch, config.epochs):
-            started = time.perf_counter()
-            row = train_epoch(config, sampler, splits.train, network, mixer, optimizer, epoch, steps, device)
-            row |= {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
-            row["clips_per_second"] = steps * config.batch_size / (time.perf_counter() - started)
-            scheduler.step()
-            progress.epoch = epoch + 1
-            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-                measured = metrics.accuracy(*predict(network, sampler, splits.val, config.batch_size, device), class_counts)
+    def save(path: Path, keep: int = 1) -> None:
+        if writes:
+            save_checkpoint(path, snapshot(config, splits, run, data), keep=keep)
+
+    if config.resume is not None:
+        state = load_newest(last, layout=store.layout.name, class_names=store.class_names)
+        if state is None:
+            log.info("%s: stopped before its first checkpoint; starting from the beginning", run_dir)
+        else:
+            restore(state, config, run, data)
+    if writes:
+        checkpoints.mkdir(exist_ok=True)
+        save_config(config, run_dir / "config.yaml")
+        record_start(run_dir / "environment.jsonl", data, device)
+        forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
+    log.info(describe(config, splits, network, device))
+    model = parallel.averaged_gradients(network)
+
+    with ExitStack() as files:
+        lines = board = None
+        if writes:
+            board = files.enter_context(closing(SummaryWriter(run_dir / "tensorboard", purge_step=run.progress.epoch + 1)))
+            lines = files.enter_context((run_dir / "metrics.jsonl").open("a", encoding="utf-8"))
+        while run.progress.epoch < config.epochs and not out_of_patience(config, run.progress):
+            rates = train_epoch(config, splits, sampler, run, model, rows, steps, device, run_dir, save, request)
+            done, seen = run.progress, max(1, steps - run.progress.skipped)
+            row: dict[str, Any] = {
+                "loss_clean": done.clean / seen,
+                "loss_mixed": done.mixed / seen,
+                "accuracy": done.right / (seen * config.batch_size),
+                "epoch": done.epoch + 1,
+                "lr": optimizer.param_groups[0]["lr"],
+                **rates,
+            }
+            if done.skipped:
+                row["skipped_steps"] = done.skipped
+            run.scheduler.step()
+            run.progress = Progress(done.epoch + 1, 0, done.best, done.best_epoch)
+            if run.progress.epoch % config.eval_every == 0 or run.progress.epoch == config.epochs:
+                measured = metrics.accuracy(*predict(forward, sampler, splits.val, config.batch_size, device), class_counts)
                 row["val_top1"], row["val_class_mean"] = measured.top1, measured.class_mean
                 # ties go to the later epoch: it has seen more
-                if measured.class_mean >= progress.best:
-                    progress.best = measured.class_mean
-                    save_checkpoint(checkpoints / "best.pt", snapshot(splits, network, mixer, optimizer, scheduler, progress))
-            save_checkpoint(checkpoints / "last.pt", snapshot(splits, network, mixer, optimizer, scheduler, progress))
-            lines.write(json.dumps(row) + "\n")
-            lines.flush()
-            for key, value in row.items():
-                board.add_scalar(key, value, epoch + 1)
+                if measured.class_mean >= run.progress.best:
+                    run.progress.best, run.progress.best_epoch = measured.class_mean, run.progress.epoch
+                    save(best)
+            if lines is not None and board is not None:
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
+                watch.log_scalars(board, row)
+                if run.progress.epoch % config.picture_every == 0 or run.progress.epoch == config.epochs:
+                    watch.log_pictures(board, run_dir, config, splits, sampler, mixer, run.progress.epoch)
+            save(last, config.checkpoint.keep)
             log.info(describe_epoch(row, config.epochs))
+        if out_of_patience(config, run.progress):
+            log.info("stopped early: the best of %d epochs was epoch %d", run.progress.epoch, run.progress.best_epoch)
 
+    parallel.shared(None)  # process 0 has written what all read now
     accuracy = {}
-    for name in ("last", "best"):
-        state = load_checkpoint(checkpoints / f"{name}.pt", layout=store.layout.name, class_names=store.class_names)
-        network.load_state_dict(state["network"])
-        logits, labels = predict(network, sampler, splits.test, config.batch_size, device)
-        accuracy[name] = metrics.accuracy(logits, labels, class_counts)
-        confusion = metrics.confusion_matrix(logits, labels)
-        metrics.write_class_table(run_dir / f"per_class_{name}.csv", confusion, class_counts, store.class_names)
-        plots.plot_confusion(run_dir / f"confusion_{name}.png", confusion, store.class_names)
-    if config.mix == "shapmix":
-        plots.plot_saliency(run_dir / "saliency.png", mixer.saliency.cpu(), store.layout, store.class_names)
-    if config.mix != "none":
-        picture_mixing(run_dir / "mixed_clip.png", config, splits, sampler, mixer)
-    write_result(run_dir, config, accuracy)
+    for path in (last, best):
+        state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
+        run.evaluated.load_state_dict(state["network"])
+        logits, labels = predict(forward, sampler, splits.test, config.batch_size, device)
+        accuracy[path.stem] = metrics.accuracy(logits, labels, class_counts)
+        if writes:
+            confusion = metrics.confusion_matrix(logits, labels)
+            metrics.write_class_table(run_dir / f"per_class_{path.stem}.csv", confusion, class_counts, store.class_names)
+            plots.plot_confusion(run_dir / f"confusion_{path.stem}.png", confusion, store.class_names)
+    if writes:
+        watch.log_pictures(None, run_dir, config, splits, sampler, mixer, run.progress.epoch)
+        write_result(run_dir, config, accuracy)
     return Result(run_dir, accuracy, mixer.saliency.cpu())
 
 
 def train_epoch(
     config: TrainConfig,
+    splits: Splits,
     sampler: ClipSampler,
-    clips: Tensor,
-    network: nn.Module,
-    mixer: ShapMix,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
+    run: Training,
+    model: nn.Module,
+    rows: list[Tensor],
     steps: int,
     device: torch.device,
-) -> dict[str, Any]:
-    """One pass over the training clips; returns mean losses and the accuracy on the clean clips."""
-    network.train()
-    store = sampler.store
-    clean_sum = mixed_sum = 0.0
-    right = 0
-    batches = tqdm(
-        epoch_batches(clips, config.batch_size, config.seed, epoch),
-        total=steps,
-        desc=f"epoch {epoch + 1}/{config.epochs}",
-        unit="clip",
-        unit_scale=config.batch_size,
-        leave=False,
-        disable=None,  # quiet when not a terminal
-    )
-    for index, chosen in enumerate(batches):
-        step = epoch * steps + index
+    run_dir: Path,
+    save: Callable[..., None],
+    request: StopRequest,
+) -> dict[str, float]:
+    """The rest of the present epoch; returns its rates and leaves its sums in `run.progress`."""
+    run.network.train()
+    store, progress, mixer = splits.store, run.progress, run.mixer
+    observer = parallel.SharedForward(run.network, PRECISIONS[config.precision])
+    pace = watch.Pace()
+    last = run_dir / "checkpoints" / "last.pt"
+    saved, minutes = time.monotonic(), config.checkpoint.every_minutes
+    batches = epoch_batches(splits.train, config.batch_size, config.seed, progress.epoch, first=progress.batch)
+    line = watch.progress_line(batches, config, progress.epoch, progress.batch, steps)
+    for chosen in line:
+        step = progress.epoch * steps + progress.batch
+        seed_all(config.seed, step, parallel.rank())
+        asked = time.perf_counter()
         x, labels = sampler.training(chosen, step).to(device), store.labels[chosen].to(device)
-        mixer.observe(network, x, labels, step)
+        pace.waited += time.perf_counter() - asked
+        before = buffers_before(config, run)
+        mixer.observe(observer, x, labels, step)
         batch = mixer.mix(x, labels, step)
-        logits = network(batch.clips)
-        clean, mixed = mixer.loss(logits, batch)
-        loss = clean + mixed
-        if not bool(loss.isfinite()):
+        run.optimizer.zero_grad(set_to_none=True)
+        logits, clean, mixed = forward_backward(model, mixer, batch, rows, PRECISIONS[config.precision])
+        if parallel.ranks() > 1 and not config.sync_batchnorm:
+            parallel.copy_buffers(run.network)
+        if bool((clean + mixed).isfinite()):
+            run.optimizer.step()
+            if run.average is not None:
+                run.average.update_parameters(run.network)
+            progress.clean, progress.mixed = progress.clean + clean.item(), progress.mixed + mixed.item()
+            progress.right += int((logits[: len(labels)].argmax(1) == labels).sum())
+        else:
             names = ", ".join(store.names[clip] for clip in chosen.tolist())
-            raise RunError(f"the loss of step {step} (epoch {epoch + 1}) is {loss.item()}; clips of the batch: {names}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        clean_sum, mixed_sum = clean_sum + clean.item(), mixed_sum + mixed.item()
-        right += int((logits[: len(labels)].argmax(1) == labels).sum())
-        batches.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right / ((index + 1) * config.batch_size):.3f}")
-    return {"loss_clean": clean_sum / steps, "loss_mixed": mixed_sum / steps, "accuracy": right / (steps * config.batch_size)}
+            what = f"the loss of step {step} (epoch {progress.epoch + 1}) is {(clean + mixed).item()}"
+            if config.non_finite == "stop":
+                failed = run_dir / "checkpoints" / "failed.pt"
+                save(failed)
+                raise RunError(f"{what}; the state before its update is saved in {failed}; clips of the batch: {names}")
+            log.warning("%s and the step is left out; clips of the batch: %s", what, names)
+            for buffer, value in before:
+                buffer.copy_(value)
+            progress.skipped += 1
+        progress.batch += 1
+        pace.clips += len(chosen)
+        trained = max(1, progress.batch - progress.skipped)
+        left = ((config.epochs - progress.epoch) * steps - progress.batch) * config.batch_size
+        watch.show_figures(line, pace, (clean + mixed).item(), progress.right / (trained * config.batch_size), left)
+
+        due = config.checkpoint.every_steps is not None and progress.batch % config.checkpoint.every_steps == 0
+        due = due or time.monotonic() - saved >= 60 * minutes
+        votes = parallel.largest(torch.tensor([request.signal, int(due)], device=device)).tolist()
+        if votes[0] or (votes[1] and progress.batch < steps):
+            save(last, config.checkpoint.keep)
+            saved = time.monotonic()
+        if votes[0]:
+            parallel.shared(None)  # nobody leaves before process 0 has written
+            raise Interruption(
+                votes[0], f"stopped in epoch {progress.epoch + 1}, batch {progress.batch}; go on with --resume {run_dir}"
+            )
+    return pace.rates()
 
 
-def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
-    """One mixed clip beside what it was made of, in joint space.
+def forward_backward(
+    model: nn.Module, mixer: ShapMix, batch: MixedBatch, rows: list[Tensor], autocast: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the batch's loss; returns logits [2N, K] and both losses of the whole batch, the same on every process.
 
-    The first in the order of an epoch in which the rarer class keeps, or brings, the parts that its saliency ranks first;
-    without saliency the first that pastes a window.
+    A pass forwards its rows and fills the others with zeros: they have no gradient, and the loss stays a mean over the batch.
     """
-    sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
-    mixer = mixer.cpu()
-    favourite = layout.combinations[mixer.saliency.argmax(1)]  # [K]
-    for index, chosen in enumerate(epoch_batches(splits.train, config.batch_size, config.seed, config.epochs)):
-        labels = store.labels[chosen]
-        batch = mixer.mix(sampler.evaluation(chosen), labels, mixer.warmup_steps + index)
-        clean, mixed = batch.clips.chunk(2)
-        changed = (mixed != clean).any(1).any(-1)  # [N, T, V]
-        sizes = mixer.class_counts[labels]
-        for row, partner in enumerate(batch.partner.tolist()):
-            pasted = sum(1 << part for part in layout.part_of_joint[changed[row].any(0)].unique().tolist())
-            if changed[row].any(1).all() or not pasted:
-                continue  # blended, or nothing to see
-            brings = bool(sizes[row] > sizes[partner])
-            kept = pasted if brings else layout.all_parts ^ pasted
-            if config.mix == "shapmix" and kept != int(favourite[labels[partner if brings else row]]):
-                continue
-            titles = [
-                f"{kind}: {store.class_names[int(labels[of])]} ({int(sizes[of])} training clips)"
-                for kind, of in (("clip", row), ("partner", partner))
-            ]
-            share = float(batch.share[row])
-            titles.append(f"mixed: {1 - share:.2f} of the clip's label, {share:.2f} of the partner's")
-            clips = dict(zip(titles, (clean[row], clean[partner], mixed[row]), strict=True))
-            plots.plot_mixed_clip(path, clips, changed[row], layout)
-            return
+    copies = len(batch.clips) // len(batch.labels)
+    every: Tensor | None = None
+    for number, some in enumerate(rows):
+        last = number == len(rows) - 1
+        whole = len(some) == len(batch.labels)
+        both = torch.cat([some + len(batch.labels) * copy for copy in range(copies)]).to(batch.clips.device)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+            with torch.autocast(batch.clips.device.type, autocast) if autocast else nullcontext():
+                logits = model(batch.clips if whole else batch.clips[both])
+            logits = logits.to(batch.clips.dtype)
+            placed = logits
+            if not whole:
+                placed = logits.new_zeros(len(batch.clips), logits.shape[1]).index_copy(0, both, logits)
+            clean, mixed = mixer.loss(placed, batch)
+            # DistributedDataParallel averages over the processes, and the batch's gradient is their sum
+            ((clean + mixed) * parallel.ranks()).backward()
+        every = placed.detach() if every is None else every + placed.detach()
+    assert every is not None
+    if len(rows) == 1 and parallel.ranks() == 1:
+        return every, clean.detach(), mixed.detach()
+    every = parallel.summed(every)
+    clean, mixed = mixer.loss(every, batch)
+    return every, clean, mixed
 
 
-def epoch_batches(clips: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Index batches of one epoch in an order that depends on (seed, epoch) alone; a last, smaller batch is left out."""
-    order = clips[torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(clips)))]
-    for first in range(0, len(order) - batch_size + 1, batch_size):
-        yield order[first : first + batch_size]
+def buffers_before(config: TrainConfig, run: Training) -> list[tuple[Tensor, Tensor]]:
+    """What a step changes besides weights, to be put back where a loss that is not finite leaves the step out."""
+    if config.non_finite != "skip":
+        return []
+    return [(buffer, buffer.clone()) for module in (run.network, run.mixer) for buffer in module.buffers()]
+
+
+def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
+    """Whether `patience` evaluations have passed without a better one."""
+    return config.patience is not None and progress.epoch - progress.best_epoch >= config.patience * config.eval_every
 
 
 @torch.no_grad()
@@ -262,6 +374,8 @@ def read_splits(config: TrainConfig) -> Splits:
     """The data set as it is recorded."""
     if config.dataset == "synthetic":
         return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
+    if config.dataset == "store":
+        raise RunError("dataset 'store': this version has no reader of prepared stores; choose nw-ucla or synthetic")
     assert config.data_root is not None  # check_config
     return nw_ucla.load_nw_ucla(
         config.data_root,
@@ -279,8 +393,24 @@ def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
     return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
 
 
-def make_network(config: TrainConfig, store: ClipStore) -> CTRGCN:
-    """CTR-GCN for the store's skeletons and classes."""
+def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
+    """CTR-GCN for the store's skeletons and classes, or the backbone that the configuration names.
+
+    Raises:
+        RunError: the backbone cannot be imported or made.
+    """
+    if config.network.backbone is not None:
+        module, _, name = config.network.backbone.partition(":")
+        try:
+            make = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise RunError(f"network.backbone '{config.network.backbone}': {error}") from error
+        network = make(
+            layout=store.layout, num_classes=store.num_classes, num_people=store.num_people, in_channels=store.num_coordinates
+        )
+        if not isinstance(network, nn.Module):
+            raise RunError(f"network.backbone '{config.network.backbone}' made a {type(network).__name__}, not a torch module")
+        return network
     return CTRGCN(
         store.layout,
         store.num_classes,
@@ -340,100 +470,27 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRS
     return ChainedScheduler(chain, optimizer)
 
 
-@dataclass
-class Progress:
-    """Epochs done, and the best validation accuracy (class mean) so far."""
-
-    epoch: int
-    best: float
-
-
-def snapshot(
-    splits: Splits,
-    network: nn.Module,
-    mixer: ShapMix,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Everything that a later process needs to go on as if nothing had happened."""
-    return {
-        "layout": splits.store.layout.name,
-        "class_names": splits.store.class_names,
-        "epoch": progress.epoch,
-        "best": progress.best,
-        "network": network.state_dict(),
-        "mixer": mixer.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random_state": torch.get_rng_state(),
-        "shapmix_version": shapmix.__version__,
-    }
-
-
-def restore(
-    state: dict[str, Any], network: nn.Module, mixer: ShapMix, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
-) -> Progress:
-    """The reverse of `snapshot`."""
-    try:
-        network.load_state_dict(state["network"])
-        mixer.load_state_dict(state["mixer"])
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    torch.set_rng_state(state["random_state"])
-    return Progress(state["epoch"], state["best"])
-
-
-def create_run_dir(config: TrainConfig) -> Path:
-    """A new directory; one that exists is never written to.
-
-    Raises:
-        RunError: it exists, or cannot be made.
-    """
-    numbered = (Path("runs") / f"{config.dataset}-{config.mix}-{number}" for number in count(1))
-    for run_dir in numbered if config.run_dir is None else [config.run_dir]:
-        try:
-            run_dir.parent.mkdir(parents=True, exist_ok=True)
-            run_dir.mkdir()
-        except OSError as error:
-            if not run_dir.is_dir():
-                raise RunError(f"run directory {run_dir} cannot be made: {error.strerror}; give another --run-dir") from error
-        else:
-            return run_dir
-    raise RunError(f"run directory {config.run_dir} exists; give another --run-dir, or --resume {config.run_dir}")
-
-
 def choose_device(name: str) -> torch.device:
-    """ "auto" takes the GPU where there is one.
+    """ "auto" takes the GPU where there is one, and under torchrun the one of the process.
 
     Raises:
         RunError: a device that this machine lacks.
     """
+    local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise RunError(f"device '{name}': choose auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RunError(f"device '{name}': torch {torch.__version__} sees no CUDA device on this machine")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RunError(f"device '{name}': torch {torch.__version__} sees no CUDA device on this machine")
+        if "LOCAL_RANK" in os.environ:
+            device = torch.device("cuda", local)
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise RunError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; start fewer processes")
     return device
-
-
-def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy]) -> None:
-    """`result.json`: test accuracy by checkpoint and what produced it."""
-    content = {
-        "test": {name: row.as_dict() for name, row in accuracy.items()},
-        "dataset": config.dataset,
-        "mix": config.mix,
-        "loss": config.loss,
-        "compat": config.compat,
-        "seed": config.seed,
-        "versions": {"shapmix": shapmix.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    (run_dir / "result.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def describe(config: TrainConfig, splits: Splits, network: nn.Module, device: torch.device) -> str:

@@ -9,7 +9,8 @@ import torch
 
 from shapmix.config import parse_config
 from shapmix.data.clips import Splits
-from shapmix.train import Result, create_run_dir, load_splits, train
+from shapmix.run import create_run_dir
+from shapmix.train import Result, load_splits, train
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shapmix import mixing, reference
-from shapmix.config import TrainConfig
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import Splits
+from shapmix.data.order import epoch_batches
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
+from shapmix.estimators import ON_DEVICE, Estimator
 from shapmix.mixing import Mode, ShapMix
 from shapmix.step import StepResult, TrainingStep, check_capturable
-from shapmix.train import epoch_batches, train_epoch
 
 FRAMES, BATCH, STEPS = 16, 8, 4
 
@@ -51,18 +51,27 @@ class Setup:
         return {**self.network.state_dict(), **{f"mixer.{key}": value for key, value in self.mixer.state_dict().items()}}
 
 
+@pytest.mark.parametrize("estimator", ON_DEVICE)
 @pytest.mark.parametrize("mode", ["shapmix", "stmix", "mixup", "none"])
-def test_it_is_the_trainers_step_bit_for_bit(splits: Splits, mode: Mode) -> None:
-    theirs, ours = Setup(splits, mode), Setup(splits, mode)
-    config = TrainConfig(batch_size=BATCH, seed=1, epochs=1)
-    clips = splits.train[: BATCH * STEPS]
-    row = train_epoch(config, theirs.sampler, clips, theirs.network, theirs.mixer, theirs.optimizer, 0, STEPS, torch.device("cpu"))
+def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: Mode, estimator: Estimator) -> None:
+    theirs, ours = Setup(splits, mode, estimator=estimator), Setup(splits, mode, estimator=estimator)
     step = ours.step()
-    results = [step(chosen, number) for number, chosen in enumerate(epoch_batches(clips, BATCH, config.seed, 0))]
-    assert len(results) == STEPS
-    assert row["loss_clean"] == sum(result.clean.item() for result in results) / STEPS
-    assert row["loss_mixed"] == sum(result.mixed.item() for result in results) / STEPS
-    assert row["accuracy"] == sum(int(result.right) for result in results) / (STEPS * BATCH)
+    batches = epoch_batches(splits.train[: BATCH * STEPS], BATCH, 1, 0)
+    for number, chosen in enumerate(batches):
+        clips, labels = theirs.sampler.training(chosen, number), splits.store.labels[chosen]
+        theirs.network.train()
+        theirs.mixer.observe(theirs.network, clips, labels, number)
+        batch = theirs.mixer.mix(clips, labels, number)
+        logits = theirs.network(batch.clips)
+        clean, mixed = theirs.mixer.loss(logits, batch)
+        theirs.optimizer.zero_grad(set_to_none=True)
+        (clean + mixed).backward()
+        theirs.optimizer.step()
+
+        result = step(chosen, number)
+        assert (result.clean.item(), result.mixed.item()) == (clean.item(), mixed.item())
+        assert int(result.right) == int((logits[: len(labels)].argmax(1) == labels).sum())
+    assert number == STEPS - 1
     expected = theirs.state()
     for name, tensor in ours.state().items():
         assert torch.equal(tensor, expected[name]), name
@@ -78,9 +87,11 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("estimator", ON_DEVICE)
 @pytest.mark.parametrize("number", [0, 1])
-def test_nothing_is_read_back(splits: Splits, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(splits, "shapmix")
+def test_nothing_is_read_back(splits: Splits, number: int, estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(splits, "shapmix", estimator=estimator)
+    setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
     # the C++ back end takes the step's number by value, from memory that is the host's
     monkeypatch.setattr(mixing, "draw_plan", lambda *tensors, backend, **options: reference.draw_plan(*tensors, **options))

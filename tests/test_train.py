@@ -42,7 +42,7 @@ def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
 def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, "--mix", mix]) == 0
     run = Path("runs") / f"synthetic-{mix}-1"
-    expected = ["config.yaml", "metrics.jsonl", "result.json", "tensorboard", "checkpoints"]
+    expected = ["config.yaml", "environment.jsonl", "metrics.jsonl", "result.json", "tensorboard", "checkpoints"]
     expected += [
         f"{stem}_{name}.{kind}" for stem, kind in (("per_class", "csv"), ("confusion", "png")) for name in ("last", "best")
     ]
@@ -75,8 +75,8 @@ def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str]
     class KilledError(BaseException):
         pass
 
-    def save_then_die(path: Path, state: dict) -> None:
-        save(path, state)
+    def save_then_die(path: Path, state: dict, *, keep: int = 1) -> None:
+        save(path, state, keep=keep)
         if path.name == "last.pt" and state["epoch"] == 2:
             raise KilledError
 
@@ -142,6 +142,12 @@ def test_a_loss_that_is_not_finite_names_the_clips(monkeypatch: pytest.MonkeyPat
     message = capsys.readouterr().err
     assert "the loss of step" in message
     assert "clips of the batch: train_c0" in message
+    failed = Path("runs/synthetic-shapmix-1/checkpoints/failed.pt")
+    assert f"the state before its update is saved in {failed}" in message
+    step = int(re.search(r"the loss of step (\d+)", message).group(1))
+    state = torch.load(failed, weights_only=True)
+    assert state["epoch"] * 6 + state["batch"] == step
+    assert all(value.isfinite().all() for name, value in state["network"].items() if "running" not in name) or step > 0
 
 
 def test_checkpoints_of_another_layout_or_class_count_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

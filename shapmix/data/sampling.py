@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +48,16 @@ class ClipSampler:
         if self.pipeline == "crop":
             return self._cropped(centre_crops(clips, lengths))
         return self._picked(even_frames(clips, lengths, num_frames=self.num_frames))
+
+    def crop(self, clips: Tensor, number: int) -> Tensor:
+        """View `number` of multi-crop evaluation: cut (or picked) as in training, but neither turned nor scaled."""
+        lengths = self.store.lengths[clips]
+        if self.pipeline == "crop":
+            crops = draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
+            return self._cropped(replace(crops, angles=torch.zeros_like(crops.angles)))
+        picked = draw_frames(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
+        still = replace(picked, angles_deg=torch.zeros_like(picked.angles_deg), scale=torch.ones_like(picked.scale))
+        return self._picked(still)
 
     def _cropped(self, plan: CropPlan) -> Tensor:
         parents = torch.tensor(self.store.layout.parents)

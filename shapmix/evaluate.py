@@ -1,0 +1,247 @@
+"""`python -m shapmix.evaluate RUN...`: metrics of a run, or of an ensemble of runs such as the streams of one data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.functional import nll_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from shapmix import metrics, plots
+from shapmix.checkpoint import CheckpointError, load_checkpoint
+from shapmix.config import ConfigError, parse_config
+from shapmix.data.clips import DataError
+from shapmix.data.sampling import ClipSampler
+from shapmix.game import undisturbed
+from shapmix.layout import LayoutError
+from shapmix.parallel import SharedForward
+from shapmix.run import RunError
+from shapmix.train import PRECISIONS, choose_device, load_splits, make_network, make_sampler
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure runs on their test split; several runs are an ensemble."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories."""
+    checkpoint: Literal["best", "last"] = "best"
+    crops: int = 1
+    """Views of a clip whose probabilities are averaged; 1 is the view of the training log."""
+    weights: tuple[float, ...] | None = None
+    """Of each run's probabilities; None: equal."""
+    fit_weights: bool = False
+    """Choose the weights on the validation split."""
+    save_scores: Path | None = None
+    """An .npz with names, labels and probabilities of the test clips."""
+    out: Path | None = None
+    """Folder of the tables; None: RUN/evaluation for one run, nothing written for an ensemble."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities [N, K] of named clips and what they are measured against."""
+
+    names: list[str]
+    labels: Tensor
+    probabilities: Tensor
+    class_counts: Tensor
+    class_names: list[str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = tyro.cli(EvaluateConfig, args=argv, prog="shapmix.evaluate")
+    try:
+        evaluate(config)
+    except (CheckpointError, ConfigError, DataError, LayoutError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, float | int | None]:
+    """Prints one table, writes what was asked for, and returns the ensemble's (or the one run's) metrics."""
+    check(config)
+    measured = [score_run(run, config) for run in config.runs]
+    tests = align([test for _, test in measured], config.runs)
+    weights = torch.tensor(config.weights or [1.0] * len(tests), dtype=torch.float64)
+    if config.fit_weights:
+        validations = align([validation for validation, _ in measured], config.runs)
+        weights = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
+    weights = weights / weights.sum()
+    views = "single crop" if config.crops == 1 else f"{config.crops} crops"
+    rows = {f"{run.name} {config.checkpoint}, {views}": test for run, test in zip(config.runs, tests, strict=True)}
+    whole = tests[0]
+    if len(tests) > 1:
+        shown = " ".join(f"{weight:.3f}" for weight in weights.tolist())
+        mixed = torch.einsum("r,rnk->nk", weights, torch.stack([each.probabilities for each in tests]))
+        whole = Scores(whole.names, whole.labels, mixed, whole.class_counts, whole.class_names)
+        rows[f"ensemble ({'fitted' if config.fit_weights else 'given' if config.weights else 'equal'} weights {shown})"] = whole
+    print(metrics.table({name: accuracy_of(each) for name, each in rows.items()}))
+    result: dict[str, float | int | None] = accuracy_of(whole).as_dict()
+    for name, each in rows.items():
+        print(f"{name}: calibration error {100 * calibration_error(each):.1f}% ({CALIBRATION_BINS} bins)")
+    result["calibration_error"] = calibration_error(whole)
+    out = config.out or (config.runs[0] / "evaluation" if len(tests) == 1 else None)
+    if out is not None:
+        write_tables(out, whole, {**result, "checkpoint": config.checkpoint, "views": views, "weights": weights.tolist()})
+    if config.save_scores is not None:
+        save_scores(config.save_scores, whole)
+    return result
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises ConfigError where options contradict each other."""
+    if not config.runs:
+        raise ConfigError("runs: give at least one run directory")
+    if config.crops < 1:
+        raise ConfigError(f"crops: at least 1, not {config.crops}")
+    if config.weights is not None and config.fit_weights:
+        raise ConfigError("weights and fit_weights both choose the weights; give one")
+    if config.weights is not None and len(config.weights) != len(config.runs):
+        raise ConfigError(f"weights: {len(config.weights)} given for {len(config.runs)} runs")
+    if config.weights is not None and (min(config.weights) < 0 or sum(config.weights) <= 0):
+        raise ConfigError("weights: none below 0 and not all 0")
+    if config.save_scores is not None and config.save_scores.suffix != ".npz":
+        raise ConfigError(f"save_scores: the file is an .npz, not '{config.save_scores}'")
+
+
+def score_run(run: Path, config: EvaluateConfig) -> tuple[Scores, Scores]:
+    """Validation and test scores of a run's checkpoint; validation is scored for the weights alone."""
+    trained = parse_config(["--config", str(run / "config.yaml")])
+    splits = load_splits(trained)
+    store, device = splits.store, choose_device(config.device)
+    state = load_checkpoint(
+        run / "checkpoints" / f"{config.checkpoint}.pt", layout=store.layout.name, class_names=store.class_names
+    )
+    network = make_network(trained, store)
+    try:
+        network.load_state_dict(state["network"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{run}: the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
+    forward = SharedForward(network.to(device), PRECISIONS[trained.precision])
+    sampler = make_sampler(trained, store)
+
+    def score(clips: Tensor) -> Scores:
+        return Scores(
+            [store.names[clip] for clip in clips.tolist()],
+            store.labels[clips],
+            predict_views(forward, sampler, clips, trained.batch_size, config.crops, device),
+            splits.class_counts(),
+            store.class_names,
+        )
+
+    test = score(splits.test)
+    return (score(splits.val) if config.fit_weights else test), test
+
+
+@torch.no_grad()
+def predict_views(
+    forward: SharedForward, sampler: ClipSampler, clips: Tensor, batch_size: int, crops: int, device: torch.device
+) -> Tensor:
+    """[N, K] float64 probabilities, the mean over `crops` views of each clip."""
+    total: list[Tensor] = []
+    with undisturbed(forward):
+        for part in clips.split(batch_size):
+            views = [sampler.evaluation(part)] if crops == 1 else [sampler.crop(part, number) for number in range(crops)]
+            total.append(sum((forward(view.to(device)).double().softmax(1).cpu() for view in views), torch.zeros(())) / crops)
+    return torch.cat(total)
+
+
+def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
+    """The scores of all runs in the first one's order of clips.
+
+    Raises:
+        RunError: other clips, labels or classes, with the first that differs.
+    """
+    first, aligned = scores[0], []
+    for run, each in zip(runs, scores, strict=True):
+        if each.class_names != first.class_names:
+            raise RunError(f"{run}: its classes are not those of {runs[0]}; an ensemble is of one data set")
+        row = {name: index for index, name in enumerate(each.names)}
+        missing, more = set(first.names) - set(row), set(row) - set(first.names)
+        if missing or more:
+            raise RunError(
+                f"{run}: clip '{min(missing or more)}' is tested {'not here but in' if missing else 'here but not in'} {runs[0]}"
+            )
+        order = torch.tensor([row[name] for name in first.names])
+        if not torch.equal(each.labels[order], first.labels):
+            clip = int((each.labels[order] != first.labels).nonzero()[0])
+            raise RunError(f"{run}: clip '{first.names[clip]}' has another label than in {runs[0]}")
+        aligned.append(Scores(first.names, first.labels, each.probabilities[order], first.class_counts, first.class_names))
+    return aligned
+
+
+def fit_weights(probabilities: Tensor, labels: Tensor, steps: int = 200) -> Tensor:
+    """[R, N, K] validation probabilities of R runs -> [R] weights, at least 0 with sum 1, of the least log loss."""
+    free = torch.zeros(len(probabilities), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([free], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        mixed = torch.einsum("r,rnk->nk", free.softmax(0), probabilities)
+        value = nll_loss(mixed.clamp(min=1e-12).log(), labels) + 1e-6 * free.square().sum()  # keeps a weight of 0 finite
+        value.backward()
+        return value
+
+    search.step(loss)
+    return free.detach().softmax(0)
+
+
+def accuracy_of(scores: Scores) -> metrics.Accuracy:
+    """As in training."""
+    return metrics.accuracy(scores.probabilities, scores.labels, scores.class_counts)
+
+
+def calibration_error(scores: Scores) -> float:
+    """Expected calibration error: how far confidence and accuracy lie apart, the mean over the clips, between 0 and 1."""
+    return float(
+        multiclass_calibration_error(
+            scores.probabilities, scores.labels, num_classes=scores.probabilities.shape[1], n_bins=CALIBRATION_BINS
+        )
+    )
+
+
+def write_tables(out: Path, scores: Scores, result: dict[str, object]) -> None:
+    """`result.json`, `per_class.csv`, `confusion.csv` and `confusion.png`."""
+    out.mkdir(parents=True, exist_ok=True)
+    confusion = metrics.confusion_matrix(scores.probabilities, scores.labels)
+    metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
+    plots.plot_confusion(out / "confusion.png", confusion, scores.class_names)
+    with (out / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *scores.class_names])
+        writer.writerows([name, *row] for name, row in zip(scores.class_names, confusion.tolist(), strict=True))
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def save_scores(path: Path, scores: Scores) -> None:
+    """Names [N], labels [N], probabilities [N, K] and class names [K], without pickles."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        names=np.array(scores.names),
+        labels=scores.labels.numpy(),
+        probabilities=scores.probabilities.numpy(),
+        class_names=np.array(scores.class_names),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

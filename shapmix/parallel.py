@@ -1,0 +1,192 @@
+"""Several processes as one: what they add up, and the layers that need to know of each other.
+
+Started by `torchrun`; without it every function here is that of a single process. All processes hold the same weights,
+draw the same plans and end each step with the same numbers, because all that is exchanged is summed by one collective.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def rank() -> int:
+    """Of this process, from 0; process 0 writes the files."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def ranks() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the job is gone, so nothing can be added up any more."""
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the processes that `torchrun` started (NCCL on GPUs, gloo on the CPU); nothing to do where it started none.
+
+    Raises:
+        LostProcessError: another process died meanwhile.
+    """
+    if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistBackendError) or "gloo" in str(error):
+            raise LostProcessError(
+                f"process {rank()} lost another process of the job ({str(error).partition('. ')[0]}); "
+                "what that one said, if anything, is above. Go on from the last checkpoint with --resume RUN"
+            ) from error
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def averaged_gradients(network: nn.Module) -> nn.Module:
+    """The network, whose gradients are means over the processes; itself where there is one."""
+    if ranks() == 1:
+        return network
+    # channels-last gives the gradient of a 1x1 kernel other strides for the same bytes, which torch takes for a slow layout
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return nn.parallel.DistributedDataParallel(network)
+
+
+def shared(value: Any) -> Any:
+    """The value of process 0, on every process."""
+    if ranks() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def summed(x: Tensor) -> Tensor:
+    """Sum over the processes, in place, without gradient."""
+    if ranks() > 1:
+        distributed.all_reduce(x)
+    return x
+
+
+def largest(x: Tensor) -> Tensor:
+    """Elementwise maximum over the processes, in place."""
+    if ranks() > 1:
+        distributed.all_reduce(x, distributed.ReduceOp.MAX)
+    return x
+
+
+def copy_buffers(network: nn.Module) -> None:
+    """Every process takes the buffers of process 0, such as BatchNorm statistics of its own share of a batch."""
+    if ranks() > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+class SharedForward(nn.Module):
+    """Logits of all rows on every process, of which each forwards its share; without gradient.
+
+    Args:
+        network: clips [N, C, T, V, M] -> logits [N, K].
+        autocast: element type of `torch.autocast`, None for none; the logits are float32 or float64.
+    """
+
+    def __init__(self, network: nn.Module, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.network, self.autocast = network, autocast
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N, K]."""
+        mine = clips[rank() :: ranks()]
+        some = mine if len(mine) else clips[:1]  # more processes than clips: forwarded for its shape, not counted
+        with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():
+            logits = self.network(some)
+        logits = logits.to(clips.dtype)
+        if ranks() == 1:
+            return logits
+        every = logits.new_zeros(len(clips), logits.shape[1])
+        every[rank() :: ranks()] = logits[: len(mine)]
+        return summed(every)
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm with the statistics of the batch of all processes, on every device (torch's own is for GPUs alone).
+
+    `sync_norms` turns the norms of a network into it; names and state dict stay.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, ...] -> the same shape."""
+        if not self.training:
+            return super().forward(input)
+        y, mean, variance, rows = synced_batch_norm(input, self.weight, self.bias, self.eps)
+        keep_statistics(self, mean, variance * (rows / (rows - 1).clamp(min=1)))
+        return y
+
+
+def sync_norms(network: nn.Module) -> None:
+    """Turns every BatchNorm of a network into one over all processes, in place."""
+    for module in network.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SyncedBatchNorm
+
+
+@torch.no_grad()
+def keep_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Moves a norm's running statistics [C] towards those of a batch; `variance` unbiased."""
+    if norm.running_mean is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+    norm.running_var.lerp_(variance.to(norm.running_var), momentum)
+
+
+def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(result of x's shape and type, mean [C], biased variance [C], rows) over the batch of all processes.
+
+    The sums are taken in float32, or float64 for float64 x; deviations are from the common mean, as the variance needs it.
+    """
+    dims = [0, *range(2, x.dim())]
+    shape = [1, -1, *(1 for _ in dims[1:])]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    with torch.autocast(x.device.type, enabled=False):
+        rows = summed(torch.tensor(float(x.numel() // x.shape[1]), device=x.device, dtype=wide.dtype))
+        mean = _sum_over_processes(wide.sum(dims)) / rows
+        centred = wide - mean.view(shape)
+        variance = _sum_over_processes(centred.square().sum(dims)) / rows
+        y = centred * (variance + eps).rsqrt().view(shape)
+        if weight is not None and bias is not None:
+            y = y * weight.view(shape) + bias.view(shape)
+    return y.to(x.dtype), mean.detach(), variance.detach(), rows
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    return _SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum and its gradient, which is a sum too: every process's result depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return summed(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return summed(grad.contiguous().clone())

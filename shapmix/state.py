@@ -1,0 +1,118 @@
+"""The state of a run: what changes while it goes, as a checkpoint holds it, and where randomness comes from."""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+import shapmix
+from shapmix.checkpoint import CheckpointError
+from shapmix.config import TrainConfig
+from shapmix.data.clips import Splits
+from shapmix.mixing import ShapMix
+
+
+@dataclass
+class Progress:
+    """Where a run is: epochs and batches of the present one done, the best validation accuracy (class mean) and its epoch."""
+
+    epoch: int = 0
+    batch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    clean: float = 0.0  # sums over the epoch's batches
+    mixed: float = 0.0
+    right: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Training:
+    """Everything that changes while a run goes."""
+
+    network: nn.Module
+    mixer: ShapMix
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that accuracy is measured of."""
+        return self.network if self.average is None else self.average.module
+
+
+def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> dict[str, Any]:
+    """Everything that a later process needs to go on as if nothing had happened.
+
+    `network` holds the weights that are evaluated; `trained` those that are trained, where an average is evaluated.
+    """
+    state = {
+        "layout": splits.store.layout.name,
+        "class_names": splits.store.class_names,
+        **asdict(run.progress),
+        "batch_size": config.batch_size,
+        "data_sha256": data,
+        "network": run.evaluated.state_dict(),
+        "mixer": run.mixer.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "shapmix_version": shapmix.__version__,
+    }
+    if run.average is not None:
+        state |= {"trained": run.network.state_dict(), "averaged_steps": run.average.n_averaged}
+    return state
+
+
+def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str) -> None:
+    """The reverse of `snapshot`.
+
+    Raises:
+        CheckpointError: a checkpoint of another network, of other data, or inside an epoch of other batches.
+    """
+    if state["data_sha256"] != data:
+        raise CheckpointError("the data is not what the run was started with (its clips, names or lists differ); start a new run")
+    if state["batch"] and state["batch_size"] != config.batch_size:
+        raise CheckpointError(f"the run stopped inside an epoch with --batch-size {state['batch_size']}; resume it with the same")
+    if (run.average is None) != ("trained" not in state):
+        raise CheckpointError("ema: a run begins with or without an average of its weights; resume it as it was started")
+    try:
+        run.network.load_state_dict(state["network"] if run.average is None else state["trained"])
+        run.mixer.load_state_dict(state["mixer"])
+        if run.average is not None:
+            run.average.module.load_state_dict(state["network"])
+            run.average.n_averaged.copy_(state["averaged_steps"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.scheduler.load_state_dict(state["scheduler"])
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
+    run.progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+
+
+def seed_all(seed: int, step: int, rank: int) -> None:
+    """Every global generator as a function of (seed, step, process).
+
+    The trainer's own draws need none; the layers of a user's network may. Nothing has to be saved to resume them.
+    """
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(3)
+    torch.manual_seed(int(words[0]))
+    random.seed(int(words[1]))
+    np.random.seed(int(words[2]))  # noqa: NPY002 (for layers that use it)
+
+
+def deterministic(settings: ExitStack) -> None:
+    """torch's deterministic algorithms until `settings` closes."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,241 @@
+"""A run that is cut off, anywhere and by anything, loses the steps since its last checkpoint and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from shapmix import train
+from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoint, load_newest, save_checkpoint
+from shapmix.data.order import epoch_batches, passes
+
+TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--n-max", "8", "--imbalance", "4"]
+TINY += ["--threads", "1", "--saliency.warmup-epochs", "1"]
+OFTEN = ["--checkpoint.every-steps", "2"]
+STATE = {"layout": "ntu25", "class_names": ["a"]}
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    return {**state["network"], **{f"mixer.{key}": value for key, value in state["mixer"].items()}}
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "shapmix.train", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and what it said on stderr."""
+    _, message = process.communicate(timeout=300)
+    return process.returncode, message
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert finish(start([*TINY, "--run-dir", "run"], folder))[0] == 0
+    return folder / "run"
+
+
+def assert_equal_runs(whole: Path, cut: Path) -> None:
+    expected, found = tensors(whole), tensors(cut)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, cut)]
+    rates = ("clips_per_second", "data_wait")
+    for ours, theirs in zip(*lines, strict=True):
+        assert {key: value for key, value in ours.items() if key not in rates} == {
+            key: value for key, value in theirs.items() if key not in rates
+        }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on_bit_for_bit(
+    number: signal.Signals, whole: Path, tmp_path: Path
+) -> None:
+    process = start([*TINY, "--run-dir", "run", "--checkpoint.every-steps", "3"], tmp_path)
+    wait_for((tmp_path / "run/checkpoints/last.pt").exists, process)
+    process.send_signal(number)
+    code, message = finish(process)
+    assert code == 128 + number
+    assert f"{number.name}: finishing the step, then saving" in message
+    assert "go on with --resume run" in message
+    assert finish(start(["--resume", "run"], tmp_path))[0] == 0
+    assert_equal_runs(whole, tmp_path / "run")
+    assert len((tmp_path / "run/environment.jsonl").read_text().splitlines()) == 2
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
+    process = start([*TINY, *OFTEN, "--epochs", "1000", "--run-dir", "run"], tmp_path)
+    wait_for((tmp_path / "run/checkpoints/last.pt").exists, process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    until = time.monotonic() + 5
+    while process.poll() is None and time.monotonic() < until:
+        process.send_signal(signal.SIGINT)  # two pending ones count as one
+        time.sleep(0.001)
+    assert finish(process)[0] == 130
+    load_newest(tmp_path / "run/checkpoints/last.pt", layout="ntu25", class_names=names(tmp_path / "run"))
+
+
+def names(run: Path) -> list[str]:
+    return torch.load(run / "checkpoints/last.pt", weights_only=True)["class_names"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:
+    """30 kill -9, each resumed and killed again at a random moment, with a checkpoint written at every step."""
+    generator = random.Random(0)
+    kills = runs = 0
+    while kills < 30:
+        run = tmp_path / str(runs) / "run"
+        run.parent.mkdir()
+        arguments = [*TINY, "--run-dir", "run", "--checkpoint.every-minutes", "0"]
+        starts = 0
+        while True:
+            process = start(arguments, run.parent)
+            if kills < 30:
+                record = run / "environment.jsonl"
+                wait_for(lambda record=record, starts=starts: record.exists() and record.read_text().count("\n") > starts, process)
+                time.sleep(generator.uniform(0, 0.5))
+                process.send_signal(signal.SIGKILL)
+            code, message = finish(process)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, message
+            kills, starts = kills + 1, record.read_text().count("\n")
+            arguments = ["--resume", "run", "--checkpoint.every-minutes", "0"]
+        assert_equal_runs(whole, run)
+        runs += 1
+    print(f"\n{kills} kills in {runs} runs")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "last.pt"
+    for epoch in range(3):
+        save_checkpoint(path, {**STATE, "network": {"w": torch.full((1000,), float(epoch))}, "epoch": epoch}, keep=3)
+    assert [each.name for each in kept_checkpoints(path)] == ["last.pt", "last-1.pt", "last-2.pt"]
+    content = bytearray(path.read_bytes())
+    (tmp_path / "last-1.pt").write_bytes(content[:500])
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    state = load_newest(path, layout="ntu25", class_names=["a"])
+    assert state is not None
+    assert state["epoch"] == 0
+    assert "last.pt: damaged or not a checkpoint: its checksum does not match; trying the one before" in caplog.text
+    assert "last-1.pt: damaged or not a checkpoint: it does not end with a checksum" in caplog.text
+    (tmp_path / "last-2.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged"):
+        load_newest(path, layout="ntu25", class_names=["a"])
+
+
+def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {**STATE, "network": {"w": torch.ones(4)}})
+    content = path.read_bytes()
+    for place in random.Random(0).sample(range(len(content)), 200):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+            load_checkpoint(path, layout="ntu25", class_names=["a"])
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple:
+            return (os.system, ("touch harm",))
+
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {**STATE, "network": {}, "more": Harmful()})
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged or not a checkpoint"):
+        load_checkpoint(path, layout="ntu25", class_names=["a"])
+    assert not Path("harm").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
+    """The limit on file sizes stands for a full disk: writing fails in the middle of the file."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {**STATE, "network": {"w": torch.ones(3)}}, keep=2)
+    code = (
+        "import resource, signal, torch; from pathlib import Path; from shapmix.checkpoint import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        f"save_checkpoint(Path({str(path)!r}), {{'network': torch.ones(100000)}}, keep=2)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "CheckpointError" in process.stderr
+    assert "cannot write the checkpoint: File too large; earlier checkpoints are intact" in process.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+    assert torch.equal(load_checkpoint(path, layout="ntu25", class_names=["a"])["network"]["w"], torch.ones(3))
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_a_message(tmp_path: Path) -> None:
+    limit = 30_000  # less than a checkpoint
+    command = [sys.executable, "-m", "shapmix.train", *TINY, "--run-dir", "run"]
+
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=fill)
+    assert process.returncode == 1
+    assert "error: run/checkpoints/" in process.stderr
+    assert "cannot write the checkpoint" in process.stderr
+    assert "go on with --resume run" in process.stderr
+    assert finish(start(["--resume", "run"], tmp_path))[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # a test that runs as root is never refused
+    assert train.main([*TINY, "--run-dir", "there/run"]) == 1
+    assert "run directory there/run cannot be made: Permission denied" in capsys.readouterr().err
+
+
+def test_batches_go_on_inside_an_epoch() -> None:
+    clips = torch.arange(50) * 3
+    every = list(epoch_batches(clips, 8, seed=3, epoch=2))
+    assert len(every) == 6
+    assert len(torch.cat(every).unique()) == 48
+    for first in range(7):
+        rest = list(epoch_batches(clips, 8, seed=3, epoch=2, first=first))
+        assert len(rest) == 6 - first
+        assert all(torch.equal(one, other) for one, other in zip(rest, every[first:], strict=True))
+    assert not torch.equal(torch.cat(every), torch.cat(list(epoch_batches(clips, 8, seed=3, epoch=1))))
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (3, 2), (4, 3)])
+def test_processes_and_passes_share_a_batch_without_overlap(ranks: int, accumulate: int) -> None:
+    shares = [rows for rank in range(ranks) for rows in passes(24, rank, ranks, accumulate)]
+    assert torch.equal(torch.cat(shares), torch.arange(24))
+    assert {len(rows) for rows in shares} == {24 // (ranks * accumulate)}
+    with pytest.raises(ValueError, match="batch_size 25 does not divide"):
+        passes(25, 0, ranks if ranks * accumulate > 1 else 2, accumulate)

@@ -1,0 +1,210 @@
+"""Several processes train as one: the same losses, the same saliency, every clip once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shapmix import parallel
+
+TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "4", "--n-max", "24", "--imbalance", "8"]
+TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu", "--run-dir", "run"]
+# what a process trains is written beside the run, for the test to compare
+RECORDER = """
+import json, os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from shapmix import train
+if "DOUBLE" in os.environ:  # rounding apart, as a comparison over many steps needs it: ReLU and pooling make a jump of it
+    torch.set_default_dtype(torch.float64)
+    read = train.read_splits
+    def read_double(config):
+        splits = read(config)
+        return train.replace(splits, store=train.replace(splits.store, frames=splits.store.frames.double()))
+    train.read_splits = read_double
+    make = train.make_network
+    train.make_network = lambda config, store: make(config, store).double()
+rank, out = os.environ.get("RANK", "0"), Path(sys.argv[1])
+step = train.forward_backward
+def recorded(model, mixer, batch, rows, autocast):
+    logits, clean, mixed = step(model, mixer, batch, rows, autocast)
+    row = {"loss": [clean.item(), mixed.item()], "labels": batch.labels.tolist(), "saliency": mixer.saliency.tolist()}
+    row["rows"] = torch.cat(rows).tolist()
+    with (out / f"steps{rank}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\\n")
+    return logits, clean, mixed
+train.forward_backward = recorded
+sys.exit(train.main(sys.argv[2:]))
+"""
+BACKBONE = """
+from torch import nn
+def linear(*, layout, num_classes, num_people, in_channels):
+    return nn.Sequential(nn.AdaptiveAvgPool3d((4, layout.num_joints, num_people)), nn.Flatten(),
+                         nn.Linear(in_channels * 4 * layout.num_joints * num_people, num_classes))
+"""
+
+
+def launch(processes: int, folder: Path, arguments: list[str], double: bool = False) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "recorder.py").write_text(RECORDER)
+    (folder / "backbone.py").write_text(BACKBONE)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *torchrun, "recorder.py", ".", *arguments]
+    environment = {**os.environ, **({"DOUBLE": "1"} if double else {})}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def records(folder: Path, rank: int = 0) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"steps{rank}.jsonl").read_text().splitlines()]
+
+
+def run(processes: int, folder: Path, *arguments: str, double: bool = False) -> list[list[dict]]:
+    """The steps of every process."""
+    process = launch(processes, folder, [*TINY, *arguments], double)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "Warning" not in said
+    return [records(folder, rank) for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    folder = tmp_path_factory.mktemp("one")
+    return folder, run(1, folder, double=True)[0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict]]]:
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run(2, folder, double=True)
+
+
+def test_two_processes_train_as_one(one: tuple[Path, list[dict]], two: tuple[Path, list[list[dict]]]) -> None:
+    """20 steps at a learning rate that moves the weights: losses to 1e-6."""
+    alone, (first, second) = one[1], two[1]
+    assert len(alone) >= 20
+    losses = [torch.tensor([step["loss"] for step in steps[:20]], dtype=torch.float64) for steps in (alone, first)]
+    worst = float((losses[0] - losses[1]).abs().max())
+    moved = abs(alone[0]["loss"][0] - alone[19]["loss"][0])
+    print(f"\nlargest difference of a loss over 20 steps: {worst:.1e}; the loss moved by {moved:.2f}")
+    assert moved > 0.1
+    assert worst <= 1e-6
+    for step, (mine, theirs) in enumerate(zip(first, second, strict=True)):
+        assert mine["saliency"] == theirs["saliency"], step
+        assert mine["loss"] == theirs["loss"], step
+        assert mine["labels"] == theirs["labels"] == alone[step]["labels"], step
+        assert sorted(mine["rows"] + theirs["rows"]) == list(range(12)), step
+
+
+def test_each_test_clip_counts_once(one: tuple[Path, list[dict]], two: tuple[Path, list[list[dict]]]) -> None:
+    results = [json.loads((folder / "run/result.json").read_text())["test"]["shapmix last"] for folder, _ in (one, two)]
+    assert results[0]["clips"] == results[1]["clips"]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(two: tuple[Path, list[list[dict]]], tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    options = ["--network.backbone", "backbone:linear", "--schedule.decay", "step", "--schedule.milestones", "0.9"]
+    run(2, folder, *options, "--epochs", "2")
+    process = launch(1, folder, ["--resume", "run", "--epochs", "3"])
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    whole = run(1, tmp_path / "whole", *options, "--epochs", "3")[0]
+    resumed = records(folder)
+    assert len(resumed) == len(whole)
+    torch.testing.assert_close(
+        torch.tensor([row["loss"] for row in resumed]), torch.tensor([row["loss"] for row in whole]), atol=1e-5, rtol=0
+    )
+
+
+def test_accumulated_passes_are_the_same_step(tmp_path: Path) -> None:
+    """Of a network without BatchNorm, whose meaning a pass changes."""
+    backbone = ["--network.backbone", "backbone:linear"]
+    whole = run(1, tmp_path / "whole", *backbone)[0]
+    parts = run(1, tmp_path / "parts", *backbone, "--accumulate", "3")[0]
+    both = run(2, tmp_path / "both", *backbone, "--accumulate", "2")[0]
+    expected = torch.tensor([row["loss"] for row in whole], dtype=torch.float64)
+    for other in (parts, both):
+        torch.testing.assert_close(torch.tensor([row["loss"] for row in other], dtype=torch.float64), expected, atol=1e-6, rtol=0)
+
+
+def test_a_killed_process_ends_the_job_and_the_job_goes_on(tmp_path: Path) -> None:
+    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "2"])
+    until = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/last.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {}
+    for worker in workers:
+        environment = Path(f"/proc/{worker}/environ").read_bytes().decode().split("\0")
+        ranks |= {entry: int(worker) for entry in environment if entry.startswith("RANK=")}
+    os.kill(ranks["RANK=1"], signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    print(f"\nthe job ended {time.monotonic() - killed:.0f} s after the kill")
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL)" in said
+    assert "error: process 0 lost another process of the job" in said
+    again = launch(2, tmp_path, ["--resume", "run", "--epochs", str(2 + last_epoch(tmp_path / "run"))])
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    assert "resuming from run/checkpoints/last" in said
+
+
+def test_a_signal_to_the_job_saves_once_and_the_job_goes_on(tmp_path: Path) -> None:
+    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "7"])
+    until = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/last.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "go on with --resume run" in said
+    stopped = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert stopped["epoch"] * 19 + stopped["batch"] == len(records(tmp_path))  # not a step is lost
+
+
+def last_epoch(run: Path) -> int:
+    return torch.load(run / "checkpoints/last.pt", weights_only=True)["epoch"]
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    process = launch(2, tmp_path, [*TINY, "--batch-size", "13"])
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "batch_size 13 does not divide into 2 processes with 1 passes each; change one of them" in said
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(6), nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, momentum=None)])
+def test_a_synced_norm_alone_is_torchs(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    shape = (5, 6, 7) if isinstance(norm, nn.BatchNorm1d) else (5, 6, 7, 3)
+    ours = nn.Sequential(type(norm)(6, affine=norm.affine, momentum=norm.momentum)).double()
+    norm = norm.double()
+    parallel.sync_norms(ours)
+    assert type(ours[0]) is parallel.SyncedBatchNorm
+    for module in (norm, ours):
+        for train in (True, True, False):
+            module.train(train)
+            torch.manual_seed(1)
+            x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+            y = module(x)
+            (y * y.detach().sin()).sum().backward()
+            module.seen = (y.detach(), x.grad)
+    for mine, theirs in zip(ours.seen, norm.seen, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    for key, value in norm.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[f"0.{key}"], value)

@@ -1,0 +1,242 @@
+"""What a run can do besides: averages of weights, bf16, early stopping, a backbone of one's own, records, no leaks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from shapmix import train
+from shapmix.config import parse_config, presets
+from shapmix.ctrgcn import CTRGCN
+from shapmix.data.clips import Splits
+from shapmix.data.synthetic import make_synthetic
+
+TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
+TINY += ["--saliency.warmup-epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
+    monkeypatch.setattr(train, "read_splits", lambda config: splits)
+    monkeypatch.chdir(tmp_path)
+
+
+def state(run: str, name: str = "last") -> dict:
+    return torch.load(Path(run) / "checkpoints" / f"{name}.pt", weights_only=True)
+
+
+def linear(*, layout: object, num_classes: int, num_people: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool3d((4, 25, 1)), nn.Flatten(), nn.Linear(in_channels * 100, num_classes))
+
+
+def test_an_average_of_the_weights_is_evaluated_and_resumed(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
+    arguments = [*TINY, "--ema", "0.9", "--checkpoint.every-steps", "2"]
+    assert train.main([*arguments, "--run-dir", "whole"]) == 0
+    step, calls = train.forward_backward, iter(range(10_000))
+
+    def cut_off(*given: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(train, "forward_backward", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*arguments, "--run-dir", "cut"])
+    assert train.main(["--resume", "cut"]) == 0
+    whole, cut = state("whole"), state("cut")
+    assert not torch.equal(whole["network"]["fc.weight"], whole["trained"]["fc.weight"])
+    assert whole["averaged_steps"] == cut["averaged_steps"] == 3 * (len(splits.train) // 8)
+    for name in ("network", "trained"):
+        assert all(torch.equal(cut[name][key], value) for key, value in whole[name].items()), name
+
+
+def test_bf16_runs_the_network_alone_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+    forward = CTRGCN.forward
+
+    def noted(self: CTRGCN, clips: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, clips)
+        seen.add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(CTRGCN, "forward", noted)
+    assert train.main([*TINY, "--precision", "bf16", "--run-dir", "run"]) == 0
+    assert seen == {torch.bfloat16}
+    final = state("run")
+    assert {value.dtype for value in final["network"].values()} == {torch.float32, torch.int64}
+    assert final["mixer"]["saliency"].dtype == torch.float32
+    assert (final["mixer"]["saliency"] > 1e-6).any()
+
+
+def test_early_stopping_stops_and_stays_stopped(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level("INFO", logger="shapmix")
+    worse = iter(range(100))
+    measure = train.metrics.accuracy
+
+    def declining(*arguments: object) -> train.metrics.Accuracy:
+        return train.replace(measure(*arguments), class_mean=1 / (1 + next(worse)))
+
+    monkeypatch.setattr(train.metrics, "accuracy", declining)
+    assert train.main([*TINY, "--epochs", "20", "--patience", "2", "--run-dir", "run"]) == 0
+    assert (state("run")["epoch"], state("run", "best")["epoch"]) == (3, 1)
+    assert "stopped early: the best of 3 epochs was epoch 1" in caplog.text
+    assert train.main(["--resume", "run"]) == 0
+    assert state("run")["epoch"] == 3
+
+
+def test_a_backbone_of_ones_own() -> None:
+    assert train.main([*TINY, "--network.backbone", f"{__name__}:linear", "--run-dir", "run"]) == 0
+    assert list(state("run")["network"]) == ["2.weight", "2.bias"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_backbone_trains_as_the_eager_one() -> None:
+    backbone = [*TINY, "--network.backbone", f"{__name__}:linear"]
+    assert train.main([*backbone, "--run-dir", "eager"]) == 0
+    assert train.main([*backbone, "--compile", "--run-dir", "compiled"]) == 0
+    for name, value in state("eager")["network"].items():
+        torch.testing.assert_close(state("compiled")["network"][name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [("nowhere:net", "No module named 'nowhere'"), ("math:net", "has no attribute 'net'"), ("math", "give module:function")],
+)
+def test_a_backbone_that_cannot_be_made_says_why(backbone: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*TINY, "--network.backbone", backbone]) == 1
+    assert message in capsys.readouterr().err
+
+
+def poisoned(at: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """`forward_backward` whose call number `at` finds a loss that is not finite, and leaves NaN in the statistics."""
+    step, calls = train.forward_backward, iter(range(10_000))
+
+    def once(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, clean, mixed = step(model, *arguments)
+        if next(calls) == at:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.fill_(math.nan)
+            clean = clean * math.nan
+        return logits, clean, mixed
+
+    return once
+
+
+def test_a_step_without_a_finite_loss_can_be_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(train, "forward_backward", poisoned(at=4))
+    assert train.main([*TINY, "--non-finite", "skip", "--run-dir", "run"]) == 0
+    assert "the loss of step 4 (epoch 1) is nan and the step is left out; clips of the batch: train_c0" in caplog.text
+    assert all(value.isfinite().all() for value in state("run")["network"].values())
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped_steps") for row in rows] == [1, None, None]
+    assert all(math.isfinite(row["loss_clean"]) for row in rows)
+
+
+def test_records_say_what_a_run_was(splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train.main([*TINY, "--epochs", "2", "--run-dir", "run"]) == 0
+    (record,) = [json.loads(line) for line in Path("run/environment.jsonl").read_text().splitlines()]
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["processes"] == 1
+    assert len(record["data_sha256"]) == 64
+    assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
+    store = splits.store
+    changed = train.replace(splits, store=train.replace(store, frames=store.frames + 1e-3))
+    monkeypatch.setattr(train, "read_splits", lambda config: changed)
+    assert train.main(["--resume", "run", "--epochs", "3"]) == 1
+    assert "the data is not what the run was started with" in capsys.readouterr().err
+
+
+def test_tensorboard_shows_saliency_and_a_mixed_clip() -> None:
+    assert train.main([*TINY, "--mix", "stmix", "--run-dir", "st", "--picture-every", "2"]) == 0
+    assert train.main([*TINY, "--run-dir", "shap", "--picture-every", "2"]) == 0
+    tags = {}
+    for run in ("st", "shap"):
+        events = EventAccumulator(f"{run}/tensorboard", size_guidance={"images": 0})
+        events.Reload()
+        tags[run] = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+        assert {"loss_clean", "val_class_mean", "clips_per_second", "data_wait"} <= set(events.Tags()["scalars"])
+    assert tags["st"] == {"mixed_clip": [2, 3]}
+    assert tags["shap"]["saliency"] == [2, 3]
+
+
+def test_deterministic_is_of_the_run_alone() -> None:
+    assert train.main([*TINY, "--deterministic", "--run-dir", "run"]) == 0
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("preset", [name for name in presets() if name != "synthetic"])
+def test_every_preset_is_a_configuration(preset: str, tmp_path: Path) -> None:
+    config = parse_config(["--preset", preset, "--data-root", str(tmp_path), "--compat", "official"])
+    assert config.compat == "official"
+    assert config.schedule.lr == 0.1
+    assert (config.imbalance is not None) == preset.endswith("-lt")
+
+
+def test_an_unknown_preset_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--preset", "ntu61"]) == 1
+    assert "preset: 'ntu61' is unknown; give one of kinetics, ntu120" in capsys.readouterr().err
+
+
+LEAKS = """
+import gc, json, os, sys, threading
+from shapmix import train
+step, seen, calls = train.forward_backward, [], [0]
+def counted(*arguments):
+    result = step(*arguments)
+    calls[0] += 1
+    if calls[0] % 500 == 0:
+        gc.collect()
+        resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        seen.append([calls[0], resident, len(os.listdir("/proc/self/fd")), threading.active_count()])
+    return result
+train.forward_backward = counted
+code = train.main(sys.argv[1:])
+print(json.dumps(seen))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_leak_nothing(tmp_path: Path) -> None:
+    """Resident memory after 500 steps and after 2,000, with evaluations, checkpoints and pictures between them."""
+    arguments = [
+        *TINY,
+        "--n-max",
+        "24",
+        "--imbalance",
+        "8",
+        "--epochs",
+        "150",
+        "--picture-every",
+        "20",
+        "--checkpoint.every-steps",
+        "5",
+    ]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", LEAKS, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    seen = json.loads(process.stdout.splitlines()[-1])
+    print("\nsteps, MB, files, threads:", [[steps, round(resident / 1e6, 1), *more] for steps, resident, *more in seen])
+    assert seen[-1][0] >= 2000
+    at_2000 = next(row for row in seen if row[0] == 2000)
+    assert at_2000[1] - seen[0][1] < 8e6
+    assert at_2000[2:] == seen[0][2:]
