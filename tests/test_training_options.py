@@ -215,7 +215,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 def test_two_thousand_steps_leak_nothing(tmp_path: Path) -> None:
-    """Resident memory after 500 steps and after 2,000, with evaluations, checkpoints and pictures between them."""
+    """Resident memory, open files and threads at steps 1,000 and 3,000, with evaluations, checkpoints and pictures between them."""
     arguments = [
         *TINY,
         "--n-max",
@@ -236,7 +236,6 @@ def test_two_thousand_steps_leak_nothing(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     seen = json.loads(process.stdout.splitlines()[-1])
     print("\nsteps, MB, files, threads:", [[steps, round(resident / 1e6, 1), *more] for steps, resident, *more in seen])
-    assert seen[-1][0] >= 2000
-    at_2000 = next(row for row in seen if row[0] == 2000)
-    assert at_2000[1] - seen[0][1] < 8e6
-    assert at_2000[2:] == seen[0][2:]
+    rows = {row[0]: row[1:] for row in seen}  # by step 1,000 the first pictures have loaded matplotlib's fonts
+    assert rows[3000][0] - rows[1000][0] < 2e6
+    assert rows[3000][1:] == rows[1000][1:]
