@@ -15,8 +15,11 @@ from torch import Tensor
 from shapmix import reference
 from shapmix.kernels import (
     balanced_mix_loss,
+    batch_norm,
     coalition_inputs,
     draw_plan,
+    graph_conv,
+    join_branches,
     mix_clips,
     normalised_coalition_inputs,
     saliency_update,
@@ -29,6 +32,8 @@ from shapmix.reference import CropPlan, MixPlan, log_class_prior
 REAL, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
 ALL = (*REAL, *HALF)
 RECORDED = (60, 160)  # frames of a recording, fewest and most
+SUBSETS, WIDTH, RELATIONS = 3, 64, 8  # of CTR-GCN's early layers
+LAYER_CLIPS = 16  # at most, of the cases of its layers
 
 
 @dataclass(frozen=True)
@@ -298,6 +303,53 @@ def weighed_and_derived(batch: Batch) -> Problem:
     )
 
 
+def aggregated(batch: Batch) -> Problem:
+    """Reads the products of three subsets, writes their sum: an early layer of CTR-GCN on some of the clips."""
+    arguments = _graph_arguments(batch)
+    return Problem(
+        lambda backend: graph_conv(*arguments, backend=backend),
+        lambda: reference.graph_conv(*arguments),
+        nbytes(arguments) + arguments[0].nbytes // SUBSETS,
+    )
+
+
+def aggregated_and_derived(batch: Batch) -> Problem:
+    """The same, and once more the products and their gradient."""
+    leaves = [value.requires_grad_() for value in _graph_arguments(batch)]
+    return Problem(
+        lambda backend: torch.autograd.grad(graph_conv(*leaves, backend=backend).float().sum(), leaves),
+        lambda: torch.autograd.grad(reference.graph_conv(*leaves).float().sum(), leaves),
+        3 * nbytes(leaves) + 2 * leaves[0].nbytes // SUBSETS,
+    )
+
+
+def levelled_and_derived(batch: Batch) -> Problem:
+    """A norm with its shortcut reads two tensors and writes one; its gradient reads three and writes two."""
+    x, shortcut = (value.requires_grad_() for value in (_features(batch, WIDTH, 0), _features(batch, WIDTH, 1)))
+    ones = torch.ones(WIDTH, device=batch.device)
+    leaves = (x, shortcut)
+    return Problem(
+        lambda backend: torch.autograd.grad(
+            batch_norm(x, ones, ones, 0 * ones, shortcut=shortcut, backend=backend)[0].float().sum(), leaves
+        ),
+        lambda: torch.autograd.grad(reference.batch_norm(x, ones, ones, 0 * ones, shortcut=shortcut)[0].float().sum(), leaves),
+        8 * x.nbytes,
+    )
+
+
+def joined(batch: Batch) -> Problem:
+    """Reads four branches and the shortcut, writes as much as the shortcut."""
+    narrow, wide, middle, skip = (_features(batch, WIDTH // 4, seed) for seed in range(4))
+    shortcut = _features(batch, WIDTH, 4)
+    ones = torch.ones(WIDTH // 4, device=batch.device)
+    arguments = (narrow, wide, middle, skip, ones, ones)
+    return Problem(
+        lambda backend: join_branches(*arguments, shortcut=shortcut, backend=backend),
+        lambda: reference.join_branches(*arguments, shortcut=shortcut),
+        3 * shortcut.nbytes,
+    )
+
+
 def total(losses: tuple[Tensor, Tensor]) -> Tensor:
     """The training loss."""
     clean, mixed = losses
@@ -307,6 +359,26 @@ def total(losses: tuple[Tensor, Tensor]) -> Tensor:
 def nbytes(arguments: Iterable[object]) -> int:
     """Of the tensors among the arguments."""
     return sum(value.nbytes for value in arguments if isinstance(value, Tensor))
+
+
+def _features(batch: Batch, channels: int, seed: int) -> Tensor:
+    """[rows, channels, T, V] as a layer sees them, channels-last, of at most `LAYER_CLIPS` clips."""
+    n, _, frames, joints, people = batch.shape.size
+    size = (min(n, LAYER_CLIPS) * people, channels, frames, joints)
+    found = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(batch.device, batch.dtype)
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+def _graph_arguments(batch: Batch) -> list[Tensor]:
+    features = _features(batch, SUBSETS * WIDTH, 0)
+    joints, generator = features.shape[3], torch.Generator().manual_seed(0)
+    shapes = (
+        (len(features), joints, 2, SUBSETS, RELATIONS),
+        (SUBSETS, RELATIONS, WIDTH),
+        (SUBSETS, WIDTH),
+        (SUBSETS, joints, joints),
+    )
+    return [features, *(0.3 * torch.randn(shape, generator=generator).to(batch.device) for shape in shapes)]
 
 
 def _drawn_bytes(batch: Batch) -> int:
@@ -341,4 +413,8 @@ CASES = (
     Case("draw_plan + saliency_update", "", REAL, drawn_and_updated),
     Case("balanced_mix_loss", "forward", ALL, weighed),
     Case("balanced_mix_loss", "forward and backward", ALL, weighed_and_derived),
+    Case("graph_conv", "forward", ALL, aggregated),
+    Case("graph_conv", "forward and backward", ALL, aggregated_and_derived),
+    Case("batch_norm", "forward and backward", ALL, levelled_and_derived),
+    Case("join_branches", "", ALL, joined),
 )

@@ -38,8 +38,7 @@ def case_named(name: str) -> Case:
 
 def test_every_op_is_measured() -> None:
     ops = {op for case in CASES for op in case.ops.split(" + ")}
-    layers = {"batch_norm", "graph_conv", "join_branches"}  # of the network: they are measured with the network
-    assert ops == (set(kernels.__all__) & set(reference.__all__)) - layers
+    assert ops == set(kernels.__all__) & set(reference.__all__)
 
 
 def test_shapes_are_the_fields() -> None:
@@ -69,7 +68,8 @@ def test_both_sides_of_a_ratio_compute_the_same(case: Case, dtype: torch.dtype) 
     assert len(found) == len(expected) > 0
     for left, right in zip(found, expected, strict=True):
         assert left.dtype == right.dtype
-        torch.testing.assert_close(left, right, rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=1e-4)
+        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance * max(1.0, float(right.double().abs().max())))
 
 
 @pytest.mark.parametrize(

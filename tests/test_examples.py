@@ -35,6 +35,6 @@ def test_the_lightning_module_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     training = lightning_module.main(epochs=2, n_max=24)
     assert training.global_step > 0
     assert (training.mixer.saliency.max(1).values > 1e-6).any()
-    assert "mixer.saliency" in training.state_dict()
+    assert "mixer.class_saliency.mean" in training.state_dict()
     assert all(torch.isfinite(value).all() for value in training.network.state_dict().values())
     sys.modules.pop("lightning_module")

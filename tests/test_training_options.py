@@ -79,8 +79,8 @@ def test_bf16_runs_the_network_alone_in_bf16(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == {torch.bfloat16}
     final = state("run")
     assert {value.dtype for value in final["network"].values()} == {torch.float32, torch.int64}
-    assert final["mixer"]["saliency"].dtype == torch.float32
-    assert (final["mixer"]["saliency"] > 1e-6).any()
+    assert final["mixer"]["class_saliency.mean"].dtype == torch.float32
+    assert (final["mixer"]["class_saliency.mean"] > 1e-6).any()
 
 
 def test_early_stopping_stops_and_stays_stopped(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
