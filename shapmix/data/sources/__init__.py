@@ -1,0 +1,57 @@
+"""Recordings as they lie on people's disks: one file a format, each a `Source`.
+
+A source reads one recording at a time, from several threads, so that a data set of any size passes through a little memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One clip.
+
+    Attributes:
+        joints: [T, M, V, C] float32 or float16; valid frames only, at least one; zero where nobody stands.
+        label: class id from 0.
+        camera, subject, setup, replication: numbers of the recording, 0 where the format does not say.
+    """
+
+    joints: np.ndarray
+    label: int
+    camera: int = 0
+    subject: int = 0
+    setup: int = 0
+    replication: int = 0
+
+
+class Source(Protocol):
+    """A data set in one format. Reading is safe from several threads.
+
+    Attributes:
+        layout: name of the skeleton (`ntu25`, `coco17`, `ucla20`), or the path of a layout file that lies with the data.
+        class_names: K names; numbers as text where the format has none.
+        names: of the recordings, without repeats, in the source's own order. Reading them reads no coordinates.
+        splits: lists of names that the data brings along, such as `train` and `test`; may be empty.
+        files: what is read, for the record of where a store came from.
+    """
+
+    layout: str
+    class_names: list[str]
+    names: Sequence[str]
+    splits: Mapping[str, Sequence[str]]
+    files: Sequence[Path]
+
+    def read(self, index: int) -> Recording:
+        """Recording `names[index]`.
+
+        Raises:
+            DataError: a damaged recording; the message says file, place in it (line, frame, joint), reason and what to do.
+        """
+        ...
