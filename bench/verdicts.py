@@ -19,13 +19,15 @@ OPS = (
     "batch_norm",
     "join_branches",
 )
-# Files all of whose tests are of these ops; other tests are of the ops, or of the files, that their names name.
+# Files all of whose tests are of these ops, or of those of them that a name names; other tests are of the ops, or of the files,
+# that their names name.
 OPS_OF_FILE = {
     "test_kernels.py": ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
     "test_kernels_clips.py": ("sample_clips",),
     "test_kernels_plan.py": ("draw_plan",),
     "test_kernels_saliency.py": ("saliency_update",),
     "test_kernels_loss.py": ("balanced_mix_loss",),
+    "test_kernels_network.py": ("graph_conv", "batch_norm"),
     "test_kernels_branches.py": ("join_branches",),
 }
 GPU_BACKENDS = ("cuda", "triton")
@@ -33,8 +35,9 @@ GPU_BACKENDS = ("cuda", "triton")
 
 def ops_of(test: str) -> tuple[str, ...]:
     """Of a pytest id."""
-    of_files = [ops for file, ops in OPS_OF_FILE.items() if file in test]
-    return of_files[0] if of_files else tuple(op for op in OPS if op in test)
+    of_file = next((ops for file, ops in OPS_OF_FILE.items() if file in test), None)
+    named = tuple(op for op in of_file or OPS if op in test)
+    return named or of_file or ()
 
 
 def proofs_of(test: str) -> tuple[str, ...]:

@@ -18,6 +18,10 @@ from shapmix.reference import MixPlan, draw_plan
 settings.register_profile("shapmix", deadline=None)
 settings.load_profile("shapmix")
 
+if os.environ.get("PYTEST_XDIST_WORKER"):  # as many processes as cores: each, and what it starts, computes on one
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def recorded(pattern: str) -> list:
     """Parameters for one test per recorded file that matches, or one visible skip where the folder is not given."""

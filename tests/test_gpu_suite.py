@@ -188,6 +188,8 @@ def test_small_shapes_run_and_count(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     [
         ("tests/test_kernels_plan.py::test_triton_is_the_reference", ("draw_plan",)),
         ("tests/test_kernels.py::test_cuda_is_the_reference", ("coalition_inputs", "normalised_coalition_inputs", "mix_clips")),
+        ("tests/test_kernels_network.py::test_triton_batch_norm_is_the_reference", ("batch_norm",)),
+        ("tests/test_kernels_network.py::test_opcheck", ("graph_conv", "batch_norm")),
         ("tests/test_registered_ops.py::test_gradients[mix_clips]", ("mix_clips",)),
         ("tests/test_dispatch.py::test_triton_interpreter[test_kernels_plan.py]", ("draw_plan",)),
         ("tests/test_layout.py::test_parts", ()),
