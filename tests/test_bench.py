@@ -406,7 +406,8 @@ def test_benchmarks_write_what_the_report_reads(tmp_path: Path) -> None:
         "mix_clips and nw_ucla and float32",
     ]
     # measured by a process of its own, also where the tests run side by side
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     command.append(f"--benchmark-json={results}")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
