@@ -77,6 +77,7 @@ LossJob loss_job(Address row_sums, Address logits, const TableSizes& sizes, cons
 
 namespace shapmix {
 void bind_network_ops(py::module_& module);  // bindings_network.cpp
+void bind_data(py::module_& module);         // bindings_data.cpp
 }
 
 PYBIND11_MODULE(_native, module) {
@@ -252,6 +253,7 @@ PYBIND11_MODULE(_native, module) {
       "Raises ValueError for the first label that is no class, or partner outside the batch.");
 
   bind_network_ops(module);
+  bind_data(module);
 
   module.def("cpu_info", [] {
     py::dict info;

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from shapmix.data.sampling import NetworkStream
 from shapmix.estimators import Estimator
 from shapmix.mixing import Compat, Loss, Mode
-from shapmix.reference.clips import Stream
 
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
@@ -113,7 +113,8 @@ class TrainConfig:
     """Clips with fewer frames are left out, and named."""
     people: int | None = None
     """People of a clip that the network sees, the first ones; None: all that are recorded."""
-    stream: Stream = "joint"
+    stream: NetworkStream = "joint"
+    """bone is a joint less its parent, skip_bone less its parent's parent (the field's k); motion is the next frame less this."""
     num_frames: int = 64
     """Frames that a clip is resized to, or that are picked of it; a multiple of 4."""
 

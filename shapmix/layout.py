@@ -127,17 +127,35 @@ def load_layout(source: str | Path) -> Layout:
     Raises:
         LayoutError: unknown name, unreadable file, or a layout that fails its checks.
     """
+    return parse_layout(layout_text(source), where=str(layout_file(source)))
+
+
+def layout_file(source: str | Path) -> Path:
+    """The TOML file of a built-in layout, or the path itself.
+
+    Raises:
+        LayoutError: neither a built-in name nor a `.toml` file's.
+    """
     if isinstance(source, str) and source in BUILT_IN:
-        source = Path(__file__).parent / "layouts" / f"{source}.toml"
-    path = Path(source)
-    if path.suffix != ".toml":
+        return Path(__file__).parent / "layouts" / f"{source}.toml"
+    if Path(source).suffix != ".toml":
         raise LayoutError(
             f"unknown layout '{source}'{_nearest(str(source), BUILT_IN)}: give one of {', '.join(BUILT_IN)} or a .toml file"
         )
+    return Path(source)
+
+
+def layout_text(source: str | Path) -> str:
+    """The text of a layout's TOML file.
+
+    Raises:
+        LayoutError: unknown name or unreadable file.
+    """
+    path = layout_file(source)
     try:
-        return parse_layout(path.read_text(encoding="utf-8"), where=str(path))
-    except OSError as error:
-        raise LayoutError(f"{path}: cannot read the layout: {error.strerror}") from error
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LayoutError(f"{path}: cannot read the layout: {error}") from error
 
 
 def parse_layout(text: str, where: str = "layout") -> Layout:

@@ -102,6 +102,28 @@ def draw_frames(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, s
     return FramePlan(clips, torch.from_numpy(frames), angles, 0.5 + uniform(words[:, 2]))
 
 
+def draw_segments(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor) -> FramePlan:
+    """One frame, drawn uniformly, of each of T equal segments of a clip; a clip shorter than T repeats frames.
+
+    Source: the uniform sampling of 2D poses in pyskl.
+    """
+    words = random_words(seed, _CROP, step, len(clips), -(-num_frames // 4) * 4, clips.device)
+    return _segments(clips, lengths, uniform(words[:, :num_frames]))
+
+
+def middle_segments(clips: Tensor, lengths: Tensor, *, num_frames: int) -> FramePlan:
+    """The middle frame of each of T equal segments."""
+    return _segments(clips, lengths, torch.full((len(clips), num_frames), 0.5, dtype=torch.float64, device=clips.device))
+
+
+def _segments(clips: Tensor, lengths: Tensor, place: Tensor) -> FramePlan:
+    num_frames = place.shape[1]
+    at = (torch.arange(num_frames, device=clips.device) + place.double()) * lengths.unsqueeze(1) / num_frames
+    frames = at.long().minimum(lengths.unsqueeze(1) - 1)
+    still = torch.zeros(len(clips), 2, dtype=torch.float64, device=clips.device)
+    return FramePlan(clips, frames, still, torch.ones(len(clips), dtype=torch.float64, device=clips.device))
+
+
 def even_frames(clips: Tensor, lengths: Tensor, *, num_frames: int) -> FramePlan:
     """Evaluation frames of the NW-UCLA feeder: evenly spaced, no rotation, scale 1."""
     frames = np.stack([np.linspace(0, length - 1, num_frames).astype(np.int64) for length in lengths.tolist()])

@@ -46,7 +46,9 @@ def create_run_dir(config: TrainConfig) -> Path:
 def data_hash(splits: Splits) -> str:
     """SHA-256 of the clips, their names and labels, and of which train, validate and test."""
     digest, store = hashlib.sha256(), splits.store
-    for tensor in (store.frames, store.offsets, store.labels, splits.train, splits.val, splits.test):
+    content = (store.offsets, store.labels) if store.sha256 else (store.frames, store.offsets, store.labels)
+    digest.update((store.sha256 or "").encode())
+    for tensor in (*content, splits.train, splits.val, splits.test):
         digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
     digest.update(json.dumps([store.names, store.class_names, store.layout.name]).encode())

@@ -76,7 +76,8 @@ class TrainingStep:
         store = sampler.store
         self.frames, self.offsets = store.frames.to(device), store.offsets.to(device)
         self.lengths, self.labels = store.lengths.to(device), store.labels.to(device)
-        self.parents = torch.tensor(store.layout.parents, device=device)
+        parents, self.stream = sampler.bones
+        self.parents = parents.to(device)
         self.chosen = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self._captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, StepResult]] = {}
@@ -117,9 +118,7 @@ class TrainingStep:
             seed=self.sampler.seed,
             step=self.number,
         )
-        clips = sample_clips(
-            self.frames, self.offsets, plan, self.parents, stream=self.sampler.stream, num_frames=self.sampler.num_frames
-        )
+        clips = sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=self.sampler.num_frames)
         mixer.observe(network, clips, labels, number, counter=self.number)
         batch = mixer.mix(clips, labels, number, counter=self.number)
         logits = network(batch.clips)

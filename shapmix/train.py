@@ -28,7 +28,9 @@ from shapmix.ctrgcn import CTRGCN
 from shapmix.data import nw_ucla, synthetic
 from shapmix.data.clips import ClipStore, DataError, Splits
 from shapmix.data.order import epoch_batches, passes
-from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.data.protocols import store_splits
+from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion, resident, training_batches
+from shapmix.data.store import open_store
 from shapmix.game import undisturbed
 from shapmix.interruption import Interruption, StopRequest, stop_requests
 from shapmix.layout import LayoutError
@@ -144,7 +146,7 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
     steps = len(splits.train) // config.batch_size
     writes = parallel.rank() == 0
 
-    sampler = make_sampler(config, store)
+    sampler, where = resident(make_sampler(config, store), device)
     network = make_network(config, store).to(device)
     if parallel.ranks() > 1 and config.sync_batchnorm:
         parallel.sync_norms(network)
@@ -175,7 +177,7 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
         save_config(config, run_dir / "config.yaml")
         record_start(run_dir / "environment.jsonl", data, device)
         forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
-    log.info(describe(config, splits, network, device))
+    log.info("%s; %s", describe(config, splits, network, device), where)
     model = parallel.averaged_gradients(network)
 
     with ExitStack() as files:
@@ -254,13 +256,13 @@ def train_epoch(
     last = run_dir / "checkpoints" / "last.pt"
     saved, minutes = time.monotonic(), config.checkpoint.every_minutes
     batches = epoch_batches(splits.train, config.batch_size, config.seed, progress.epoch, first=progress.batch)
-    line = watch.progress_line(batches, config, progress.epoch, progress.batch, steps)
-    for chosen in line:
-        step = progress.epoch * steps + progress.batch
-        seed_all(config.seed, step, parallel.rank())
-        asked = time.perf_counter()
-        x, labels = sampler.training(chosen, step).to(device), store.labels[chosen].to(device)
+    numbered = ((chosen, progress.epoch * steps + number) for number, chosen in enumerate(batches, start=progress.batch))
+    line = watch.progress_line(training_batches(sampler, numbered, device), config, progress.epoch, progress.batch, steps)
+    asked = time.perf_counter()
+    for x, chosen, step in line:
         pace.waited += time.perf_counter() - asked
+        seed_all(config.seed, step, parallel.rank())
+        labels = store.labels[chosen].to(device)
         before = buffers_before(config, run)
         mixer.observe(observer, x, labels, step)
         batch = mixer.mix(x, labels, step)
@@ -302,6 +304,7 @@ def train_epoch(
             raise Interruption(
                 votes[0], f"stopped in epoch {progress.epoch + 1}, batch {progress.batch}; go on with --resume {run_dir}"
             )
+        asked = time.perf_counter()
     return pace.rates()
 
 
@@ -374,9 +377,17 @@ def read_splits(config: TrainConfig) -> Splits:
     """The data set as it is recorded."""
     if config.dataset == "synthetic":
         return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
-    if config.dataset == "store":
-        raise RunError("dataset 'store': this version has no reader of prepared stores; choose nw-ucla or synthetic")
     assert config.data_root is not None  # check_config
+    if config.dataset == "store":
+        return store_splits(
+            open_store(config.data_root),
+            protocol=config.protocol,
+            imbalance=config.imbalance,
+            n_max=config.n_max,
+            train_list=config.train_list,
+            min_frames=config.min_frames,
+            seed=config.seed,
+        )
     return nw_ucla.load_nw_ucla(
         config.data_root,
         imbalance=config.imbalance,
@@ -389,7 +400,7 @@ def read_splits(config: TrainConfig) -> Splits:
 
 def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
     """The feeder that the data set's field uses."""
-    pipeline: Pipeline = "frames" if config.dataset == "nw-ucla" else "crop"
+    pipeline: Pipeline = "frames" if store.layout.name == "ucla20" else "segments" if store.scores else "crop"
     return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
 
 

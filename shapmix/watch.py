@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from matplotlib.image import imread
@@ -20,6 +20,8 @@ from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches
 from shapmix.data.sampling import ClipSampler
 from shapmix.mixing import ShapMix
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Pace:
         return rates
 
 
-def progress_line(batches: Iterable[torch.Tensor], config: TrainConfig, epoch: int, first: int, steps: int) -> tqdm[torch.Tensor]:
+def progress_line(batches: Iterable[Item], config: TrainConfig, epoch: int, first: int, steps: int) -> tqdm[Item]:
     """The batches of an epoch behind a bar that is quiet where the output is no terminal, and on all processes but one."""
     return tqdm(
         batches,
@@ -53,7 +55,7 @@ def progress_line(batches: Iterable[torch.Tensor], config: TrainConfig, epoch: i
     )
 
 
-def show_figures(line: tqdm[torch.Tensor], pace: Pace, loss: float, accuracy: float, clips_left: int) -> None:
+def show_figures(line: tqdm[Any], pace: Pace, loss: float, accuracy: float, clips_left: int) -> None:
     """Loss, accuracy, share of waiting, memory and the time that the whole run still takes, behind the bar."""
     if line.disable:
         return
@@ -102,7 +104,7 @@ def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: Cli
     favourite = layout.combinations[mixer.saliency.argmax(1)]  # [K]
     for index, chosen in enumerate(epoch_batches(splits.train, config.batch_size, config.seed, config.epochs)):
         labels = store.labels[chosen]
-        batch = mixer.mix(sampler.evaluation(chosen), labels, mixer.warmup_steps + index)
+        batch = mixer.mix(sampler.evaluation(chosen).cpu(), labels, mixer.warmup_steps + index)
         clean, mixed = batch.clips.chunk(2)
         changed = (mixed != clean).any(1).any(-1)  # [N, T, V]
         sizes = mixer.class_counts[labels]

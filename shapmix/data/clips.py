@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class ClipStore:
         names: n clip names.
         layout: the skeleton of the V axis.
         class_names: K names.
+        scores: whether the last coordinate is the score of a pose's estimator.
+        sha256: of the content, where somebody has read it all and knows (a prepared store): its frames are not read again.
 
     Raises:
         DataError: wrong joint count, coordinates that are not finite, an empty clip or a label out of range.
@@ -36,6 +39,8 @@ class ClipStore:
     names: list[str]
     layout: Layout
     class_names: list[str]
+    scores: bool = False
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.frames.dim() != 4:
@@ -59,7 +64,7 @@ class ClipStore:
                 f"clip '{self.names[clip]}' has label {int(self.labels[clip])}; "
                 f"the {self.num_classes} classes are 0 to {self.num_classes - 1}"
             )
-        if not self.frames.isfinite().all():
+        if self.sha256 is None and not self.frames.isfinite().all():
             frame, person, joint, _ = torch.nonzero(~self.frames.isfinite())[0].tolist()
             clip = int(torch.searchsorted(self.offsets, frame, right=True)) - 1
             raise DataError(
@@ -70,7 +75,7 @@ class ClipStore:
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """[n] int64 frames of each clip."""
         return self.offsets.diff()
@@ -86,6 +91,10 @@ class ClipStore:
     @property
     def num_coordinates(self) -> int:
         return self.frames.shape[3]
+
+    def on(self, device: torch.device) -> ClipStore:
+        """The same store with its recordings in the memory of `device`; labels stay where they are."""
+        return replace(self, frames=self.frames.to(device), offsets=self.offsets.to(device))
 
     def clip(self, index: int) -> Tensor:
         """[T_i, M, V, C] view of one clip."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shapmix.data.clips import DataError, Splits, join_clips
 from shapmix.data.longtail import longtail_counts, longtail_list, match_list, nearest
+from shapmix.data.protocols import held_out, left_over
 from shapmix.layout import load_layout
 
 CLASS_NAMES = (
@@ -81,8 +82,8 @@ def load_nw_ucla(
     """
     if imbalance is not None and train_list is not None:
         raise DataError("give imbalance or train_list, not both: the list already says which clips train")
-    source = _find_source(Path(root))
-    read = {clip.name: clip for clip in map(_parse, *zip(*_json_files(source), strict=True))}
+    source = find_clips(Path(root))
+    read = {clip.name: clip for clip in map(parse_clip, *zip(*json_files(source), strict=True))}
     train_pool, test_pool = _cross_view(read, source.parent)
     clips = train_pool + test_pool
     labels = [clip.label for clip in clips]
@@ -98,11 +99,12 @@ def load_nw_ucla(
         train = longtail_list([clip.name for clip in train_pool], pool_labels, counts, seed)
     else:
         train = list(range(len(train_pool)))
+    performances = [clip.performance for clip in train_pool]
     if train_list is None and imbalance is None:
-        val = _held_out_performances(train_pool, seed) if val_per_class else []
+        val = held_out(pool_labels, performances, HELD_OUT_SHARE, seed) if val_per_class else []
         train = sorted(set(train) - set(val))
     else:
-        val = _left_over(train_pool, train, val_per_class, seed)
+        val = left_over(pool_labels, performances, train, val_per_class, seed)
         if val_per_class and not val:
             raise DataError(
                 f"{train_list or 'the long-tailed draw'} trains on every clip of the training views and leaves none to "
@@ -131,7 +133,7 @@ def load_nw_ucla(
     return Splits(store, kept(train), kept(val), kept(range(len(train_pool), len(clips))))
 
 
-def _find_source(root: Path) -> Path:
+def find_clips(root: Path) -> Path:
     """The folder or the archive of JSON files that `root` names or holds."""
     if root.is_file():
         return root
@@ -143,7 +145,7 @@ def _find_source(root: Path) -> Path:
     raise DataError(f"{root}: holds neither all_sqe/ nor all_sqe.tar.xz; give the folder that holds one of them")
 
 
-def _json_files(source: Path) -> Iterator[tuple[str, bytes]]:
+def json_files(source: Path) -> Iterator[tuple[str, bytes]]:
     """(path for messages, content) of every JSON file, one at a time."""
     found = False
     if source.is_dir():
@@ -167,7 +169,7 @@ def _json_files(source: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{source}: holds no .json clips; NW-UCLA has 1,484, named like a01_s01_e00_v01.json")
 
 
-def _parse(where: str, content: bytes) -> _Clip:
+def parse_clip(where: str, content: bytes) -> _Clip:
     """One clip from its JSON text; every error begins with `where`."""
     stem = PurePosixPath(where.replace("\\", "/")).stem
     named = _NAME.fullmatch(stem)
@@ -245,27 +247,3 @@ def _check_classes(labels: list[int], views: str, source: Path) -> None:
         if label not in labels:
             action = f"a{ACTION_NUMBERS[label]:02d}"
             raise DataError(f"{source}: class '{name}' (action {action}) has no clip in the {views}; complete the data set")
-
-
-def _left_over(pool: list[_Clip], train: list[int], per_class: int, seed: int) -> list[int]:
-    """Up to `per_class` clips a class that do not train, those of unseen performances first."""
-    trained = set(train)
-    seen = {pool[index].performance for index in train}
-    val: list[int] = []
-    for label in range(len(CLASS_NAMES)):
-        spare = [index for index, clip in enumerate(pool) if clip.label == label and index not in trained]
-        order = np.random.default_rng([seed, label]).permutation(len(spare))
-        drawn = sorted((spare[position] for position in order), key=lambda index: pool[index].performance in seen)  # stable
-        val += drawn[:per_class]
-    return val
-
-
-def _held_out_performances(pool: list[_Clip], seed: int) -> list[int]:
-    """All views of a tenth of each class's performances, at least one where the class has two or more."""
-    val: list[int] = []
-    for label in range(len(CLASS_NAMES)):
-        performances = sorted({clip.performance for clip in pool if clip.label == label})
-        count = max(round(HELD_OUT_SHARE * len(performances)), 1) if len(performances) > 1 else 0
-        drawn = set(np.random.default_rng([seed, label]).permutation(performances)[:count].tolist())
-        val += [index for index, clip in enumerate(pool) if clip.performance in drawn]
-    return val

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,64 +12,126 @@ from torch import Tensor
 
 from shapmix.data.clips import ClipStore
 from shapmix.kernels import sample_clips
-from shapmix.plan import centre_crops, draw_crops, draw_frames, even_frames
-from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_frames
+from shapmix.plan import centre_crops, draw_crops, draw_frames, draw_segments, even_frames, middle_segments
+from shapmix.reference.clips import CropPlan, FramePlan, Stream, pick_frames, sample_frames
 
-Pipeline = Literal["crop", "frames"]
+Pipeline = Literal["crop", "frames", "segments"]
+NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "skip_bone_motion"]
+DEVICE_SHARE = 0.5  # of a GPU's free memory that recordings may take; the rest is the network's
 
 
 @dataclass(frozen=True)
 class ClipSampler:
-    """How the recordings of a store become network input.
+    """How the recordings of a store become network input, on the device where the store's frames lie.
 
     Attributes:
         pipeline: "crop" is the NTU feeder's (crop, linear resize, rotation), "frames" the NW-UCLA feeder's (rotation and
-            scale, box, picked frames).
-        stream: joint, bone, motion or bone_motion.
+            scale, box, picked frames), "segments" that of 2D poses (a frame of each of T equal segments).
+        stream: joint; bone, a joint less its parent; skip_bone, a joint less its parent's parent (the field's "k"); and of each
+            the motion, the next frame less this one (the field's "km" is skip_bone_motion).
         num_frames: T.
         seed: of the training draws.
     """
 
     store: ClipStore
     pipeline: Pipeline
-    stream: Stream
+    stream: NetworkStream
     num_frames: int
     seed: int = 0
 
     def training(self, clips: Tensor, step: int) -> Tensor:
         """Randomly cropped (or picked) and turned clips: indices [N] -> [N, C, T, V, M]; a function of (seed, step)."""
-        lengths = self.store.lengths[clips]
+        clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             plan = draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step)
             return self._cropped(plan)
-        return self._picked(draw_frames(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step))
+        draw = draw_segments if self.pipeline == "segments" else draw_frames
+        return self._picked(draw(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step))
 
     def evaluation(self, clips: Tensor) -> Tensor:
         """The one view that accuracy is measured on: indices [N] -> [N, C, T, V, M]."""
-        lengths = self.store.lengths[clips]
+        clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             return self._cropped(centre_crops(clips, lengths))
-        return self._picked(even_frames(clips, lengths, num_frames=self.num_frames))
+        pick = middle_segments if self.pipeline == "segments" else even_frames
+        return self._picked(pick(clips, lengths, num_frames=self.num_frames))
 
     def crop(self, clips: Tensor, number: int) -> Tensor:
         """View `number` of multi-crop evaluation: cut (or picked) as in training, but neither turned nor scaled."""
-        lengths = self.store.lengths[clips]
+        clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             crops = draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
             return self._cropped(replace(crops, angles=torch.zeros_like(crops.angles)))
-        picked = draw_frames(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
+        draw = draw_segments if self.pipeline == "segments" else draw_frames
+        picked = draw(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
         still = replace(picked, angles_deg=torch.zeros_like(picked.angles_deg), scale=torch.ones_like(picked.scale))
         return self._picked(still)
 
-    def _cropped(self, plan: CropPlan) -> Tensor:
+    @property
+    def bones(self) -> tuple[Tensor, Stream]:
+        """What `sample_clips` makes the stream of: the other end [V] of each joint's bone, and the kind of difference."""
         parents = torch.tensor(self.store.layout.parents)
-        return sample_clips(self.store.frames, self.store.offsets, plan, parents, stream=self.stream, num_frames=self.num_frames)
+        if self.stream == "skip_bone":
+            return parents[parents], "bone"
+        if self.stream == "skip_bone_motion":
+            return parents[parents], "bone_motion"
+        return parents, self.stream
+
+    def _chosen(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        clips = clips.to(self.store.frames.device)
+        return clips, self.store.lengths[clips]
+
+    def _cropped(self, plan: CropPlan) -> Tensor:
+        frames, offsets, (parents, stream) = self.store.frames, self.store.offsets, self.bones
+        return sample_clips(frames, offsets, plan, parents.to(frames.device), stream=stream, num_frames=self.num_frames)
 
     def _picked(self, plan: FramePlan) -> Tensor:
-        layout = self.store.layout
-        return sample_frames(
-            self.store.frames, self.store.offsets, plan, torch.tensor(layout.parents), layout.centre, stream=self.stream
-        )
+        frames, offsets, (parents, stream) = self.store.frames, self.store.offsets, self.bones
+        parents = parents.to(frames.device)
+        if self.pipeline == "segments":
+            return pick_frames(frames, offsets, plan, parents, stream=stream, scores=self.store.scores)
+        return sample_frames(frames, offsets, plan, parents, self.store.layout.centre, stream=stream)
+
+
+def resident(sampler: ClipSampler, device: torch.device) -> tuple[ClipSampler, str]:
+    """The sampler with its recordings on `device` where they fit, and one sentence that says where they are."""
+    size = sampler.store.frames.nbytes
+    if device.type != "cuda":
+        return sampler, f"{size / 1e6:.0f} MB of recordings in host memory"
+    free, _ = torch.cuda.mem_get_info(device)
+    if sampler.pipeline == "frames":
+        return sampler, "recordings in host memory and batches made ahead: this pipeline draws on the host"
+    if size > DEVICE_SHARE * free:
+        where = f"{size / 1e9:.1f} GB of recordings are more than half of the {free / 1e9:.1f} GB that are free on {device}"
+        return sampler, f"{where}: they stay in host memory, and batches are made ahead"
+    return replace(sampler, store=sampler.store.on(device)), f"{size / 1e6:.0f} MB of recordings in the memory of {device}"
+
+
+def training_batches(
+    sampler: ClipSampler, batches: Iterable[tuple[Tensor, int]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Clips on `device` for each (indices, step): (clips, indices, step).
+
+    Where recordings lie in host memory and the network does not, the next batch is made and copied while this one trains.
+    """
+    if device.type == "cpu" or sampler.store.frames.device == device:
+        for chosen, step in batches:
+            yield sampler.training(chosen, step), chosen, step
+        return
+    with ThreadPoolExecutor(1) as aside:
+        ahead = None
+        for chosen, step in batches:
+            coming = (aside.submit(_copied, sampler, chosen, step, device), chosen, step)
+            if ahead is not None:
+                yield ahead[0].result(), ahead[1], ahead[2]
+            ahead = coming
+        if ahead is not None:
+            yield ahead[0].result(), ahead[1], ahead[2]
+
+
+def _copied(sampler: ClipSampler, chosen: Tensor, step: int, device: torch.device) -> Tensor:
+    clips = sampler.training(chosen, step)
+    return (clips.pin_memory() if device.type == "cuda" else clips).to(device, non_blocking=True)
 
 
 def mean_motion(sampler: ClipSampler, clips: Tensor, *, batch: int = 256) -> Tensor:
@@ -77,4 +141,4 @@ def mean_motion(sampler: ClipSampler, clips: Tensor, *, batch: int = 256) -> Ten
     """
     parts = [sampler.training(part, step).double().sum(0) for step, part in enumerate(clips.split(batch))]
     total = torch.stack(parts).sum(0)
-    return (total / len(clips)).to(sampler.store.frames.dtype)
+    return (total / len(clips)).to(sampler.store.frames)

@@ -4,7 +4,7 @@ The kernels have the same names and signatures; tests and benchmarks compare the
 """
 
 from shapmix.reference.branches import join_branches
-from shapmix.reference.clips import CropPlan, FramePlan, Stream, sample_clips, sample_frames, to_stream
+from shapmix.reference.clips import CropPlan, FramePlan, Stream, pick_frames, sample_clips, sample_frames, to_stream
 from shapmix.reference.coalition import coalition_inputs, normalised_coalition_inputs
 from shapmix.reference.graph import graph_conv, graph_conv_backward
 from shapmix.reference.loss import balanced_mix_loss, balanced_mix_loss_backward, log_class_prior
@@ -34,6 +34,7 @@ __all__ = [
     "marginals",
     "mix_clips",
     "normalised_coalition_inputs",
+    "pick_frames",
     "saliency_update",
     "sample_clips",
     "sample_frames",

@@ -114,12 +114,50 @@ def sample_frames(
     return to_stream(x, parents, stream).contiguous()
 
 
-def to_stream(joint: Tensor, parents: Tensor, stream: Stream) -> Tensor:
-    """Joint coordinates [N, C, T, V, M] as one of the streams, same shape."""
-    x = joint - joint[:, :, :, parents] if stream in ("bone", "bone_motion") else joint
+def pick_frames(
+    frames: Tensor,
+    offsets: Tensor,
+    plan: FramePlan,
+    parents: Tensor,
+    *,
+    stream: Stream = "joint",
+    scores: bool = False,
+) -> Tensor:
+    """The planned frames of each recording as they are, and the stream's differences; the plan's angles and scales are not used.
+
+    Args:
+        frames: [F, M, V, C] floating point, the ragged recordings.
+        offsets: [n + 1] int64.
+        plan: one row a sample; made by `shapmix.plan.draw_segments` or `middle_segments`.
+        parents: [V] int64.
+        stream, scores: as in `to_stream`.
+
+    Returns:
+        [N, C, T, V, M], contiguous.
+
+    Source: the feeder of 2D poses in pyskl.
+    """
+    x = frames[offsets[plan.clip].unsqueeze(1) + plan.frames]  # [N, T, M, V, C]
+    return to_stream(x.permute(0, 4, 1, 3, 2), parents, stream, scores=scores).contiguous()
+
+
+def to_stream(joint: Tensor, parents: Tensor, stream: Stream, *, scores: bool = False) -> Tensor:
+    """Joint coordinates [N, C, T, V, M] as one of the streams, same shape.
+
+    With `scores` the last coordinate is the score of a pose: no difference is taken of it, a bone's and a motion's score is the
+    mean of both ends' (as pyskl has it).
+    """
+    if stream in ("bone", "bone_motion"):
+        joint = _difference(joint, joint[:, :, :, parents], scores)
     if stream in ("motion", "bone_motion"):
-        x = pad(x[:, :, 1:] - x[:, :, :-1], (0, 0, 0, 0, 0, 1))
-    return x
+        joint = pad(_difference(joint[:, :, 1:], joint[:, :, :-1], scores), (0, 0, 0, 0, 0, 1))
+    return joint
+
+
+def _difference(x: Tensor, other: Tensor, scores: bool) -> Tensor:
+    if not scores:
+        return x - other
+    return torch.cat([x[:, :-1] - other[:, :-1], (x[:, -1:] + other[:, -1:]) / 2], dim=1)
 
 
 def clockwise_rotation(angles: Tensor) -> Tensor:

@@ -32,21 +32,37 @@ class Recording:
 
 
 class Source(Protocol):
-    """A data set in one format. Reading is safe from several threads.
+    """A data set in one format. Reading is safe from several threads."""
 
-    Attributes:
-        layout: name of the skeleton (`ntu25`, `coco17`, `ucla20`), or the path of a layout file that lies with the data.
-        class_names: K names; numbers as text where the format has none.
-        names: of the recordings, without repeats, in the source's own order. Reading them reads no coordinates.
-        splits: lists of names that the data brings along, such as `train` and `test`; may be empty.
-        files: what is read, for the record of where a store came from.
-    """
+    @property
+    def layout(self) -> str:
+        """Name of the skeleton (`ntu25`, `coco17`, `ucla20`), or the path of a layout file that lies with the data."""
+        ...
 
-    layout: str
-    class_names: list[str]
-    names: Sequence[str]
-    splits: Mapping[str, Sequence[str]]
-    files: Sequence[Path]
+    @property
+    def scores(self) -> bool:
+        """Whether the last coordinate is the score of a pose's estimator."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """K names; numbers as text where the format has none."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the recordings, without repeats, in the source's own order."""
+        ...
+
+    @property
+    def splits(self) -> Mapping[str, Sequence[str]]:
+        """Lists of names that the data brings along, such as `train` and `test`; may be empty."""
+        ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """What is read, for the record of where a store came from."""
+        ...
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`.

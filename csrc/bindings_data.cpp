@@ -1,0 +1,41 @@
+// The part of shapmix._native that reads data sets.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <utility>
+#include <vector>
+
+#include "ntu_skeleton.h"
+
+namespace py = pybind11;
+
+namespace shapmix {
+namespace {
+
+// The vector's memory as an array that owns it.
+template <class T>
+py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+  auto* owned = new std::vector<T>(std::move(values));
+  const py::capsule owner(owned, [](void* pointer) { delete static_cast<std::vector<T>*>(pointer); });
+  return py::array_t<T>(std::move(shape), owned->data(), owner);
+}
+
+}  // namespace
+
+void bind_data(py::module_& module) {
+  module.def("parse_ntu_skeleton", [](const py::bytes& content) {
+    char* text = nullptr;
+    py::ssize_t size = 0;
+    if (PyBytes_AsStringAndSize(content.ptr(), &text, &size) != 0) throw py::error_already_set();
+    NtuSkeleton found;
+    {
+      const py::gil_scoped_release without_gil;
+      found = parse_ntu_skeleton(text, static_cast<std::size_t>(size));
+    }
+    const auto bodies = static_cast<py::ssize_t>(found.body.size());
+    return py::make_tuple(found.frames, as_array(std::move(found.frame_of), {bodies}), as_array(std::move(found.body), {bodies}),
+                          as_array(std::move(found.joints), {bodies, kNtuJoints, 3}));
+  });
+}
+
+}  // namespace shapmix

@@ -1,0 +1,190 @@
+#include "ntu_skeleton.h"
+
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace shapmix {
+namespace {
+
+// Per body: a line of 10 fields, a count of joints, and a line of 12 fields for each joint.
+constexpr int kBodyFields = 10;
+constexpr int kJointFields = 12;
+constexpr std::int64_t kLeastBodyBytes = 2 * kBodyFields + 3 + 2 * kJointFields * kNtuJoints;
+
+constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                            1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+constexpr std::uint64_t kExactInDouble = std::uint64_t{1} << 53;
+
+bool is_space(char c) { return c == ' ' || c == '\t'; }
+bool is_digit(char c) { return static_cast<unsigned char>(c - '0') < 10; }
+
+class Lines {
+ public:
+  Lines(const char* text, std::size_t size) : at_(text), end_(text + size) {}
+
+  std::int64_t left() const { return end_ - at_; }
+  std::int64_t line() const { return line_; }
+
+  // Moves to the next line; `what` is what it should hold.
+  void next(const char* what) {
+    if (at_ == end_) throw NtuSkeletonError(line_, std::string("the file ends behind this line, where ") + what + " should follow");
+    ++line_;
+    field_ = at_;
+    const void* found = std::memchr(at_, '\n', static_cast<std::size_t>(end_ - at_));
+    const char* stop = found ? static_cast<const char*>(found) : end_;
+    at_ = found ? stop + 1 : end_;
+    if (stop != field_ && stop[-1] == '\r') --stop;
+    stop_ = stop;
+  }
+
+  // The next field of the line is `what`, an integer.
+  template <class Integer>
+  Integer integer(const char* what) {
+    skip_spaces();
+    Integer value{};
+    const auto [stop, error] = std::from_chars(field_, stop_, value);
+    if (error != std::errc() || (stop != stop_ && !is_space(*stop))) fail_at(what, "a whole number");
+    field_ = stop;
+    return value;
+  }
+
+  // The next field of the line is `what`, a number.
+  double number(const char* what) {
+    skip_spaces();
+    const char* p = field_;
+    const bool negative = p != stop_ && *p == '-';
+    p += negative;
+    // Up to 19 digits and a small power of ten: exact in double, by one division or product (Clinger 1990).
+    std::uint64_t digits = 0;
+    const char* const first = p;
+    while (p != stop_ && is_digit(*p)) digits = 10 * digits + static_cast<std::uint64_t>(*p++ - '0');
+    std::int64_t count = p - first;
+    std::int64_t power = 0;
+    if (p != stop_ && *p == '.') {
+      const char* const behind_point = ++p;
+      while (p != stop_ && is_digit(*p)) digits = 10 * digits + static_cast<std::uint64_t>(*p++ - '0');
+      power = behind_point - p;
+      count -= power;
+    }
+    const bool simple = count > 0 && count <= 19 && digits <= kExactInDouble && power >= -22 && (p == stop_ || is_space(*p));
+    if (simple) {
+      field_ = p;
+      const double value = static_cast<double>(digits) / kTens[-power];
+      return negative ? -value : value;
+    }
+    double value = 0;
+    const auto [stop, error] = std::from_chars(field_, stop_, value);
+    if (error == std::errc::result_out_of_range && stop != field_) {
+      value = 0;  // a coordinate this small is 0; one this large fails below
+      for (const char* digit = field_; digit != stop; ++digit) {
+        if ((*digit == 'e' || *digit == 'E') && digit + 1 != stop && digit[1] != '-') value = HUGE_VAL;
+      }
+    } else if (error != std::errc()) {
+      fail_at(what, "a number");
+    }
+    if (stop != stop_ && !is_space(*stop)) fail_at(what, "a number");
+    if (!(std::fabs(value) <= static_cast<double>(std::numeric_limits<float>::max()))) fail_at(what, "a finite number");
+    field_ = stop;
+    return value;
+  }
+
+  // The line has `expected` fields in all, of which `taken` were read.
+  void rest(int taken, int expected, const char* what) {
+    int found = taken;
+    bool before = false;  // whether the character before belongs to a field
+    for (const char* p = field_; p != stop_; ++p) {
+      const bool now = !is_space(*p);
+      found += now && !before;
+      before = now;
+    }
+    if (found != expected) {
+      throw NtuSkeletonError(line_, std::to_string(found) + " fields, " + what + " has " + std::to_string(expected));
+    }
+  }
+
+  void only(const char* what) {
+    skip_spaces();
+    if (field_ != stop_) throw NtuSkeletonError(line_, std::string("text behind ") + what);
+  }
+
+  void check_end() {
+    while (at_ != end_) {
+      next("nothing");
+      skip_spaces();
+      if (field_ != stop_) throw NtuSkeletonError(line_, "text behind the last frame; the number of frames on line 1 is wrong");
+    }
+  }
+
+  [[noreturn]] void fail(const std::string& reason) const { throw NtuSkeletonError(line_, reason); }
+
+ private:
+  void skip_spaces() {
+    while (field_ != stop_ && is_space(*field_)) ++field_;
+  }
+
+  [[noreturn]] void fail_at(const char* what, const char* kind) const {
+    const char* stop = field_;
+    while (stop != stop_ && !is_space(*stop) && stop - field_ < 24) ++stop;
+    std::string shown;
+    for (const char* p = field_; p != stop; ++p) shown += *p >= ' ' && *p <= '~' ? *p : '?';
+    throw NtuSkeletonError(line_, std::string(what) + " is '" + shown + "', not " + kind);
+  }
+
+  const char* at_;   // the next line
+  const char* end_;  // of the text
+  const char* field_ = nullptr;
+  const char* stop_ = nullptr;  // of the line
+  std::int64_t line_ = 0;
+};
+
+void read_body(Lines& lines, NtuSkeleton& found, std::int64_t frame, std::size_t first_of_frame) {
+  lines.next("a body");
+  const auto body = lines.integer<std::uint64_t>("the id of the body");
+  lines.rest(1, kBodyFields, "a body");
+  for (std::size_t other = first_of_frame; other < found.body.size(); ++other) {
+    if (found.body[other] == body) lines.fail("body " + std::to_string(body) + " comes twice in one frame");
+  }
+  lines.next("the number of joints");
+  const auto joints = lines.integer<std::int64_t>("the number of joints");
+  lines.only("the number of joints");
+  if (joints != kNtuJoints) lines.fail(std::to_string(joints) + " joints, a body has " + std::to_string(kNtuJoints));
+  found.body.push_back(body);
+  found.frame_of.push_back(frame);
+  for (int joint = 0; joint < kNtuJoints; ++joint) {
+    lines.next("a joint");
+    for (const char* axis : {"x", "y", "z"}) found.joints.push_back(static_cast<float>(lines.number(axis)));
+    lines.rest(3, kJointFields, "a joint");
+  }
+}
+
+}  // namespace
+
+NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size) {
+  Lines lines(text, size);
+  NtuSkeleton found;
+  lines.next("the number of frames");
+  found.frames = lines.integer<std::int64_t>("the number of frames");
+  lines.only("the number of frames");
+  // A count that the text cannot hold is refused before anything is made for it.
+  if (found.frames < 0 || found.frames > lines.left()) {
+    lines.fail(std::to_string(found.frames) + " frames, more than the rest of the file can hold");
+  }
+  std::int64_t with_bodies = 0;
+  for (std::int64_t frame = 0; frame < found.frames; ++frame) {
+    lines.next("the number of bodies");
+    const auto bodies = lines.integer<std::int64_t>("the number of bodies");
+    lines.only("the number of bodies");
+    if (bodies < 0 || bodies > lines.left() / kLeastBodyBytes) {
+      lines.fail(std::to_string(bodies) + " bodies, more than the rest of the file can hold");
+    }
+    const std::size_t first = found.body.size();
+    for (std::int64_t body = 0; body < bodies; ++body) read_body(lines, found, with_bodies, first);
+    with_bodies += bodies > 0;
+  }
+  lines.check_end();
+  return found;
+}
+
+}  // namespace shapmix

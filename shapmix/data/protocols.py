@@ -1,0 +1,182 @@
+"""Which recordings of a store train, choose the checkpoint and test, by the protocols of the field or by the store's own lists."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shapmix.data.clips import DataError, Splits
+from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list
+from shapmix.data.store import Prepared
+
+# Subjects of NTU RGB+D 120 that train; those up to 40 are the subjects of NTU RGB+D 60 that train.
+NTU_SUBJECTS = (
+    1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38, 45, 46, 47, 49, 50, 52, 53,
+    54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103,
+)  # fmt: skip
+VAL_PER_CLASS = 10
+HELD_OUT_SHARE = 0.05
+
+log = logging.getLogger("shapmix")
+
+
+class Protocol(NamedTuple):
+    """The number of a recording that decides, and its values that train."""
+
+    number: str
+    trains: tuple[int, ...]
+
+
+PROTOCOLS = {
+    "xsub": Protocol("subject", NTU_SUBJECTS),
+    "xview": Protocol("camera", (2, 3)),
+    "xset": Protocol("setup", tuple(range(2, 33, 2))),
+    "cross-view": Protocol("camera", (1, 2)),  # NW-UCLA
+    "cross-subject": Protocol("subject", tuple(range(1, 10))),  # NW-UCLA: the tenth subject tests
+}
+
+
+def store_splits(
+    prepared: Prepared,
+    *,
+    protocol: str | None = None,
+    imbalance: float | None = None,
+    n_max: int | None = None,
+    train_list: str | Path | None = None,
+    min_frames: int = 1,
+    seed: int = 0,
+) -> Splits:
+    """Splits of a store.
+
+    Training clips are those of `train_list`, or the long-tailed draw with `imbalance` from the training pool (NTU RGB+D 120: the
+    published lists), or all. Validation clips are never test clips: those of the store's own list
+    `val` where it also has `test`; else up to 10 of each class that the training list leaves out; else, where all clips train,
+    a twentieth of each class's performances (all their cameras together).
+
+    Args:
+        prepared: the store.
+        protocol: one of `PROTOCOLS`, or the beginning of a pair of the store's own lists (`xsub` of `xsub_train` and `xsub_val`);
+            None for its lists `train` and `test` (or `val`, where it has no `test`).
+        imbalance: largest class over smallest.
+        n_max: clips of the largest class of the long-tailed draw; None: as many as it has.
+        train_list: file with one name a line.
+        min_frames: shorter clips are left out.
+        seed: of the draws.
+
+    Raises:
+        DataError: an unknown protocol, numbers that the store does not know, an empty pool, or what the list's reader finds.
+    """
+    if imbalance is not None and train_list is not None:
+        raise DataError("give imbalance or train_list, not both: the list already says which clips train")
+    store = prepared.clips
+    long_enough = store.lengths >= min_frames
+    train_pool, val, test = (part[long_enough[part]] for part in _pools(prepared, protocol))
+    for part, clips in (("training", train_pool), ("test", test)):
+        if len(clips) == 0:
+            raise DataError(f"protocol {protocol or 'of the store'}: no {part} clips; choose another one")
+    names = [store.names[clip] for clip in train_pool.tolist()]
+    labels = store.labels[train_pool].tolist()
+    if train_list is not None:
+        chosen = match_list(train_list, names)
+    elif imbalance is not None:
+        largest = n_max or max(np.bincount(labels))
+        chosen = longtail_list(names, labels, longtail_counts(store.num_classes, largest, imbalance), seed)
+    else:
+        chosen = list(range(len(names)))
+    if len(val) == 0:
+        if len(chosen) == len(names):
+            val = train_pool[held_out(labels, _performances(prepared, train_pool), HELD_OUT_SHARE, seed)]
+            kept = set(val.tolist())
+            chosen = [row for row in chosen if int(train_pool[row]) not in kept]
+        else:
+            val = train_pool[left_over(labels, _performances(prepared, train_pool), chosen, VAL_PER_CLASS, seed)]
+    train = train_pool[chosen]
+    _log_profile(store.class_counts(train), [store.names[clip] for clip in train.tolist()])
+    return Splits(store, train, val, test)
+
+
+def left_over(labels: Sequence[int], performances: Sequence[object], chosen: Sequence[int], per_class: int, seed: int) -> list[int]:
+    """Rows of up to `per_class` clips a class that are not `chosen`, those of performances that nobody trains on first."""
+    trained, seen = set(chosen), {performances[row] for row in chosen}
+    rows: list[int] = []
+    for label in sorted(set(labels)):
+        spare = [row for row, other in enumerate(labels) if other == label and row not in trained]
+        order = np.random.default_rng([seed, label]).permutation(len(spare))
+        drawn = sorted((spare[place] for place in order), key=lambda row: performances[row] in seen)  # stable
+        rows += drawn[:per_class]
+    return rows
+
+
+def held_out(labels: Sequence[int], performances: Sequence[str], share: float, seed: int) -> list[int]:
+    """Rows of all clips of a share of each class's performances, at least one where the class has two or more."""
+    rows: list[int] = []
+    for label in sorted(set(labels)):
+        of_class = sorted({performance for performance, other in zip(performances, labels, strict=True) if other == label})
+        count = max(round(share * len(of_class)), 1) if len(of_class) > 1 else 0
+        drawn = set(np.random.default_rng([seed, label]).permutation(of_class)[:count].tolist())
+        rows += [
+            row
+            for row, (performance, other) in enumerate(zip(performances, labels, strict=True))
+            if other == label and performance in drawn
+        ]
+    return rows
+
+
+def _pools(prepared: Prepared, protocol: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test clips; validation may be empty."""
+    lists, none = prepared.splits, torch.empty(0, dtype=torch.int64)
+    if protocol is None:
+        if "train" in lists and "test" in lists:
+            return lists["train"], lists.get("val", none), lists["test"]
+        if "train" in lists and "val" in lists:
+            return lists["train"], none, lists["val"]
+        raise DataError(f"the store has no lists train and test; give a protocol: {', '.join(_known(prepared))}")
+    for testing in ("test", "val"):
+        if f"{protocol}_train" in lists and f"{protocol}_{testing}" in lists:
+            return lists[f"{protocol}_train"], none, lists[f"{protocol}_{testing}"]
+    if protocol not in PROTOCOLS:
+        raise DataError(f"protocol '{protocol}' is unknown; this store takes {', '.join(_known(prepared))}")
+    number, trains = PROTOCOLS[protocol]
+    numbers = prepared.numbers[number]
+    unknown = torch.nonzero(numbers == 0).flatten()
+    if len(unknown):
+        name = prepared.clips.names[int(unknown[0])]
+        raise DataError(f"protocol '{protocol}' goes by the {number}, which the store does not know of '{name}'")
+    # the order of the field's files, and so of the published draws: subject by subject (or camera, or set-up), then by name
+    keys = list(zip(numbers.tolist(), prepared.clips.names, strict=True))
+    in_order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+    training = torch.isin(numbers[in_order], torch.tensor(trains))
+    return in_order[training], none, in_order[~training]
+
+
+def _known(prepared: Prepared) -> list[str]:
+    """Protocols that the store can have."""
+    by_number = [name for name, (number, _) in PROTOCOLS.items() if bool((prepared.numbers[number] > 0).all())]
+    by_list = [name.removesuffix("_train") for name in prepared.splits if name.endswith("_train")]
+    return sorted({*by_number, *by_list}) or ["none: it knows neither numbers nor lists"]
+
+
+def _performances(prepared: Prepared, clips: Tensor) -> list[str]:
+    """What the cameras' clips of one performance have in common; a clip whose numbers are not known is one of its own."""
+    columns = [prepared.numbers[name][clips].tolist() for name in ("setup", "subject", "replication")]
+    labels, names = prepared.clips.labels[clips].tolist(), [prepared.clips.names[clip] for clip in clips.tolist()]
+    return [
+        f"{setup}/{subject}/{replication}/{label}" if subject else name
+        for name, label, setup, subject, replication in zip(names, labels, *columns, strict=True)
+    ]
+
+
+def _log_profile(counts: Tensor, names: Sequence[str]) -> None:
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    sizes = ", ".join(f"{int(mask.sum())} {bucket}" for bucket, mask in buckets(counts)._asdict().items())
+    log.info(
+        "training list: %d clips, %d to %d a class (%s classes), sha256 %s",
+        len(names), int(counts.max()), int(counts.min()), sizes, digest[:16],
+    )  # fmt: skip

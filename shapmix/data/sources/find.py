@@ -1,0 +1,109 @@
+"""Which format a path holds, from what lies there."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from shapmix.data.clips import DataError
+from shapmix.data.sources import Source
+from shapmix.data.sources.msg3d import DATA, Msg3d
+from shapmix.data.sources.ntu_npz import NtuNpz, is_ntu_npz
+from shapmix.data.sources.ntu_raw import NtuRaw
+from shapmix.data.sources.nw_ucla import NwUcla
+from shapmix.data.sources.plain import TABLE, Plain
+from shapmix.data.sources.pyskl import Pyskl
+
+Format = Literal["auto", "ntu_raw", "ntu_npz", "pyskl", "nw_ucla", "msg3d", "plain"]
+LOOKED_FOR = {
+    "ntu_raw": "a folder or an archive of .skeleton files",
+    "ntu_npz": "an npz with x_train, y_train, x_test, y_test",
+    "pyskl": "a .pkl with annotations",
+    "nw_ucla": "a folder with all_sqe/ or all_sqe.tar.xz, or that archive",
+    "msg3d": f"a folder with train{DATA}",
+    "plain": f"a folder with {TABLE}",
+}
+
+
+def find_source(
+    path: Path,
+    format: Format = "auto",
+    *,
+    layout: str | None = None,
+    scores: bool = False,
+    train_names: Sequence[str] | None = None,
+    test_names: Sequence[str] | None = None,
+) -> Source:
+    """Opens a data set.
+
+    Args:
+        path: file or folder.
+        format: what it is; `auto` finds it out.
+        layout: skeleton of the plain form.
+        scores: its last coordinate is a score.
+        train_names, test_names: of the rows of an NTU npz.
+
+    Raises:
+        DataError: nothing there, no known format or several, an option of another format, or what the format's reader finds.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if format == "auto":
+        format = _found(path)
+    if (layout is not None or scores) and format != "plain":
+        raise DataError(f"{path}: is of the format {format}, whose skeleton and scores are known; leave these options out")
+    if (train_names is not None or test_names is not None) and format != "ntu_npz":
+        raise DataError(f"{path}: is of the format {format}, which has names of its own; leave the lists of names out")
+    if format == "ntu_raw":
+        return NtuRaw(path)
+    if format == "ntu_npz":
+        return NtuNpz(path, train_names=train_names, test_names=test_names)
+    if format == "pyskl":
+        return Pyskl(path)
+    if format == "nw_ucla":
+        return NwUcla(path)
+    if format == "msg3d":
+        return Msg3d(path)
+    return Plain(path, layout=layout, scores=scores)
+
+
+def _found(path: Path) -> Format:
+    if path.is_dir():
+        fits = {
+            "ntu_raw": any(path.glob("*.skeleton")) or any(path.glob("*/*.skeleton")),
+            "nw_ucla": any((path / name).exists() for name in ("all_sqe", "all_sqe.tar.xz")),
+            "msg3d": any(path.glob(f"*{DATA}")),
+            "plain": (path / TABLE).is_file(),
+        }
+    else:
+        skeletons = _holds(path, ".skeleton")
+        fits = {
+            "ntu_npz": is_ntu_npz(path),
+            "ntu_raw": skeletons,
+            "nw_ucla": not skeletons and tarfile.is_tarfile(path) and _holds(path, ".json"),
+            "pyskl": path.suffix in (".pkl", ".pickle"),
+        }
+    found = [name for name in get_args(Format) if fits.get(name)]
+    if len(found) != 1:
+        known = "; ".join(f"{name}: {what}" for name, what in LOOKED_FOR.items())
+        reason = f"could be {' or '.join(found)}; say which with --format" if found else f"is of no known format ({known})"
+        raise DataError(f"{path}: {reason}")
+    return found[0]
+
+
+def _holds(path: Path, ending: str) -> bool:
+    """Whether an archive's first file has a name with that ending."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith(ending) for name in archive.namelist())
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path, "r|*") as stream:
+                first = next((member for member in stream if member.isfile()), None)
+                return first is not None and first.name.endswith(ending)
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
+    return False

@@ -1,0 +1,84 @@
+"""Folders of MS-G3D's form: `train_data_joint.npy` [N, C, T, V, M] with `train_label.pkl`, and the same of `val`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from shapmix.data.clips import DataError
+from shapmix.data.sources import Recording
+from shapmix.data.sources.names import ntu_classes, parse_ntu_name
+from shapmix.data.sources.restricted import load_pickle
+
+LAYOUTS = {25: "ntu25", 17: "coco17"}
+DATA, LABEL = "_data_joint.npy", "_label.pkl"
+
+
+class Msg3d:
+    """Every part (`train`, `val`, `test`) of the folder; rows are mapped into memory, trailing frames of zeros are left out.
+
+    The label pickle holds (names, labels), in the order of the rows; a name's ending is dropped.
+
+    Raises:
+        DataError: files that are missing, unreadable, or do not match; more joints than any layout here has.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files: list[Path] = []
+        self.names: list[str] = []
+        self.splits: dict[str, list[str]] = {}
+        self._rows: list[tuple[np.ndarray, int]] = []
+        self._labels: list[int] = []
+        for data in sorted(folder.glob(f"*{DATA}")):
+            part = data.name.removesuffix(DATA)
+            rows, names, labels = _open(data, data.with_name(part + LABEL))
+            self.files += [data, data.with_name(part + LABEL)]
+            self._rows += [(rows, row) for row in range(len(rows))]
+            self._labels += labels
+            self.names += names
+            self.splits[part] = names
+        if not self.files:
+            raise DataError(f"{folder}: holds no *{DATA}")
+        shapes = {rows.shape[3] for rows, _ in self._rows}
+        if len(shapes) != 1 or not shapes <= set(LAYOUTS):
+            raise DataError(
+                f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; known are 17 and 25, the same in all files"
+            )
+        self.layout = LAYOUTS[shapes.pop()]
+        self.scores = self.layout == "coco17"
+        classes = max(self._labels) + 1
+        named = all(parse_ntu_name(name) for name in self.names)
+        self.class_names = ntu_classes(classes) if named else [str(label) for label in range(classes)]
+
+    def read(self, index: int) -> Recording:
+        """Recording `names[index]`; see `Source`."""
+        rows, row = self._rows[index]
+        joints = np.ascontiguousarray(rows[row].transpose(1, 3, 2, 0), dtype=np.float32)
+        if not np.isfinite(joints).all():
+            frame = np.argwhere(~np.isfinite(joints))[0][0]
+            raise DataError(f"recording '{self.names[index]}' (row {row}): frame {frame} is not finite; repair or remove it")
+        stands = np.flatnonzero(joints.any((1, 2, 3)))
+        if len(stands) == 0:
+            raise DataError(f"recording '{self.names[index]}' (row {row}): no frame holds a body; remove it")
+        name = parse_ntu_name(self.names[index])
+        return Recording(joints[: stands[-1] + 1], self._labels[index], **(name.numbers() if name else {}))
+
+
+def _open(data: Path, label: Path) -> tuple[np.ndarray, list[str], list[int]]:
+    try:
+        rows = np.load(data, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{data}: cannot be read ({error}); fetch it again") from error
+    if rows.ndim != 5 or rows.dtype.kind != "f":
+        raise DataError(f"{data}: {list(rows.shape)} of {rows.dtype}, not [N, C, T, V, M] floating point")
+    content = load_pickle(label)
+    if not isinstance(content, (tuple, list)) or len(content) != 2:
+        raise DataError(f"{label}: not a pair of names and labels")
+    names, labels = (list(column) for column in content)
+    if not len(names) == len(labels) == len(rows):
+        raise DataError(f"{label}: {len(names)} names and {len(labels)} labels for {len(rows)} rows of {data.name}")
+    for name, number in zip(names, labels, strict=True):
+        if not isinstance(number, (int, np.integer)) or number < 0:
+            raise DataError(f"{label}: label {number!r} of '{name}' is not a class number")
+    return rows, [str(name).rpartition(".")[0] or str(name) for name in names], [int(number) for number in labels]

@@ -1,0 +1,187 @@
+"""The field's NTU file: one npz with x_train, y_train, x_test, y_test, 7 to 11 GB that are mostly padding.
+
+Rows are read one by one from the open archive and never held together. Of each row the first n frames are kept, n being how many
+of its frames have a sum that is not zero: the frames that the field's feeder crops from.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from shapmix.data.clips import DataError
+from shapmix.data.sources import Recording
+from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
+
+PEOPLE, JOINTS, COORDINATES = 2, 25, 3
+ROW = PEOPLE * JOINTS * COORDINATES
+PARTS = ("train", "test")
+KEPT = 256  # rows of a packed member that wait for their thread
+
+
+class _Rows:
+    """Rows of one member of the archive.
+
+    A member that is stored plainly is read at the row's place. A packed one can only be read on: rows are read in turn, and kept
+    where another thread will ask for them; going far back begins again.
+    """
+
+    def __init__(self, path: Path, member: str) -> None:
+        self.where = f"{path}: {member}"
+        self._path, self._member = path, f"{member}.npy"
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.getinfo(self._member)
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                self.shape, fortran, self.dtype = read_header(file)
+                self._begin = file.tell()
+        if fortran or self.dtype.hasobject or not self.shape:
+            raise DataError(f"{self.where}: an array that is not plain rows of numbers; write it again with numpy.savez")
+        self._size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        if entry.file_size != self._begin + self.shape[0] * self._size:
+            raise DataError(f"{self.where}: {entry.file_size} bytes do not hold {list(self.shape)} of {self.dtype}; fetch it again")
+        self._plain = os.open(path, os.O_RDONLY) if entry.compress_type == zipfile.ZIP_STORED else None
+        if self._plain is not None:
+            # the entry's own header, 30 bytes and two texts whose lengths it ends with, lies before its content
+            lengths = os.pread(self._plain, 4, entry.header_offset + 26)
+            self._begin += entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+        self._lock = threading.Lock()
+        self._packed: IO[bytes] | None = None
+        self._next = 0
+        self._kept: dict[int, bytes] = {}
+
+    def read(self, row: int) -> np.ndarray:
+        try:
+            if self._plain is not None:
+                content = os.pread(self._plain, self._size, self._begin + row * self._size)
+            else:
+                with self._lock:
+                    content = self._unpacked(row)
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{self.where}, row {row}: cannot be read ({error}); fetch the file again") from error
+        if len(content) != self._size:
+            raise DataError(f"{self.where}, row {row}: the file ends inside it; fetch it again")
+        return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
+
+    def _unpacked(self, row: int) -> bytes:
+        if row in self._kept:
+            return self._kept.pop(row)
+        if self._packed is None or row < self._next:
+            self._packed = zipfile.ZipFile(self._path).open(self._member)  # noqa: SIM115 (closed with the rows)
+            self._packed.read(self._begin)
+            self._next, self._kept = 0, {}
+        while self._next < row:
+            self._kept[self._next] = self._packed.read(self._size)
+            if len(self._kept) > KEPT:
+                del self._kept[min(self._kept)]
+            self._next += 1
+        self._next += 1
+        return self._packed.read(self._size)
+
+    def close(self) -> None:
+        if self._plain is not None:
+            os.close(self._plain)
+            self._plain = None
+        self._packed = None
+
+
+class NtuNpz:
+    """Rows `train_00000` on, then `test_00000` on; or the names of two lists, whose order must be that of the rows.
+
+    Joints are [n, 2, 25, 3] float32. With names, cameras, subjects, set-ups and replications are known, and each label is checked
+    against its name.
+
+    Raises:
+        DataError: not such a file; labels that are not one-hot; lists that do not fit the rows.
+    """
+
+    layout = "ntu25"
+    scores = False
+
+    def __init__(self, path: Path, *, train_names: Sequence[str] | None = None, test_names: Sequence[str] | None = None) -> None:
+        self.files = [path]
+        self._frames: list[tuple[_Rows, int]] = []
+        self._labels: list[int] = []
+        self._numbers: list[NtuName | None] = []
+        self.names: list[str] = []
+        self.splits: dict[str, list[str]] = {}
+        classes = 0
+        for part, given in zip(PARTS, (train_names, test_names), strict=True):
+            rows, labels, width = _open(path, part)
+            classes = max(classes, width)
+            names = [f"{part}_{row:05d}" for row in range(len(labels))] if given is None else list(given)
+            if len(names) != len(labels):
+                raise DataError(
+                    f"{path}: x_{part} has {len(labels)} rows, the list of its names {len(names)}; give the list it was made with"
+                )
+            numbers = [parse_ntu_name(name) for name in names]
+            for row, (number, label) in enumerate(zip(numbers, labels, strict=True)):
+                if given is not None and (number is None or number.label != label):
+                    raise DataError(
+                        f"{path}: row {row} of y_{part} says class {label}, its name in the list '{names[row]}'; "
+                        "give the list that the file was made with"
+                    )
+            self._frames += [(rows, row) for row in range(len(labels))]
+            self._labels += labels
+            self._numbers += numbers
+            self.names += names
+            self.splits[part] = names
+        self.class_names = ntu_classes(classes) if classes in (60, 120) else [str(label) for label in range(classes)]
+
+    def read(self, index: int) -> Recording:
+        """Recording `names[index]`; see `Source`."""
+        rows, row = self._frames[index]
+        frames = rows.read(row)
+        if not np.isfinite(frames).all():
+            frame = int(np.argwhere(~np.isfinite(frames))[0][0])
+            raise DataError(
+                f"{rows.where}, row {row} ('{self.names[index]}'): frame {frame} is not finite; repair or remove the row"
+            )
+        joints = frames.reshape(-1, PEOPLE, JOINTS, COORDINATES).astype(np.float32, copy=False)
+        valid = int((joints.sum(3).sum(1).sum(1) != 0).sum())  # in the feeder's order of axes
+        if valid == 0:
+            raise DataError(f"{rows.where}, row {row} ('{self.names[index]}'): no frame holds a body; remove the row")
+        number = self._numbers[index]
+        return Recording(joints[:valid], self._labels[index], **(number.numbers() if number else {}))
+
+
+def is_ntu_npz(path: Path) -> bool:
+    """Whether a file is a zip archive with the members of this form."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {f"{axis}_{part}.npy" for axis in "xy" for part in PARTS} <= set(archive.namelist())
+
+
+def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:
+    """Rows of x, labels of y, and how many classes y has."""
+    try:
+        rows, one_hot = _Rows(path, f"x_{part}"), _Rows(path, f"y_{part}")
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: not an npz with x_{part} and y_{part} ({error}); give the file that the field's scripts write"
+        ) from error
+    if len(rows.shape) != 3 or rows.shape[2] != ROW or rows.dtype.kind != "f":
+        raise DataError(f"{rows.where}: {list(rows.shape)} of {rows.dtype}, not [clips, frames, {ROW}] floating point")
+    if len(one_hot.shape) != 2 or (len(one_hot.shape) and one_hot.shape[0] != rows.shape[0]):
+        raise DataError(f"{one_hot.where}: {list(one_hot.shape)}, not one row of classes for each of the {rows.shape[0]} clips")
+    labels = []
+    for row in range(rows.shape[0]):
+        chosen = one_hot.read(row)
+        label = int(chosen.argmax())
+        if chosen[label] != 1 or np.count_nonzero(chosen) != 1:
+            raise DataError(f"{one_hot.where}, row {row}: not one-hot (one 1, otherwise 0)")
+        labels.append(label)
+    one_hot.close()
+    return rows, labels, one_hot.shape[1]

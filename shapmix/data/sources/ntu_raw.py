@@ -1,0 +1,273 @@
+"""Raw NTU RGB+D: `.skeleton` files in a folder or an archive, and the field's choice of who acts.
+
+The steps are those of the preprocessing scripts that the field's npz files were made with, bit for bit (fixture `ntu_raw`):
+bodies that are short or that no person's shape fits are dropped, the body that moves most is actor 1, later ones fill up actors
+1 and 2, and everything is moved so that actor 1's spine begins at the origin.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from shapmix.data.clips import DataError
+from shapmix.data.sources import Recording
+from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
+
+ENDING = ".skeleton"
+JOINTS = 25
+SPINE = 1
+FEWEST_FRAMES = 12  # of a body, where there are several
+WIDEST = 0.8  # of a person: extent in x over extent in y
+MOST_UNCLEAN = 0.69754  # share of a body's frames that are wider
+LARGEST_FILE = 256 << 20  # bytes; the longest real recordings have 5 MB
+KEPT = 256  # files of a stream that wait for their thread
+
+
+@dataclass(frozen=True)
+class Skeletons:
+    """What a `.skeleton` file holds.
+
+    Attributes:
+        frame_of: [B] int64, the frame of each body, counting those that hold one.
+        body: [B] uint64 ids.
+        joints: [B, 25, 3] float32 metres.
+    """
+
+    frame_of: np.ndarray
+    body: np.ndarray
+    joints: np.ndarray
+
+
+def read_skeletons(content: bytes, where: str) -> Skeletons:
+    """The bodies of a `.skeleton` file's text; `where` begins every error.
+
+    Raises:
+        DataError: text that is not of this form, with its line, or no body at all.
+    """
+    try:
+        _, frame_of, body, joints = import_module("shapmix._native").parse_ntu_skeleton(content)
+    except RuntimeError as error:
+        raise DataError(f"{where}, {error}; the file is damaged, fetch it again") from error
+    if len(body) == 0:
+        raise DataError(f"{where}: no frame holds a body (302 recordings of NTU RGB+D 60 and 535 of 120 are known to have none)")
+    return Skeletons(frame_of, body, joints)
+
+
+class NtuRaw:
+    """The `.skeleton` files of a folder (or of its folders), of a zip archive, or of a tar archive packed or not, sorted by name.
+
+    Archives are read where they lie; nothing is unpacked to disk. A tar archive can only be read on: it is listed once, and its
+    files are handed out as they come, in the order of the archive, which then is the order of `names`.
+
+    Raises:
+        DataError: no such files, a name that is no `SsssCcccPpppRrrrAaaa`, a name that comes twice, or a damaged archive.
+    """
+
+    layout = "ntu25"
+    scores = False
+    splits: dict[str, list[str]] = {}  # noqa: RUF012 (never changed: the data brings no lists)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if path.is_dir():
+            self.files = sorted([*path.glob(f"*{ENDING}"), *path.glob(f"*/*{ENDING}")], key=lambda file: file.name)
+            members = [str(file) for file in self.files]
+            self._read = self._from_folder
+        else:
+            self.files = [path]
+            zipped = zipfile.is_zipfile(path)
+            members = _zipped(path) if zipped else [member.name for member in _tarred(path)]
+            self._read = self._from_zip if zipped else self._from_tar
+        self._members = [member for member in members if member.endswith(ENDING)]
+        if not self._members:
+            raise DataError(f"{path}: holds no {ENDING} files")
+        if not path.is_dir() and self._read == self._from_zip:
+            self._members.sort(key=lambda member: PurePosixPath(member).name)
+        self.names = [PurePosixPath(member).name.removesuffix(ENDING) for member in self._members]
+        self._numbers: list[NtuName] = []
+        seen: dict[str, str] = {}
+        for name, member in zip(self.names, self._members, strict=True):
+            number = parse_ntu_name(name)
+            if number is None:
+                raise DataError(f"{path}: '{member}' has no name of the form SsssCcccPpppRrrrAaaa; rename or remove it")
+            if name in seen:
+                raise DataError(f"{path}: '{member}' and '{seen[name]}' are the same recording; remove one")
+            seen[name] = member
+            self._numbers.append(number)
+        self.class_names = ntu_classes(max(number.label for number in self._numbers) + 1)
+        self._lock = threading.Lock()
+        self._archive: zipfile.ZipFile | None = None
+        self._stream: Iterator[tuple[str, bytes]] | None = None
+        self._next = 0
+        self._kept: dict[int, bytes] = {}
+
+    def read(self, index: int) -> Recording:
+        """Recording `names[index]`; see `Source`."""
+        number = self._numbers[index]
+        where = self._members[index] if self._path.is_dir() else f"{self._path}: {self._members[index]}"
+        joints = actors(read_skeletons(self._read(index), where), where)
+        return Recording(joints, number.label, **number.numbers())
+
+    def _from_folder(self, index: int) -> bytes:
+        path = self.files[index]
+        try:
+            if path.stat().st_size > LARGEST_FILE:
+                raise DataError(f"{path}: {path.stat().st_size} bytes; no recording has as many")
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def _from_zip(self, index: int) -> bytes:
+        with self._lock:
+            if self._archive is None:
+                self._archive = zipfile.ZipFile(self._path)
+        try:
+            return self._archive.read(self._members[index])  # ZipFile shares its file among threads
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{self._path}: {self._members[index]}: cannot be read ({error}); fetch the archive again") from error
+
+    def _from_tar(self, index: int) -> bytes:
+        with self._lock:
+            if index in self._kept:
+                return self._kept.pop(index)
+            if self._stream is None or index < self._next:
+                self._stream = ((member.name, content) for member, content in _tarred_contents(self._path))
+                self._next, self._kept = 0, {}
+            for _, content in self._stream:
+                self._next += 1
+                if self._next == index + 1:
+                    return content
+                self._kept[self._next - 1] = content
+                if len(self._kept) > KEPT:
+                    del self._kept[min(self._kept)]
+        raise DataError(f"{self._path}: the archive has changed while it was read")
+
+
+def actors(skeletons: Skeletons, where: str = "recording") -> np.ndarray:
+    """[T, 2, 25, 3] float32: the one or two people who act, as the field's npz holds them without its padding.
+
+    Raises:
+        DataError: no body is left.
+    """
+    frames = int(skeletons.frame_of[-1]) + 1
+    bodies = [_body(skeletons, skeletons.body == body) for body in dict.fromkeys(skeletons.body.tolist())]
+    several = len(bodies) > 1
+    if several:
+        bodies = _plausible(bodies)
+        if not bodies:
+            raise DataError(f"{where}: no body lasts {FEWEST_FRAMES} frames; leave the recording out")
+    two = several and len(bodies) > 1
+    placed = _placed(bodies, frames) if two else _alone(bodies[0], frames)
+    if several:
+        placed = placed[placed.reshape(len(placed), -1).sum(1) != 0]
+    first = placed[:, 0].reshape(len(placed), -1).any(1)
+    if not first.any():
+        raise DataError(f"{where}: the main actor's joints are all zero; leave the recording out")
+    missing = placed.reshape(len(placed), placed.shape[1], -1).sum(2) == 0
+    origin = placed[int(first.argmax()), 0, SPINE].copy()
+    placed -= origin
+    if two:
+        placed[missing] = 0
+    joints = np.zeros((len(placed), 2, JOINTS, 3), np.float32)
+    joints[:, : placed.shape[1]] = placed
+    # the feeder crops from the first n frames, n being how many have a sum that is not zero
+    return joints[: int((joints.sum(3).sum(1).sum(1) != 0).sum())]
+
+
+@dataclass(eq=False)
+class _Body:
+    joints: np.ndarray  # [T, 25, 3]
+    start: int
+    motion: float
+
+    @property
+    def end(self) -> int:
+        """Its last frame: a body lies without gaps from its first frame on."""
+        return self.start + len(self.joints) - 1
+
+
+def _body(skeletons: Skeletons, rows: np.ndarray) -> _Body:
+    joints = skeletons.joints[rows]
+    return _Body(joints, int(skeletons.frame_of[rows.argmax()]), _motion(joints))
+
+
+def _motion(joints: np.ndarray) -> float:
+    return np.sum(np.var(joints.reshape(-1, 3), axis=0))
+
+
+def _plausible(bodies: list[_Body]) -> list[_Body]:
+    """Without those that are short or wide, in falling order of their motion in the frames that are not wide."""
+    bodies = [body for body in bodies if len(body.joints) >= FEWEST_FRAMES]
+    if len(bodies) < 2:
+        return bodies
+    kept = list(bodies)
+    for body in bodies:
+        if len(kept) == 1:
+            return kept
+        extent = body.joints.max(1) - body.joints.min(1)  # [T, 3]
+        clean = extent[:, 0] <= WIDEST * extent[:, 1].astype(np.float64)
+        unclean = len(clean) - int(clean.sum())
+        if unclean / len(clean) >= MOST_UNCLEAN:
+            kept.remove(body)
+        elif unclean:
+            body.motion = min(body.motion, _motion(body.joints[clean]))
+    return sorted(kept, key=lambda body: body.motion, reverse=True)
+
+
+def _alone(body: _Body, frames: int) -> np.ndarray:
+    placed = np.zeros((frames, 1, JOINTS, 3), np.float32)
+    placed[body.start : body.end + 1, 0] = body.joints
+    return placed
+
+
+def _placed(bodies: list[_Body], frames: int) -> np.ndarray:
+    """[T, 2, 25, 3]: each body joins actor 1 where the two share no more than a frame, else actor 2, else nobody."""
+    placed = np.zeros((frames, 2, JOINTS, 3), np.float32)
+    placed[bodies[0].start : bodies[0].end + 1, 0] = bodies[0].joints
+    intervals = [(bodies[0].start, bodies[0].end), (0, 0)]
+    for body in bodies[1:]:
+        for actor, (start, end) in enumerate(intervals):
+            if min(end, body.end) - max(start, body.start) <= 0:
+                placed[body.start : body.end + 1, actor] = body.joints
+                intervals[actor] = (min(start, body.start), max(end, body.end))
+                break
+    return placed
+
+
+def _zipped(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(ENDING) and entry.file_size > LARGEST_FILE:
+                    raise DataError(f"{path}: '{entry.filename}' unpacks to {entry.file_size} bytes; no recording has as many")
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
+
+
+def _tarred(path: Path) -> Iterator[tarfile.TarInfo]:
+    for member, _ in _tarred_contents(path, listing=True):
+        yield member
+
+
+def _tarred_contents(path: Path, *, listing: bool = False) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    try:
+        with tarfile.open(path, "r|*") as archive:  # a stream: packed archives cannot seek
+            for member in archive:
+                if not member.isfile() or not member.name.endswith(ENDING):
+                    continue
+                if member.size > LARGEST_FILE:
+                    raise DataError(f"{path}: '{member.name}' unpacks to {member.size} bytes; no recording has as many")
+                content = None if listing else archive.extractfile(member)
+                yield member, content.read() if content is not None else b""
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error

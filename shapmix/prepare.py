@@ -1,0 +1,427 @@
+"""Turns a data set into a store that opens at once: `python -m shapmix.prepare SOURCE OUT`.
+
+The work is done in `OUT.partial`: frames are appended to one file, and a line in a journal says that a recording is whole. After
+a stop or a kill the same command goes on behind the last line. The folder gets its name when everything is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import shapmix
+from shapmix.data.clips import DataError
+from shapmix.data.longtail import read_list
+from shapmix.data.sources import Recording, Source
+from shapmix.data.sources.find import Format, find_source
+from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION, damaged_clips, read_index
+from shapmix.layout import Layout, LayoutError, layout_text, parse_layout
+
+JOURNAL, ORIGIN = "clips.jsonl", "origin.json"
+HASHED_ONE_BY_ONE = 16
+
+log = logging.getLogger("shapmix")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Read a data set of any known format and write it as a store for `python -m shapmix.train --dataset store --data-root OUT`."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder, archive or file of the data set."""
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of the store; must be new."""
+    format: Format = "auto"
+    """What SOURCE is; auto finds it out."""
+    layout: str | None = None
+    """Skeleton of the plain form: a built-in name or a .toml file; other formats know theirs."""
+    scores: bool = False
+    """The last coordinate of the plain form is the score of a pose's estimator."""
+    train_names: Path | None = None
+    """List of the names of the rows of x_train of an NTU npz, one a line."""
+    test_names: Path | None = None
+    """The same of x_test."""
+    people: int | None = None
+    """People of a clip, filled up with zeros; None: as many as the first recording has."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 halves the store; coordinates keep three digits."""
+    skip_damaged: bool = False
+    """Leave damaged recordings out, list them and go on; otherwise the first one stops the run."""
+    check: bool = False
+    """Only verify: every checksum of the store SOURCE."""
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Threads that read."""
+
+
+class PrepareError(RuntimeError):
+    """A store that cannot be made; the message says why and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = tyro.cli(PrepareConfig, args=argv, prog="shapmix.prepare", description=PrepareConfig.__doc__)
+    try:
+        if config.check:
+            return check(config.source)
+        if config.out is None:
+            raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
+        names = [None if path is None else read_list(path) for path in (config.train_names, config.test_names)]
+        found = find_source(
+            config.source, config.format, layout=config.layout, scores=config.scores, train_names=names[0], test_names=names[1]
+        )
+        prepare(
+            found,
+            config.out,
+            people=config.people,
+            dtype=config.dtype,
+            skip_damaged=config.skip_damaged,
+            workers=config.workers,
+        )
+    except (DataError, LayoutError, PrepareError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check(folder: Path) -> int:
+    """Prints every recording of a store whose checksum is wrong; returns the exit code."""
+    damaged = list(damaged_clips(folder))
+    for name, reason in damaged:
+        print(f"{folder}: recording '{name}': {reason}", file=sys.stderr)
+    count = len(read_index(folder)["clips"]["name"])
+    print(f"{folder}: {count - len(damaged)} of {count} recordings are as they were written")
+    return 1 if damaged else 0
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    *,
+    people: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    skip_damaged: bool = False,
+    workers: int = 2,
+) -> None:
+    """Writes the recordings of `source`, in its order, as the store `out`, which must not exist.
+
+    Raises:
+        DataError: a damaged recording (unless they are skipped), or names that repeat.
+        PrepareError: `out` exists, another process writes it, or the disk is full.
+    """
+    if out.exists():
+        raise PrepareError(f"{out} exists; give another folder, or remove it (--check verifies a store)")
+    text = layout_text(source.layout)
+    layout = parse_layout(text, where=source.layout)
+    _check_source(source)
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _alone(partial, out):
+            origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged}
+            rows = _resumed(partial, origin)
+            with ThreadPoolExecutor(1) as aside:
+                hashes = aside.submit(_hashes, source.files)
+                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers)
+                index = _index(source, rows, dtype, hashes.result())
+            (partial / LAYOUT).write_text(text, encoding="utf-8")
+            _write_whole(partial / INDEX, index)
+            for name in (JOURNAL, ORIGIN):
+                (partial / name).unlink()
+            _sync(partial)
+            partial.rename(out)
+            _sync(out.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise PrepareError(
+                f"{partial}: the disk is full; make room and give the same command: it goes on where it was"
+            ) from error
+        raise PrepareError(f"{error.filename or partial}: {error.strerror or error}") from error
+    damaged = index["source"]["damaged"]
+    for entry in damaged:
+        log.warning("left out: %s", entry["reason"])
+    log.info(
+        "%s: %d recordings of %d classes, %d frames, layout %s%s",
+        out,
+        len(index["clips"]["name"]),
+        len(source.class_names),
+        sum(index["clips"]["length"]),
+        layout.name,
+        f"; {len(damaged)} damaged ones left out" if damaged else "",
+    )
+
+
+def _check_source(source: Source) -> None:
+    if not source.names:
+        raise DataError(f"{_place(source)}: holds no recordings")
+    seen: set[str] = set()
+    for name in source.names:
+        if name in seen:
+            raise DataError(f"{_place(source)}: two recordings have the name '{name}'; rename one")
+        seen.add(name)
+    for split, names in source.splits.items():
+        for name in names:
+            if name not in seen:
+                raise DataError(f"{_place(source)}: split '{split}' lists '{name}', which is no recording; correct the list")
+
+
+def _place(source: Source) -> str:
+    return str(source.files[0].parent if len(source.files) > 1 else source.files[0]) if source.files else type(source).__name__
+
+
+@contextlib.contextmanager
+def _alone(partial: Path, out: Path) -> Iterator[None]:
+    """Holds the folder for this process; a lock that ends with the process leaves nothing behind."""
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(f"{partial}: another process is writing this store; wait for it or give another folder") from None
+        if out.exists():  # the other process has just finished
+            raise PrepareError(f"{out} exists; give another folder, or remove it")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _origin(source: Source) -> dict[str, Any]:
+    """What a store came from, as far as it is known before anything is read: the same for a run that goes on."""
+    digest = hashlib.sha256("\n".join(source.names).encode())
+    for file in source.files:
+        status = file.stat()
+        digest.update(f"\n{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return {
+        "shapmix": shapmix.__version__,
+        "format": type(source).__name__,
+        "layout": source.layout,
+        "names_and_files": digest.hexdigest(),
+    }
+
+
+def _resumed(partial: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The journal's lines of an earlier run from the same source with the same options; otherwise the folder is emptied."""
+    try:
+        same = json.loads((partial / ORIGIN).read_text(encoding="utf-8")) == origin
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        if (partial / JOURNAL).exists():
+            log.info("%s: of another source or other options; starting again", partial)
+        for name in (JOURNAL, FRAMES, INDEX, LAYOUT):
+            (partial / name).unlink(missing_ok=True)
+        _write_whole(partial / ORIGIN, origin)
+        return []
+    rows: list[dict[str, Any]] = []
+    journal = partial / JOURNAL
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last line of a run that was killed
+            break
+    return rows
+
+
+def _convert(
+    source: Source,
+    layout: Layout,
+    partial: Path,
+    rows: list[dict[str, Any]],
+    people: int | None,
+    dtype: np.dtype,
+    skip_damaged: bool,
+    workers: int,
+) -> None:
+    """Appends the recordings behind the last of `rows` to the frames, and to `rows`."""
+    with (partial / FRAMES).open("a+b") as frames, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
+        shape = _cut_to(frames, rows, dtype)
+        for row in rows:
+            journal.write(json.dumps(row) + "\n")
+        journal.flush()
+        names = source.names[len(rows) :]
+        for name, read in tqdm(
+            zip(names, _in_order(source, len(rows), workers), strict=True),
+            total=len(source.names),
+            initial=len(rows),
+            unit=" recordings",
+            disable=None,
+        ):
+            try:
+                recording = read.result()
+                shape = shape or (people or recording.joints.shape[1], *recording.joints.shape[2:])
+                joints = _fitted(name, recording, layout, len(source.class_names), shape, dtype)
+            except DataError as error:
+                if not skip_damaged:
+                    raise DataError(f"{error} (--skip-damaged leaves such recordings out)") from error
+                row = {"name": name, "damaged": str(error)}
+            else:
+                if frames.tell() == 0:
+                    frames.write(_header(0, shape, dtype))
+                frames.write(joints.data)
+                frames.flush()
+                numbers = {number: getattr(recording, number) for number in NUMBERS}
+                row = {"name": name, "label": recording.label, "length": len(joints), "crc32": zlib.crc32(joints.data), **numbers}
+            journal.write(json.dumps(row) + "\n")
+            journal.flush()
+            rows.append(row)
+        if shape is None:
+            raise DataError(f"{_place(source)}: every recording is damaged; the first: {rows[0]['damaged']}")
+        os.fsync(frames.fileno())
+    with (partial / FRAMES).open("r+b") as frames:
+        frames.write(_header(sum(row.get("length", 0) for row in rows), shape, dtype))
+        os.fsync(frames.fileno())
+
+
+def _in_order(source: Source, first: int, workers: int) -> Iterator[Future[Recording]]:
+    """Recordings from `first` on, read by several threads a little ahead, so that memory holds a few at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Recording]] = deque()
+        try:
+            for index in range(first, len(source.names)):
+                ahead.append(pool.submit(source.read, index))
+                if len(ahead) > 4 * workers:
+                    yield ahead.popleft()
+            while ahead:
+                yield ahead.popleft()
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
+
+
+def _fitted(
+    name: str, recording: Recording, layout: Layout, num_classes: int, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    """[T, M, V, C] of the store's shape and type, or a DataError that says what does not fit."""
+    joints = recording.joints
+    if joints.ndim != 4 or len(joints) == 0:
+        raise DataError(f"recording '{name}': shape {list(joints.shape)}, not [frames, people, joints, coordinates]")
+    if joints.shape[2] != layout.num_joints:
+        raise DataError(f"recording '{name}': {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}")
+    if not 0 <= recording.label < num_classes:
+        raise DataError(f"recording '{name}': label {recording.label}, the {num_classes} classes are 0 to {num_classes - 1}")
+    if joints.shape[1] > shape[0]:
+        raise DataError(f"recording '{name}': {joints.shape[1]} people, the store has {shape[0]}; give --people {joints.shape[1]}")
+    if joints.shape[3] != shape[2]:
+        raise DataError(f"recording '{name}': {joints.shape[3]} coordinates, the first recording has {shape[2]}")
+    with np.errstate(over="ignore"):
+        fitted = np.zeros((len(joints), *shape), dtype)
+        fitted[:, : joints.shape[1]] = joints
+    if not np.isfinite(fitted).all():
+        frame, person, joint, _ = np.argwhere(~np.isfinite(fitted))[0]
+        raise DataError(
+            f"recording '{name}': frame {frame}, person {person}, joint '{layout.joints[joint]}' has a coordinate that is not "
+            f"finite{' in float16' if np.isfinite(joints).all() else ''}; repair or remove the recording"
+        )
+    return fitted
+
+
+def _cut_to(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tuple[int, ...] | None:
+    """Cuts the frames behind the last recording of the journal that is whole in both; returns [M, V, C] where it is known."""
+    frames.seek(0, os.SEEK_END)
+    written = frames.tell()
+    if written == 0 or not any("length" in row for row in rows):
+        del rows[next((at for at, row in enumerate(rows) if "length" in row), len(rows)) :]
+        frames.truncate(0)
+        return None
+    frames.seek(0)
+    np.lib.format.read_magic(frames)
+    (_, *shape), _, _ = np.lib.format.read_array_header_1_0(frames)
+    end, size = frames.tell(), int(np.prod(shape)) * dtype.itemsize
+    kept = 0
+    for row in rows:
+        block = frames.read(row.get("length", 0) * size)
+        if "length" in row and (len(block) != row["length"] * size or zlib.crc32(block) != row["crc32"]):
+            break
+        end += len(block)
+        kept += 1
+    del rows[kept:]
+    frames.truncate(end)
+    frames.seek(end)
+    if rows:
+        log.info("going on behind '%s', recording %d", rows[-1]["name"], len(rows))
+    return tuple(shape)
+
+
+def _header(num_frames: int, shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """Of frames.npy; NumPy leaves room in it for the number of frames to grow, so that it can be written again in place."""
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_frames, *shape)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each source file; of many files one line for all, in their order."""
+    found = []
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+        found.append({"file": file.name, "bytes": file.stat().st_size, "sha256": digest.hexdigest()})
+    if len(found) <= HASHED_ONE_BY_ONE:
+        return found
+    lines = "".join(f"{entry['sha256']}  {entry['file']}\n" for entry in found)
+    size = sum(file.stat().st_size for file in files)
+    return [{"files": len(found), "bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}]
+
+
+def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[dict[str, Any]]) -> dict[str, Any]:
+    whole = [row for row in rows if "length" in row]
+    place = {row["name"]: at for at, row in enumerate(whole)}
+    return {
+        "version": VERSION,
+        "shapmix": shapmix.__version__,
+        "dtype": dtype,
+        "scores": source.scores,
+        "class_names": list(source.class_names),
+        "splits": {split: [place[name] for name in names if name in place] for split, names in source.splits.items()},
+        "source": {
+            "format": type(source).__name__,
+            "files": hashes,
+            "damaged": [{"name": row["name"], "reason": row["damaged"]} for row in rows if "damaged" in row],
+        },
+        "clips": {column: [row[column] for row in whole] for column in COLUMNS},
+    }
+
+
+def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
