@@ -7,7 +7,6 @@ a stop or a kill the same command goes on behind the last line. The folder gets 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import io
@@ -153,11 +152,8 @@ def prepare(
             partial.rename(out)
             _sync(out.parent)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise PrepareError(
-                f"{partial}: the disk is full; make room and give the same command: it goes on where it was"
-            ) from error
-        raise PrepareError(f"{error.filename or partial}: {error.strerror or error}") from error
+        reason = f"{error.filename or partial}: {error.strerror or error}"
+        raise PrepareError(f"{reason}; mend it and repeat the command, which goes on from here") from error
     damaged = index["source"]["damaged"]
     for entry in damaged:
         log.warning("left out: %s", entry["reason"])

@@ -223,9 +223,9 @@ def test_ntu_npz_damage_is_named(tmp_path: Path) -> None:
     x[1, 2, 7] = np.nan
     x[2] = 0
     source = NtuNpz(npz(tmp_path / "a.npz", x, [0, 1, 2]))
-    with pytest.raises(DataError, match="row 1 .*frame 2 is not finite"):
+    with pytest.raises(DataError, match=r"row 1 .*frame 2 is not finite"):
         source.read(1)
-    with pytest.raises(DataError, match="row 0 .*no frame holds a body"):
+    with pytest.raises(DataError, match=r"row 0 .*no frame holds a body"):
         source.read(2)
     two = np.eye(60)[[0, 1, 2]]
     two[1, 5] = 1
@@ -433,7 +433,7 @@ def test_nw_ucla_is_what_the_loader_reads() -> None:
 def test_what_fits_nothing_or_several_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         find_source(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="is of no known format .*a folder with labels.csv"):
+    with pytest.raises(DataError, match=r"is of no known format .*a folder with labels.csv"):
         find_source(tmp_path)
     msg3d(tmp_path)
     plain(tmp_path, "name,label\nb,0\n")
