@@ -92,13 +92,8 @@ class Lines {
 
   // The line has `expected` fields in all, of which `taken` were read.
   void rest(int taken, int expected, const char* what) {
-    int found = taken;
-    bool before = false;  // whether the character before belongs to a field
-    for (const char* p = field_; p != stop_; ++p) {
-      const bool now = !is_space(*p);
-      found += now && !before;
-      before = now;
-    }
+    int found = taken;  // a field begins behind each space that no space follows; without a branch, so that vectors count
+    for (const char* p = field_; p < stop_; ++p) found += int{is_space(p[-1])} & int{!is_space(*p)};
     if (found != expected) {
       throw NtuSkeletonError(line_, std::to_string(found) + " fields, " + what + " has " + std::to_string(expected));
     }
