@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -226,6 +229,21 @@ def test_a_body_without_place_is_an_error() -> None:
 def test_too_short_bodies_are_an_error() -> None:
     with pytest.raises(DataError, match="no body lasts 12 frames"):
         actors(read_skeletons(text_of(made(2, 5)), "file"))
+
+
+@pytest.mark.slow
+def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
+    if shutil.which("clang++") is None:
+        pytest.skip("clang++ was not found: no coverage-guided fuzzing")
+    root = Path(__file__).parent.parent
+    target, corpus = tmp_path / "fuzz", tmp_path / "corpus"
+    corpus.mkdir()
+    sources = [root / "csrc" / "ntu_skeleton.cpp", root / "tests" / "fuzz" / "ntu_skeleton_fuzz.cpp"]
+    sanitizers = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run(["clang++", "-std=c++17", "-O1", *sanitizers, f"-I{root / 'csrc'}", *sources, "-o", target], check=True)
+    subprocess.run([sys.executable, root / "tests" / "fuzz" / "seeds.py", corpus], check=True)
+    done = subprocess.run([target, "-max_total_time=60", "-max_len=20000", corpus], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # Archives
