@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tyro
 import yaml
 
+from shapmix.data.order import Sampler
 from shapmix.data.sampling import NetworkStream
 from shapmix.estimators import Estimator
 from shapmix.mixing import Compat, Loss, Mode
@@ -118,6 +119,8 @@ class TrainConfig:
     num_frames: int = 64
     """Frames that a clip is resized to, or that are picked of it; a multiple of 4."""
 
+    sampler: Sampler = "instance"
+    """How often clips come: each once, or with classes drawn by the square root of their size, all alike, or the tail repeated."""
     mix: Mode = "shapmix"
     loss: Loss = "balanced"
     """balanced adjusts the logits by the class prior."""

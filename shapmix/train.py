@@ -27,7 +27,7 @@ from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, sav
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data import nw_ucla, synthetic
 from shapmix.data.clips import ClipStore, DataError, Splits
-from shapmix.data.order import epoch_batches, passes
+from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion, resident, training_batches
 from shapmix.data.store import open_store
@@ -137,13 +137,14 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
     device = choose_device(config.device)
     store = splits.store
     class_counts = splits.class_counts()
-    if len(splits.train) < config.batch_size:
-        raise RunError(f"batch_size {config.batch_size} is more than the {len(splits.train)} training clips; lower it")
+    epoch_clips = len(epoch_order(splits.train, config.seed, 0, labels=store.labels[splits.train], sampler=config.sampler))
+    if epoch_clips < config.batch_size:
+        raise RunError(f"batch_size {config.batch_size} is more than the {epoch_clips} training clips of an epoch; lower it")
     try:
         rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
     except ValueError as error:
         raise RunError(f"{error}; change one of them") from error
-    steps = len(splits.train) // config.batch_size
+    steps = epoch_clips // config.batch_size
     writes = parallel.rank() == 0
 
     sampler, where = resident(make_sampler(config, store), device)
@@ -255,7 +256,15 @@ def train_epoch(
     pace = watch.Pace()
     last = run_dir / "checkpoints" / "last.pt"
     saved, minutes = time.monotonic(), config.checkpoint.every_minutes
-    batches = epoch_batches(splits.train, config.batch_size, config.seed, progress.epoch, first=progress.batch)
+    batches = epoch_batches(
+        splits.train,
+        config.batch_size,
+        config.seed,
+        progress.epoch,
+        first=progress.batch,
+        labels=store.labels[splits.train],
+        sampler=config.sampler,
+    )
     numbered = ((chosen, progress.epoch * steps + number) for number, chosen in enumerate(batches, start=progress.batch))
     line = watch.progress_line(training_batches(sampler, numbered, device), config, progress.epoch, progress.batch, steps)
     asked = time.perf_counter()
