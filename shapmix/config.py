@@ -204,7 +204,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         given.insert(0, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
     config = TrainConfig()
     for name, values in given:
-        config = _parse(list(_as_arguments(values)), config, prog=name)
+        config = _parse(list(as_arguments(values)), config, prog=name)
     config = _parse(list(argv), config, prog="shapmix.train")
     check_config(config)
     return config
@@ -247,7 +247,7 @@ def check_config(config: TrainConfig) -> None:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved configuration as YAML that --config takes, whole or not at all."""
-    values = {key: value for key, value in _plain(asdict(config)).items() if key not in NOT_SAVED}
+    values = {key: value for key, value in plain(asdict(config)).items() if key not in NOT_SAVED}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     temporary.replace(path)
@@ -271,11 +271,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+def as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
     """Nested YAML -> the arguments that say the same, so that file and command line share one parser and its errors."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _as_arguments(value, f"{prefix}{key}.")
+            yield from as_arguments(value, f"{prefix}{key}.")
         elif isinstance(value, bool):
             yield f"{prefix}{key}" if value else f"{prefix}no-{key}"
         else:
@@ -283,9 +283,10 @@ def _as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
             yield from (str(item) for item in (value if isinstance(value, list) else [value]))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Paths and tuples as text and lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value.resolve()) if isinstance(value, Path) else value

@@ -1,0 +1,279 @@
+"""The long-tail bench: `python -m shapmix.experiment PLAN.yaml --out FOLDER` trains a grid of runs and tables what they reach.
+
+A plan names the rows of the table, the settings that each row is trained in, and the seeds; what a name means are options of
+`python -m shapmix.train`:
+
+```yaml
+base: {preset: nw-ucla-lt, data-root: DIR}
+settings:
+  imbalance 10: {imbalance: 10, epochs: 250}
+rows:
+  plain: {mix: none, loss: ce}
+  Shap-Mix: {mix: shapmix}
+seeds: [0, 1, 2]
+```
+
+Every cell is a run of its own process. What it reached stands in `FOLDER/cells/`, one small file a cell; a grid that is started
+again trains only the cells that have none, and goes on with runs that were cut off. Cells that fail are listed with the end of
+their log and keep no other from running.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from statistics import mean, stdev
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+import yaml
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from shapmix.config import ConfigError, as_arguments, parse_config, plain
+from shapmix.run import commit, versions
+
+COLUMNS = ("top1", "class_mean", "many", "medium", "few")
+# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+log = logging.getLogger("shapmix")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Train a grid of runs, or table what is there of it."""
+
+    plan: Annotated[Path, tyro.conf.Positional]
+    """YAML file of the grid."""
+    out: Path
+    """Folder of cells, runs, table and plot; may hold an earlier part of the same grid."""
+    devices: tuple[str, ...] = ("auto",)
+    """One run at a time on each; `cpu cpu` runs two, each on its share of the cores."""
+    checkpoint: str = "last"
+    """Whose test accuracy is tabled: last, or best on validation."""
+    only_table: bool = False
+    """Train nothing."""
+
+
+class Cell(NamedTuple):
+    """A run of the grid."""
+
+    setting: str
+    row: str
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^\w.]+", "-", f"{self.setting} {self.row} seed {self.seed}".lower())
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run; the message names the key."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code, 1 where a cell failed."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = tyro.cli(ExperimentConfig, args=argv, prog="shapmix.experiment", description=ExperimentConfig.__doc__)
+    try:
+        cells = read_plan(config.plan)
+        failed = [] if config.only_table else run_cells(cells, config.out, config.devices)
+        results = read_results(cells, config.out)
+    except (PlanError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    text = table(cells, results, config.checkpoint)
+    (config.out / "table.md").write_text(text, encoding="utf-8")
+    plot(config.out / "table.png", list(summaries(cells, results, config.checkpoint)))
+    print(text)
+    return 1 if failed else 0
+
+
+def read_plan(path: Path) -> list[Cell]:
+    """The cells of a plan, seed by seed, so that a grid that is cut off has whole tables of fewer seeds.
+
+    Raises:
+        PlanError: not a plan, or two cells that would share a name.
+        ConfigError, SystemExit: options that the trainer does not take.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(plan, dict) or set(plan) - {"base", "settings", "rows", "seeds"} or not plan.get("rows"):
+        raise PlanError(f"{path}: a plan is a mapping of base, settings, rows and seeds")
+    settings = plan.get("settings") or {"all": {}}
+    base = plan.get("base") or {}
+    for name, options in {"base": base, **settings, **plan["rows"]}.items():
+        if not isinstance(options, dict):
+            raise PlanError(f"{path}: '{name}' is a {type(options).__name__}, not options of the trainer")
+    cells = [
+        Cell(setting, row, seed, {**base, **of_setting, **of_row, "seed": seed})
+        for seed in plan.get("seeds") or [0]
+        for setting, of_setting in settings.items()
+        for row, of_row in plan["rows"].items()
+    ]
+    names = [cell.name for cell in cells]
+    for cell in cells:
+        if names.count(cell.name) > 1:
+            raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
+        parse_config(list(as_arguments(cell.options)))
+    return cells
+
+
+def run_cells(cells: list[Cell], out: Path, devices: Sequence[str]) -> list[Cell]:
+    """Trains the cells that have no result yet, one at a time on each device; returns those that failed."""
+    for folder in ("cells", "runs", "logs"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    waiting = [cell for cell in cells if not (out / "cells" / f"{cell.name}.json").exists()]
+    log.info("%d of %d cells are done; training %d on %s", len(cells) - len(waiting), len(cells), len(waiting), ", ".join(devices))
+    free: Queue[str] = Queue()
+    for device in devices:
+        free.put(device)
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+
+    def train(cell: Cell) -> bool:
+        device = free.get()
+        try:
+            return run_cell(cell, out, device, threads)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        done = list(tqdm(pool.map(train, waiting), total=len(waiting), unit="cell", disable=None))
+    return [cell for cell, worked in zip(waiting, done, strict=True) if not worked]
+
+
+def run_cell(cell: Cell, out: Path, device: str, threads: int) -> bool:
+    """Trains a cell, or goes on with it, and writes what it reached; False where it failed, which its log tells."""
+    run, logged = out / "runs" / cell.name, out / "logs" / f"{cell.name}.txt"
+    where = ["--resume", str(run)] if (run / "config.yaml").exists() else ["--run-dir", str(run)]
+    here = ["--device", device, "--threads", str(threads)]
+    command = [sys.executable, "-m", "shapmix.train", *as_arguments(cell.options), *where, *here]
+    begin = time.monotonic()
+    with logged.open("a", encoding="utf-8") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        log.warning("%s failed with exit code %d; the end of %s:\n%s", cell.name, code, logged, _end(logged))
+        return False
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    content = {
+        "setting": cell.setting,
+        "row": cell.row,
+        "seed": cell.seed,
+        "options": {key: value for key, value in plain(cell.options).items() if key.replace("_", "-") != "data-root"},
+        "test": {name.split()[-1]: accuracy for name, accuracy in result["test"].items()},
+        "epochs": len(rows),
+        "seconds": round(time.monotonic() - begin) if where[0] == "--run-dir" else None,
+        "device": device,
+        "threads": threads,
+        "commit": commit(),
+        "versions": versions(),
+    }
+    path = out / "cells" / f"{cell.name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return True
+
+
+def _end(path: Path, lines: int = 5) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
+    """What the cells that are done reached, by their names."""
+    paths = {cell.name: out / "cells" / f"{cell.name}.json" for cell in cells}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+class Summary(NamedTuple):
+    """Of the seeds of a row: how many, mean of each column and half the width of its 95% interval (None: not known)."""
+
+    setting: str
+    row: str
+    seeds: int
+    columns: dict[str, tuple[float, float | None] | None]
+    minutes: float | None
+
+
+def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> Iterator[Summary]:
+    """One for each setting and row, in the plan's order."""
+    for setting, row in dict.fromkeys((cell.setting, cell.row) for cell in cells):
+        found = [results[cell.name] for cell in cells if (cell.setting, cell.row) == (setting, row) and cell.name in results]
+        columns = {column: interval([cell["test"][checkpoint][column] for cell in found]) for column in COLUMNS}
+        seconds = [cell["seconds"] for cell in found if cell["seconds"] is not None]
+        yield Summary(setting, row, len(found), columns, mean(seconds) / 60 if seconds else None)
+
+
+def interval(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and half the width of its 95% interval by Student's t; no width of one value, nothing where a value is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) == 1:
+        return known[0], None
+    quantile = STUDENT[min(len(known) - 1, len(STUDENT)) - 1]
+    return mean(known), quantile * stdev(known) / len(known) ** 0.5
+
+
+def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
+    """Markdown, one table a setting."""
+    lines: list[str] = []
+    setting = None
+    for summary in summaries(cells, results, checkpoint):
+        if summary.setting != setting:
+            setting = summary.setting
+            heads = [*COLUMNS, "seeds", "minutes a run"]
+            lines += ["", f"**{setting}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        shown = [_shown(summary.columns[column]) for column in COLUMNS]
+        minutes = "" if summary.minutes is None else f"{summary.minutes:.0f}"
+        lines.append(f"| {summary.row} | {' | '.join(shown)} | {summary.seeds} | {minutes} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_mean", "few")) -> None:
+    """Mean and 95% interval of each row, one panel for each setting and column."""
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    figure = Figure(figsize=(4.5 * len(columns), 0.8 + 0.35 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(settings), len(columns), squeeze=False)
+    for line, setting in zip(axes, settings, strict=True):
+        shown = [row for row in rows if row.setting == setting]
+        for axis, column in zip(line, columns, strict=True):
+            for place, row in enumerate(shown):
+                value = row.columns[column]
+                if value is not None:
+                    axis.errorbar(100 * value[0], place, xerr=100 * (value[1] or 0), fmt="o", color="#1f4e6b", capsize=3)
+            axis.set_yticks(range(len(shown)), [row.row for row in shown])
+            axis.set_ylim(len(shown) - 0.5, -0.5)
+            axis.set_xlabel(f"{column} accuracy, %")
+            axis.set_title(setting, fontsize="medium")
+            axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _shown(value: tuple[float, float | None] | None) -> str:
+    if value is None:
+        return "n/a"
+    middle, half = value
+    return f"{100 * middle:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The long-tail bench: a grid trains every cell once, goes on where it was, keeps failures apart, and tables what is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shapmix import experiment
+from shapmix.experiment import Cell, PlanError, interval, read_plan, summaries, table
+
+PLAN = """
+base: {network: {widths: [8]}, num_frames: 8, batch_size: 8, n_max: 8, imbalance: 4, epochs: 2, saliency: {warmup_epochs: 1}}
+rows:
+  plain: {mix: none, loss: ce}
+  odd one: {mix: none, network: {backbone: "nowhere:network"}}
+seeds: [0, 1]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, out = written(tmp_path, PLAN), tmp_path / "out"
+    assert experiment.main([str(plan), "--out", str(out), "--devices", "cpu", "cpu"]) == 1
+    cells = sorted(path.name for path in (out / "cells").iterdir())
+    assert cells == ["all-plain-seed-0.json", "all-plain-seed-1.json"]
+    assert "network.backbone 'nowhere:network'" in (out / "logs" / "all-odd-one-seed-0.txt").read_text()
+    content = json.loads((out / "cells" / cells[0]).read_text())
+    assert set(content["test"]) == {"last", "best"}
+    assert content["epochs"] == 2
+    text = (out / "table.md").read_text()
+    assert capsys.readouterr().out == text + "\n"
+    assert "| odd one | n/a | n/a | n/a | n/a | n/a | 0 |  |" in text
+    assert (out / "table.png").stat().st_size > 1000
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    plan.write_text(PLAN.replace('  odd one: {mix: none, network: {backbone: "nowhere:network"}}\n', ""))
+    assert experiment.main([str(plan), "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
+    # a run that was cut off goes on: its result is measured again from its checkpoint
+    (out / "cells" / cells[0]).unlink()
+    assert experiment.main([str(plan), "--out", str(out)]) == 0
+    assert json.loads((out / "cells" / cells[0]).read_text())["test"] == content["test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a plan is a mapping"),
+        ("rows: {}", "a plan is a mapping"),
+        ("rows: {a: {}}\ncolumns: 3", "a plan is a mapping"),
+        ("rows: {a: 3}", "'a' is a int, not options"),
+        ("rows: {a b: {}, a-b: {}}", "two cells would have the name 'all-a-b-seed-0'"),
+        ("rows: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_plan_is_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=message):
+        read_plan(written(tmp_path, text))
+
+
+def test_an_unknown_option_stops_the_grid_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_plan(written(tmp_path, "rows: {a: {mixx: none}}"))
+    assert "mixx" in capsys.readouterr().err
+
+
+def test_cells_are_ordered_seed_by_seed(tmp_path: Path) -> None:
+    cells = read_plan(written(tmp_path, "settings: {x: {epochs: 7}, y: {}}\nrows: {a: {mix: none}, b: {}}\nseeds: [3, 4]"))
+    assert [cell.name for cell in cells] == [f"{s}-{r}-seed-{n}" for n in (3, 4) for s in "xy" for r in "ab"]
+    assert cells[0].options == {"epochs": 7, "mix": "none", "seed": 3}
+
+
+def test_intervals_are_students() -> None:
+    middle, half = interval([0.5, 0.6, 0.7]) or (0, 0)
+    assert middle == pytest.approx(0.6)
+    assert half == pytest.approx(4.303 * 0.1 / 3**0.5)  # of three values; tables of Student's t
+    assert interval([0.5]) == (0.5, None)
+    assert interval([0.5, None]) is None
+    assert interval([]) is None
+
+
+def test_the_table_counts_what_is_there() -> None:
+    cells = [Cell("one", "a", seed, {}) for seed in range(3)]
+    row = {"top1": 0.5, "class_mean": 0.4, "many": None, "medium": 0.3, "few": 0.2}
+    results = {cells[0].name: {"test": {"last": row}, "seconds": 120}, cells[1].name: {"test": {"last": row}, "seconds": None}}
+    (summary,) = summaries(cells, results)
+    assert (summary.seeds, summary.minutes) == (2, 2.0)
+    assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | n/a | 30.0 ± 0.0 | 20.0 ± 0.0 | 2 | 2 |" in table(cells, results)
