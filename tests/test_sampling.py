@@ -64,8 +64,13 @@ def test_skip_bones_end_two_joints_away(pipeline: sampling.Pipeline) -> None:
     layout, chosen = data.layout, torch.tensor([2, 3])
     joint = ClipSampler(data, pipeline, "joint", 8).evaluation(chosen)
     skip = ClipSampler(data, pipeline, "skip_bone", 8).evaluation(chosen)
-    for number, parent in enumerate(layout.parents):
-        torch.testing.assert_close(skip[:, :, :, number], joint[:, :, :, number] - joint[:, :, :, layout.parents[parent]])
+    ends = {joint: layout.parents[parent] for joint, parent in enumerate(layout.parents)}
+    ends |= {joint: joint for joint, parent in enumerate(layout.parents) if layout.parents[parent] == parent}
+    # the published pairs of NTU's skeleton, 0-based
+    published = (20, 1, 2, 20, 4, 20, 4, 5, 8, 20, 8, 9, 1, 0, 12, 13, 1, 0, 16, 17, 20, 7, 6, 11, 10)
+    assert tuple(ends.values()) == published
+    for number, end in ends.items():
+        torch.testing.assert_close(skip[:, :, :, number], joint[:, :, :, number] - joint[:, :, :, end])
     moving = ClipSampler(data, pipeline, "skip_bone_motion", 8).evaluation(chosen)
     torch.testing.assert_close(moving[:, :, :-1], skip[:, :, 1:] - skip[:, :, :-1])
 

@@ -27,8 +27,9 @@ class ClipSampler:
     Attributes:
         pipeline: "crop" is the NTU feeder's (crop, linear resize, rotation), "frames" the NW-UCLA feeder's (rotation and
             scale, box, picked frames), "segments" that of 2D poses (a frame of each of T equal segments).
-        stream: joint; bone, a joint less its parent; skip_bone, a joint less its parent's parent (the field's "k"); and of each
-            the motion, the next frame less this one (the field's "km" is skip_bone_motion).
+        stream: joint; bone, a joint less its parent; skip_bone, a joint less its parent's parent, zero for the joints next to the
+            root (the field's "k", the skip-modal representation of Liu et al., arXiv 2308.14024); and of each the motion, the next
+            frame less this one (the field's "km" is skip_bone_motion).
         num_frames: T.
         seed: of the training draws.
     """
@@ -71,11 +72,11 @@ class ClipSampler:
     def bones(self) -> tuple[Tensor, Stream]:
         """What `sample_clips` makes the stream of: the other end [V] of each joint's bone, and the kind of difference."""
         parents = torch.tensor(self.store.layout.parents)
-        if self.stream == "skip_bone":
-            return parents[parents], "bone"
-        if self.stream == "skip_bone_motion":
-            return parents[parents], "bone_motion"
-        return parents, self.stream
+        if self.stream not in ("skip_bone", "skip_bone_motion"):
+            return parents, self.stream
+        above = parents[parents]
+        ends = torch.where(parents == above, torch.arange(len(parents)), above)  # the root's children have no parent's parent
+        return ends, "bone" if self.stream == "skip_bone" else "bone_motion"
 
     def _chosen(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         clips = clips.to(self.store.frames.device)
