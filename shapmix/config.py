@@ -122,8 +122,9 @@ class TrainConfig:
     sampler: Sampler = "instance"
     """How often clips come: each once, or with classes drawn by the square root of their size, all alike, or the tail repeated."""
     mix: Mode = "shapmix"
+    """stmix is Shap-Mix without saliency, mixup blends whole clips; the others are those of shapmix.rivals."""
     loss: Loss = "balanced"
-    """balanced adjusts the logits by the class prior."""
+    """balanced adjusts the logits by the class prior; ce is plain cross-entropy; the others are those of shapmix.losses."""
     compat: Compat = "default"
     """official reproduces the published code's departures from its paper."""
     baselines: tuple[Baseline, ...] = ()

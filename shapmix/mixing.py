@@ -12,11 +12,16 @@ from shapmix.estimators import ON_DEVICE, Estimator, propose, propose_on_device
 from shapmix.game import in_eval_mode, undisturbed
 from shapmix.kernels import balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
 from shapmix.layout import Layout
+from shapmix.losses import LOSSES, mix_loss
 from shapmix.reference import log_class_prior
+from shapmix.rivals import RIVALS
 from shapmix.saliency import ClassSaliency
 
-Mode = Literal["none", "mixup", "stmix", "shapmix"]
-Loss = Literal["ce", "balanced"]
+Mode = Literal[
+    "none", "mixup", "stmix", "shapmix",
+    "remix", "cutmix", "cmo", "skelemix", "partial_mixup", "spatial_mix", "temporal_mix", "bone_mix",
+]  # fmt: skip
+Loss = Literal["ce", "balanced", "class_balanced", "focal", "ldam"]
 Compat = Literal["default", "official"]
 
 BLEND_PROBABILITY = 0.25  # of Mixup in place of pasting, the paper's
@@ -25,13 +30,14 @@ BLEND_PROBABILITY = 0.25  # of Mixup in place of pasting, the paper's
 class MixedBatch(NamedTuple):
     """A batch [clean; mixed] and how its labels are mixed.
 
-    clips [2N, C, T, V, M] (or [N, ...] where nothing is mixed), labels [N], partner [N] and the partner's share [N].
+    clips [2N, C, T, V, M] (or [N, ...] where nothing is mixed), labels [N], partner [N], the partner's share [N], and the step.
     """
 
     clips: Tensor
     labels: Tensor
     partner: Tensor
     share: Tensor
+    step: int = 0
 
 
 class ShapMix(nn.Module):
@@ -47,8 +53,8 @@ class ShapMix(nn.Module):
         layout: skeleton and parts of the clips.
         class_counts: [K] training clips of each class, all > 0.
         mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`).
-        mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none".
-        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy.
+        mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or one of `shapmix.rivals.RIVALS`.
+        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or one of `shapmix.losses.LOSSES`.
         estimator: of the saliency (`shapmix.estimators`); all but "exact" forward about 2N rows a step. None takes "official" where
             `compat` does, else "exact_subset", whose error at that cost is the lowest (`bench/results/saliency_estimators.json`).
         compat: "official" reproduces the published code's departures from its paper (`shapmix.official`).
@@ -57,6 +63,7 @@ class ShapMix(nn.Module):
         warmup_steps: steps at the start in which mixing is ST-Mix and the saliency is measured with empty contexts.
         replace_steps: steps at the start in which a measurement replaces the class average instead of joining it;
             by default `warmup_steps`.
+        deferred_steps: steps at the start in which the loss "ldam" does not weight its classes.
         seed: of every draw; a draw depends on (seed, step) alone.
         backend: of the kernels (see `shapmix.kernels`); None chooses.
 
@@ -88,6 +95,7 @@ class ShapMix(nn.Module):
         decay: float = 0.9,
         warmup_steps: int = 0,
         replace_steps: int | None = None,
+        deferred_steps: int = 0,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -99,7 +107,7 @@ class ShapMix(nn.Module):
             estimator = "official" if compat == "official" else "exact_subset"
         self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
         self.estimator: Estimator = estimator
-        self.temperature, self.seed = temperature, seed
+        self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
         classes = len(class_counts)
@@ -172,12 +180,17 @@ class ShapMix(nn.Module):
         """The training batch of a step; `counter` as in `observe`.
 
         Raises:
-            ValueError: fewer than 3 clips, or a clip length that is not a multiple of 4.
+            ValueError: fewer than 3 clips, a clip length that is not a multiple of 4, or a counter with one of the rivals.
         """
         n, num_frames = len(labels), clips.shape[2]
         if self.mode == "none":
             itself = torch.arange(n, device=labels.device)
-            return MixedBatch(clips, labels, itself, torch.zeros(n, device=clips.device))
+            return MixedBatch(clips, labels, itself, torch.zeros(n, device=clips.device), step)
+        if self.mode in RIVALS:
+            if counter is not None:
+                raise ValueError(f"mode '{self.mode}' draws on the host; leave the counter out")
+            mixed = RIVALS[self.mode](clips, labels, self.class_counts, self.layout, self.seed, step)
+            return MixedBatch(torch.cat([clips, mixed.clips]), labels, mixed.partner, mixed.share, step)
         plan = draw_plan(
             labels,
             self.saliency,
@@ -193,8 +206,12 @@ class ShapMix(nn.Module):
             backend=self.backend,
         )
         both = mix_clips(clips, plan, self.part_of_joint, backend=self.backend)
-        return MixedBatch(both, labels, plan.partner, plan.label_share)
+        return MixedBatch(both, labels, plan.partner, plan.label_share, step)
 
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
         """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum."""
+        if self.loss_name in LOSSES:
+            deferred = batch.step >= self.deferred_steps
+            counts = self.class_counts
+            return mix_loss(LOSSES[self.loss_name], logits, batch.labels, batch.partner, batch.share, counts, deferred)
         return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, self.log_prior, backend=self.backend)

@@ -17,6 +17,7 @@ from shapmix.estimators import ON_DEVICE
 from shapmix.kernels import sample_clips
 from shapmix.mixing import ShapMix
 from shapmix.plan import draw_crops
+from shapmix.rivals import RIVALS
 
 WARM_UP = 3  # steps of a phase on a side stream before its capture, torch's recommendation; Triton compiles in them
 
@@ -67,6 +68,9 @@ class TrainingStep:
         device = mixer.saliency.device
         if sampler.pipeline != "crop":
             raise ValueError(f"pipeline '{sampler.pipeline}' draws on the host; only 'crop' is drawn on the device")
+        if mixer.mode in RIVALS or mixer.loss_name == "ldam":
+            what = f"mode '{mixer.mode}'" if mixer.mode in RIVALS else "loss 'ldam'"
+            raise ValueError(f"{what} goes by a step that the host knows; train with it in a plain loop")
         if mixer.mode == "shapmix" and mixer.estimator not in ON_DEVICE:
             raise ValueError(f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(ON_DEVICE)}")
         self.capture = device.type == "cuda" if capture is None else capture

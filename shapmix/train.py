@@ -40,6 +40,7 @@ from shapmix.state import Progress, Training, deterministic, restore, seed_all, 
 
 log = logging.getLogger("shapmix")
 
+DEFERRED = 0.8  # of the epochs, before LDAM weights its classes, its paper's
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -463,6 +464,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         warmup_steps=warmup * steps,
         # the published code's averaging begins one epoch after its contexts do
         replace_steps=(warmup + 1 if config.compat == "official" else warmup) * steps,
+        deferred_steps=int(DEFERRED * config.epochs) * steps,
         seed=config.seed,
         backend=None if config.backend == "auto" else config.backend,
     )

@@ -72,11 +72,13 @@ class ClipSampler:
     def bones(self) -> tuple[Tensor, Stream]:
         """What `sample_clips` makes the stream of: the other end [V] of each joint's bone, and the kind of difference."""
         parents = torch.tensor(self.store.layout.parents)
-        if self.stream not in ("skip_bone", "skip_bone_motion"):
-            return parents, self.stream
         above = parents[parents]
-        ends = torch.where(parents == above, torch.arange(len(parents)), above)  # the root's children have no parent's parent
-        return ends, "bone" if self.stream == "skip_bone" else "bone_motion"
+        skip = torch.where(parents == above, torch.arange(len(parents)), above)  # the root's children have no parent's parent
+        if self.stream == "skip_bone":
+            return skip, "bone"
+        if self.stream == "skip_bone_motion":
+            return skip, "bone_motion"
+        return parents, self.stream
 
     def _chosen(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         clips = clips.to(self.store.frames.device)

@@ -1,0 +1,227 @@
+"""The mixers and losses that Shap-Mix is compared with: what their definitions promise."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, interpolate
+
+from shapmix import ShapMix, load_layout
+from shapmix.layout import Layout, parse_layout
+from shapmix.losses import LOSSES, class_balanced, class_weights, focal, ldam, mix_loss
+from shapmix.mixing import Loss, Mode
+from shapmix.rivals import RIVALS, Mixed
+
+N, FRAMES = 24, 16
+COUNTS = torch.tensor([300, 90, 60, 8])
+LABELS = torch.arange(N) % 4
+NTU = load_layout("ntu25")
+ODD = parse_layout(
+    """
+name = "odd"
+joints = ["foot", "hip", "hand"]
+centre = "hip"
+[parents]
+foot = "hip"
+hand = "hip"
+[parts]
+legs = ["foot"]
+rest = ["hip", "hand"]
+"""
+)
+PASTING = ("cutmix", "cmo", "skelemix", "partial_mixup")
+
+
+def mixed(name: str, step: int = 0, layout: Layout = NTU, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Mixed]:
+    generator = torch.Generator().manual_seed(step)
+    clips = torch.randn(N, 3, FRAMES, layout.num_joints, 2, generator=generator, dtype=dtype)
+    return clips, RIVALS[name](clips, LABELS, COUNTS, layout, 0, step)
+
+
+def test_every_mixer_and_loss_can_be_asked_for() -> None:
+    assert {*RIVALS, "none", "mixup", "stmix", "shapmix"} == set(get_args(Mode))
+    assert {*LOSSES, "ce", "balanced"} == set(get_args(Loss))
+
+
+@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("layout", [NTU, ODD], ids=["ntu25", "odd"])
+def test_mixes_are_functions_of_the_step(name: str, layout: Layout) -> None:
+    clips, found = mixed(name, 3, layout)
+    again = RIVALS[name](clips, LABELS, COUNTS, layout, 0, 3)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+    others = [RIVALS[name](clips, LABELS, COUNTS, layout, seed, step) for seed, step in ((0, 4), (1, 3), (2, 3), (3, 3), (4, 3))]
+    assert any(not torch.equal(found.clips, other.clips) for other in others)
+    assert found.clips.shape == clips.shape
+    assert found.clips.dtype == clips.dtype
+    assert found.clips.isfinite().all()
+    assert found.share.dtype == torch.float32
+    assert ((found.share >= 0) & (found.share <= 1)).all()
+    if name != "cmo":  # a clip of a rare class may be its own partner
+        assert (found.partner != torch.arange(N)).all()
+
+
+@pytest.mark.parametrize("name", PASTING)
+def test_what_is_pasted_is_the_share(name: str) -> None:
+    for step in range(5):
+        clips, found = mixed(name, step)
+        theirs = found.clips == clips[found.partner]
+        mine = found.clips == clips
+        assert (theirs | mine).all()
+        pasted = theirs.all(1).all(-1) & ~mine.all(1).all(-1)  # [N, T, V]
+        window, joints = pasted.any(2), pasted.any(1)
+        assert torch.equal(pasted, window[:, :, None] & joints[:, None])
+        starts = torch.nn.functional.pad(window.int(), (1, 0)).diff(dim=1).eq(1).sum(1)
+        assert (starts <= 1).all()
+        share = pasted.float().mean((1, 2))
+        itself = found.partner == torch.arange(N)
+        plain = found.share[~itself]
+        if name == "partial_mixup":
+            mine_count, their_count = COUNTS[LABELS].double(), COUNTS[LABELS[found.partner]].double()
+            share = torch.where(mine_count > 3 * their_count, 1.0, torch.where(their_count > 3 * mine_count, 0.0, share.double()))
+        torch.testing.assert_close(plain, share[~itself].float())
+
+
+def test_cmo_draws_the_tail() -> None:
+    drawn = torch.cat([LABELS[mixed("cmo", step, ODD)[1].partner] for step in range(200)])
+    found = torch.bincount(drawn, minlength=4) / len(drawn)
+    expected = (1 / COUNTS.double()) / (1 / COUNTS.double()).sum()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=4 * (0.25 / len(drawn)) ** 0.5)
+
+
+def test_remix_gives_the_label_to_the_rare_class() -> None:
+    for step in range(10):
+        clips, found = mixed("remix", step, ODD)
+        blended = (found.clips - clips)[:, 0, 0, 0, 0] / (clips[found.partner] - clips)[:, 0, 0, 0, 0]
+        for row in range(N):
+            ratio = float(COUNTS[LABELS[row]] / COUNTS[LABELS[found.partner[row]]])
+            share = float(blended[row])
+            expected = 1.0 if ratio >= 3 and share > 0.5 else 0.0 if ratio <= 1 / 3 and share < 0.5 else share
+            assert float(found.share[row]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_spatial_mix_puts_projections_together() -> None:
+    seen = set()
+    for step in range(40):
+        clips, found = mixed("spatial_mix", step, ODD)
+        other = clips[found.partner]
+        weight = ((found.clips - clips) / (other - clips))[0].mean((1, 2, 3))  # of each coordinate
+        theirs = round(float(found.share[0]) * 3)
+        assert float(weight.sum()) == pytest.approx(theirs)
+        assert sorted(weight.round(decimals=6).tolist()) == sorted(
+            [0.0, 0.5, 0.5] if theirs == 1 else [0.5, 0.5, 1.0] if theirs == 2 else [theirs / 3] * 3
+        )
+        seen.add(theirs)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_temporal_mix_shows_both_clips_whole() -> None:
+    for step in range(5):
+        clips, found = mixed("temporal_mix", step, ODD)
+        own = round(FRAMES * (1 - float(found.share[0])))
+        flat = clips.permute(0, 1, 3, 4, 2).reshape(N, -1, FRAMES)
+        for part, source in ((found.clips[:, :, :own], flat), (found.clips[:, :, own:], flat[found.partner])):
+            expected = interpolate(source, size=part.shape[2], mode="linear", align_corners=False)
+            torch.testing.assert_close(part.permute(0, 1, 3, 4, 2).reshape(N, -1, part.shape[2]), expected)
+
+
+def test_bone_mix_keeps_the_bodys_bones() -> None:
+    clips, found = mixed("bone_mix", 2)
+    parents = torch.tensor(NTU.parents)
+    before, after, other = (x - x[:, :, :, parents] for x in (clips, found.clips, clips[found.partner]))
+    torch.testing.assert_close(after.norm(dim=1), before.norm(dim=1))
+    root = NTU.root
+    assert torch.equal(found.clips[:, :, :, root], clips[:, :, :, root])
+    moved = [joint for joint in range(25) if joint != root]
+    unit = [bone[:, :, :, moved] / bone[:, :, :, moved].norm(dim=1, keepdim=True) for bone in (before, after, other)]
+    share = found.share.double().view(-1, 1, 1, 1, 1)
+    blend = unit[0] * (1 - share) + unit[2] * share
+    torch.testing.assert_close(unit[1], blend / blend.norm(dim=1, keepdim=True))
+
+
+def test_what_a_mixer_cannot_do_is_said() -> None:
+    clips = torch.randn(N, 2, FRAMES, 3, 1)
+    with pytest.raises(ValueError, match="SpatialMix projects clips of 3 coordinates, not 2"):
+        RIVALS["spatial_mix"](clips, LABELS, COUNTS, ODD, 0, 0)
+    armless = Layout("a", ODD.joints, ODD.parents, ODD.flips, {"low": (0,), "high": (1, 2)}, 1)
+    with pytest.raises(ValueError, match="needs parts with 'leg' in their names; layout 'a' has low, high"):
+        RIVALS["partial_mixup"](clips, LABELS, COUNTS, armless, 0, 0)
+
+
+# Losses
+
+
+def logits_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(N, 4, dtype=torch.float64, requires_grad=True), LABELS
+
+
+def test_without_their_point_losses_are_cross_entropy() -> None:
+    logits, labels = logits_and_labels()
+    plain = cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(focal(logits, labels, COUNTS, gamma=0.0), plain)
+    torch.testing.assert_close(class_balanced(logits, labels, COUNTS, beta=0.0), plain)
+    alike = torch.full((4,), 50)
+    torch.testing.assert_close(class_balanced(logits, labels, alike), plain)
+
+
+def test_class_weights_go_by_the_effective_number() -> None:
+    weights = class_weights(torch.tensor([1, 10, 1000]), beta=0.99)
+    effective = torch.tensor([1.0, (1 - 0.99**10) / 0.01, (1 - 0.99**1000) / 0.01], dtype=torch.float64)
+    torch.testing.assert_close(weights * effective, (weights * effective)[:1].expand(3))
+    assert float(weights.mean()) == pytest.approx(1)
+    near = class_weights(COUNTS, beta=1 - 1e-7) * COUNTS
+    torch.testing.assert_close(near, near[:1].expand(4), rtol=1e-4, atol=0)  # beta near 1: the inverse of the size
+
+
+def test_focal_weighs_by_what_is_missing() -> None:
+    logits, labels = logits_and_labels()
+    p = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(focal(logits, labels, COUNTS), -((1 - p) ** 2) * p.log())
+
+
+def test_ldam_lowers_the_logit_of_rare_labels_most() -> None:
+    logits, labels = logits_and_labels()
+    margin = COUNTS.double() ** -0.25
+    margin = margin / margin.max() * 0.5
+    lowered = logits.detach().clone()
+    lowered[torch.arange(N), labels] -= margin[labels]
+    plain = cross_entropy(lowered, labels, reduction="none")
+    torch.testing.assert_close(ldam(logits, labels, COUNTS, False), plain)
+    torch.testing.assert_close(ldam(logits, labels, COUNTS, True), plain * class_weights(COUNTS)[labels])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name: str) -> None:
+    logits, labels = logits_and_labels()
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, labels, COUNTS, True), logits)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_mixed_clip_has_the_loss_of_both_labels(name: str) -> None:
+    torch.manual_seed(0)
+    logits, partner, share = torch.randn(2 * N, 4, dtype=torch.float64), torch.randperm(N), torch.rand(N)
+    clean, both = mix_loss(LOSSES[name], logits, LABELS, partner, share, COUNTS)
+    torch.testing.assert_close(clean, LOSSES[name](logits[:N], LABELS, COUNTS, True).mean())
+    own, other = (LOSSES[name](logits[N:], of, COUNTS, True) for of in (LABELS, LABELS[partner]))
+    torch.testing.assert_close(both, (own * (1 - share.double()) + other * share.double()).mean())
+    alone, none = mix_loss(LOSSES[name], logits[:N], LABELS, partner, share, COUNTS)
+    assert float(none) == 0
+    torch.testing.assert_close(alone, clean)
+
+
+@pytest.mark.parametrize("mode", RIVALS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_plug_in_trains_with_each(mode: Mode, loss: Loss) -> None:
+    clips = torch.randn(N, 3, FRAMES, 25, 2)
+    mixer = ShapMix(NTU, COUNTS, clips.mean(0), mode=mode, loss=loss, deferred_steps=1)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(clips[0].numel(), 4))
+    for step in range(2):
+        mixer.observe(network, clips, LABELS, step)
+        batch = mixer.mix(clips, LABELS, step)
+        assert torch.equal(batch.clips[:N], clips)
+        sum(mixer.loss(network(batch.clips), batch)).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    with pytest.raises(ValueError, match="draws on the host"):
+        mixer.mix(clips, LABELS, 0, counter=torch.tensor(0))
