@@ -97,6 +97,19 @@ def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[
     return state
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint whose layout and classes nobody has to compare with.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of this trainer.
+    """
+    state = _read(path)
+    for key in ("layout_toml", "class_names", "network", "mixer"):
+        if key not in state:
+            raise CheckpointError(f"{path}: not a checkpoint of this version: '{key}' is missing")
+    return state
+
+
 def _aged(path: Path, age: int) -> Path:
     return path if age == 0 else path.with_stem(f"{path.stem}-{age}")
 

@@ -6,7 +6,9 @@ A layout is data, not code: the built-in ones (`layouts/*.toml`) and a user's ow
 from __future__ import annotations
 
 import difflib
+import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -201,6 +203,23 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
     _check_parts(where, joints, parts)
     centre = joint_index(data["centre"], "'centre'")
     return Layout(str(data["name"]), joints, tuple(parents), tuple(flips), parts, centre)
+
+
+def layout_toml(layout: Layout) -> str:
+    """The text of a layout's TOML file: `parse_layout` gives the layout back."""
+
+    def text(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False)  # a JSON string or list of strings is one of TOML's
+
+    def names(joints: Iterable[int]) -> list[str]:
+        return [layout.joints[joint] for joint in joints]
+
+    flips = [names((left, right)) for left, right in enumerate(layout.flips) if left < right]
+    lines = [f"name = {text(layout.name)}", f"centre = {text(layout.joints[layout.centre])}"]
+    lines += [f"joints = {text(list(layout.joints))}", f"flips = {text(flips)}", "[parents]"]
+    lines += [f"{text(child)} = {text(parent)}" for child, parent in map(names, layout.edges)]
+    lines += ["[parts]", *(f"{text(part)} = {text(names(joints))}" for part, joints in layout.parts.items())]
+    return "\n".join(lines) + "\n"
 
 
 def _check_tree(where: str, joints: tuple[str, ...], parents: list[int]) -> None:

@@ -18,6 +18,7 @@ import shapmix
 from shapmix.checkpoint import CheckpointError
 from shapmix.config import TrainConfig
 from shapmix.data.clips import Splits
+from shapmix.layout import layout_toml
 from shapmix.mixing import ShapMix
 
 
@@ -59,6 +60,8 @@ def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> d
     """
     state = {
         "layout": splits.store.layout.name,
+        "layout_toml": layout_toml(splits.store.layout),
+        "scores": splits.store.scores,
         "class_names": splits.store.class_names,
         **asdict(run.progress),
         "batch_size": config.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shapmix.backbones.skeleton import SkeletonNetwork, shortcut, spatial_partition, temporal_conv
+from shapmix.backbones.skeleton import SkeletonNetwork, shortcut, temporal_conv
 from shapmix.layout import Layout
 
 
@@ -68,7 +68,7 @@ class Layer(nn.Module):
 
 def aagcn(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3) -> nn.Module:
     """AAGCN with adaptive graphs and STC attention, ten layers."""
-    graphs = spatial_partition(layout)
+    graphs = torch.from_numpy(layout.adjacency())
 
     def layer(channels: int, width: int, stride: int, residual: bool) -> nn.Module:
         return Layer(graphs, channels, width, stride, residual)

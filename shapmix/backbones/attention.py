@@ -6,10 +6,11 @@ joints of its frame, with nine frames of convolution behind it. Attention is tor
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from shapmix.backbones.skeleton import SkeletonNetwork, shortcut, spatial_partition, temporal_conv
+from shapmix.backbones.skeleton import SkeletonNetwork, shortcut, temporal_conv
 from shapmix.backbones.stgcn import Layer as GraphLayer
 from shapmix.layout import Layout
 
@@ -58,7 +59,7 @@ class Layer(nn.Module):
 
 def attention(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3) -> nn.Module:
     """Four graph layers of 64 channels, then six layers of attention."""
-    graphs = spatial_partition(layout)
+    graphs = torch.from_numpy(layout.adjacency())
 
     def layer(channels: int, width: int, stride: int, residual: bool) -> nn.Module:
         if width == GRAPH_WIDTH:

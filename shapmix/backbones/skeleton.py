@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from shapmix.layout import Layout
@@ -69,14 +68,3 @@ def temporal_conv(channels: int, width: int, size: int = 9, stride: int = 1) -> 
 def shortcut(channels: int, width: int, stride: int) -> nn.Module:
     """Identity where shapes agree, otherwise a 1x1 convolution and BatchNorm."""
     return nn.Identity() if channels == width and stride == 1 else temporal_conv(channels, width, 1, stride)
-
-
-def spatial_partition(layout: Layout) -> Tensor:
-    """[3, V, V]: itself, inward and outward neighbours of each joint, columns that sum to 1 (ST-GCN's spatial partition)."""
-    joints = layout.num_joints
-    graphs = torch.zeros(3, joints, joints)
-    graphs[0] = torch.eye(joints)
-    for child, parent in layout.edges:
-        graphs[1, parent, child] = 1
-        graphs[2, child, parent] = 1
-    return graphs / graphs.sum(1, keepdim=True).clamp(min=1)

@@ -205,7 +205,7 @@ class CTRGCN(nn.Module):
         x = self.normalised(clips)
         for layer in self.layers:
             x = layer(x)
-        return x.mean((2, 3)).view(len(clips), clips.shape[4], -1).mean(1)
+        return x.mean((2, 3)).view(clips.shape[0], clips.shape[4], -1).mean(1)
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.fc(self.features(clips))

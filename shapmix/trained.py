@@ -1,0 +1,76 @@
+"""A trained network as its run left it, without the data that it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from shapmix.checkpoint import read_checkpoint
+from shapmix.config import TrainConfig, parse_config
+from shapmix.data.clips import ClipStore, DataError, join_clips
+from shapmix.data.sampling import ClipSampler
+from shapmix.layout import Layout, parse_layout
+from shapmix.train import make_network, make_sampler
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode and what belongs to its input.
+
+    `mean_motion` is [C, T, V, M]: what the network sees where nothing is known of a part.
+    """
+
+    network: nn.Module
+    config: TrainConfig
+    layout: Layout
+    class_names: list[str]
+    mean_motion: Tensor
+    scores: bool
+
+    @property
+    def num_people(self) -> int:
+        return self.mean_motion.shape[3]
+
+    def store(self, recordings: list[Tensor], names: list[str]) -> ClipStore:
+        """Recordings [T, M, V, C] of any number of people as the network takes them: the first M, or zeros for who is missing.
+
+        Raises:
+            DataError: another number of joints or coordinates, no frames, or coordinates that are not finite.
+        """
+        channels, _, joints, people = self.mean_motion.shape
+        fitted = []
+        for name, recording in zip(names, recordings, strict=True):
+            if recording.dim() != 4 or recording.shape[2:] != (joints, channels):
+                wanted = f"[frames, people, {joints} joints, {channels} coordinates]"
+                raise DataError(f"{name}: shape {list(recording.shape)}; the network takes {wanted}")
+            clip = torch.zeros(len(recording), people, joints, channels)
+            clip[:, : recording.shape[1]] = recording[:, :people]
+            fitted.append(clip)
+        store = join_clips(fitted, [0] * len(fitted), names, self.layout, self.class_names)
+        return ClipStore(**{**vars(store), "scores": self.scores}) if self.scores else store
+
+    def sampler(self, store: ClipStore) -> ClipSampler:
+        return make_sampler(self.config, store)
+
+
+def open_run(run: Path, checkpoint: Literal["best", "last"] = "best") -> Trained:
+    """Reads a run directory of `python -m shapmix.train`.
+
+    Raises:
+        ConfigError, CheckpointError, LayoutError: a run that cannot be read.
+    """
+    path = run / "checkpoints" / f"{checkpoint}.pt"
+    state = read_checkpoint(path)
+    config = parse_config(["--config", str(run / "config.yaml")])
+    layout = parse_layout(state["layout_toml"], where=str(path))
+    trained = Trained(
+        nn.Identity(), config, layout, state["class_names"], state["mixer"]["mean_motion"].float(), bool(state.get("scores"))
+    )
+    one = trained.store([torch.zeros(1, 1, layout.num_joints, trained.mean_motion.shape[0])], ["nothing"])
+    network = make_network(config, one)
+    network.load_state_dict(state["network"])
+    return Trained(network.eval(), config, layout, trained.class_names, trained.mean_motion, trained.scores)
