@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from matplotlib.image import imread
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -93,11 +94,24 @@ def log_pictures(
             board.add_image(name, imread(path), epoch, dataformats="HWC")
 
 
-def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
-    """One mixed clip beside what it was made of, in joint space.
+class MixExample(NamedTuple):
+    """A clip, its partner and their mix: title -> [C, T, V, M] in joint space, and where [T, V] the mix is not the clip."""
 
-    The first in the order of an epoch in which the rarer class keeps, or brings, the parts that its saliency ranks first;
-    without saliency the first that pastes a window.
+    clips: dict[str, Tensor]
+    changed: Tensor
+
+
+def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
+    """Draws `example_mix`, where there is one."""
+    found = example_mix(config, splits, sampler, mixer)
+    if found is not None:
+        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout)
+
+
+def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> MixExample | None:
+    """The first clip in the order of an epoch in which the rarer class keeps, or brings, the parts that its saliency ranks first.
+
+    Without saliency the first that pastes a window; None where no clip of the epoch is one.
     """
     sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
     mixer = deepcopy(mixer).cpu()
@@ -122,6 +136,5 @@ def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: Cli
             ]
             share = float(batch.share[row])
             titles.append(f"mixed: {1 - share:.2f} of the clip's label, {share:.2f} of the partner's")
-            clips = dict(zip(titles, (clean[row], clean[partner], mixed[row]), strict=True))
-            plots.plot_mixed_clip(path, clips, changed[row], layout)
-            return
+            return MixExample(dict(zip(titles, (clean[row], clean[partner], mixed[row]), strict=True)), changed[row])
+    return None

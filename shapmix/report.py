@@ -1,0 +1,197 @@
+"""A run on one page: `python -m shapmix.report RUN` writes RUN/report.html.
+
+Curves, accuracy by bucket and by class, confusion, class saliency, a mixed clip in motion beside what it was made of, and the worst
+confusions: a clip that was taken for another class beside a training clip of that class. The page holds everything itself and asks
+the network for nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jinja2
+import torch
+import tyro
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from shapmix import metrics, plots
+from shapmix.checkpoint import CheckpointError, load_checkpoint
+from shapmix.config import ConfigError, parse_config
+from shapmix.data.clips import DataError, Splits
+from shapmix.data.sampling import ClipSampler
+from shapmix.layout import LayoutError
+from shapmix.run import RunError
+from shapmix.train import load_splits, make_mixer, make_network, make_sampler, predict
+from shapmix.watch import example_mix
+
+WORST = 3  # confusions that are shown
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Put a finished run on one page."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory of `python -m shapmix.train`."""
+    checkpoint: Literal["best", "last"] = "last"
+    out: Path | None = None
+    """Where to write; default RUN/report.html."""
+    threads: int | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = tyro.cli(ReportConfig, args=argv, prog="shapmix.report", description=ReportConfig.__doc__)
+    try:
+        page = write_report(config)
+    except (CheckpointError, ConfigError, DataError, LayoutError, RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"report: {page}")
+    return 0
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Measures the checkpoint on the test split and writes the page, whole or not at all.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, OSError: a run or data that cannot be read.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    run = config.run
+    trained = parse_config(["--config", str(run / "config.yaml")])
+    splits = load_splits(trained)
+    store, counts = splits.store, splits.class_counts()
+    state = load_checkpoint(
+        run / "checkpoints" / f"{config.checkpoint}.pt", layout=store.layout.name, class_names=store.class_names
+    )
+    network, sampler = make_network(trained, store), make_sampler(trained, store)
+    network.load_state_dict(state["network"])
+    mixer = make_mixer(trained, splits, sampler, 1)
+    mixer.load_state_dict(state["mixer"])
+    logits, labels = predict(network, sampler, splits.test, trained.batch_size, torch.device("cpu"))
+    accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    scenes = []
+    mix = example_mix(trained, splits, sampler, mixer)
+    if mix is not None:
+        last = list(mix.clips)[-1]
+        views = [moving(title, clip, mix.changed if title == last else None) for title, clip in mix.clips.items()]
+        scenes.append({"heading": "A mixed clip", "caption": "Orange: what the mix took from the partner.", "views": views})
+    scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
+
+    by_class = metrics.class_accuracy(confusion)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("shapmix"), autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.get_template("report.html").render(
+        title=run.name,
+        about=f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
+        f"clips, {len(rows)} epochs, seed {trained.seed}; the {config.checkpoint} checkpoint",
+        buckets=[(name, _percent(value)) for name, value in accuracy.as_dict().items() if name != "clips"],
+        classes=[
+            (name, int(count), int(tested), _percent(share), 0.0 if share != share else 100 * share)
+            for name, count, tested, share in zip(
+                store.class_names, counts.tolist(), confusion.sum(1).tolist(), by_class.tolist(), strict=True
+            )
+        ],
+        pictures=[
+            ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
+            ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Share of the true class."),
+            (
+                "Class saliency",
+                drawn(lambda path: plots.plot_saliency(path, mixer.saliency, store.layout, store.class_names)),
+                "What each combination of parts adds to the probability of a class, as training measured it.",
+            ),
+        ],
+        scenes=scenes,
+        data=json.dumps({"edges": store.layout.edges, "scenes": [scene["views"] for scene in scenes]}),
+    )
+    path = config.out or run / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def moving(title: str, clip: Tensor, changed: Tensor | None = None) -> dict[str, Any]:
+    """A front view [T, M V, 2] of a clip [C, T, V, M], in the unit square, and where [T, V] it is coloured."""
+    points = clip[:2].permute(1, 3, 2, 0)  # [T, M, V, 2]
+    stands = points.abs().amax((0, 2, 3)) > 0
+    points = points[:, stands] if stands.any() else points[:, :1]
+    low, high = points.amin((0, 1, 2)), points.amax((0, 1, 2))
+    unit = (points - (low + high) / 2) / (high - low).max().clamp(min=1e-6) + 0.5
+    coloured = [] if changed is None else changed.int().tolist()
+    frames = unit.flatten(1, 2).mul(1000).round().div(1000).tolist()  # [T, M V, 2]
+    return {"title": title, "frames": frames, "people": unit.shape[1], "changed": coloured}
+
+
+def worst_confusions(
+    splits: Splits, sampler: ClipSampler, predicted: Tensor, labels: Tensor, confusion: Tensor
+) -> list[dict[str, Any]]:
+    """The pairs of classes that are confused most: a test clip that was, beside a training clip of what it was taken for."""
+    wrong = confusion.clone()
+    wrong.fill_diagonal_(0)
+    store, scenes = splits.store, []
+    for place in wrong.flatten().argsort(descending=True, stable=True)[:WORST].tolist():
+        true, taken = divmod(place, len(wrong))
+        count = int(wrong[true, taken])
+        if count == 0:
+            break
+        mistaken = splits.test[torch.nonzero((labels == true) & (predicted == taken))[0]]
+        typical = splits.train[torch.nonzero(store.labels[splits.train] == taken)[0]]
+        shown = ClipSampler(store, sampler.pipeline, "joint", sampler.num_frames).evaluation(torch.cat([mistaken, typical]))
+        names = store.class_names
+        views = [moving(f"test clip: {names[true]}", shown[0]), moving(f"training clip: {names[taken]}", shown[1])]
+        caption = f"{count} of {int(confusion[true].sum())} test clips of '{names[true]}' were taken for '{names[taken]}'."
+        scenes.append({"heading": f"{names[true]} taken for {names[taken]}", "caption": caption, "views": views})
+    return scenes
+
+
+def draw_curves(rows: Sequence[dict[str, Any]]) -> str:
+    """Losses, accuracies and learning rate by epoch, as base64 PNG."""
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = {
+        "loss": ("loss_clean", "loss_mixed"),
+        "accuracy": ("accuracy", "val_top1", "val_class_mean"),
+        "learning rate": ("lr",),
+    }
+    for axis, (name, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for key in keys:
+            found = [(row["epoch"], row[key]) for row in rows if key in row]
+            if found:
+                axis.plot(*zip(*found, strict=True), label=key.replace("_", " "), marker="o" if len(found) < 20 else None)
+        axis.set_xlabel("epoch")
+        axis.set_title(name, fontsize="medium")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize="small")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def drawn(draw: Callable[[Path], None]) -> str:
+    """What `draw` writes to a path, as base64."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        draw(path)
+        return base64.b64encode(path.read_bytes()).decode()
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None or value != value else f"{100 * value:.1f}%"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

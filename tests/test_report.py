@@ -1,0 +1,70 @@
+"""A run's report is one page that shows what the run left, asks the network for nothing, and moves in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shapmix import report, train
+
+TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--threads", "1"]
+TINY += ["--n-max", "8", "--imbalance", "4", "--saliency.warmup-epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert train.main([*TINY, "--run-dir", str(run)]) == 0
+    assert report.main([str(run)]) == 0
+    return run / "report.html"
+
+
+def test_the_page_shows_what_the_run_reached(page: Path) -> None:
+    text = page.read_text()
+    reached = json.loads((page.parent / "result.json").read_text())["test"]["shapmix last"]
+    (row,) = re.findall(r"<tbody><tr>((?:<td>[\d.na/%]+</td>)+)</tr></tbody>", text)
+    shown = re.findall(r"<td>(.*?)</td>", row)
+    names = ("top1", "top5", "class_mean", "many", "medium", "few")
+    assert shown == ["n/a" if reached[name] is None else f"{100 * reached[name]:.1f}%" for name in names]
+    assert text.count('<td class="track">') == 24
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert len(data["edges"]) == 24
+    for views in data["scenes"]:
+        for view in views:
+            assert len(view["frames"]) == 8
+            assert all(0 <= value <= 1 for frame in view["frames"] for joint in frame for value in joint)
+    mixed = data["scenes"][0][2]
+    assert sum(map(sum, mixed["changed"])) > 0
+
+
+def test_the_page_asks_for_nothing(page: Path) -> None:
+    text = page.read_text()
+    assert not re.findall(r"https?://|//[a-z]+\.|@import|url\(", text.replace("data:", ""))
+    assert set(re.findall(r'(?:src|href)="([^"#]{0,11})', text)) <= {"", "data:image/p", "data:image/", "data:,"}
+
+
+def test_the_page_moves_in_a_browser(page: Path) -> None:
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no Chromium was found: the page was not opened")
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=4000",
+        "--dump-dom",
+    ]
+    done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    assert 'max="7"' in done.stdout  # the script has run: there are 8 frames
+
+
+def test_a_run_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 1
+    assert "cannot read the configuration" in capsys.readouterr().err
