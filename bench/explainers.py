@@ -26,14 +26,12 @@ from torch import Tensor, nn
 
 from bench.machine import commit, machine, peak_bytes
 from bench.timing import in_turns, quantiles
-from shapmix.checkpoint import load_checkpoint
-from shapmix.config import parse_config
 from shapmix.game import PartGame
 from shapmix.layout import Layout
 from shapmix.reference import ctrgcn as reference
 from shapmix.reference.coalition import coalition_inputs
 from shapmix.shapley import shapley_values
-from shapmix.train import load_splits, make_mixer, make_network, make_sampler
+from shapmix.trained import open_with_data
 
 CLIPS = 32
 SECONDS = 60.0
@@ -58,14 +56,8 @@ class Task:
     """The clips [N, C, T, V, M], their labels, what hidden joints show, and the network twice."""
 
     def __init__(self, run: Path, clips: int) -> None:
-        config = parse_config(["--config", str(run / "config.yaml")])
-        splits = load_splits(config)
+        config, splits, ours, sampler, mixer = open_with_data(run, "last")
         store = splits.store
-        state = load_checkpoint(run / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
-        sampler = make_sampler(config, store)
-        mixer = make_mixer(config, splits, sampler, 1)
-        mixer.load_state_dict(state["mixer"])
-        ours = make_network(config, store)
         eager = reference.CTRGCN(
             store.layout,
             store.num_classes,
@@ -75,8 +67,7 @@ class Task:
             halve=config.network.halve,
             graph_gain=config.network.graph_gain,
         )
-        for network in (ours, eager):
-            network.load_state_dict(state["network"])
+        eager.load_state_dict(ours.state_dict())
         chosen = splits.test[torch.linspace(0, len(splits.test) - 1, clips).long()]
         self.clips, self.labels = sampler.evaluation(chosen), store.labels[chosen]
         self.layout: Layout = store.layout

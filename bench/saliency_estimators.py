@@ -21,8 +21,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench.machine import commit, machine
-from shapmix.checkpoint import load_checkpoint
-from shapmix.config import parse_config
 from shapmix.data.order import epoch_batches
 from shapmix.estimators import ESTIMATORS, Estimator, propose
 from shapmix.game import PartGame
@@ -30,7 +28,7 @@ from shapmix.layout import Layout
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import contexts
 from shapmix.saliency import SALIENCY_SCALE, ClassSaliency
-from shapmix.train import load_splits, make_mixer, make_network, make_sampler
+from shapmix.trained import open_with_data
 
 SEEDS = 5
 
@@ -88,14 +86,8 @@ def follow(
 
 def read_truth(run: Path) -> tuple[Truth, dict[str, Any], Any]:
     """Forwards the coalitions of the run's training clips."""
-    config = parse_config(["--config", str(run / "config.yaml")])
-    splits = load_splits(config)
+    config, splits, network, sampler, mixer = open_with_data(run, "last")
     store = splits.store
-    state = load_checkpoint(run / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
-    network, sampler = make_network(config, store), make_sampler(config, store)
-    network.load_state_dict(state["network"])
-    mixer = make_mixer(config, splits, sampler, 1)
-    mixer.load_state_dict(state["mixer"])
     game = PartGame(network, store.layout, mixer.mean_motion, "log_prob", restored_frames=mixer.restored_frames)
     tables = [game.table(sampler.training(part, step)) for step, part in enumerate(splits.train.split(64))]
     about = {"dataset": config.dataset, "clips": len(splits.train), "widths": list(config.network.widths), "epochs": config.epochs}

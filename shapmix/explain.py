@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shapmix import plots
-from shapmix.checkpoint import CheckpointError, load_checkpoint
-from shapmix.config import ConfigError, parse_config
+from shapmix.checkpoint import CheckpointError
+from shapmix.config import ConfigError
 from shapmix.data.clips import DataError
 from shapmix.explanation import Explanation, explain
 from shapmix.game import Output, PartGame
 from shapmix.layout import LayoutError
-from shapmix.train import load_splits, make_mixer, make_network, make_sampler
+from shapmix.trained import open_with_data
 
 log = logging.getLogger("shapmix")
 
@@ -78,17 +78,8 @@ def run(config: ExplainConfig) -> Path:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trained = parse_config(["--config", str(config.run / "config.yaml")])
-    splits = load_splits(trained)
+    _, splits, network, sampler, mixer = open_with_data(config.run, config.checkpoint)
     store = splits.store
-    state = load_checkpoint(
-        config.run / "checkpoints" / f"{config.checkpoint}.pt", layout=store.layout.name, class_names=store.class_names
-    )
-    network, sampler = make_network(trained, store), make_sampler(trained, store)
-    network.load_state_dict(state["network"])
-    mixer = make_mixer(trained, splits, sampler, 1)
-    mixer.load_state_dict(state["mixer"])
-
     chosen = choose_clips(
         config, {"test": splits.test, "val": splits.val, "train": splits.train}[config.split], store.labels, store.names
     )

@@ -24,6 +24,7 @@ from shapmix.config import ConfigError
 from shapmix.data.clips import DataError
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import ENDING, actors, read_skeletons
+from shapmix.data.sources.plain import ARRAY, read_array
 from shapmix.explanation import explain
 from shapmix.game import PartGame
 from shapmix.layout import LayoutError
@@ -105,7 +106,7 @@ def read_recordings(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
                 raise DataError(f"{file}: cannot be read: {error.strerror}") from error
             yield file.stem, torch.from_numpy(actors(read_skeletons(content, str(file)), str(file)))
         elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
-            yield file.stem, _array(file)
+            yield file.stem, torch.from_numpy(read_array(file))
         else:
             source = find_source(file)
             for index, name in enumerate(source.names):
@@ -180,22 +181,9 @@ def describe(found: Prediction) -> str:
 def _is_array(file: Path) -> bool:
     try:
         with np.load(file, allow_pickle=False) as content:
-            return "joints" in content
+            return ARRAY in content
     except (OSError, ValueError):
         return False
-
-
-def _array(file: Path) -> Tensor:
-    try:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.lib.npyio.NpzFile):
-            with content:
-                content = content["joints"]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not a NumPy file of numbers ({error})") from error
-    if content.ndim not in (3, 4) or content.dtype.kind not in "fiu":
-        raise DataError(f"{file}: {list(content.shape)} of {content.dtype}, not [T, V, C] or [T, M, V, C] numbers")
-    return torch.from_numpy(np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32))
 
 
 if __name__ == "__main__":

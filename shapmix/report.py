@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from shapmix import metrics, plots
-from shapmix.checkpoint import CheckpointError, load_checkpoint
-from shapmix.config import ConfigError, parse_config
+from shapmix.checkpoint import CheckpointError
+from shapmix.config import ConfigError
 from shapmix.data.clips import DataError, Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.layout import LayoutError
 from shapmix.run import RunError
-from shapmix.train import load_splits, make_mixer, make_network, make_sampler, predict
+from shapmix.train import predict
+from shapmix.trained import open_with_data
 from shapmix.watch import example_mix
 
 WORST = 3  # confusions that are shown
@@ -71,16 +72,8 @@ def write_report(config: ReportConfig) -> Path:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     run = config.run
-    trained = parse_config(["--config", str(run / "config.yaml")])
-    splits = load_splits(trained)
+    trained, splits, network, sampler, mixer = open_with_data(run, config.checkpoint)
     store, counts = splits.store, splits.class_counts()
-    state = load_checkpoint(
-        run / "checkpoints" / f"{config.checkpoint}.pt", layout=store.layout.name, class_names=store.class_names
-    )
-    network, sampler = make_network(trained, store), make_sampler(trained, store)
-    network.load_state_dict(state["network"])
-    mixer = make_mixer(trained, splits, sampler, 1)
-    mixer.load_state_dict(state["mixer"])
     logits, labels = predict(network, sampler, splits.test, trained.batch_size, torch.device("cpu"))
     accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

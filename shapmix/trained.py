@@ -1,20 +1,21 @@
-"""A trained network as its run left it, without the data that it was trained on."""
+"""A trained network as its run left it, with or without the data that it was trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from shapmix.checkpoint import read_checkpoint
+from shapmix.checkpoint import load_checkpoint, read_checkpoint
 from shapmix.config import TrainConfig, parse_config
-from shapmix.data.clips import ClipStore, DataError, join_clips
+from shapmix.data.clips import ClipStore, DataError, Splits, join_clips
 from shapmix.data.sampling import ClipSampler
 from shapmix.layout import Layout, parse_layout
-from shapmix.train import make_network, make_sampler
+from shapmix.mixing import ShapMix
+from shapmix.train import load_splits, make_mixer, make_network, make_sampler
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,30 @@ def open_run(run: Path, checkpoint: Literal["best", "last"] = "best") -> Trained
     network = make_network(config, one)
     network.load_state_dict(state["network"])
     return Trained(network.eval(), config, layout, trained.class_names, trained.mean_motion, trained.scores)
+
+
+class WithData(NamedTuple):
+    """A run as it was trained: the network with a checkpoint's weights, and the mixer with its saliency."""
+
+    config: TrainConfig
+    splits: Splits
+    network: nn.Module
+    sampler: ClipSampler
+    mixer: ShapMix
+
+
+def open_with_data(run: Path, checkpoint: Literal["best", "last"]) -> WithData:
+    """Reads a run directory and the data set that it was trained on.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: a run or data that cannot be read.
+    """
+    config = parse_config(["--config", str(run / "config.yaml")])
+    splits = load_splits(config)
+    store = splits.store
+    state = load_checkpoint(run / "checkpoints" / f"{checkpoint}.pt", layout=store.layout.name, class_names=store.class_names)
+    network, sampler = make_network(config, store), make_sampler(config, store)
+    network.load_state_dict(state["network"])
+    mixer = make_mixer(config, splits, sampler, 1)
+    mixer.load_state_dict(state["mixer"])
+    return WithData(config, splits, network, sampler, mixer)

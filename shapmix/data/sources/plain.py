@@ -81,29 +81,7 @@ class Plain:
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
-        path = self._paths[index]
-        try:
-            content = np.load(path, allow_pickle=False)
-            if isinstance(content, np.lib.npyio.NpzFile):
-                with content:
-                    if ARRAY not in content:
-                        raise DataError(f"{path}: holds {', '.join(content) or 'nothing'}, not the array '{ARRAY}'")
-                    content = content[ARRAY]
-        except DataError:
-            raise
-        except Exception as error:  # NumPy and zipfile have many words for a damaged file
-            raise DataError(f"{path}: not a whole NumPy file of numbers ({error}); write it again with numpy.save") from error
-        if content.dtype.kind not in "fiu" or content.ndim not in (3, 4):
-            raise DataError(f"{path}: {list(content.shape)} of {content.dtype}, not [T, V, C] or [T, M, V, C] numbers")
-        joints = np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32)
-        if len(joints) == 0:
-            raise DataError(f"{path}: has no frames; remove the clip")
-        if not np.isfinite(joints).all():
-            frame, person, joint, _ = np.argwhere(~np.isfinite(joints))[0]
-            raise DataError(
-                f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 where a joint was not found"
-            )
-        return Recording(joints, self._labels[index], **self._numbers[index])
+        return Recording(read_array(self._paths[index]), self._labels[index], **self._numbers[index])
 
     def _rows(self) -> list[tuple[int, dict[str, str]]]:
         try:
@@ -133,3 +111,31 @@ class Plain:
             if path.is_file():
                 return path
         raise DataError(f"{self._table}: '{name}' has no file {self._folder / name}.npy or .npz")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """[T, M, V, C] float32 of a file in the plain form.
+
+    Raises:
+        DataError: unreadable, not such an array, empty, or a coordinate that is not finite.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.lib.npyio.NpzFile):
+            with content:
+                if ARRAY not in content:
+                    raise DataError(f"{path}: holds {', '.join(content) or 'nothing'}, not the array '{ARRAY}'")
+                content = content[ARRAY]
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile have many words for a damaged file
+        raise DataError(f"{path}: not a whole NumPy file of numbers ({error}); write it again with numpy.save") from error
+    if content.dtype.kind not in "fiu" or content.ndim not in (3, 4):
+        raise DataError(f"{path}: {list(content.shape)} of {content.dtype}, not [T, V, C] or [T, M, V, C] numbers")
+    joints = np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32)
+    if len(joints) == 0:
+        raise DataError(f"{path}: has no frames; remove the clip")
+    if not np.isfinite(joints).all():
+        frame, person, joint, _ = np.argwhere(~np.isfinite(joints))[0]
+        raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 where a joint was not found")
+    return joints
