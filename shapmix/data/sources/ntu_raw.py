@@ -74,10 +74,10 @@ class NtuRaw:
 
     layout = "ntu25"
     scores = False
-    splits: dict[str, list[str]] = {}  # noqa: RUF012 (never changed: the data brings no lists)
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.splits: dict[str, list[str]] = {}  # the data brings no lists
         if path.is_dir():
             self.files = sorted([*path.glob(f"*{ENDING}"), *path.glob(f"*/*{ENDING}")], key=lambda file: file.name)
             members = [str(file) for file in self.files]
