@@ -262,7 +262,7 @@ def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_m
                     axis.errorbar(100 * value[0], place, xerr=100 * (value[1] or 0), fmt="o", color="#1f4e6b", capsize=3)
             axis.set_yticks(range(len(shown)), [row.row for row in shown])
             axis.set_ylim(len(shown) - 0.5, -0.5)
-            axis.set_xlabel(f"{column} accuracy, %")
+            axis.set_xlabel(f"{column.replace('_', ' ')} accuracy, %")
             axis.set_title(setting, fontsize="medium")
             axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -156,8 +156,10 @@ def layout_text(source: str | Path) -> str:
     path = layout_file(source)
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"{path}: cannot read the layout: {error}") from error
+    except OSError as error:
+        raise LayoutError(f"{path}: cannot read the layout: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LayoutError(f"{path}: cannot read the layout: it is not UTF-8 text ({error})") from error
 
 
 def parse_layout(text: str, where: str = "layout") -> Layout:

@@ -6,6 +6,7 @@ draw the same plans and end each step with the same numbers, because all that is
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        gc.collect()  # a network in a cycle of references holds the group, and would end it while the interpreter exits
+        distributed.barrier()  # nobody leaves while another one still talks
     except RuntimeError as error:
         if isinstance(error, distributed.DistBackendError) or "gloo" in str(error):
             raise LostProcessError(
