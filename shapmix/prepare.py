@@ -44,9 +44,9 @@ log = logging.getLogger("shapmix")
 class PrepareConfig:
     """Read a data set of any known format and write it as a store for `python -m shapmix.train --dataset store --data-root OUT`."""
 
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder, archive or file of the data set."""
-    out: Annotated[Path | None, tyro.conf.Positional] = None
+    out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Folder of the store; must be new."""
     format: Format = "auto"
     """What SOURCE is; auto finds it out."""

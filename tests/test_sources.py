@@ -126,7 +126,8 @@ def test_pyskl_3d(tmp_path: Path) -> None:
     assert (source.layout, source.scores, len(source.class_names)) == ("ntu25", False, 60)
     assert source.splits == content["split"]
     found = [source.read(index) for index in range(3)]
-    assert [len(recording.joints) for recording in found] == [1, 3, 4]
+    assert [recording.joints.shape[:2] for recording in found] == [(1, 2), (3, 2), (4, 2)]
+    assert not found[0].joints[:, 1].any()
     np.testing.assert_array_equal(found[1].joints, clips[1][:, :3].transpose(1, 0, 2, 3))
     assert {0, 2} == {people for people in range(3) if (found[2].joints == clips[2][people, :, None]).all((2, 3)).any()}
     assert [(r.label, r.camera, r.subject, r.setup, r.replication) for r in found] == [

@@ -26,8 +26,9 @@ class Pyskl:
     2D poses become (x, y, score) with x and y in [-1, 1] of the picture's width and height, as pyskl's PreNormalize2D has them;
     a pose that nobody found (score 0) lies in the middle. Of more than `max_people` people those stay that move most (3D: sum
     over the axes of the variance of all joints) or are seen best (2D: sum of the scores). Frames behind the last one with a person
-    are left out. In the compressed form, people are chosen frame by frame, and frames without poses are left out, as pyskl's
-    DecompressPose does; poses that `anno_inds` does not list are not used.
+    are left out; all clips have as many people as the fullest, zeros where nobody stands. In the compressed form, people are
+    chosen frame by frame, and frames without poses are left out, as pyskl's DecompressPose does; poses that `anno_inds` does not
+    list are not used.
 
     Class names are `A001` on where ids are NTU names, otherwise the class numbers.
 
@@ -56,6 +57,12 @@ class Pyskl:
         if joints not in [(number,) for number in LAYOUTS]:
             raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints; known are {', '.join(map(str, LAYOUTS))}")
         self.layout = LAYOUTS[joints[0]]
+        most = max(
+            1 if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
+            for entry in self._annotations
+            if "keypoint" in entry
+        )
+        self._num_people = max(1, min(most, max_people))
         self.scores = "keypoint_score" in self._annotations[0] or "frame_inds" in self._annotations[0]
 
     def read(self, index: int) -> Recording:
@@ -86,9 +93,11 @@ class Pyskl:
             weight = score.sum((1, 2))
         else:
             weight = poses.var((1, 2)).sum(-1)
-        if len(poses) > self._max_people:
-            poses = poses[np.argsort(-weight, kind="stable")[: self._max_people]]
-        return np.ascontiguousarray(poses.transpose(1, 0, 2, 3))
+        if len(poses) > self._num_people:
+            poses = poses[np.argsort(-weight, kind="stable")[: self._num_people]]
+        filled = np.zeros((poses.shape[1], self._num_people, *poses.shape[2:]), np.float32)
+        filled[:, : len(poses)] = poses.transpose(1, 0, 2, 3)
+        return filled
 
     def _gathered(self, index: int, keypoint: np.ndarray) -> np.ndarray:
         """[T, M, V, 3] of the compressed form, one pose a row; T counts the frames that have one."""
