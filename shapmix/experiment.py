@@ -14,8 +14,11 @@ seeds: [0, 1, 2]
 ```
 
 Every cell is a run of its own process. What it reached stands in `FOLDER/cells/`, one small file a cell; a grid that is started
-again trains only the cells that have none, and goes on with runs that were cut off. Cells that fail are listed with the end of
-their log and keep no other from running.
+again trains only the cells that have none, and goes on with runs that were cut off. A cell that was trained with other options than
+the plan now has is an error. Cells that fail are listed with the end of their log and keep no other from running.
+
+The table has means over the seeds with 95% intervals, and how far each row's class mean lies from the first row's at the same
+seeds: rows of a seed share their training clips, so that these differences vary less than the accuracies do.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 from statistics import mean, stdev
@@ -44,6 +47,16 @@ from shapmix.config import ConfigError, as_arguments, parse_config, plain
 from shapmix.run import commit, versions
 
 COLUMNS = ("top1", "class_mean", "many", "medium", "few")
+IRRELEVANT = (
+    "data_root",
+    "preset",
+    "config",
+    "run_dir",
+    "picture_every",
+    "device",
+    "threads",
+    "checkpoint",
+)  # to what a run reaches
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -92,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(ExperimentConfig, args=argv, prog="shapmix.experiment", description=ExperimentConfig.__doc__)
     try:
         cells = read_plan(config.plan)
+        read_results(cells, config.out)  # before hours of training: what is there fits the plan
         failed = [] if config.only_table else run_cells(cells, config.out, config.devices)
         results = read_results(cells, config.out)
     except (PlanError, ConfigError, OSError) as error:
@@ -177,7 +191,7 @@ def run_cell(cell: Cell, out: Path, device: str, threads: int) -> bool:
         "setting": cell.setting,
         "row": cell.row,
         "seed": cell.seed,
-        "options": {key: value for key, value in plain(cell.options).items() if key.replace("_", "-") != "data-root"},
+        "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
         "test": {name.split()[-1]: accuracy for name, accuracy in result["test"].items()},
         "epochs": len(rows),
         "seconds": round(time.monotonic() - begin) if where[0] == "--run-dir" else None,
@@ -198,31 +212,68 @@ def _end(path: Path, lines: int = 5) -> str:
 
 
 def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
-    """What the cells that are done reached, by their names."""
-    paths = {cell.name: out / "cells" / f"{cell.name}.json" for cell in cells}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    """What the cells that are done reached, by their names.
+
+    Raises:
+        PlanError: a cell that was trained with other options.
+    """
+    results = {}
+    for cell in cells:
+        path = out / "cells" / f"{cell.name}.json"
+        if not path.exists():
+            continue
+        found = results[cell.name] = json.loads(path.read_text(encoding="utf-8"))
+        now = settled(cell.options)
+        then = settled({**{key: value for key, value in cell.options.items() if _is_data_root(key)}, **found["options"]})
+        for key in now:
+            if now[key] != then[key]:
+                raise PlanError(
+                    f"{path} was trained with {key} {then[key]}, and the plan has {now[key]}; rename the row or the setting, or "
+                    "move the cell and its run away"
+                )
+    return results
+
+
+def settled(options: dict[str, Any]) -> dict[str, Any]:
+    """All options of the trainer that bear on what a run reaches, with the values that these options give them."""
+    every = asdict(parse_config(list(as_arguments(options))))
+    return {key: value for key, value in every.items() if key not in IRRELEVANT}
+
+
+def _is_data_root(key: str) -> bool:
+    return key.replace("-", "_") == "data_root"
+
+
+Interval = tuple[float, float | None] | None  # a mean and half the width of its 95% interval; None: not known
 
 
 class Summary(NamedTuple):
-    """Of the seeds of a row: how many, mean of each column and half the width of its 95% interval (None: not known)."""
+    """Of the seeds of a row: how many, each column, and the difference of the class mean from the first row's at the same seeds."""
 
     setting: str
     row: str
     seeds: int
-    columns: dict[str, tuple[float, float | None] | None]
+    columns: dict[str, Interval]
+    gain: Interval
     minutes: float | None
 
 
 def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> Iterator[Summary]:
     """One for each setting and row, in the plan's order."""
+    first: dict[str, dict[int, dict[str, Any]]] = {}  # of each setting, what the seeds of its first row reached
     for setting, row in dict.fromkeys((cell.setting, cell.row) for cell in cells):
-        found = [results[cell.name] for cell in cells if (cell.setting, cell.row) == (setting, row) and cell.name in results]
+        mine = [cell for cell in cells if (cell.setting, cell.row) == (setting, row) and cell.name in results]
+        reached = {cell.seed: results[cell.name] for cell in mine}
+        found = list(reached.values())
         columns = {column: interval([cell["test"][checkpoint][column] for cell in found]) for column in COLUMNS}
+        base = first.setdefault(setting, reached)
+        both = [(reached[seed]["test"][checkpoint], base[seed]["test"][checkpoint]) for seed in reached if seed in base]
+        gain = None if base is reached else interval([cell["class_mean"] - other["class_mean"] for cell, other in both])
         seconds = [cell["seconds"] for cell in found if cell["seconds"] is not None]
-        yield Summary(setting, row, len(found), columns, mean(seconds) / 60 if seconds else None)
+        yield Summary(setting, row, len(found), columns, gain, mean(seconds) / 60 if seconds else None)
 
 
-def interval(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+def interval(values: Sequence[float | None]) -> Interval:
     """Mean and half the width of its 95% interval by Student's t; no width of one value, nothing where a value is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
@@ -240,11 +291,12 @@ def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: 
     for summary in summaries(cells, results, checkpoint):
         if summary.setting != setting:
             setting = summary.setting
-            heads = [*COLUMNS, "seeds", "minutes a run"]
+            heads = [*COLUMNS, f"class_mean less that of {summary.row}", "seeds", "minutes a run"]
             lines += ["", f"**{setting}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         shown = [_shown(summary.columns[column]) for column in COLUMNS]
         minutes = "" if summary.minutes is None else f"{summary.minutes:.0f}"
-        lines.append(f"| {summary.row} | {' | '.join(shown)} | {summary.seeds} | {minutes} |")
+        gain = "" if summary.gain is None else _shown(summary.gain, "+.1f")
+        lines.append(f"| {summary.row} | {' | '.join(shown)} | {gain} | {summary.seeds} | {minutes} |")
     return "\n".join(lines[1:]) + "\n"
 
 
@@ -268,11 +320,11 @@ def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_m
     figure.savefig(path, dpi=110)
 
 
-def _shown(value: tuple[float, float | None] | None) -> str:
+def _shown(value: Interval, form: str = ".1f") -> str:
     if value is None:
         return "n/a"
     middle, half = value
-    return f"{100 * middle:.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+    return f"{100 * middle:{form}}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
     assert content["epochs"] == 2
     text = (out / "table.md").read_text()
     assert capsys.readouterr().out == text + "\n"
-    assert "| odd one | n/a | n/a | n/a | n/a | n/a | 0 |  |" in text
+    assert "| odd one | n/a | n/a | n/a | n/a | n/a |  | 0 |  |" in text
     assert (out / "table.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     plan.write_text(PLAN.replace('  odd one: {mix: none, network: {backbone: "nowhere:network"}}\n', ""))
@@ -91,4 +91,33 @@ def test_the_table_counts_what_is_there() -> None:
     results = {cells[0].name: {"test": {"last": row}, "seconds": 120}, cells[1].name: {"test": {"last": row}, "seconds": None}}
     (summary,) = summaries(cells, results)
     assert (summary.seeds, summary.minutes) == (2, 2.0)
-    assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | n/a | 30.0 ± 0.0 | 20.0 ± 0.0 | 2 | 2 |" in table(cells, results)
+    assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | n/a | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 2 | 2 |" in table(cells, results)
+
+
+def test_rows_are_compared_at_the_same_seeds() -> None:
+    reached = {("a", 0): 0.2, ("a", 1): 0.6, ("a", 2): 0.9, ("b", 0): 0.3, ("b", 1): 0.72}
+    cells = [Cell("one", row, seed, {}) for seed in range(3) for row in "ab"]
+    results = {
+        cell.name: {"test": {"last": dict.fromkeys(experiment.COLUMNS, reached[cell.row, cell.seed])}, "seconds": None}
+        for cell in cells
+        if (cell.row, cell.seed) in reached
+    }
+    first, second = summaries(cells, results)
+    assert first.gain is None
+    assert second.gain == pytest.approx(interval([0.1, 0.12]))
+    assert "class_mean less that of a" in table(cells, results)
+    assert "| +11.0 ± 12.7 | 2 |" in table(cells, results)
+
+
+def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "rows: {a: {epochs: 7, mix: none, picture-every: 3}}\n"
+    (cell,) = read_plan(written(tmp_path, rows))
+    options = {"epochs": 7, "mix": "none", "seed": 0}
+    test = {"last": dict.fromkeys(experiment.COLUMNS, 0.5)}
+    (tmp_path / "cells").mkdir()
+    path = tmp_path / "cells" / f"{cell.name}.json"
+    path.write_text(json.dumps({"options": options, "test": test, "seconds": 1}))
+    assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--only-table"]) == 0
+    path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1}))
+    assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 1
+    assert f"{path} was trained with epochs 8, and the plan has 7; rename the row" in capsys.readouterr().err
