@@ -125,6 +125,8 @@ class TrainConfig:
     """stmix is Shap-Mix without saliency, mixup blends whole clips; the others are those of shapmix.rivals."""
     loss: Loss = "balanced"
     """balanced adjusts the logits by the class prior; ce is plain cross-entropy; the others are those of shapmix.losses."""
+    blend: float = 0.25
+    """Share of the batches that shapmix and stmix mix by Mixup of whole clips in place of pasting, as published."""
     compat: Compat = "default"
     """official reproduces the published code's departures from its paper."""
     baselines: tuple[Baseline, ...] = ()
@@ -227,6 +229,8 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"checkpoint.every_steps: at least 1, not {config.checkpoint.every_steps}")
     if config.ema is not None and not 0 < config.ema < 1:
         raise ConfigError(f"ema: a decay between 0 and 1, not {config.ema:g}")
+    if not 0 <= config.blend <= 1:
+        raise ConfigError(f"blend: a share of the batches, between 0 and 1, not {config.blend:g}")
     if config.network.backbone is not None and ":" not in config.network.backbone:
         raise ConfigError(f"network.backbone: give module:function, not '{config.network.backbone}'")
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):

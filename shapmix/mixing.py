@@ -24,8 +24,6 @@ Mode = Literal[
 Loss = Literal["ce", "balanced", "class_balanced", "focal", "ldam"]
 Compat = Literal["default", "official"]
 
-BLEND_PROBABILITY = 0.25  # of Mixup in place of pasting, the paper's
-
 
 class MixedBatch(NamedTuple):
     """A batch [clean; mixed] and how its labels are mixed.
@@ -59,6 +57,7 @@ class ShapMix(nn.Module):
             `compat` does, else "exact_subset", whose error at that cost is the lowest (`bench/results/saliency_estimators.json`).
         compat: "official" reproduces the published code's departures from its paper (`shapmix.official`).
         temperature: of the softmax over a class's combinations, in units of the saliency.
+        blend_probability: of Mixup of whole clips in place of pasting, drawn once a batch, in the modes "shapmix" and "stmix".
         decay: of the class average, for one update a sample; estimators that update more often forget less each time.
         warmup_steps: steps at the start in which mixing is ST-Mix and the saliency is measured with empty contexts.
         replace_steps: steps at the start in which a measurement replaces the class average instead of joining it;
@@ -68,7 +67,8 @@ class ShapMix(nn.Module):
         backend: of the kernels (see `shapmix.kernels`); None chooses.
 
     Raises:
-        ValueError: a class without training clips, or `compat="official"` on a layout it has no rule for.
+        ValueError: a class without training clips, a probability outside 0 to 1, or `compat="official"` on a layout it has no
+            rule for.
 
     The table `saliency` [K, Q] has the layout's combinations as columns; it and what else is known of the classes are buffers of
     `class_saliency` and travel in `state_dict`.
@@ -92,6 +92,7 @@ class ShapMix(nn.Module):
         estimator: Estimator | None = None,
         compat: Compat = "default",
         temperature: float = 0.2,
+        blend_probability: float = 0.25,
         decay: float = 0.9,
         warmup_steps: int = 0,
         replace_steps: int | None = None,
@@ -103,11 +104,14 @@ class ShapMix(nn.Module):
         empty = torch.nonzero(class_counts < 1).flatten().tolist()
         if empty:
             raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
+        if not 0 <= blend_probability <= 1:
+            raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
         if estimator is None:
             estimator = "official" if compat == "official" else "exact_subset"
         self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
         self.estimator: Estimator = estimator
         self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
+        self.blend_probability = 1.0 if mode == "mixup" else blend_probability
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
         classes = len(class_counts)
@@ -202,7 +206,7 @@ class ShapMix(nn.Module):
             step=step if counter is None else counter,
             guided=self.mode == "shapmix" and step >= self.warmup_steps,
             temperature=self.temperature,
-            blend_probability=1.0 if self.mode == "mixup" else BLEND_PROBABILITY,
+            blend_probability=self.blend_probability,
             backend=self.backend,
         )
         both = mix_clips(clips, plan, self.part_of_joint, backend=self.backend)

@@ -460,6 +460,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         estimator=config.saliency.estimator,
         compat=config.compat,
         temperature=config.saliency.temperature,
+        blend_probability=config.blend,
         decay=config.saliency.decay,
         warmup_steps=warmup * steps,
         # the published code's averaging begins one epoch after its contexts do

@@ -162,6 +162,22 @@ def test_a_class_without_clips_and_a_small_batch_are_refused() -> None:
         mixer_of().mix(clips, labels, 0)
 
 
+def test_how_often_clips_are_blended_is_the_users_choice() -> None:
+    clips, labels = batch(8)
+    mixers = {share: mixer_of(blend_probability=share) for share in (0.0, 0.25, 0.75, 1.0)}
+    blended = dict.fromkeys(mixers, 0)
+    for step in range(200):
+        for share, mixer in mixers.items():
+            new = mixer.mix(clips, labels, step).clips[len(labels) :]
+            pasted = (new == clips).flatten(1).any(1).all()  # what is pasted leaves the rest as it was
+            blended[share] += int(not pasted)
+    assert (blended[0.0], blended[1.0]) == (0, 200)
+    for share in (0.25, 0.75):
+        assert abs(blended[share] - 200 * share) < 4 * (200 * share * (1 - share)) ** 0.5
+    with pytest.raises(ValueError, match=r"blend_probability is between 0 and 1, not 1\.5"):
+        mixer_of(blend_probability=1.5)
+
+
 def test_mean_motion_is_in_the_streams_space() -> None:
     splits = make_synthetic(num_classes=4, n_max=6, imbalance=2, val_per_class=1, test_per_class=1)
     sampler = ClipSampler(splits.store, "crop", "joint", 16)

@@ -308,6 +308,15 @@ def test_protocols_go_by_numbers(protocol: str, number: str, trains: tuple[int, 
     assert not by_name(found, splits.train) & by_name(found, splits.val)
 
 
+def test_choices_are_made_without_the_view_that_tests(tmp_path: Path) -> None:
+    names = [f"clip{row:03d}_{row % 2}" for row in range(60)]
+    view = [1 + row // 2 % 3 for row in range(60)]
+    splits = store_splits(found := prepared(tmp_path, names, camera=view), protocol="cross-view-val", imbalance=5, n_max=10)
+    of_view = {number: {name for name, one in zip(names, view, strict=True) if one == number} for number in (1, 2)}
+    assert by_name(found, splits.test) == of_view[2]
+    assert by_name(found, splits.train) | by_name(found, splits.val) <= of_view[1]
+
+
 def test_a_long_tailed_list_leaves_its_rest_to_validation(tmp_path: Path) -> None:
     names = [f"clip{row:03d}_{row % 2}" for row in range(60)]
     found = prepared(tmp_path, names, camera=[1 + row // 2 % 3 for row in range(60)], subject=[1 + row % 7 for row in range(60)])

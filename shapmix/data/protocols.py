@@ -28,10 +28,11 @@ log = logging.getLogger("shapmix")
 
 
 class Protocol(NamedTuple):
-    """The number of a recording that decides, and its values that train."""
+    """The number of a recording that decides, its values that train, and those that test (None: all others)."""
 
     number: str
     trains: tuple[int, ...]
+    tests: tuple[int, ...] | None = None
 
 
 PROTOCOLS = {
@@ -39,6 +40,7 @@ PROTOCOLS = {
     "xview": Protocol("camera", (2, 3)),
     "xset": Protocol("setup", tuple(range(2, 33, 2))),
     "cross-view": Protocol("camera", (1, 2)),  # NW-UCLA
+    "cross-view-val": Protocol("camera", (1,), (2,)),  # NW-UCLA, for choices: the view that tests is left alone
     "cross-subject": Protocol("subject", tuple(range(1, 10))),  # NW-UCLA: the tenth subject tests
 }
 
@@ -143,7 +145,7 @@ def _pools(prepared: Prepared, protocol: str | None) -> tuple[Tensor, Tensor, Te
             return lists[f"{protocol}_train"], none, lists[f"{protocol}_{testing}"]
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol '{protocol}' is unknown; this store takes {', '.join(_known(prepared))}")
-    number, trains = PROTOCOLS[protocol]
+    number, trains, tests = PROTOCOLS[protocol]
     numbers = prepared.numbers[number]
     unknown = torch.nonzero(numbers == 0).flatten()
     if len(unknown):
@@ -153,12 +155,13 @@ def _pools(prepared: Prepared, protocol: str | None) -> tuple[Tensor, Tensor, Te
     keys = list(zip(numbers.tolist(), prepared.clips.names, strict=True))
     in_order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
     training = torch.isin(numbers[in_order], torch.tensor(trains))
-    return in_order[training], none, in_order[~training]
+    tested = ~training if tests is None else torch.isin(numbers[in_order], torch.tensor(tests))
+    return in_order[training], none, in_order[tested]
 
 
 def _known(prepared: Prepared) -> list[str]:
     """Protocols that the store can have."""
-    by_number = [name for name, (number, _) in PROTOCOLS.items() if bool((prepared.numbers[number] > 0).all())]
+    by_number = [name for name, one in PROTOCOLS.items() if bool((prepared.numbers[one.number] > 0).all())]
     by_list = [name.removesuffix("_train") for name in prepared.splits if name.endswith("_train")]
     return sorted({*by_number, *by_list}) or ["none: it knows neither numbers nor lists"]
 
