@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from shapmix.data.clips import DataError
 from shapmix.data.protocols import NTU_SUBJECTS
+from shapmix.data.sources.names import ntu_classes
 from shapmix.data.sources.ntu_raw import NtuRaw, actors, read_skeletons
 
 NAME = "S001C002P003R001A007"
@@ -301,3 +302,15 @@ def test_bad_names_and_repeats_are_named(tmp_path: Path) -> None:
     damaged.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="the archive cannot be read"):
         NtuRaw(damaged)
+
+
+def test_actions_have_their_number_and_name() -> None:
+    assert [len(ntu_classes(labels)) for labels in (3, 60, 61, 120)] == [60, 60, 120, 120]
+    names = ntu_classes(120)
+    assert len({name.split(" ", 1)[1] for name in names}) == 120
+    # some of each end and of the middle, as the data set's page has them
+    expected = {1: "drink water", 9: "stand up", 43: "fall", 58: "shake hands", 60: "walk apart", 61: "put on headphones"}
+    expected |= {76: "cut paper", 100: "kick backward", 112: "high-five", 120: "rock paper scissors"}
+    assert {action: names[action - 1] for action in expected} == {
+        action: f"A{action:03d} {name}" for action, name in expected.items()
+    }

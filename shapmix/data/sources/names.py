@@ -1,9 +1,31 @@
-"""Names of NTU RGB+D recordings: `SsssCcccPpppRrrrAaaa`."""
+"""Names of NTU RGB+D recordings, `SsssCcccPpppRrrrAaaa`, and of its actions."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
+
+# Shortened from the data set's own list (Liu et al., TPAMI 2019); the first 60 are those of NTU RGB+D 60.
+ACTIONS = (
+    "drink water", "eat a meal", "brush teeth", "brush hair", "drop", "pick up", "throw", "sit down", "stand up", "clap",
+    "read", "write", "tear up paper", "put on a jacket", "take off a jacket", "put on a shoe", "take off a shoe",
+    "put on glasses", "take off glasses", "put on a hat", "take off a hat", "cheer up", "wave a hand", "kick something",
+    "reach into a pocket", "hop on one foot", "jump up", "phone call", "play with a phone", "type on a keyboard",
+    "point with a finger", "take a selfie", "check the time", "rub hands", "nod or bow", "shake head", "wipe face", "salute",
+    "put palms together", "cross hands, say stop", "sneeze or cough", "stagger", "fall", "touch head, headache",
+    "touch chest, heart pain", "touch back, backache", "touch neck, neckache", "nausea", "use a fan", "punch someone",
+    "kick someone", "push someone", "pat someone's back", "point at someone", "hug", "give something", "touch someone's pocket",
+    "shake hands", "walk towards each other", "walk apart", "put on headphones", "take off headphones", "shoot at a basket",
+    "bounce a ball", "swing a tennis bat", "juggle table tennis balls", "hush", "flick hair", "thumb up", "thumb down",
+    "make an OK sign", "make a victory sign", "staple a book", "count money", "cut nails", "cut paper", "snap fingers",
+    "open a bottle", "sniff", "squat down", "toss a coin", "fold paper", "ball up paper", "play with a magic cube",
+    "cream on the face", "cream on the back of a hand", "put on a bag", "take off a bag", "put into a bag", "take out of a bag",
+    "open a box", "move heavy objects", "shake a fist", "throw up a cap", "hands up", "cross arms", "circle arms", "swing arms",
+    "run on the spot", "kick backward", "cross toe touch", "kick sideways", "yawn", "stretch", "blow nose",
+    "hit someone with a thing", "threaten with a knife", "knock someone over", "grab someone's things", "threaten with a gun",
+    "step on a foot", "high-five", "cheers and drink", "carry together", "take someone's photo", "follow someone",
+    "whisper in an ear", "exchange things", "support someone", "rock paper scissors",
+)  # fmt: skip
 
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
 
@@ -32,5 +54,5 @@ def parse_ntu_name(name: str) -> NtuName | None:
 
 
 def ntu_classes(labels: int) -> list[str]:
-    """`A001` and on: 60 of NTU RGB+D 60, or 120, whichever holds label `labels - 1`."""
-    return [f"A{action:03d}" for action in range(1, (60 if labels <= 60 else 120) + 1)]
+    """`A001 drink water` and on: 60 of NTU RGB+D 60, or 120, whichever holds label `labels - 1`."""
+    return [f"A{action:03d} {name}" for action, name in enumerate(ACTIONS[: 60 if labels <= 60 else 120], start=1)]

@@ -30,7 +30,7 @@ class Pyskl:
     chosen frame by frame, and frames without poses are left out, as pyskl's DecompressPose does; poses that `anno_inds` does not
     list are not used.
 
-    Class names are `A001` on where ids are NTU names, otherwise the class numbers.
+    Class names are those of NTU RGB+D where ids are NTU names, otherwise the class numbers.
 
     Raises:
         DataError: not such a pickle, or it asks for anything but data.
