@@ -26,8 +26,8 @@ from shapmix.data.sampling import ClipSampler
 from shapmix.game import undisturbed
 from shapmix.layout import LayoutError
 from shapmix.parallel import SharedForward
+from shapmix.recipe import PRECISIONS, choose_device, load_splits, make_network, make_sampler
 from shapmix.run import RunError
-from shapmix.train import PRECISIONS, choose_device, load_splits, make_network, make_sampler
 
 CALIBRATION_BINS = 15
 

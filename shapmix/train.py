@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -17,31 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
-from shapmix import metrics, official, parallel, plots, watch
+from shapmix import metrics, parallel, plots, watch
 from shapmix.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, save_config
-from shapmix.ctrgcn import CTRGCN
-from shapmix.data import nw_ucla, synthetic
-from shapmix.data.clips import ClipStore, DataError, Splits
+from shapmix.data.clips import DataError, Splits
 from shapmix.data.order import epoch_batches, epoch_order, passes
-from shapmix.data.protocols import store_splits
-from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion, resident, training_batches
-from shapmix.data.store import open_store
+from shapmix.data.sampling import ClipSampler, resident, training_batches
 from shapmix.game import undisturbed
 from shapmix.interruption import Interruption, StopRequest, stop_requests
 from shapmix.layout import LayoutError
 from shapmix.mixing import MixedBatch, ShapMix
+from shapmix.recipe import (
+    PRECISIONS,
+    choose_device,
+    load_splits,
+    make_mixer,
+    make_network,
+    make_optimizer,
+    make_sampler,
+    make_scheduler,
+)
 from shapmix.run import RunError, create_run_dir, data_hash, forget_later_epochs, record_start, write_result
 from shapmix.state import Progress, Training, deterministic, restore, seed_all, snapshot
 
 log = logging.getLogger("shapmix")
-
-DEFERRED = 0.8  # of the epochs, before LDAM weights its classes, its paper's
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -370,150 +371,6 @@ def predict(
     with undisturbed(network):
         logits = [network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)]
     return torch.cat(logits), sampler.store.labels[clips]
-
-
-def load_splits(config: TrainConfig) -> Splits:
-    """The data set that the configuration names, with the people it asks for."""
-    splits = read_splits(config)
-    if config.people is None:
-        return splits
-    if config.people > splits.store.num_people:
-        raise RunError(f"people: {config.people} asked for, the clips have {splits.store.num_people}")
-    store = replace(splits.store, frames=splits.store.frames[:, : config.people].contiguous())
-    return replace(splits, store=store)
-
-
-def read_splits(config: TrainConfig) -> Splits:
-    """The data set as it is recorded."""
-    if config.dataset == "synthetic":
-        return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
-    assert config.data_root is not None  # check_config
-    if config.dataset == "store":
-        return store_splits(
-            open_store(config.data_root),
-            protocol=config.protocol,
-            imbalance=config.imbalance,
-            n_max=config.n_max,
-            train_list=config.train_list,
-            min_frames=config.min_frames,
-            seed=config.seed,
-        )
-    return nw_ucla.load_nw_ucla(
-        config.data_root,
-        imbalance=config.imbalance,
-        n_max=config.n_max or nw_ucla.N_MAX,
-        train_list=config.train_list,
-        min_frames=config.min_frames,
-        seed=config.seed,
-    )
-
-
-def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
-    """The feeder that the data set's field uses."""
-    pipeline: Pipeline = "frames" if store.layout.name == "ucla20" else "segments" if store.scores else "crop"
-    return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
-
-
-def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
-    """CTR-GCN for the store's skeletons and classes, or the backbone that the configuration names.
-
-    Raises:
-        RunError: the backbone cannot be imported or made.
-    """
-    if config.network.backbone is not None:
-        module, _, name = config.network.backbone.partition(":")
-        try:
-            make = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise RunError(f"network.backbone '{config.network.backbone}': {error}") from error
-        network = make(
-            layout=store.layout, num_classes=store.num_classes, num_people=store.num_people, in_channels=store.num_coordinates
-        )
-        if not isinstance(network, nn.Module):
-            raise RunError(f"network.backbone '{config.network.backbone}' made a {type(network).__name__}, not a torch module")
-        return network
-    return CTRGCN(
-        store.layout,
-        store.num_classes,
-        num_people=store.num_people,
-        in_channels=store.num_coordinates,
-        widths=config.network.widths,
-        halve=config.network.halve,
-        graph_gain=config.network.graph_gain,
-    )
-
-
-def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int) -> ShapMix:
-    """Shap-Mix with the data's class counts and mean motion; schedules in epochs become steps."""
-    store = splits.store
-    if config.compat == "official":
-        motion = official.mean_motion(store.frames, store.offsets, splits.train, config.num_frames)
-    else:
-        motion = mean_motion(sampler, splits.train)
-    warmup = config.saliency.warmup_epochs
-    return ShapMix(
-        store.layout,
-        splits.class_counts(),
-        motion,
-        mode=config.mix,
-        loss=config.loss,
-        estimator=config.saliency.estimator,
-        compat=config.compat,
-        temperature=config.saliency.temperature,
-        blend_probability=config.blend,
-        decay=config.saliency.decay,
-        warmup_steps=warmup * steps,
-        # the published code's averaging begins one epoch after its contexts do
-        replace_steps=(warmup + 1 if config.compat == "official" else warmup) * steps,
-        deferred_steps=int(DEFERRED * config.epochs) * steps,
-        seed=config.seed,
-        backend=None if config.backend == "auto" else config.backend,
-    )
-
-
-def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay applies to every parameter, as published."""
-    schedule = config.schedule
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, nesterov=True
-    )
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
-    """Stepped once an epoch."""
-    schedule, chain = config.schedule, list[LRScheduler]()
-    if schedule.warmup_epochs > 1:
-        chain.append(LinearLR(optimizer, 1 / schedule.warmup_epochs, total_iters=schedule.warmup_epochs - 1))
-    if schedule.decay == "step":
-        chain.append(MultiStepLR(optimizer, [round(share * config.epochs) for share in schedule.milestones], gamma=0.1))
-    else:
-        chain.append(CosineAnnealingLR(optimizer, config.epochs))
-    return ChainedScheduler(chain, optimizer)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" takes the GPU where there is one, and under torchrun the one of the process.
-
-    Raises:
-        RunError: a device that this machine lacks.
-    """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RunError(f"device '{name}': choose auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise RunError(f"device '{name}': torch {torch.__version__} sees no CUDA device on this machine")
-        if "LOCAL_RANK" in os.environ:
-            device = torch.device("cuda", local)
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise RunError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; start fewer processes")
-    return device
 
 
 def describe(config: TrainConfig, splits: Splits, network: nn.Module, device: torch.device) -> str:

@@ -15,7 +15,7 @@ from shapmix.data.clips import ClipStore, DataError, Splits, join_clips
 from shapmix.data.sampling import ClipSampler
 from shapmix.layout import Layout, parse_layout
 from shapmix.mixing import ShapMix
-from shapmix.train import load_splits, make_mixer, make_network, make_sampler
+from shapmix.recipe import load_splits, make_mixer, make_network, make_sampler
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from shapmix import evaluate, train
 from shapmix.config import parse_config
 from shapmix.evaluate import Scores, align, fit_weights
+from shapmix.recipe import load_splits
 from shapmix.run import RunError
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--n-max", "8", "--imbalance", "4"]
@@ -104,7 +105,7 @@ def test_weights_are_fitted_on_validation_only(runs: list[str], monkeypatch: pyt
     seen = []
     monkeypatch.setattr(evaluate, "fit_weights", lambda values, labels: seen.append(labels) or torch.ones(2, dtype=torch.float64))
     assert evaluate.main([*runs, "--fit-weights"]) == 0
-    splits = train.load_splits(parse_config(["--config", f"{runs[0]}/config.yaml"]))
+    splits = load_splits(parse_config(["--config", f"{runs[0]}/config.yaml"]))
     assert torch.equal(seen[0], splits.store.labels[splits.val])
 
 

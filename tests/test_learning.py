@@ -9,8 +9,9 @@ import torch
 
 from shapmix.config import parse_config
 from shapmix.data.clips import Splits
+from shapmix.recipe import load_splits
 from shapmix.run import create_run_dir
-from shapmix.train import Result, load_splits, train
+from shapmix.train import Result, train
 
 pytestmark = pytest.mark.slow
 

@@ -24,14 +24,15 @@ import json, os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from shapmix import train
+from dataclasses import replace
+from shapmix import recipe, train
 if "DOUBLE" in os.environ:  # rounding apart, as a comparison over many steps needs it: ReLU and pooling make a jump of it
     torch.set_default_dtype(torch.float64)
-    read = train.read_splits
+    read = recipe.read_splits
     def read_double(config):
         splits = read(config)
-        return train.replace(splits, store=train.replace(splits.store, frames=splits.store.frames.double()))
-    train.read_splits = read_double
+        return replace(splits, store=replace(splits.store, frames=splits.store.frames.double()))
+    recipe.read_splits = read_double
     make = train.make_network
     train.make_network = lambda config, store: make(config, store).double()
 rank, out = os.environ.get("RANK", "0"), Path(sys.argv[1])

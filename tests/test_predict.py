@@ -22,7 +22,7 @@ from shapmix.data.clips import DataError
 from shapmix.export import ExportError, export
 from shapmix.layout import layout_toml, parse_layout
 from shapmix.predict import Prediction
-from shapmix.train import load_splits
+from shapmix.recipe import load_splits, make_sampler
 from shapmix.trained import Trained, open_run
 
 TINY = [
@@ -69,7 +69,7 @@ def test_a_layout_comes_back_from_its_text(name: str) -> None:
 
 def test_a_clip_gets_what_the_trainer_measured(trained: Trained, run: Path) -> None:
     splits = load_splits(trained.config)
-    sampler = train.make_sampler(trained.config, splits.store)
+    sampler = make_sampler(trained.config, splits.store)
     chosen = splits.test[:6]
     with torch.no_grad():
         expected = trained.network(sampler.evaluation(chosen)).softmax(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix import train
+from shapmix import recipe, train
 from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
@@ -25,7 +25,7 @@ def splits() -> Splits:
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
-    monkeypatch.setattr(train, "read_splits", lambda config: splits)
+    monkeypatch.setattr(recipe, "read_splits", lambda config: splits)
     monkeypatch.chdir(tmp_path)
 
 

@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from shapmix import train
+from shapmix import recipe, train
 from shapmix.config import parse_config, presets
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import Splits
@@ -32,7 +32,7 @@ def splits() -> Splits:
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
-    monkeypatch.setattr(train, "read_splits", lambda config: splits)
+    monkeypatch.setattr(recipe, "read_splits", lambda config: splits)
     monkeypatch.chdir(tmp_path)
 
 
@@ -158,7 +158,7 @@ def test_records_say_what_a_run_was(splits: Splits, capsys: pytest.CaptureFixtur
     assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
     store = splits.store
     changed = train.replace(splits, store=train.replace(store, frames=store.frames + 1e-3))
-    monkeypatch.setattr(train, "read_splits", lambda config: changed)
+    monkeypatch.setattr(recipe, "read_splits", lambda config: changed)
     assert train.main(["--resume", "run", "--epochs", "3"]) == 1
     assert "the data is not what the run was started with" in capsys.readouterr().err
 
