@@ -27,6 +27,13 @@ def plot_saliency(path: Path, saliency: Tensor, layout: Layout, class_names: lis
     _heat_map(path, saliency.double().numpy(), columns, class_names, x="combination of parts", y="class", title="Class saliency")
 
 
+def plot_part_values(path: Path, values: Tensor, layout: Layout, class_names: list[str]) -> None:
+    """Mean Shapley values [K, P] of the parts for each class; NaN where a class has none."""
+    _heat_map(
+        path, values.double().numpy(), list(layout.parts), class_names, x="part", y="class", title="Shapley value", signed=True
+    )
+
+
 def plot_mixed_clip(path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8) -> None:
     """Front views of a few clips, one row each, with what was pasted in colour.
 
@@ -52,10 +59,16 @@ def plot_mixed_clip(path: Path, clips: dict[str, Tensor], changed: Tensor, layou
     figure.savefig(path, dpi=120)
 
 
-def _heat_map(path: Path, values: np.ndarray, columns: list[str], rows: list[str], *, x: str, y: str, title: str) -> None:
+def _heat_map(
+    path: Path, values: np.ndarray, columns: list[str], rows: list[str], *, x: str, y: str, title: str, signed: bool = False
+) -> None:
     figure = Figure(figsize=(3 + 0.32 * len(columns), 2.5 + 0.26 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0)
+    if signed:
+        largest = float(np.nanmax(np.abs(values), initial=1e-12))
+        image = axes.imshow(values, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest)
+    else:
+        image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0)
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(rows)), rows, fontsize=7)
     axes.set_xlabel(x)

@@ -1,8 +1,8 @@
 """A run on one page: `python -m shapmix.report RUN` writes RUN/report.html.
 
-Curves, accuracy by bucket and by class, confusion, class saliency, a mixed clip in motion beside what it was made of, and the worst
-confusions: a clip that was taken for another class beside a training clip of that class. The page holds everything itself and asks
-the network for nothing.
+Curves, accuracy by bucket and by class, confusion, what each part brings to each class, a mixed clip in motion beside what it was
+made of, and the worst confusions: a clip that was taken for another class beside a training clip of that class. The page holds
+everything itself and asks the network for nothing.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ import jinja2
 import torch
 import tyro
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from shapmix import metrics, plots
 from shapmix.checkpoint import CheckpointError
 from shapmix.config import ConfigError
 from shapmix.data.clips import DataError, Splits
 from shapmix.data.sampling import ClipSampler
+from shapmix.explanation import explain
+from shapmix.game import PartGame
 from shapmix.layout import LayoutError
+from shapmix.mixing import ShapMix
 from shapmix.run import RunError
 from shapmix.train import predict
 from shapmix.trained import open_with_data
 from shapmix.watch import example_mix
 
 WORST = 3  # confusions that are shown
+EXPLAINED = 4  # test clips of each class whose parts are valued
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,23 @@ def write_report(config: ReportConfig) -> Path:
         scenes.append({"heading": "A mixed clip", "caption": "Orange: what the mix took from the partner.", "views": views})
     scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
 
+    pictures = [
+        ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
+        ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Share of the true class."),
+        (
+            "Parts",
+            drawn(
+                lambda path: plots.plot_part_values(
+                    path, part_values(network, mixer, splits, sampler), store.layout, store.class_names
+                )
+            ),
+            f"What each part brings to the probability of its class: exact Shapley values, mean of {EXPLAINED} test clips a class.",
+        ),
+    ]
+    if trained.mix == "shapmix":
+        caption = "What each combination of parts adds to the probability of a class, as training measured it to guide the mixing."
+        saliency = drawn(lambda path: plots.plot_saliency(path, mixer.saliency, store.layout, store.class_names))
+        pictures.append(("Class saliency", saliency, caption))
     by_class = metrics.class_accuracy(confusion)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("shapmix"), autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("report.html").render(
@@ -99,15 +120,7 @@ def write_report(config: ReportConfig) -> Path:
                 store.class_names, counts.tolist(), confusion.sum(1).tolist(), by_class.tolist(), strict=True
             )
         ],
-        pictures=[
-            ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
-            ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Share of the true class."),
-            (
-                "Class saliency",
-                drawn(lambda path: plots.plot_saliency(path, mixer.saliency, store.layout, store.class_names)),
-                "What each combination of parts adds to the probability of a class, as training measured it.",
-            ),
-        ],
+        pictures=pictures,
         scenes=scenes,
         data=json.dumps({"edges": store.layout.edges, "scenes": [scene["views"] for scene in scenes]}),
     )
@@ -116,6 +129,20 @@ def write_report(config: ReportConfig) -> Path:
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: ClipSampler) -> Tensor:
+    """[K, P]: exact Shapley values of the parts, means over the first test clips of each class; NaN for a class without."""
+    store, test = splits.store, splits.test
+    labels = store.labels[test]
+    chosen = torch.cat([test[labels == label][:EXPLAINED] for label in range(store.num_classes)])
+    game = PartGame(network, store.layout, mixer.mean_motion, restored_frames=mixer.restored_frames)
+    values = [
+        explain(game, sampler.evaluation(some), store.labels[some], [store.names[clip] for clip in some.tolist()]).parts
+        for some in chosen.split(64)
+    ]
+    every, owners = torch.cat(values), store.labels[chosen]
+    return torch.stack([every[owners == label].mean(0) for label in range(store.num_classes)])
 
 
 def moving(title: str, clip: Tensor, changed: Tensor | None = None) -> dict[str, Any]:

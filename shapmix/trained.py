@@ -78,7 +78,7 @@ def open_run(run: Path, checkpoint: Literal["best", "last"] = "best") -> Trained
 
 
 class WithData(NamedTuple):
-    """A run as it was trained: the network with a checkpoint's weights, and the mixer with its saliency."""
+    """A run as it was trained: the network with a checkpoint's weights, in eval mode, and the mixer with its saliency."""
 
     config: TrainConfig
     splits: Splits
@@ -101,4 +101,4 @@ def open_with_data(run: Path, checkpoint: Literal["best", "last"]) -> WithData:
     network.load_state_dict(state["network"])
     mixer = make_mixer(config, splits, sampler, 1)
     mixer.load_state_dict(state["mixer"])
-    return WithData(config, splits, network, sampler, mixer)
+    return WithData(config, splits, network.eval(), sampler, mixer)

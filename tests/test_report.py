@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from shapmix import report, train
+from shapmix.trained import open_with_data
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--threads", "1"]
 TINY += ["--n-max", "8", "--imbalance", "4", "--saliency.warmup-epochs", "1"]
@@ -38,8 +40,22 @@ def test_the_page_shows_what_the_run_reached(page: Path) -> None:
         for view in views:
             assert len(view["frames"]) == 8
             assert all(0 <= value <= 1 for frame in view["frames"] for joint in frame for value in joint)
+    assert re.findall(r"<h2>(.*?)</h2>\n<figure><img", text) == ["Curves", "Confusion", "Parts", "Class saliency"]
     mixed = data["scenes"][0][2]
     assert sum(map(sum, mixed["changed"])) > 0
+
+
+def test_part_values_are_those_of_the_networks_test_clips(page: Path) -> None:
+    found = open_with_data(page.parent, "last")
+    values = report.part_values(found.network, found.mixer, found.splits, found.sampler)
+    store, test = found.splits.store, found.splits.test
+    assert values.shape == (24, 5)
+    for label in (0, 23):
+        clips = found.sampler.evaluation(test[store.labels[test] == label][: report.EXPLAINED])
+        nothing = found.mixer.mean_motion[None]
+        with torch.no_grad():
+            whole, none = (found.network(some).softmax(1)[:, label].mean() for some in (clips, nothing))
+        assert float(values[label].sum()) == pytest.approx(float(whole - none), abs=1e-5)  # efficiency
 
 
 def test_the_page_asks_for_nothing(page: Path) -> None:
