@@ -46,7 +46,8 @@ from tqdm import tqdm
 from shapmix.config import ConfigError, as_arguments, parse_config, plain
 from shapmix.run import commit, versions
 
-COLUMNS = ("top1", "class_mean", "many", "medium", "few")
+HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
+COLUMNS = tuple(HEADS)
 IRRELEVANT = (
     "data_root",
     "preset",
@@ -285,19 +286,25 @@ def interval(values: Sequence[float | None]) -> Interval:
 
 
 def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
-    """Markdown, one table a setting."""
+    """Markdown, one table a setting, without the buckets that the setting leaves empty."""
     lines: list[str] = []
-    setting = None
-    for summary in summaries(cells, results, checkpoint):
-        if summary.setting != setting:
-            setting = summary.setting
-            heads = [*COLUMNS, f"class_mean less that of {summary.row}", "seeds", "minutes a run"]
-            lines += ["", f"**{setting}**", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-        shown = [_shown(summary.columns[column]) for column in COLUMNS]
-        minutes = "" if summary.minutes is None else f"{summary.minutes:.0f}"
-        gain = "" if summary.gain is None else _shown(summary.gain, "+.1f")
-        lines.append(f"| {summary.row} | {' | '.join(shown)} | {gain} | {summary.seeds} | {minutes} |")
-    return "\n".join(lines[1:]) + "\n"
+    every = list(summaries(cells, results, checkpoint))
+    for setting in dict.fromkeys(summary.setting for summary in every):
+        rows = [summary for summary in every if summary.setting == setting]
+        columns = [name for name in COLUMNS if any(row.columns[name] for row in rows)] or COLUMNS
+        heads = ["", *(HEADS[name] for name in columns), f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
+        lines += [f"**{setting}**", "", _line(heads), "|---" * len(heads) + "|"]
+        for row in rows:
+            shown = [_shown(row.columns[name]) for name in columns]
+            gain = "" if row.gain is None else _shown(row.gain, "+.1f")
+            minutes = "" if row.minutes is None else f"{row.minutes:.0f}"
+            lines.append(_line([row.row, *shown, gain, str(row.seeds), minutes]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_mean", "few")) -> None:
