@@ -28,6 +28,7 @@ from shapmix.data.sampling import ClipSampler, resident, training_batches
 from shapmix.game import undisturbed
 from shapmix.interruption import Interruption, StopRequest, stop_requests
 from shapmix.layout import LayoutError
+from shapmix.memory import keep_freed_memory
 from shapmix.mixing import MixedBatch, ShapMix
 from shapmix.recipe import (
     PRECISIONS,
@@ -66,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str], request: StopRequest) -> int:
     try:
         config = parse_config(argv)
-        with parallel.process_group(choose_device(config.device)):
+        device = choose_device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        with parallel.process_group(device):
             run_with_baselines(config, request)
     except Interruption as stop:
         print(stop, file=sys.stderr)
