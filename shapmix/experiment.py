@@ -75,6 +75,8 @@ class ExperimentConfig:
     """YAML file of the grid."""
     out: Path
     """Folder of cells, runs, table and plot; may hold an earlier part of the same grid."""
+    data_root: Path | None = None
+    """Folder of the data set, in place of the plan's."""
     devices: tuple[str, ...] = ("auto",)
     """One run at a time on each; `cpu cpu` runs two, each on its share of the cores."""
     checkpoint: str = "last"
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = tyro.cli(ExperimentConfig, args=argv, prog="shapmix.experiment", description=ExperimentConfig.__doc__)
     try:
-        cells = read_plan(config.plan)
+        cells = read_plan(config.plan, config.data_root)
         read_results(cells, config.out)  # before hours of training: what is there fits the plan
         failed = [] if config.only_table else run_cells(cells, config.out, config.devices)
         results = read_results(cells, config.out)
@@ -119,8 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def read_plan(path: Path) -> list[Cell]:
+def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
     """The cells of a plan, seed by seed, so that a grid that is cut off has whole tables of fewer seeds.
+
+    Args:
+        path: YAML file.
+        data_root: where the data lies, in place of what the plan says.
 
     Raises:
         PlanError: not a plan, or two cells that would share a name.
@@ -134,6 +140,8 @@ def read_plan(path: Path) -> list[Cell]:
         raise PlanError(f"{path}: a plan is a mapping of base, settings, rows and seeds")
     settings = plan.get("settings") or {"all": {}}
     base = plan.get("base") or {}
+    if data_root is not None and isinstance(base, dict):
+        base = {key: value for key, value in base.items() if not _is_data_root(key)} | {"data-root": str(data_root)}
     for name, options in {"base": base, **settings, **plan["rows"]}.items():
         if not isinstance(options, dict):
             raise PlanError(f"{path}: '{name}' is a {type(options).__name__}, not options of the trainer")

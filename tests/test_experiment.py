@@ -76,6 +76,13 @@ def test_cells_are_ordered_seed_by_seed(tmp_path: Path) -> None:
     assert cells[0].options == {"epochs": 7, "mix": "none", "seed": 3}
 
 
+def test_the_data_may_lie_elsewhere(tmp_path: Path) -> None:
+    plan = written(tmp_path, "base: {dataset: nw-ucla, data_root: there}\nrows: {a: {mix: none}}")
+    assert read_plan(plan)[0].options["data_root"] == "there"
+    (cell,) = read_plan(plan, Path("here"))
+    assert cell.options == {"dataset": "nw-ucla", "data-root": "here", "mix": "none", "seed": 0}
+
+
 def test_intervals_are_students() -> None:
     middle, half = interval([0.5, 0.6, 0.7]) or (0, 0)
     assert middle == pytest.approx(0.6)
