@@ -26,6 +26,7 @@ from shapmix.data.order import epoch_batches
 from shapmix.memory import keep_freed_memory
 from shapmix.recipe import load_splits, make_mixer, make_network, make_optimizer, make_sampler
 
+KINDS = ("given back", "kept")
 WARM_UP, STEPS = 3, 10
 CASES = {
     "embedded default": ["--preset", "synthetic"],
@@ -49,13 +50,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     for case in CASES:
         rounds = [
-            {kind: in_a_process(case, kind == "kept", arguments.threads) for kind in ("given back", "kept")}
-            for _ in range(arguments.rounds)
+            {kind: in_a_process(case, kind == "kept", arguments.threads) for kind in (KINDS if number % 2 else KINDS[::-1])}
+            for number in range(arguments.rounds)
         ]
         ratios = sorted(one["given back"]["ms"] / one["kept"]["ms"] for one in rounds)
         results[case] = {
             "speed-up": {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1]},
-            **{kind: {key: median(one[kind][key] for one in rounds) for key in rounds[0][kind]} for kind in rounds[0]},
+            **{kind: {key: median(one[kind][key] for one in rounds) for key in rounds[0][kind]} for kind in KINDS},
         }
         print(case, json.dumps(results[case]), flush=True)
     content = {
