@@ -28,7 +28,7 @@ from bench.verdicts import OPS, OPS_OF_FILE, count_tests, may_show
 
 BUDGET = 530.0  # seconds
 LIMITS = {"build": 110.0, "tests": 170.0, "sanitizer": 110.0, "ops": 90.0, "step": 40.0}
-WORKERS = 8  # test files, or runs under a sanitizer, at a time
+WORKERS = min(14, max(2, (os.cpu_count() or 1) - 2))  # test files, or runs under a sanitizer, at a time
 # memcheck looks at memory alone: torch and Triton ask the driver for symbols that it may lack, which is no error
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 FAULT = "a planted fault"
@@ -174,6 +174,7 @@ def summary(result: Result) -> str:
     tests = result.get("tests")
     if tests:
         lines.append(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
+        lines += [f"{test}: {reason.partition(' | ')[0]}" for test, reason in tests["reasons"].items()]
         lines += [f"not run, it needs a package that is not installed: {file}" for file in tests["missing"]]
     if result.get("copy"):
         lines.append(f"a copy moves {result['copy']['gb_per_s']:.0f} GB/s")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+REASON = 600  # characters of a failure's report that are kept
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcomes", type=Path, required=True, help="file that the lines are appended to")
@@ -21,22 +23,29 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Outcomes:
-    """Writes `{"test": id, "outcome": passed, failed, skipped or missing}`; missing: its file needs a package not installed."""
+    """Writes `{"test": id, "outcome": passed, failed, skipped or missing}`, with the `reason` of a failure.
+
+    missing: its file needs a package that is not installed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self._write(report.nodeid, report.outcome)
+            self._write(report.nodeid, report.outcome, report.longreprtext)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.outcome == "failed":
             lacks = re.search(r"ModuleNotFoundError: No module named '(?!shapmix|bench)", report.longreprtext)
-            self._write(report.nodeid, "missing" if lacks else "failed")
+            self._write(report.nodeid, "missing" if lacks else "failed", report.longreprtext)
         elif report.outcome == "skipped":
             self._write(report.nodeid, "skipped")
 
-    def _write(self, test: str, outcome: str) -> None:
+    def _write(self, test: str, outcome: str, report: str = "") -> None:
+        line = {"test": test, "outcome": outcome}
+        if outcome == "failed":
+            errors = [text[2:].strip() for text in report.splitlines() if text.startswith("E ")]
+            line["reason"] = " | ".join(errors)[:REASON] or report.strip()[-REASON:]
         with self.path.open("a", encoding="utf-8") as lines:
-            print(json.dumps({"test": test, "outcome": outcome}), file=lines)
+            print(json.dumps(line), file=lines)

@@ -126,9 +126,8 @@ def measure_resident_step(shape: Shape, device: torch.device, *, rounds: int = 5
     network = CTRGCN(batch.layout, shape.classes, num_people=people, in_channels=channels).to(device)
     mixer = ShapMix(batch.layout, batch.class_counts, batch.mean_motion).to(device)
     on_gpu = device.type == "cuda"
-    lr: Any = torch.tensor(0.1, device=device) if on_gpu else 0.1  # as a number it would be frozen in the graph
     options: Any = {"momentum": 0.9, "nesterov": True, "weight_decay": 4e-4, "fused": on_gpu}
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr, **options)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, **options)
     step = TrainingStep(network, mixer, optimizer, ClipSampler(store, "crop", "joint", num_frames), batch.n)
     chosen, number = torch.arange(batch.n, device=device), count()
 

@@ -63,6 +63,7 @@ def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
         **{kind: total[kind] for kind in ("passed", "failed", "skipped")},
         "missing": [outcome["test"] for outcome in outcomes if outcome["outcome"] == "missing"],
         "failures": [outcome["test"] for outcome in outcomes if outcome["outcome"] == "failed"],
+        "reasons": {outcome["test"]: outcome["reason"] for outcome in outcomes if "reason" in outcome},
         "ops": {
             op: {kind: counts[kind] for kind in ("passed", "failed", "skipped", *GPU_BACKENDS)} for op, counts in of_op.items()
         },

@@ -150,6 +150,8 @@ class TrainConfig:
     """Decay a step of an average of the weights, such as 0.999; the average is what is evaluated."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the network runs under torch.autocast; weights, losses and saliency stay float32."""
+    cuda_graph: Literal["auto", "always", "never"] = "auto"
+    """A training step on a GPU as one CUDA graph, which the host only starts. auto: where that can be, with CTR-GCN."""
     compile: bool = False
     """torch.compile of the network; meant for a backbone of your own (CTR-GCN is fused by hand)."""
     non_finite: Literal["stop", "skip"] = "stop"

@@ -57,6 +57,7 @@ IRRELEVANT = (
     "device",
     "threads",
     "checkpoint",
+    "cuda_graph",
 )  # to what a run reaches
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
 STUDENT = (
@@ -79,6 +80,8 @@ class ExperimentConfig:
     """Folder of the data set, in place of the plan's."""
     devices: tuple[str, ...] = ("auto",)
     """One run at a time on each; `cpu cpu` runs two, each on its share of the cores."""
+    rows: tuple[str, ...] = ()
+    """Train these rows alone, where some are wanted before others; the table has all."""
     checkpoint: str = "last"
     """Whose test accuracy is tabled: last, or best on validation."""
     only_table: bool = False
@@ -109,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cells = read_plan(config.plan, config.data_root)
         read_results(cells, config.out)  # before hours of training: what is there fits the plan
-        failed = [] if config.only_table else run_cells(cells, config.out, config.devices)
+        failed = [] if config.only_table else run_cells(only(cells, config.rows), config.out, config.devices)
         results = read_results(cells, config.out)
     except (PlanError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -157,6 +160,19 @@ def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
             raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
         parse_config(list(as_arguments(cell.options)))
     return cells
+
+
+def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
+    """The cells of these rows, all where none is named.
+
+    Raises:
+        PlanError: a row that the plan lacks.
+    """
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    for row in rows:
+        if row not in names:
+            raise PlanError(f"--rows: the plan has no row '{row}'; it has {', '.join(names)}")
+    return [cell for cell in cells if not rows or cell.row in rows]
 
 
 def run_cells(cells: list[Cell], out: Path, devices: Sequence[str]) -> list[Cell]:

@@ -84,11 +84,13 @@ def summed(x: Tensor) -> Tensor:
     return x
 
 
-def largest(x: Tensor) -> Tensor:
-    """Elementwise maximum over the processes, in place."""
-    if ranks() > 1:
-        distributed.all_reduce(x, distributed.ReduceOp.MAX)
-    return x
+def largest(numbers: list[int], device: torch.device) -> list[int]:
+    """Of each number the largest over the processes, which talk through `device`."""
+    if ranks() == 1:
+        return numbers
+    x = torch.tensor(numbers, device=device)
+    distributed.all_reduce(x, distributed.ReduceOp.MAX)
+    return x.tolist()
 
 
 def copy_buffers(network: nn.Module) -> None:

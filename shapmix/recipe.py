@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
-from shapmix import official
+from shapmix import official, parallel
 from shapmix.config import TrainConfig
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data import nw_ucla, synthetic
@@ -20,6 +21,8 @@ from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.store import open_store
 from shapmix.mixing import ShapMix
 from shapmix.run import RunError
+from shapmix.state import Training
+from shapmix.step import TrainingStep, draws_on_host
 
 DEFERRED = 0.8  # of the epochs, before LDAM weights its classes, its paper's
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -124,14 +127,13 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
     )
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay applies to every parameter, as published."""
+def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """Weight decay applies to every parameter, as published; `fused` is torch's one kernel for all of them, for GPUs."""
     schedule = config.schedule
+    options: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": fused or None}
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(), lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, nesterov=True
-    )
+        return torch.optim.AdamW(network.parameters(), **options)
+    return torch.optim.SGD(network.parameters(), momentum=schedule.momentum, nesterov=True, **options)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
@@ -144,6 +146,47 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRS
     else:
         chain.append(CosineAnnealingLR(optimizer, config.epochs))
     return ChainedScheduler(chain, optimizer)
+
+
+def make_step(config: TrainConfig, run: Training, sampler: ClipSampler, device: torch.device) -> tuple[TrainingStep | None, str]:
+    """The step as one CUDA graph where that is asked for, or possible and not refused; and a few words on what was chosen.
+
+    Raises:
+        RunError: it was asked for and cannot be.
+    """
+    reason = "as asked for" if config.cuda_graph == "never" else not_captured(config, run.mixer, device)
+    if reason is None and config.cuda_graph == "auto" and config.network.backbone is not None:
+        reason = "a backbone may read values on the host; --cuda-graph always captures it all the same"
+    if reason is not None:
+        if config.cuda_graph == "always":
+            raise RunError(f"cuda_graph: a step cannot be one CUDA graph: {reason}")
+        return None, f"a step is launched op by op ({reason})"
+    on_device = sampler.store.frames.device == device
+    step = TrainingStep(
+        run.network,
+        run.mixer,
+        run.optimizer,
+        sampler,
+        config.batch_size,
+        clips_given=sampler.pipeline != "crop" or not on_device,
+        autocast=PRECISIONS[config.precision],
+    )
+    return step, "a step is one CUDA graph"
+
+
+def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> str | None:
+    """Why a run's step cannot be one CUDA graph, None where it can."""
+    if device.type != "cuda":
+        return f"the device is {device}"
+    if parallel.ranks() > 1:
+        return "several processes exchange their gradients"
+    if config.accumulate > 1:
+        return f"a step is {config.accumulate} passes"
+    if config.non_finite == "skip":
+        return "--non-finite skip puts back what a step changed"
+    if config.compile:
+        return "--compile"
+    return draws_on_host(mixer)
 
 
 def choose_device(name: str) -> torch.device:

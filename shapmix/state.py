@@ -95,11 +95,17 @@ def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str
         if run.average is not None:
             run.average.module.load_state_dict(state["network"])
             run.average.n_averaged.copy_(state["averaged_steps"])
-        run.optimizer.load_state_dict(state["optimizer"])
+        run.optimizer.load_state_dict(state["optimizer"] | {"param_groups": _with_own_kernels(state["optimizer"], run.optimizer)})
         run.scheduler.load_state_dict(state["scheduler"])
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
     run.progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+
+
+def _with_own_kernels(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The saved groups, computed as this optimizer is: how that is done goes by the device, which may be another."""
+    own = [{key: group[key] for key in ("fused", "foreach", "capturable") if key in group} for group in optimizer.param_groups]
+    return [group | kept for group, kept in zip(saved["param_groups"], own, strict=True)]
 
 
 def seed_all(seed: int, step: int, rank: int) -> None:

@@ -1,13 +1,15 @@
 """A whole training step that the host only starts: sample, measure, mix, forward, backward and optimiser on the device.
 
-Recordings, batch indices and the step's number lie on the device, every draw is a function of them, and no value is read back.
-On a GPU the step is thus one CUDA graph; elsewhere the same code runs as it is written.
+Batch indices (or clips) and the step's number lie on the device, every draw is a function of them, and no value is read back. On a
+GPU the step is thus one CUDA graph; elsewhere the same code runs as it is written.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from shapmix.data.sampling import ClipSampler
 from shapmix.estimators import ON_DEVICE
 from shapmix.kernels import sample_clips
 from shapmix.mixing import ShapMix
+from shapmix.parallel import SharedForward
 from shapmix.plan import draw_crops
 from shapmix.rivals import RIVALS
 
@@ -34,7 +37,7 @@ class StepResult(NamedTuple):
 
 
 class TrainingStep:
-    """The trainer's step on resident data: `step(chosen, number)` trains on the store's clips `chosen`.
+    """The trainer's step: `step(chosen, number)` trains on the store's clips `chosen`.
 
         step = TrainingStep(network, mixer, optimizer, sampler, batch_size)
         for number, chosen in enumerate(batches):
@@ -43,13 +46,14 @@ class TrainingStep:
     Args:
         network: maps [N, C, T, V, M] to logits [N, K]. In eval mode it must leave its buffers and random state alone.
         mixer: on the network's device, with an estimator that is drawn on the device: one of `ON_DEVICE`.
-        optimizer: of the network's parameters. To be captured, its learning rate must be a tensor of the device, and it must
-            be `fused=True` (SGD) or `capturable=True` (Adam, AdamW); schedulers write into such a learning rate.
-        sampler: of the pipeline "crop". Its recordings are copied to the mixer's device.
+        optimizer: of the network's parameters. To be captured it must be `fused=True`; schedulers may change its learning rate.
+        sampler: whose recordings are copied to the mixer's device; its pipeline must be "crop", unless clips are given.
         batch_size: N, of every batch.
+        clips_given: clips come with every call, made elsewhere; for other pipelines, and for recordings too large for the device.
+        autocast: element type of `torch.autocast` for the network, None for none; the losses are float32 or float64.
         capture: as a CUDA graph; None captures on a GPU.
 
-    A loss that is not finite does not stop it, as the host does not know: look at the result from time to time.
+    Where the loss is not finite, a captured step leaves weights and optimizer alone; otherwise nothing looks at it.
 
     Raises:
         ValueError: a pipeline or an estimator that draws on the host; an optimizer that cannot be captured; a capture on a CPU.
@@ -63,43 +67,60 @@ class TrainingStep:
         sampler: ClipSampler,
         batch_size: int,
         *,
+        clips_given: bool = False,
+        autocast: torch.dtype | None = None,
         capture: bool | None = None,
     ) -> None:
         device = mixer.saliency.device
-        if sampler.pipeline != "crop":
+        if sampler.pipeline != "crop" and not clips_given:
             raise ValueError(f"pipeline '{sampler.pipeline}' draws on the host; only 'crop' is drawn on the device")
-        if mixer.mode in RIVALS or mixer.loss_name == "ldam":
-            what = f"mode '{mixer.mode}'" if mixer.mode in RIVALS else "loss 'ldam'"
-            raise ValueError(f"{what} goes by a step that the host knows; train with it in a plain loop")
-        if mixer.mode == "shapmix" and mixer.estimator not in ON_DEVICE:
-            raise ValueError(f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(ON_DEVICE)}")
+        if reason := draws_on_host(mixer):
+            raise ValueError(reason)
         self.capture = device.type == "cuda" if capture is None else capture
         if self.capture:
             check_capturable(optimizer, device)
         self.network, self.mixer, self.optimizer, self.sampler = network, mixer, optimizer, sampler
+        self.autocast, self.clips_given = autocast, clips_given
+        self.observer = SharedForward(network, autocast)
         store = sampler.store
-        self.frames, self.offsets = store.frames.to(device), store.offsets.to(device)
-        self.lengths, self.labels = store.lengths.to(device), store.labels.to(device)
-        parents, self.stream = sampler.bones
-        self.parents = parents.to(device)
+        self.labels = store.labels.to(device)
+        self.clips: Tensor | None = None  # [N, C, T, V, M], where they are given
+        if not clips_given:
+            self.frames, self.offsets, self.lengths = (part.to(device) for part in (store.frames, store.offsets, store.lengths))
+            parents, self.stream = sampler.bones
+            self.parents = parents.to(device)
         self.chosen = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._captured: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, StepResult]] = {}
         self._run_before: Counter[tuple[bool, bool]] = Counter()
         self._stream = torch.cuda.Stream(device) if self.capture else None
 
-    def __call__(self, chosen: Tensor, number: int) -> StepResult:
+    def __call__(self, chosen: Tensor, number: int, clips: Tensor | None = None) -> StepResult:
         """One step on clips `chosen` [N] int64 of the store; `number` counts the steps of the training.
 
+        Args:
+            chosen: which clips, and so their labels.
+            number: decides every draw.
+            clips: [N, C, T, V, M] those clips, where they are given.
+
         Raises:
-            ValueError: another batch size.
+            ValueError: another batch size; clips where none are taken, or none where they are.
         """
         if chosen.shape != self.chosen.shape:
             raise ValueError(f"chosen has shape {list(chosen.shape)}; give {list(self.chosen.shape)}, the batch size")
-        self.chosen.copy_(chosen)
+        if (clips is not None) != self.clips_given:
+            raise ValueError("clips are given with every call of a step that was made with clips_given=True, and with no other")
+        self.chosen.copy_(chosen, non_blocking=True)
         self.number.fill_(number)
+        if clips is not None:
+            if self.clips is None:
+                self.clips = torch.empty_like(clips, device=self.number.device)
+            self.clips.copy_(clips, non_blocking=True)
         if self._stream is None:
             return self._run(number)
+        for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
         # the schedule's phases are different work: each has a graph of its own
         phase = (number < self.mixer.warmup_steps, number < self.mixer.replace_steps)
         if phase not in self._captured:
@@ -113,25 +134,45 @@ class TrainingStep:
 
     def _run(self, number: int) -> StepResult:
         """The step as the device sees it; the number given here only says in which phase it is."""
-        mixer, network = self.mixer, self.network
+        mixer = self.mixer
         labels = self.labels[self.chosen]
-        plan = draw_crops(
-            self.chosen,
-            self.lengths[self.chosen],
-            num_frames=self.sampler.num_frames,
-            seed=self.sampler.seed,
-            step=self.number,
-        )
-        clips = sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=self.sampler.num_frames)
-        mixer.observe(network, clips, labels, number, counter=self.number)
+        clips = self._sampled() if self.clips is None else self.clips
+        mixer.observe(self.observer, clips, labels, number, counter=self.number)
         batch = mixer.mix(clips, labels, number, counter=self.number)
-        logits = network(batch.clips)
+        with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():
+            logits = self.network(batch.clips)
+        logits = logits.to(clips.dtype)
         clean, mixed = mixer.loss(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        (clean + mixed).backward()
-        self.optimizer.step()
+        loss = clean + mixed
+        loss.backward()
+        with self._following_device(loss.detach()) if self.capture else nullcontext():
+            self.optimizer.step()
         right = (logits[: len(labels)].argmax(1) == labels).sum()
         return StepResult(clean.detach(), mixed.detach(), right)
+
+    def _sampled(self) -> Tensor:
+        frames = self.sampler.num_frames
+        lengths = self.lengths[self.chosen]
+        plan = draw_crops(self.chosen, lengths, num_frames=frames, seed=self.sampler.seed, step=self.number)
+        return sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=frames)
+
+    @contextmanager
+    def _following_device(self, loss: Tensor) -> Iterator[None]:
+        """The optimizer takes its learning rate, and whether the loss is finite, from the device: a graph keeps numbers."""
+        optimizer: Any = self.optimizer
+        before = [dict(group) for group in optimizer.param_groups]
+        for rate, group in zip(self._rates, optimizer.param_groups, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:  # only where it is captured, as torch warns of it elsewhere
+                group["capturable"] = torch.cuda.is_current_stream_capturing()
+        optimizer.found_inf = (~loss.isfinite()).float()
+        try:
+            yield
+        finally:
+            del optimizer.found_inf
+            for group, values in zip(optimizer.param_groups, before, strict=True):
+                group.update(values)
 
     def _beside(self, number: int) -> StepResult:
         """The step on the stream that captures."""
@@ -145,22 +186,29 @@ class TrainingStep:
     def _record(self, number: int) -> tuple[torch.cuda.CUDAGraph, StepResult]:
         self.optimizer.zero_grad(set_to_none=True)  # the graph keeps gradients in its own memory
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # thread_local: another thread may be making the next batch
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = self._run(number)
         return graph, result
 
 
+def draws_on_host(mixer: ShapMix) -> str | None:
+    """What of a mixer's draws or schedules needs the host in every step, None where nothing does."""
+    if mixer.mode in RIVALS or mixer.loss_name == "ldam":
+        what = f"mode '{mixer.mode}'" if mixer.mode in RIVALS else "loss 'ldam'"
+        return f"{what} goes by a step that the host knows; train with it in a plain loop"
+    if mixer.mode == "shapmix" and mixer.estimator not in ON_DEVICE:
+        return f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(ON_DEVICE)}"
+    return None
+
+
 def check_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """That a CUDA graph of the optimizer's step would follow its learning rate and read nothing.
+    """That the optimizer's step can be part of a CUDA graph.
 
     Raises:
         ValueError: what is missing, and how to give it.
     """
     if device.type != "cuda":
         raise ValueError(f"a step on {device} cannot be captured as a CUDA graph; leave capture out")
-    for group in optimizer.param_groups:
-        if not isinstance(group["lr"], Tensor):
-            raise ValueError(f"the learning rate is the number {group['lr']}, which a graph keeps; give torch.tensor(lr, device)")
-        if not (group.get("fused") or group.get("capturable")):
-            kind = type(optimizer).__name__
-            raise ValueError(f"{kind} reads its state on the host; make it with fused=True, or capturable=True where it has that")
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} reads its state on the host; make it with fused=True")

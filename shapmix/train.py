@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ from shapmix.recipe import (
     make_optimizer,
     make_sampler,
     make_scheduler,
+    make_step,
 )
 from shapmix.run import RunError, create_run_dir, data_hash, forget_later_epochs, record_start, write_result
 from shapmix.state import Progress, Training, deterministic, restore, seed_all, snapshot
+from shapmix.step import StepResult, TrainingStep
 
 log = logging.getLogger("shapmix")
 
@@ -157,7 +160,7 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
     network = make_network(config, store).to(device)
     if parallel.ranks() > 1 and config.sync_batchnorm:
         parallel.sync_norms(network)
-    optimizer = make_optimizer(network, config)
+    optimizer = make_optimizer(network, config, fused=device.type == "cuda")
     average = None
     if config.ema is not None:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -184,8 +187,9 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
         save_config(config, run_dir / "config.yaml")
         record_start(run_dir / "environment.jsonl", data, device)
         forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
-    log.info("%s; %s", describe(config, splits, network, device), where)
     model = parallel.averaged_gradients(network)
+    captured, how = make_step(config, run, sampler, device)
+    log.info("%s; %s; %s", describe(config, splits, network, device), where, how)
 
     with ExitStack() as files:
         lines = board = None
@@ -193,7 +197,7 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
             board = files.enter_context(closing(SummaryWriter(run_dir / "tensorboard", purge_step=run.progress.epoch + 1)))
             lines = files.enter_context((run_dir / "metrics.jsonl").open("a", encoding="utf-8"))
         while run.progress.epoch < config.epochs and not out_of_patience(config, run.progress):
-            rates = train_epoch(config, splits, sampler, run, model, rows, steps, device, run_dir, save, request)
+            rates = train_epoch(config, splits, sampler, run, model, captured, rows, steps, device, run_dir, save, request)
             done, seen = run.progress, max(1, steps - run.progress.skipped)
             row: dict[str, Any] = {
                 "loss_clean": done.clean / seen,
@@ -248,6 +252,7 @@ def train_epoch(
     sampler: ClipSampler,
     run: Training,
     model: nn.Module,
+    captured: TrainingStep | None,
     rows: list[Tensor],
     steps: int,
     device: torch.device,
@@ -272,28 +277,38 @@ def train_epoch(
         sampler=config.sampler,
     )
     numbered = ((chosen, progress.epoch * steps + number) for number, chosen in enumerate(batches, start=progress.batch))
-    line = watch.progress_line(training_batches(sampler, numbered, device), config, progress.epoch, progress.batch, steps)
+    made: Iterable[tuple[Tensor | None, Tensor, int]] = training_batches(sampler, numbered, device)
+    if captured is not None and not captured.clips_given:  # it samples
+        made = ((None, chosen, step) for chosen, step in numbered)
+    line = watch.progress_line(made, config, progress.epoch, progress.batch, steps)
     asked = time.perf_counter()
     for x, chosen, step in line:
         pace.waited += time.perf_counter() - asked
         seed_all(config.seed, step, parallel.rank())
-        labels = store.labels[chosen].to(device)
         before = buffers_before(config, run)
-        mixer.observe(observer, x, labels, step)
-        batch = mixer.mix(x, labels, step)
-        run.optimizer.zero_grad(set_to_none=True)
-        logits, clean, mixed = forward_backward(model, mixer, batch, rows, PRECISIONS[config.precision])
-        if parallel.ranks() > 1 and not config.sync_batchnorm:
-            parallel.copy_buffers(run.network)
-        if bool((clean + mixed).isfinite()):
-            run.optimizer.step()
+        if captured is not None:
+            found = captured(chosen, step, x)
+        else:
+            assert x is not None
+            labels = store.labels[chosen].to(device)
+            mixer.observe(observer, x, labels, step)
+            batch = mixer.mix(x, labels, step)
+            run.optimizer.zero_grad(set_to_none=True)
+            logits, clean_loss, mixed_loss = forward_backward(model, mixer, batch, rows, PRECISIONS[config.precision])
+            if parallel.ranks() > 1 and not config.sync_batchnorm:
+                parallel.copy_buffers(run.network)
+            found = StepResult(clean_loss, mixed_loss, (logits[: len(labels)].argmax(1) == labels).sum())
+        clean, mixed, right = torch.stack([value.double() for value in found]).tolist()  # the host waits for the device here
+        if isfinite(clean + mixed):
+            if captured is None:
+                run.optimizer.step()
             if run.average is not None:
                 run.average.update_parameters(run.network)
-            progress.clean, progress.mixed = progress.clean + clean.item(), progress.mixed + mixed.item()
-            progress.right += int((logits[: len(labels)].argmax(1) == labels).sum())
+            progress.clean, progress.mixed = progress.clean + clean, progress.mixed + mixed
+            progress.right += int(right)
         else:
             names = ", ".join(store.names[clip] for clip in chosen.tolist())
-            what = f"the loss of step {step} (epoch {progress.epoch + 1}) is {(clean + mixed).item()}"
+            what = f"the loss of step {step} (epoch {progress.epoch + 1}) is {clean + mixed}"
             if config.non_finite == "stop":
                 failed = run_dir / "checkpoints" / "failed.pt"
                 save(failed)
@@ -306,18 +321,18 @@ def train_epoch(
         pace.clips += len(chosen)
         trained = max(1, progress.batch - progress.skipped)
         left = ((config.epochs - progress.epoch) * steps - progress.batch) * config.batch_size
-        watch.show_figures(line, pace, (clean + mixed).item(), progress.right / (trained * config.batch_size), left)
+        watch.show_figures(line, pace, clean + mixed, progress.right / (trained * config.batch_size), left)
 
         due = config.checkpoint.every_steps is not None and progress.batch % config.checkpoint.every_steps == 0
         due = due or time.monotonic() - saved >= 60 * minutes
-        votes = parallel.largest(torch.tensor([request.signal, int(due)], device=device)).tolist()
-        if votes[0] or (votes[1] and progress.batch < steps):
+        signal, due_anywhere = parallel.largest([request.signal, int(due)], device)
+        if signal or (due_anywhere and progress.batch < steps):
             save(last, config.checkpoint.keep)
             saved = time.monotonic()
-        if votes[0]:
+        if signal:
             parallel.shared(None)  # nobody leaves before process 0 has written
             raise Interruption(
-                votes[0], f"stopped in epoch {progress.epoch + 1}, batch {progress.batch}; go on with --resume {run_dir}"
+                signal, f"stopped in epoch {progress.epoch + 1}, batch {progress.batch}; go on with --resume {run_dir}"
             )
         asked = time.perf_counter()
     return pace.rates()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shapmix import experiment
-from shapmix.experiment import Cell, PlanError, interval, read_plan, summaries, table
+from shapmix.experiment import Cell, PlanError, interval, only, read_plan, summaries, table
 
 PLAN = """
 base: {network: {widths: [8]}, num_frames: 8, batch_size: 8, n_max: 8, imbalance: 4, epochs: 2, saliency: {warmup_epochs: 1}}
@@ -74,6 +74,14 @@ def test_cells_are_ordered_seed_by_seed(tmp_path: Path) -> None:
     cells = read_plan(written(tmp_path, "settings: {x: {epochs: 7}, y: {}}\nrows: {a: {mix: none}, b: {}}\nseeds: [3, 4]"))
     assert [cell.name for cell in cells] == [f"{s}-{r}-seed-{n}" for n in (3, 4) for s in "xy" for r in "ab"]
     assert cells[0].options == {"epochs": 7, "mix": "none", "seed": 3}
+
+
+def test_rows_can_be_trained_before_others(tmp_path: Path) -> None:
+    cells = read_plan(written(tmp_path, "rows: {a: {mix: none}, b: {mix: none}}\nseeds: [3, 4]"))
+    assert [cell.name for cell in only(cells, ["b"])] == ["all-b-seed-3", "all-b-seed-4"]
+    assert only(cells, ()) == cells
+    with pytest.raises(PlanError, match="the plan has no row 'c'; it has a, b"):
+        only(cells, ["a", "c"])
 
 
 def test_the_data_may_lie_elsewhere(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoin
 from shapmix.data.order import epoch_batches, passes
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--n-max", "8", "--imbalance", "4"]
-TINY += ["--threads", "1", "--saliency.warmup-epochs", "1"]
+TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
 OFTEN = ["--checkpoint.every-steps", "2"]
 STATE = {"layout": "ntu25", "class_names": ["a"]}
 

@@ -306,6 +306,9 @@ def test_outcomes_are_written_as_tests_end(tmp_path: Path) -> None:
         ("test_spills", "passed"),
         ("test_spills", "failed"),
     }
+    reasons = {line["test"].rpartition("::")[2]: line["reason"] for line in read_lines(lines) if line["outcome"] == "failed"}
+    assert "no_such_module" in reasons["test_broken.py"]
+    assert all(reasons.values())
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,8 @@ class Setup:
         ).to(device)
         motion = mean_motion(self.sampler, splits.train)
         self.mixer = ShapMix(store.layout, splits.class_counts(), motion, mode=mode, warmup_steps=1, **options).to(device)
-        lr: Any = torch.tensor(0.05, device=device) if device == "cuda" else 0.05
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=device == "cuda"
+            self.network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=device == "cuda"
         )
 
     def step(self, **options: Any) -> TrainingStep:
@@ -51,11 +50,12 @@ class Setup:
         return {**self.network.state_dict(), **{f"mixer.{key}": value for key, value in self.mixer.state_dict().items()}}
 
 
+@pytest.mark.parametrize("clips_given", [False, True])
 @pytest.mark.parametrize("estimator", ON_DEVICE)
 @pytest.mark.parametrize("mode", ["shapmix", "stmix", "mixup", "none"])
-def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: Mode, estimator: Estimator) -> None:
+def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: Mode, estimator: Estimator, clips_given: bool) -> None:
     theirs, ours = Setup(splits, mode, estimator=estimator), Setup(splits, mode, estimator=estimator)
-    step = ours.step()
+    step = ours.step(clips_given=clips_given)
     batches = epoch_batches(splits.train[: BATCH * STEPS], BATCH, 1, 0)
     for number, chosen in enumerate(batches):
         clips, labels = theirs.sampler.training(chosen, number), splits.store.labels[chosen]
@@ -68,7 +68,7 @@ def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: Mode, estimator:
         (clean + mixed).backward()
         theirs.optimizer.step()
 
-        result = step(chosen, number)
+        result = step(chosen, number, clips if clips_given else None)
         assert (result.clean.item(), result.mixed.item()) == (clean.item(), mixed.item())
         assert int(result.right) == int((logits[: len(labels)].argmax(1) == labels).sum())
     assert number == STEPS - 1
@@ -125,33 +125,68 @@ def test_what_draws_on_the_host_is_refused(splits: Splits) -> None:
     setup.sampler = ClipSampler(splits.store, "frames", "joint", FRAMES)
     with pytest.raises(ValueError, match="pipeline 'frames' draws on the host"):
         setup.step()
+    setup.step(clips_given=True)
+    with pytest.raises(ValueError, match="clips are given with every call of a step that was made with clips_given=True"):
+        Setup(splits, "shapmix").step()(splits.train[:BATCH], 0, clips)
     with pytest.raises(ValueError, match="cannot be captured as a CUDA graph"):
         Setup(splits, "shapmix").step(capture=True)
     with pytest.raises(ValueError, match=r"chosen has shape \[3\]; give \[8\]"):
         Setup(splits, "shapmix").step()(splits.train[:3], 0)
 
 
-def test_optimizers_that_a_graph_would_freeze_are_refused() -> None:
+def test_optimizers_that_a_graph_cannot_hold_are_refused() -> None:
     parameter = nn.Parameter(torch.zeros(1))
-    cuda = torch.device("cuda")
-    with pytest.raises(ValueError, match=r"the learning rate is the number 0\.1"):
-        check_capturable(torch.optim.SGD([parameter], lr=0.1), cuda)
     with pytest.raises(ValueError, match="SGD reads its state on the host; make it with fused=True"):
-        check_capturable(torch.optim.SGD([parameter], lr=torch.tensor(0.1), foreach=False), cuda)
+        check_capturable(torch.optim.SGD([parameter], lr=0.1), torch.device("cuda"))
+    check_capturable(torch.optim.SGD([parameter], lr=0.1, fused=True), torch.device("cuda"))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_the_graph_is_the_plain_path(splits: Splits) -> None:
-    plain, captured = Setup(splits, "shapmix", "cuda"), Setup(splits, "shapmix", "cuda")
-    steps = {False: plain.step(capture=False), True: captured.step(capture=True)}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def assert_close_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@needs_gpu
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("clips_given", [False, True])
+def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given: bool) -> None:
+    """Through two phases of the schedule and a change of the learning rate, which the graph must follow."""
+    setups = {capture: Setup(splits, "shapmix", "cuda") for capture in (False, True)}
+    steps = {}
+    for capture, setup in setups.items():
+        if optimizer == "AdamW":
+            setup.optimizer = torch.optim.AdamW(setup.network.parameters(), lr=1e-3, fused=True)
+        steps[capture] = setup.step(capture=capture, clips_given=clips_given)
     batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
     for number, chosen in enumerate(batches):
+        if number == len(batches) - 3:
+            for setup in setups.values():
+                setup.optimizer.param_groups[0]["lr"] *= 0.1
+        clips = setups[True].sampler.training(chosen, number) if clips_given else None
         results: dict[bool, StepResult] = {}
         for capture, step in steps.items():
-            found = step(chosen, number)
+            found = step(chosen, number, clips)
             results[capture] = StepResult(*(value.clone() for value in found))
         for left, right in zip(results[True], results[False], strict=True):
             torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
-    expected = plain.state()
-    for name, tensor in captured.state().items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    assert steps[True]._captured
+    assert_close_states(setups[True].state(), setups[False].state())
+    assert isinstance(setups[True].optimizer.param_groups[0]["lr"], float)
+
+
+@needs_gpu
+def test_a_graph_leaves_the_weights_alone_where_the_loss_is_not_finite(splits: Splits) -> None:
+    setup = Setup(splits, "stmix", "cuda")
+    step = setup.step(clips_given=True)
+    batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
+    for number, chosen in enumerate(batches):
+        step(chosen, number, setup.sampler.training(chosen, number))
+    assert step._captured
+    before = {name: value.clone() for name, value in setup.network.named_parameters()}
+    result = step(batches[0], len(batches), torch.full_like(setup.sampler.training(batches[0], 0), torch.nan))
+    assert not (result.clean + result.mixed).isfinite()
+    assert all(torch.equal(value, before[name]) for name, value in setup.network.named_parameters())
+    assert all(value["momentum_buffer"].isfinite().all() for value in setup.optimizer.state.values())
