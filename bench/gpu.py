@@ -8,6 +8,7 @@ op that a test or a sanitizer speaks against. Exits with 0 where all is green, 1
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -27,12 +28,14 @@ from bench.tables import in_units, markdown, measured, shown_rows
 from bench.verdicts import OPS, OPS_OF_FILE, count_tests, may_show
 
 BUDGET = 530.0  # seconds
-LIMITS = {"build": 110.0, "tests": 170.0, "sanitizer": 110.0, "ops": 90.0, "step": 40.0}
+LIMITS = {"build": 110.0, "tests": 170.0, "sanitizer": 90.0, "ops": 70.0, "step": 45.0, "network": 45.0}
+NETWORK = ("--clips", "64", "--seconds", "4")
 WORKERS = min(14, max(2, (os.cpu_count() or 1) - 2))  # test files, or runs under a sanitizer, at a time
 # memcheck looks at memory alone: torch and Triton ask the driver for symbols that it may lack, which is no error
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 FAULT = "a planted fault"
 STEP_OPS = "sample_clips + draw_plan + mix_clips + coalition_inputs + saliency_update + balanced_mix_loss"
+NETWORK_OPS = "graph_conv + batch_norm + join_branches"
 TABLE_SHAPES = ("ntu", "large")
 
 
@@ -139,6 +142,18 @@ def measure_step(result: Result, limit: float) -> Judged:
     return GREEN if done.code == 0 else Judged("red", ended(done))
 
 
+def measure_network(result: Result, limit: float) -> Judged:
+    """The published network against the reference's formulas: forward, training, whole step, memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.json"
+        done = run_command([sys.executable, "-m", "bench.network", *NETWORK, "--out", str(path)], limit)
+        if done.code != 0:
+            return Judged("red", ended(done))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    result["network"] = {key: value for key, value in found.items() if key not in ("command", "commit", "machine")}
+    return GREEN
+
+
 def run_measurement(module: str, limit: float) -> tuple[list[dict[str, Any]], Finished]:
     """The lines that a module wrote, however it ended."""
     with tempfile.TemporaryDirectory() as folder:
@@ -158,6 +173,7 @@ STAGES = (
     Stage("sanitizer", LIMITS["sanitizer"], sanitize, needs="build"),
     Stage("ops", LIMITS["ops"], measure_ops, needs="build"),
     Stage("step", LIMITS["step"], measure_step, needs="build"),
+    Stage("network", LIMITS["network"], measure_network, needs="build"),
 )
 
 
@@ -187,7 +203,25 @@ def summary(result: Result) -> str:
         for step in result.get("training_step", [])
         if step["backend"] == "reference" or may_show(result, STEP_OPS, step["backend"]) == "green"
     ]
+    lines += [
+        f"the same as one CUDA graph, sampling included, {step['precision']}: {in_units(step['seconds']['p50'])}"
+        for step in result.get("resident_step", [])
+        if may_show(result, f"{STEP_OPS} + {NETWORK_OPS}", "auto") == "green"
+    ]
+    if may_show(result, NETWORK_OPS, "auto") == "green":
+        lines += [
+            network_line(name, of) for name, of in result.get("network", {}).items() if isinstance(of, dict) and "seconds" in of
+        ]
     return "\n".join(lines)
+
+
+def network_line(name: str, of: dict[str, Any]) -> str:
+    """One comparison of the network with the reference."""
+    seconds = of["seconds"]
+    shown = [
+        f"{kind} {in_units(seconds[kind]['p50'])} ({seconds[f'speed-up {kind}']['p50']:.1f}x)" for kind in ("float32", "bfloat16")
+    ]
+    return f"network, {name}: reference {in_units(seconds['reference']['p50'])}, {', '.join(shown)}"
 
 
 def path_line(result: Result, path: dict[str, Any]) -> str:

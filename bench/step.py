@@ -19,6 +19,7 @@ from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import ClipStore
 from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import unavailable
+from shapmix.kernels.checks import dtype_name
 from shapmix.step import WARM_UP, TrainingStep
 
 TARGET = 60e-6  # seconds of device time, of the augment path at 64 NTU clips
@@ -115,7 +116,9 @@ def measure_training_step(shape: Shape, device: torch.device, backend: str | Non
     return found
 
 
-def measure_resident_step(shape: Shape, device: torch.device, *, rounds: int = 5) -> dict[str, Any]:
+def measure_resident_step(
+    shape: Shape, device: torch.device, autocast: torch.dtype | None = None, *, rounds: int = 5
+) -> dict[str, Any]:
     """Wall time of the same step from resident recordings, sampling included: on a GPU one CUDA graph."""
     batch = Batch(shape, torch.float32, torch.device("cpu"))
     frames, offsets, *_ = batch.recorded
@@ -128,7 +131,8 @@ def measure_resident_step(shape: Shape, device: torch.device, *, rounds: int = 5
     on_gpu = device.type == "cuda"
     options: Any = {"momentum": 0.9, "nesterov": True, "weight_decay": 4e-4, "fused": on_gpu}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, **options)
-    step = TrainingStep(network, mixer, optimizer, ClipSampler(store, "crop", "joint", num_frames), batch.n)
+    sampler = ClipSampler(store, "crop", "joint", num_frames)
+    step = TrainingStep(network, mixer, optimizer, sampler, batch.n, autocast=autocast)
     chosen, number = torch.arange(batch.n, device=device), count()
 
     def run() -> None:
@@ -138,6 +142,7 @@ def measure_resident_step(shape: Shape, device: torch.device, *, rounds: int = 5
         run()
     times = [seconds(run, device) for _ in range(rounds)]
     found: dict[str, Any] = {"captured": step.capture, "shape": shape.name, "seconds": quantiles(times)}
+    found["precision"] = "float32" if autocast is None else dtype_name(autocast)
     if on_gpu:
         found["host_read"] = without_host_reads(run)
         found["bytes_at_most"] = torch.cuda.max_memory_allocated(device)
@@ -161,7 +166,8 @@ def main() -> None:
             print(json.dumps({"augment_path": measure_augment_path(NTU, device, backend)}), file=lines, flush=True)
         for name in (None, "reference"):
             print(json.dumps({"training_step": measure_training_step(NTU, device, name)}), file=lines, flush=True)
-        print(json.dumps({"resident_step": measure_resident_step(NTU, device)}), file=lines, flush=True)
+        for autocast in (None, torch.bfloat16):
+            print(json.dumps({"resident_step": measure_resident_step(NTU, device, autocast)}), file=lines, flush=True)
 
 
 if __name__ == "__main__":
