@@ -21,12 +21,15 @@ Half-precision features are multiplied with a graph split into two halves, the s
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import min_dot_size
 
 from .checks import row_stride
 
@@ -93,6 +96,27 @@ def load_weight(weight, first, channel, channels, RELATIONS: tl.constexpr, BLOCK
 
 
 @triton.jit
+def deep_enough(x, DEPTH: tl.constexpr):
+    """x [..., k] with zeros between, so that k is at least DEPTH: versions of Triton differ in the shortest product they take."""
+    if x.shape[-1] < DEPTH:
+        x = twice_as_deep(x)
+    if x.shape[-1] < DEPTH:
+        x = twice_as_deep(x)
+    return x
+
+
+@triton.jit
+def twice_as_deep(x):
+    """x [..., k] -> [..., 2 k], a zero behind each element."""
+    both = tl.join(x, tl.zeros_like(x))
+    if len(x.shape) == 2:
+        both = tl.reshape(both, [x.shape[0], 2 * x.shape[1]])
+    else:
+        both = tl.reshape(both, [x.shape[0], x.shape[1], 2 * x.shape[2]])
+    return both
+
+
+@triton.jit
 def refined_graph(
     terms,
     weight,
@@ -106,6 +130,7 @@ def refined_graph(
     SUBSETS: tl.constexpr,
     RELATIONS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Tile [u * v, c] of one subset's graphs."""
@@ -115,7 +140,8 @@ def refined_graph(
     graph = base + tl.load(bias + channel, mask=channel < channels, other=0.0)[None, :]
     for first in range(0, RELATIONS, BLOCK_K):
         relation = load_relation(terms, first, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
-        factors = load_weight(weight, first, channel, channels, RELATIONS, BLOCK_K)
+        factors = tl.trans(load_weight(weight, first, channel, channels, RELATIONS, BLOCK_K))
+        relation, factors = deep_enough(relation, DEPTH), tl.trans(deep_enough(factors, DEPTH))
         graph = tl.dot(relation, factors, acc=graph, input_precision=PRECISION, out_dtype=graph.dtype)
     return graph
 
@@ -152,6 +178,7 @@ def graph_conv_kernel(
     BLOCK_U: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEPTH: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -170,7 +197,7 @@ def graph_conv_kernel(
     acc = tl.zeros([BLOCK_C, BLOCK_T, BLOCK_U], weight.dtype.element_ty)
     for _ in range(SUBSETS):
         graph = refined_graph(
-            relation_terms, weight, bias, shared, u, v, channel, joints, channels, SUBSETS, RELATIONS, BLOCK_K, PRECISION
+            relation_terms, weight, bias, shared, u, v, channel, joints, channels, SUBSETS, RELATIONS, BLOCK_K, DEPTH, PRECISION
         )
         graph = tl.permute(tl.reshape(graph, [BLOCK_U, BLOCK_V, BLOCK_C]), [2, 1, 0])
         rows = load_rows(features, frame, v, channel, frames, joints, channels, feature_stride)
@@ -217,6 +244,7 @@ def graph_conv_gradient_kernel(
     BLOCK_U: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEPTH: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -253,7 +281,9 @@ def graph_conv_gradient_kernel(
     for clip in range(run * clips_each, tl.minimum((run + 1) * clips_each, clips)):
         first_row = clip * frames * joints
         terms = relation_terms + clip * joints * (2 * TERMS)
-        graph = refined_graph(terms, weight, bias, shared, u, v, channel, joints, channels, SUBSETS, RELATIONS, BLOCK_K, PRECISION)
+        graph = refined_graph(
+            terms, weight, bias, shared, u, v, channel, joints, channels, SUBSETS, RELATIONS, BLOCK_K, DEPTH, PRECISION
+        )
         graph = tl.permute(tl.reshape(graph, [BLOCK_U, BLOCK_V, BLOCK_C]), [2, 0, 1])
         of_graph = tl.zeros([BLOCK_C, BLOCK_U, BLOCK_V], WIDE)
         for begin in range(0, frames, BLOCK_T):
@@ -274,8 +304,8 @@ def graph_conv_gradient_kernel(
             is_relation = k < RELATIONS
             relation = load_relation(terms, first, u, v, joints, SUBSETS, RELATIONS, BLOCK_K)
             of_relation = tl.dot(
-                tl.reshape(tl.permute(of_graph, [1, 2, 0]), [BLOCK_U * BLOCK_V, BLOCK_C]),
-                tl.trans(load_weight(weight, first, channel, channels, RELATIONS, BLOCK_K)),
+                deep_enough(tl.reshape(tl.permute(of_graph, [1, 2, 0]), [BLOCK_U * BLOCK_V, BLOCK_C]), DEPTH),
+                tl.trans(deep_enough(load_weight(weight, first, channel, channels, RELATIONS, BLOCK_K), DEPTH)),
                 input_precision=PRECISION,
                 out_dtype=WIDE,
             )
@@ -285,9 +315,10 @@ def graph_conv_gradient_kernel(
             of_right = to_right + (clip * joints + v[:, None]) * TERMS + k[None, :]
             tl.store(of_right, -tl.sum(of_difference, 0), mask=(v < joints)[:, None] & is_relation[None, :])
             # a product of its own for each joint u: as one, its depth of U V would be a single warp's work
+            by_v = tl.permute(tl.reshape(relation, [BLOCK_U, BLOCK_V, BLOCK_K]), [0, 2, 1])
             by_u = tl.dot(
-                tl.permute(of_graph, [1, 0, 2]),
-                tl.reshape(relation, [BLOCK_U, BLOCK_V, BLOCK_K]),
+                deep_enough(tl.permute(of_graph, [1, 0, 2]), DEPTH),
+                tl.permute(deep_enough(by_v, DEPTH), [0, 2, 1]),
                 input_precision=PRECISION,
                 out_dtype=WIDE,
             )
@@ -329,7 +360,7 @@ BACKWARD = {
 }
 PARTS = {torch.float32: 1, torch.float64: 1, torch.float16: 2, torch.bfloat16: 2}
 PRECISION = {torch.float32: "tf32x3", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
-SHORTEST_DEPTH = 8  # of a float32 product
+SHORTEST_DEPTH = 8  # of a float32 product, where the version of Triton takes it
 SHORTEST_BLOCK = 16
 RELATIONS_TOGETHER = 8  # more would not stay in registers
 PROGRAMS = 2048  # of the backward: enough to fill any GPU, few enough that their partial sums are small beside the features
@@ -338,6 +369,13 @@ PROGRAMS = 2048  # of the backward: enough to fill any GPU, few enough that thei
 def block_of(size: int) -> int:
     """The block that holds an axis."""
     return max(SHORTEST_BLOCK, int(triton.next_power_of_2(size)))
+
+
+@cache
+def least_depth(dtype: torch.dtype) -> int:
+    """Of a product of this type in this version of Triton; 3.6 takes no less than 16, later ones 8 of float32 and 4 of float64."""
+    of = tl.float64 if dtype == torch.float64 else tl.float32
+    return int(min_dot_size(GPUTarget("cuda", 80, 32))(of, of)[2])
 
 
 def constants(features: Tensor, weight: Tensor, launch: Launch) -> dict[str, int | str]:
@@ -349,6 +387,7 @@ def constants(features: Tensor, weight: Tensor, launch: Launch) -> dict[str, int
         "BLOCK_C": launch.channels,
         "BLOCK_T": min(launch.frames, block_of(features.shape[2])),
         "BLOCK_K": min(triton.next_power_of_2(max(relations, SHORTEST_DEPTH)), RELATIONS_TOGETHER),
+        "DEPTH": least_depth(weight.dtype),
         "PARTS": PARTS[features.dtype],
         "PRECISION": PRECISION[features.dtype],
         "num_warps": launch.num_warps,
