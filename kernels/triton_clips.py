@@ -52,7 +52,7 @@ def turned(recording, before, after, share, element, mask, angles, SUM: tl.const
     return cosine * x + sine * y, cosine * y - sine * x, z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_frames"])  # as a number, which 1 would become, it has no type
 def sample_kernel(
     out,
     frames,

@@ -57,7 +57,7 @@ def row_kernel(
     tl.store(row_losses + row, loss)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])  # as a number, which 1 would become, it has no type
 def mean_kernel(losses, row_losses, samples, rows, SUM: tl.constexpr, BLOCK: tl.constexpr):
     """Program 0 takes the mean over the clean rows, program 1 over the mixed ones, 0 where there are none."""
     first = tl.program_id(0) * samples
@@ -69,7 +69,7 @@ def mean_kernel(losses, row_losses, samples, rows, SUM: tl.constexpr, BLOCK: tl.
     tl.store(losses + tl.program_id(0), total / samples.to(SUM))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def gradient_kernel(
     to_logits,
     grad,

@@ -44,7 +44,7 @@ def integers(word, low, high):
     return low + ((word * (high - low + 1)) >> 32)
 
 
-@triton.jit(do_not_specialize=["seed_low", "seed_high", "step"])
+@triton.jit(do_not_specialize=["seed_low", "seed_high", "step", "samples", "num_frames", "joints"])
 def draw_kernel(
     fields,
     lam,

@@ -205,8 +205,8 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise RunError(f"device '{name}': torch {torch.__version__} sees no CUDA device on this machine")
-        if "LOCAL_RANK" in os.environ:
-            device = torch.device("cuda", local)
-        if (device.index or 0) >= torch.cuda.device_count():
+        # with its number, as tensors name it: "cuda" and "cuda:0" compare as different devices
+        device = torch.device("cuda", local if "LOCAL_RANK" in os.environ else device.index or 0)
+        if device.index >= torch.cuda.device_count():
             raise RunError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; start fewer processes")
     return device

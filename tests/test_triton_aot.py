@@ -15,7 +15,7 @@ from importlib import import_module
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -38,6 +38,8 @@ class Kernel(NamedTuple):
     absent: tuple[str, ...] = ()  # arguments that are None
     function: str = ""  # the kernel's own name, where it is compiled in several forms
     relations: int = 0  # of a graph convolution, whose launch depends on them
+    ones: bool = False  # every number is 1, which Triton compiles as a constant
+    archs: tuple[int, ...] = (80, 90, 100)
 
 
 CLIPS = {"ROW": 50, "PEOPLE": 2, "BLOCK": 1024}
@@ -165,7 +167,11 @@ KERNELS |= {
     "join_gradients_kernel": JOIN,
     "gradient_rows_kernel": NORM,
 }
-CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, SHARED_LIMIT)]
+KERNELS |= {
+    f"{name} of ones": kernel._replace(function=kernel.function or name, ones=True, dtypes=("fp32",), archs=(90,))
+    for name, kernel in KERNELS.items()
+}
+CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, kernel.archs)]
 
 
 def compile_all() -> None:
@@ -186,13 +192,17 @@ def compile_all() -> None:
         if kernel.relations:
             given |= graph_blocks(kernel, dtype)
             num_warps = given.pop("num_warps")
+        if kernel.ones:
+            given |= dict.fromkeys(set(kernel.numbers) - {name for name in function.arg_names if unspecialised(function, name)}, 1)
         given = {key: value for key, value in given.items() if key in function.arg_names}
         types |= dict.fromkeys(kernel.numbers, "i32") | dict(kernel.others) | dict.fromkeys(given, "constexpr")
         signature = {argument: types.get(argument, "*i64") for argument in function.arg_names}
         sum_type = tl.float64 if dtype == "fp64" else tl.float32
         constants = {key: sum_type if value == "sums" else value for key, value in given.items()}
         # as a launch finds them: torch's tensors begin at multiples of 16 bytes, CTR-GCN's widths are multiples of 16
-        aligned = [key for key, of in signature.items() if kernel.relations and (of[0] == "*" or key in OF_WIDTHS)]
+        aligned = [
+            key for key, of in signature.items() if kernel.relations and (of[0] == "*" or (of == "i32" and key in OF_WIDTHS))
+        ]
         attributes = {(function.arg_names.index(key),): [["tt.divisibility", 16]] for key in aligned}
         source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
         options = {"num_warps": num_warps, "enable_fp_fusion": kernel.fuse}
@@ -200,6 +210,11 @@ def compile_all() -> None:
         report = {"config": [name, dtype, arch], "shared": compiled.metadata.shared, "ptx": compiled.asm["ptx"]}
         report["depth"] = constants.get("DEPTH")
         print(json.dumps(report), flush=True)
+
+
+def unspecialised(function: Any, argument: str) -> bool:
+    """Whether a kernel asks Triton to compile no special form for some values of an argument."""
+    return bool(function.params[function.arg_names.index(argument)].do_not_specialize)
 
 
 def graph_blocks(kernel: Kernel, dtype: str) -> dict[str, object]:

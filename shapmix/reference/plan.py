@@ -136,7 +136,9 @@ def mix_plan(window: Window, parts: Tensor, part_of_joint: Tensor, num_frames: i
     """
     n, num_joints = len(parts), len(part_of_joint)
     replaced_joints = ((parts[:, None] >> part_of_joint) & 1).sum(1)
-    pasted = (window.length * replaced_joints).double() / (num_frames * num_joints)
+    # a tensor, as CUDA multiplies by the reciprocal of a number, which rounds otherwise
+    whole = torch.full_like(replaced_joints, num_frames * num_joints, dtype=torch.float64)
+    pasted = (window.length * replaced_joints).double() / whole
 
     def each(value: Tensor) -> Tensor:
         return value.repeat(n)
