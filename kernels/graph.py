@@ -26,7 +26,7 @@ def graph_conv(
     shortcut: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Sum over the subsets of features aggregated by their refined graphs; the graphs are never written to memory.
+    """Sum over the subsets of features aggregated by their refined graphs; no more than a few clips' graphs are ever in memory.
 
     The graph of subset s and channel c between joints u and v is
     shared[s, u, v] + bias[s, c] + sum_k weight[s, k, c] * tanh(left[u, s, k] - right[v, s, k]).

@@ -3,7 +3,7 @@
 What is rewritten, exactly:
 - the time mean is taken before conv1 and conv2, not after: they are linear, and their input shrinks by T;
 - the three subsets' conv3 are one product; tanh, conv4, the shared graphs and the aggregation are one op, `graph_conv`, which
-  never writes a graph to memory;
+  never holds the graphs of more than a few clips;
 - the three temporal branches that begin alike begin with one product;
 - BatchNorm, shortcut and ReLU are one op, `batch_norm`, in training; in eval mode they are folded into the products that come
   before them, anew at each call (a fold costs about as much as copying the weights);

@@ -110,10 +110,10 @@ def test_triton_graph_conv_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "triton")
 
 
-def test_triton_graph_conv_adds_up_clips_in_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on large batches: the parameters' gradients are carried from clip to clip, over several blocks of relations."""
+def test_triton_graph_conv_takes_a_few_clips_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large batches do: the parameters' gradients are added up over the graphs of two clips, and of one that is left."""
     needs("triton")
-    monkeypatch.setattr(import_module("shapmix.kernels.triton_graph"), "PROGRAMS", 1)
+    monkeypatch.setattr(import_module("shapmix.kernels.triton_graph"), "GRAPH_BYTES", 2 * 2 * 17 * 17 * 16 * 4)
     generator = torch.Generator().manual_seed(0)
     shapes = {"features": (3, 2 * 16, 5, 17), "relation_terms": (3, 17, 2, 2, 20), "weight": (2, 20, 16)}
     shapes |= {"bias": (2, 16), "shared": (2, 17, 17)}
