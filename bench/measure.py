@@ -1,16 +1,17 @@
 """Every op on every back end of this machine's first device, without pytest: `python -m bench.measure --out FILE`.
 
-Appends one line of JSON a measurement, the ones that matter most first, so that a run that is cut short has them: float32 on
-every shape, then the half types on the first two.
+Appends one line of JSON a measurement, the ones that matter most first: float32 and then the half types on the first shape, then
+the other shapes. With `--seconds` it begins no shape after so many of them, and says which it leaves out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,16 +72,28 @@ def measure_all(
                     torch.cuda.empty_cache()  # each graph was warmed on a stream of its own
 
 
+def parts(device: torch.device) -> list[tuple[Shape, Sequence[torch.dtype]]]:
+    """What is measured, in this order."""
+    shapes = SHAPES[device.type]
+    return [(shapes[0], REAL), (shapes[0], HALF), *((shape, REAL) for shape in shapes[1:]), (shapes[1], HALF)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=inf)
     arguments = parser.parse_args()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    begin = time.monotonic()
     with arguments.out.open("a", encoding="utf-8") as lines:
         print(json.dumps({"copy": copy_bandwidth(device, COPIED[device.type])}), file=lines, flush=True)
-        shapes = SHAPES[device.type]
-        for found in chain(measure_all(device, shapes, REAL), measure_all(device, shapes[:2], HALF)):
-            print(json.dumps({"row": found}), file=lines, flush=True)
+        for shape, dtypes in parts(device):
+            for dtype in dtypes:
+                if time.monotonic() - begin > arguments.seconds:
+                    print(json.dumps({"left out": f"{shape.name} {dtype_name(dtype)}"}), file=lines, flush=True)
+                    continue
+                for found in measure_all(device, [shape], [dtype]):
+                    print(json.dumps({"row": found}), file=lines, flush=True)
 
 
 if __name__ == "__main__":

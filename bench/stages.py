@@ -9,8 +9,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +38,7 @@ class Stage:
     limit: float
     run: Callable[[Result, float], Judged]
     needs: str | None = None  # a stage that must have been green
+    beside: bool = False  # runs at the same time as the stage before it
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ class Finished:
 def run_stages(stages: Sequence[Stage], result: Result, out: Path, budget: float) -> None:
     """Runs one stage after the other, whatever becomes of them, and writes the result before and after each."""
     deadline = time.monotonic() + budget
+    writing = Lock()
     result["stages"] = {
         stage.name: {"verdict": "not run", "reason": "the suite ended before it", "seconds": 0.0} for stage in stages
     }
-    write_json(out, result)
-    for stage in stages:
+
+    def run(stage: Stage) -> None:
         begin = time.monotonic()
         left = deadline - begin
         if left <= 0:
@@ -70,8 +74,28 @@ def run_stages(stages: Sequence[Stage], result: Result, out: Path, budget: float
                 judged = stage.run(result, min(stage.limit, left))
             except Exception as error:
                 judged = Judged("red", f"{type(error).__name__}: {error}")
-        result["stages"][stage.name] = {**judged._asdict(), "seconds": round(time.monotonic() - begin, 1)}
-        write_json(out, result)
+        with writing:
+            result["stages"][stage.name] = {**judged._asdict(), "seconds": round(time.monotonic() - begin, 1)}
+            write_json(out, result)
+
+    write_json(out, result)
+    for together in side_by_side(stages):
+        if len(together) == 1:
+            run(together[0])
+            continue
+        with ThreadPoolExecutor(len(together)) as pool:
+            list(pool.map(run, together))
+
+
+def side_by_side(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages that run at the same time."""
+    groups: list[list[Stage]] = []
+    for stage in stages:
+        if stage.beside and groups:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
 
 
 def run_command(command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None) -> Finished:

@@ -2,16 +2,16 @@
 
 A graph is a product: [tanh(left - right), 1, shared] over the relations and two columns more, times [weight; bias; 1]. So torch's
 matrix product makes the refined graphs of a few clips at a time, at most `GRAPH_BYTES` of them, and takes their gradient apart
-again; they are in global memory for no longer. What no library has is the aggregation, a batch of small matrix products, one a channel, on
-rows of channels: the forward kernel reads each feature once and adds the subsets up, the backward kernel reads features and the
-output's gradient and turns each tile of graphs into its gradient in place.
+again; they are in global memory for no longer. What no library has is the aggregation, a batch of small matrix products, one a
+channel, on rows of channels: the forward kernel adds the subsets up, the backward kernel turns each tile of graphs into its
+gradient in place.
 
 The floor is the bytes of features and output (backward: features, their gradient, and the output's gradient), each once, over the
 memory's bandwidth; the graphs come on top, written and read once or twice, V^2 S floats a clip and channel beside the (S + 1) T V
 of the features. float32 products are three products of TF32 halves ("tf32x3"), which leave out only what the two lower halves make:
 about 2^-22 of a product. Half-precision features are multiplied with a graph split into two halves, the second holding what
-rounding took from the first: 22 bits of it in float16, as far as its range goes, 16 in bfloat16. Every sum is float32's, or float64's, and
-taken in a fixed order: no atomics, the same bits each time.
+rounding took from the first: 22 bits of it in float16, as far as its range goes, 16 in bfloat16. Every sum is float32's, or
+float64's, and taken in a fixed order: no atomics, the same bits each time.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"

@@ -100,17 +100,21 @@ def sample_frames(
 
     Source: the NW-UCLA feeder of CTR-GCN; fixture `feeder_ucla`.
     """
-    rotation = axis_rotation_deg(plan.angles_deg.to(frames.dtype))  # [N, 3, 3]
-    samples = []
-    for row, clip in enumerate(plan.clip.tolist()):
-        recording = frames[int(offsets[clip]) : int(offsets[clip + 1])]  # [L, M, V, 3]
-        x = recording - recording[0, 0, centre]
-        x = (plan.scale[row].to(frames.dtype) * x) @ rotation[row].T
-        low, high = x.amin((0, 1, 2)), x.amax((0, 1, 2))
-        extent = high - low
-        box = torch.where(extent > 0, (x - low) / torch.where(extent > 0, extent, 1) * 2 - 1, 0)
-        samples.append(box[plan.frames[row]])
-    x = torch.stack(samples).permute(0, 4, 1, 3, 2)  # [N, 3, T, V, M]
+    first, end = offsets[plan.clip], offsets[plan.clip + 1]  # [N]
+    # all frames of all recordings in one row, as the box is that of whole recordings
+    owner = torch.arange(len(first), device=first.device).repeat_interleave(end - first)  # [F']
+    begin = (end - first).cumsum(0) - (end - first)  # [N]
+    x = frames[first[owner] + torch.arange(len(owner), device=first.device) - begin[owner]]  # [F', M, V, 3]
+    x = plan.scale.to(frames.dtype)[owner, None, None, None] * (x - frames[first, 0, centre][owner, None, None])
+    rotation = axis_rotation_deg(plan.angles_deg.to(frames.dtype))[owner]  # [F', 3, 3]
+    x = (x.flatten(1, 2) @ rotation.mT).view(x.shape)
+    each = owner[:, None].expand(-1, 3)
+    low = x.new_full((len(first), 3), torch.inf).scatter_reduce(0, each, x.amin((1, 2)), "amin")
+    high = x.new_full((len(first), 3), -torch.inf).scatter_reduce(0, each, x.amax((1, 2)), "amax")
+    low, extent = low[:, None, None, None], (high - low)[:, None, None, None]  # [N, 1, 1, 1, 3]
+    picked = x[begin[:, None] + plan.frames]  # [N, T, M, V, 3]
+    x = torch.where(extent > 0, (picked - low) / torch.where(extent > 0, extent, 1) * 2 - 1, 0)
+    x = x.permute(0, 4, 1, 3, 2)  # [N, 3, T, V, M]
     return to_stream(x, parents, stream).contiguous()
 
 
