@@ -1,4 +1,4 @@
-"""The GPU suite: `python -m bench.gpu --out FILE`, offline and within nine minutes.
+"""The GPU suite: `python -m bench.gpu --out FILE`, offline and within nine minutes, on a machine that does nothing else meanwhile.
 
 Builds, runs every test on the device, runs each op under compute-sanitizer, measures the bandwidth of a copy, every op and the
 step, and writes what it found as JSON, also where a stage fails or is cut off. A short table comes last; it shows no speed of an

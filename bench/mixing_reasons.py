@@ -2,9 +2,9 @@
 
     python -m bench.mixing_reasons FOLDER --out FILE
 
-FOLDER is that of `python -m shapmix.experiment`, with its runs. Of every finished run with `--mix shapmix`, every coalition of the
-training clips is forwarded through the last checkpoint; that is the truth. Reported of all classes and of those with fewer than 20
-training clips:
+FOLDER is that of `python -m shapmix.experiment`, with the runs that are to be looked at. Of every finished run with
+`--mix shapmix`, every coalition of the training clips is forwarded through the last checkpoint; that is the truth. Reported of all
+classes and of those with fewer than 20 training clips:
 
 - error: relative root mean square error of the class table that training had learned;
 - from_uniform, true_from_uniform: total variation between the distribution that combinations are drawn from and the uniform one
@@ -44,8 +44,11 @@ def main() -> None:
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted((arguments.folder / "cells").glob("*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        if cell["options"]["mix"] == "shapmix":
-            found = reasons(arguments.folder / "runs" / path.stem)
+        run = arguments.folder / "runs" / path.stem
+        if cell["options"]["mix"] == "shapmix" and not run.exists():
+            print(f"{path.stem}: left out, its run is not in {arguments.folder / 'runs'}")
+        elif cell["options"]["mix"] == "shapmix":
+            found = reasons(run)
             runs.setdefault(f"{cell['setting']}, {cell['row']}", {})[f"seed {cell['seed']}"] = found
             print(path.stem, {name: round(value, 3) for name, value in found["few classes"].items()}, flush=True)
     content = {

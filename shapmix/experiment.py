@@ -280,7 +280,7 @@ class Summary(NamedTuple):
     seeds: int
     columns: dict[str, Interval]
     gain: Interval
-    minutes: float | None
+    minutes: dict[str, float]  # a run, by the kind of device
 
 
 def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> Iterator[Summary]:
@@ -294,8 +294,12 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
         base = first.setdefault(setting, reached)
         both = [(reached[seed]["test"][checkpoint], base[seed]["test"][checkpoint]) for seed in reached if seed in base]
         gain = None if base is reached else interval([cell["class_mean"] - other["class_mean"] for cell, other in both])
-        seconds = [cell["seconds"] for cell in found if cell["seconds"] is not None]
-        yield Summary(setting, row, len(found), columns, gain, mean(seconds) / 60 if seconds else None)
+        seconds: dict[str, list[float]] = {}
+        for cell in found:
+            if cell["seconds"] is not None:
+                seconds.setdefault(cell["device"].partition(":")[0], []).append(cell["seconds"])
+        minutes = {device: mean(each) / 60 for device, each in seconds.items()}
+        yield Summary(setting, row, len(found), columns, gain, minutes)
 
 
 def interval(values: Sequence[float | None]) -> Interval:
@@ -321,7 +325,7 @@ def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: 
         for row in rows:
             shown = [_shown(row.columns[name]) for name in columns]
             gain = "" if row.gain is None else _shown(row.gain, "+.1f")
-            minutes = "" if row.minutes is None else f"{row.minutes:.0f}"
+            minutes = ", ".join(f"{minutes:.0f} ({device})" for device, minutes in row.minutes.items())
             lines.append(_line([row.row, *shown, gain, str(row.seeds), minutes]))
         lines.append("")
     return "\n".join(lines)

@@ -103,10 +103,12 @@ def test_intervals_are_students() -> None:
 def test_the_table_counts_what_is_there() -> None:
     cells = [Cell("one", "a", seed, {}) for seed in range(3)]
     row = {"top1": 0.5, "class_mean": 0.4, "many": None, "medium": 0.3, "few": 0.2}
-    results = {cells[0].name: {"test": {"last": row}, "seconds": 120}, cells[1].name: {"test": {"last": row}, "seconds": None}}
+    each = [{"test": {"last": row}, "seconds": 120, "device": "cpu"}, {"test": {"last": row}, "seconds": None, "device": "cpu"}]
+    each.append({"test": {"last": row}, "seconds": 60, "device": "cuda:1"})
+    results = {cell.name: result for cell, result in zip(cells, each, strict=True)}
     (summary,) = summaries(cells, results)
-    assert (summary.seeds, summary.minutes) == (2, 2.0)
-    assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 2 | 2 |" in table(cells, results)
+    assert (summary.seeds, summary.minutes) == (3, {"cpu": 2.0, "cuda": 1.0})
+    assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 3 | 2 (cpu), 1 (cuda) |" in table(cells, results)
 
 
 def test_rows_are_compared_at_the_same_seeds() -> None:

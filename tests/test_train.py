@@ -127,6 +127,7 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
         (["--people", "3"], "people: 3 asked for, the clips have 2"),
         (["--device", "gpu"], "device 'gpu': choose auto, cpu, cuda or cuda:N"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot read the configuration"),
+        (["--cuda-graph", "always"], "cuda_graph: a step cannot be one CUDA graph: the device is cpu"),
     ],
 )
 def test_what_cannot_start_says_why(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
