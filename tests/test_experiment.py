@@ -133,8 +133,8 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     test = {"last": dict.fromkeys(experiment.COLUMNS, 0.5)}
     (tmp_path / "cells").mkdir()
     path = tmp_path / "cells" / f"{cell.name}.json"
-    path.write_text(json.dumps({"options": options, "test": test, "seconds": 1}))
+    path.write_text(json.dumps({"options": options, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--only-table"]) == 0
-    path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1}))
+    path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 1
     assert f"{path} was trained with epochs 8, and the plan has 7; rename the row" in capsys.readouterr().err
