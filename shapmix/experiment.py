@@ -27,6 +27,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -201,7 +202,10 @@ def run_cells(cells: list[Cell], out: Path, devices: Sequence[str]) -> list[Cell
 def run_cell(cell: Cell, out: Path, device: str, threads: int) -> bool:
     """Trains a cell, or goes on with it, and writes what it reached; False where it failed, which its log tells."""
     run, logged = out / "runs" / cell.name, out / "logs" / f"{cell.name}.txt"
-    where = ["--resume", str(run)] if (run / "config.yaml").exists() else ["--run-dir", str(run)]
+    begun = (run / "config.yaml").exists()
+    if not begun:  # what was cut off before it wrote its options has nothing to go on with
+        shutil.rmtree(run, ignore_errors=True)
+    where = ["--resume", str(run)] if begun else ["--run-dir", str(run)]
     here = ["--device", device, "--threads", str(threads)]
     command = [sys.executable, "-m", "shapmix.train", *as_arguments(cell.options), *where, *here]
     begin = time.monotonic()
@@ -219,7 +223,7 @@ def run_cell(cell: Cell, out: Path, device: str, threads: int) -> bool:
         "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
         "test": {name.split()[-1]: accuracy for name, accuracy in result["test"].items()},
         "epochs": len(rows),
-        "seconds": round(time.monotonic() - begin) if where[0] == "--run-dir" else None,
+        "seconds": None if begun else round(time.monotonic() - begin),
         "device": device,
         "threads": threads,
         "commit": commit(),

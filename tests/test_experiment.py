@@ -42,10 +42,14 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
     plan.write_text(PLAN.replace('  odd one: {mix: none, network: {backbone: "nowhere:network"}}\n', ""))
     assert experiment.main([str(plan), "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()} == before
-    # a run that was cut off goes on: its result is measured again from its checkpoint
+    # a run that was cut off goes on: its result is measured again from its checkpoint; one that had not begun begins again
     (out / "cells" / cells[0]).unlink()
-    assert experiment.main([str(plan), "--out", str(out)]) == 0
-    assert json.loads((out / "cells" / cells[0]).read_text())["test"] == content["test"]
+    (out / "cells" / cells[1]).unlink()
+    (out / "runs" / "all-plain-seed-1" / "config.yaml").unlink()
+    assert experiment.main([str(plan), "--out", str(out), "--devices", "cpu", "cpu"]) == 0
+    again = [json.loads((out / "cells" / cell).read_text()) for cell in cells]
+    assert again[0]["test"] == content["test"]
+    assert [cell["seconds"] is None for cell in again] == [True, False]
 
 
 @pytest.mark.parametrize(
