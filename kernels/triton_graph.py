@@ -80,6 +80,14 @@ def load_graphs(graphs, u, v, channel, joints, channels):
 
 
 @triton.jit
+def store_graphs(graphs, tile, u, v, channel, joints, channels):
+    """Writes what of the tile [u, v, c] lies inside."""
+    at = (u[:, None, None] * joints + v[None, :, None]) * channels + channel[None, None, :]
+    inside = (u < joints)[:, None, None] & (v < joints)[None, :, None] & (channel < channels)[None, None, :]
+    tl.store(graphs + at, tile, mask=inside)
+
+
+@triton.jit
 def aggregate(rows, graph, acc, PARTS: tl.constexpr, PRECISION: tl.constexpr):
     """acc [c, t, j] + rows [c, t, i] times graph [c, i, j]; the graph goes in as PARTS numbers of the rows' type."""
     for _ in tl.static_range(PARTS):
@@ -216,10 +224,7 @@ def aggregate_gradient_kernel(
         store_rows(to_features, of_rows, frame, v, channel, frames, joints, channels, feature_stride)
         tile = load_rows(features, frame, v, channel, frames, joints, channels, feature_stride)
         of_graph = tl.dot(tl.permute(from_out, [0, 2, 1]), tile, acc=of_graph, input_precision=PRECISION, out_dtype=of_graph.dtype)
-    of_graph = tl.permute(of_graph, [1, 2, 0])
-    at = (u[:, None, None] * joints + v[None, :, None]) * channels + channel[None, None, :]
-    inside = (u < joints)[:, None, None] & (v < joints)[None, :, None] & (channel < channels)[None, None, :]
-    tl.store(graphs + at, of_graph, mask=inside)
+    store_graphs(graphs, tl.permute(of_graph, [1, 2, 0]), u, v, channel, joints, channels)
 
 
 class Launch(NamedTuple):

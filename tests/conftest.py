@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from shapmix import recipe
+from shapmix.data.clips import Splits
+from shapmix.data.synthetic import make_synthetic
 from shapmix.layout import load_layout
 from shapmix.reference import MixPlan, draw_plan
 
@@ -33,6 +36,19 @@ def recorded(pattern: str) -> list:
     if not files:
         raise pytest.UsageError(f"SHAPMIX_GOLDEN={folder} holds no file that matches {pattern}")
     return [pytest.param(path, marks=pytest.mark.golden, id=path.stem) for path in files]
+
+
+@pytest.fixture(scope="session")
+def small_splits() -> Splits:
+    """Data small enough to train on in seconds."""
+    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
+
+
+@pytest.fixture
+def small_data(monkeypatch: pytest.MonkeyPatch, small_splits: Splits, tmp_path: Path) -> None:
+    """Whatever a configuration asks for, the trainer gets the small data, in a folder of its own."""
+    monkeypatch.setattr(recipe, "read_splits", lambda config: small_splits)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -9,24 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix import recipe, train
+from shapmix import train
 from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from shapmix.data.clips import Splits
-from shapmix.data.synthetic import make_synthetic
 
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
 SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1", "--device", "cpu"]  # bit for bit is the CPU's promise
 
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
-
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
-    monkeypatch.setattr(recipe, "read_splits", lambda config: splits)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("small_data")
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:

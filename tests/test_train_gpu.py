@@ -9,25 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix import recipe, train
-from shapmix.data.clips import Splits
-from shapmix.data.synthetic import make_synthetic
+from shapmix import train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+    pytest.mark.usefixtures("small_data"),
+]
 
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "4"]
 SMALL += ["--saliency.warmup-epochs", "1", "--saliency.estimator", "exact_subset", "--schedule.lr", "0.01"]
-
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
-
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
-    monkeypatch.setattr(recipe, "read_splits", lambda config: splits)
-    monkeypatch.chdir(tmp_path)
 
 
 def losses(run: str) -> torch.Tensor:

@@ -19,21 +19,11 @@ from shapmix import recipe, train
 from shapmix.config import parse_config, presets
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import Splits
-from shapmix.data.synthetic import make_synthetic
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1"]
 
-
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
-
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch: pytest.MonkeyPatch, splits: Splits, tmp_path: Path) -> None:
-    monkeypatch.setattr(recipe, "read_splits", lambda config: splits)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("small_data")
 
 
 def state(run: str, name: str = "last") -> dict:
@@ -44,7 +34,7 @@ def linear(*, layout: object, num_classes: int, num_people: int, in_channels: in
     return nn.Sequential(nn.AdaptiveAvgPool3d((4, 25, 1)), nn.Flatten(), nn.Linear(in_channels * 100, num_classes))
 
 
-def test_an_average_of_the_weights_is_evaluated_and_resumed(monkeypatch: pytest.MonkeyPatch, splits: Splits) -> None:
+def test_an_average_of_the_weights_is_evaluated_and_resumed(monkeypatch: pytest.MonkeyPatch, small_splits: Splits) -> None:
     arguments = [*TINY, "--ema", "0.9", "--checkpoint.every-steps", "2"]
     assert train.main([*arguments, "--run-dir", "whole"]) == 0
     step, calls = train.forward_backward, iter(range(10_000))
@@ -60,7 +50,7 @@ def test_an_average_of_the_weights_is_evaluated_and_resumed(monkeypatch: pytest.
     assert train.main(["--resume", "cut"]) == 0
     whole, cut = state("whole"), state("cut")
     assert not torch.equal(whole["network"]["fc.weight"], whole["trained"]["fc.weight"])
-    assert whole["averaged_steps"] == cut["averaged_steps"] == 3 * (len(splits.train) // 8)
+    assert whole["averaged_steps"] == cut["averaged_steps"] == 3 * (len(small_splits.train) // 8)
     for name in ("network", "trained"):
         assert all(torch.equal(cut[name][key], value) for key, value in whole[name].items()), name
 
@@ -149,15 +139,17 @@ def test_a_step_without_a_finite_loss_can_be_left_out(monkeypatch: pytest.Monkey
     assert all(math.isfinite(row["loss_clean"]) for row in rows)
 
 
-def test_records_say_what_a_run_was(splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_say_what_a_run_was(
+    small_splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert train.main([*TINY, "--epochs", "2", "--run-dir", "run"]) == 0
     (record,) = [json.loads(line) for line in Path("run/environment.jsonl").read_text().splitlines()]
     assert record["versions"]["torch"] == torch.__version__
     assert record["processes"] == 1
     assert len(record["data_sha256"]) == 64
     assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
-    store = splits.store
-    changed = train.replace(splits, store=train.replace(store, frames=store.frames + 1e-3))
+    store = small_splits.store
+    changed = train.replace(small_splits, store=train.replace(store, frames=store.frames + 1e-3))
     monkeypatch.setattr(recipe, "read_splits", lambda config: changed)
     assert train.main(["--resume", "run", "--epochs", "3"]) == 1
     assert "the data is not what the run was started with" in capsys.readouterr().err
