@@ -152,13 +152,21 @@ def assert_close_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 @needs_gpu
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize("clips_given", [False, True])
-def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given: bool) -> None:
-    """Through two phases of the schedule and a change of the learning rate, which the graph must follow."""
+def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through two phases of the schedule and a change of the learning rate, which the graph must follow.
+
+    In whole float32, at rates and with an eps where rounding stays rounding: at a rate of 0.05 a last bit grows past these
+    tolerances in seven steps, and AdamW's usual eps makes whole updates of a gradient that is zero but for rounding, such as that of
+    a bias before batch normalisation.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     setups = {capture: Setup(splits, "shapmix", "cuda") for capture in (False, True)}
     steps = {}
     for capture, setup in setups.items():
         if optimizer == "AdamW":
-            setup.optimizer = torch.optim.AdamW(setup.network.parameters(), lr=1e-3, fused=True)
+            setup.optimizer = torch.optim.AdamW(setup.network.parameters(), lr=1e-3, eps=1e-3, fused=True)
+        else:
+            setup.optimizer.param_groups[0]["lr"] = 2e-3
         steps[capture] = setup.step(capture=capture, clips_given=clips_given)
     batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
     for number, chosen in enumerate(batches):
