@@ -318,19 +318,24 @@ def interval(values: Sequence[float | None]) -> Interval:
 
 
 def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
-    """Markdown, one table a setting, without the buckets that the setting leaves empty."""
+    """Markdown, one table a setting, without the buckets that the setting leaves empty; rows that have no result yet stand below."""
     lines: list[str] = []
     every = list(summaries(cells, results, checkpoint))
     for setting in dict.fromkeys(summary.setting for summary in every):
         rows = [summary for summary in every if summary.setting == setting]
+        missing = [row.row for row in rows if not row.seeds]
         columns = [name for name in COLUMNS if any(row.columns[name] for row in rows)] or COLUMNS
         heads = ["", *(HEADS[name] for name in columns), f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
         lines += [f"**{setting}**", "", _line(heads), "|---" * len(heads) + "|"]
         for row in rows:
+            if not row.seeds:
+                continue
             shown = [_shown(row.columns[name]) for name in columns]
             gain = "" if row.gain is None else _shown(row.gain, "+.1f")
             minutes = ", ".join(f"{minutes:.0f} ({device})" for device, minutes in row.minutes.items())
             lines.append(_line([row.row, *shown, gain, str(row.seeds), minutes]))
+        if missing:
+            lines += ["", f"No result yet: {', '.join(missing)}"]
         lines.append("")
     return "\n".join(lines)
 
@@ -340,9 +345,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_mean", "few")) -> None:
-    """Mean and 95% interval of each row, one panel for each setting and column."""
+    """Mean and 95% interval of each row that has a result, one panel for each setting and column."""
     settings = list(dict.fromkeys(row.setting for row in rows))
-    figure = Figure(figsize=(4.5 * len(columns), 0.8 + 0.35 * len(rows)), layout="constrained")
+    rows = [row for row in rows if row.seeds]
+    figure = Figure(figsize=(4.5 * len(columns), 0.8 + 0.35 * max(len(rows), 4)), layout="constrained")
     axes = figure.subplots(len(settings), len(columns), squeeze=False)
     for line, setting in zip(axes, settings, strict=True):
         shown = [row for row in rows if row.setting == setting]
@@ -352,7 +358,7 @@ def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_m
                 if value is not None:
                     axis.errorbar(100 * value[0], place, xerr=100 * (value[1] or 0), fmt="o", color="#1f4e6b", capsize=3)
             axis.set_yticks(range(len(shown)), [row.row for row in shown])
-            axis.set_ylim(len(shown) - 0.5, -0.5)
+            axis.set_ylim(max(len(shown), 1) - 0.5, -0.5)
             axis.set_xlabel(f"{column.replace('_', ' ')} accuracy, %")
             axis.set_title(setting, fontsize="medium")
             axis.spines[["top", "right"]].set_visible(False)

@@ -36,7 +36,9 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
     assert content["epochs"] == 2
     text = (out / "table.md").read_text()
     assert capsys.readouterr().out == text + "\n"
-    assert "| odd one | n/a | n/a | n/a |  | 0 |  |" in text  # no class has 20 clips: there is no many and no medium
+    assert "|  | top-1 | class mean | few |" in text  # no class has 20 clips: there is no many and no medium
+    assert "| odd one" not in text
+    assert "\nNo result yet: odd one\n" in text
     assert (out / "table.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     plan.write_text(PLAN.replace('  odd one: {mix: none, network: {backbone: "nowhere:network"}}\n', ""))
@@ -113,6 +115,13 @@ def test_the_table_counts_what_is_there() -> None:
     (summary,) = summaries(cells, results)
     assert (summary.seeds, summary.minutes) == (3, {"cpu": 2.0, "cuda": 1.0})
     assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 3 | 2 (cpu), 1 (cuda) |" in table(cells, results)
+
+
+def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path) -> None:
+    plan = written(tmp_path, "settings: {x: {}, y: {}}\nrows: {a: {mix: none}, b: {mix: none}}")
+    assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table"]) == 0
+    assert (tmp_path / "table.md").read_text().count("No result yet: a, b") == 2
+    assert (tmp_path / "table.png").stat().st_size > 1000
 
 
 def test_rows_are_compared_at_the_same_seeds() -> None:
