@@ -318,7 +318,7 @@ def interval(values: Sequence[float | None]) -> Interval:
 
 
 def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
-    """Markdown, one table a setting, without the buckets that the setting leaves empty; rows that have no result yet stand below."""
+    """Markdown, one table a setting, without buckets that the setting leaves empty; rows without a result are named below it."""
     lines: list[str] = []
     every = list(summaries(cells, results, checkpoint))
     for setting in dict.fromkeys(summary.setting for summary in every):

@@ -156,8 +156,8 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
     """Through two phases of the schedule and a change of the learning rate, which the graph must follow.
 
     In whole float32, at rates and with an eps where rounding stays rounding: at a rate of 0.05 a last bit grows past these
-    tolerances in seven steps, and AdamW's usual eps makes whole updates of a gradient that is zero but for rounding, such as that of
-    a bias before batch normalisation.
+    tolerances in seven steps, and AdamW's usual eps makes whole updates of a gradient that is zero but for rounding, such as that
+    of a bias before batch normalisation.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     setups = {capture: Setup(splits, "shapmix", "cuda") for capture in (False, True)}
