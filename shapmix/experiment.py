@@ -85,6 +85,8 @@ class ExperimentConfig:
     """Train these rows alone, where some are wanted before others; the table has all."""
     checkpoint: str = "last"
     """Whose test accuracy is tabled: last, or best on validation."""
+    pairs: str | None = None
+    """Add a table of how far this row lies from each other one, at the same seeds of all settings together."""
     only_table: bool = False
     """Train nothing."""
 
@@ -113,12 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cells = read_plan(config.plan, config.data_root)
         read_results(cells, config.out)  # before hours of training: what is there fits the plan
+        if config.pairs is not None:
+            only(cells, [config.pairs])
         failed = [] if config.only_table else run_cells(only(cells, config.rows), config.out, config.devices)
         results = read_results(cells, config.out)
     except (PlanError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     text = table(cells, results, config.checkpoint)
+    if config.pairs is not None:
+        text += "\n" + pair_table(cells, results, config.pairs, config.checkpoint)
     (config.out / "table.md").write_text(text, encoding="utf-8")
     plot(config.out / "table.png", list(summaries(cells, results, config.checkpoint)))
     print(text)
@@ -172,7 +178,7 @@ def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
     names = list(dict.fromkeys(cell.row for cell in cells))
     for row in rows:
         if row not in names:
-            raise PlanError(f"--rows: the plan has no row '{row}'; it has {', '.join(names)}")
+            raise PlanError(f"the plan has no row '{row}'; it has {', '.join(names)}")
     return [cell for cell in cells if not rows or cell.row in rows]
 
 
@@ -338,6 +344,28 @@ def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: 
             lines += ["", f"No result yet: {', '.join(missing)}"]
         lines.append("")
     return "\n".join(lines)
+
+
+def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: str, checkpoint: str = "last") -> str:
+    """Markdown: how far `row` lies from each other row, mean and 95% interval over the pairs of one setting and seed."""
+    reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # of each row, by setting and seed
+    for cell in cells:
+        if cell.name in results:
+            reached.setdefault(cell.row, {})[cell.setting, cell.seed] = results[cell.name]["test"][checkpoint]
+    columns = ("class_mean", "few")
+    lines = [_line([f"{row} less", *(HEADS[name] for name in columns), "class mean is higher in"]), "|---" * 4 + "|"]
+    ours = reached.pop(row, {})
+    for other, theirs in reached.items():
+        same = [(ours[pair], theirs[pair]) for pair in ours if pair in theirs]
+        if not same:
+            continue
+        differences = {
+            name: [mine[name] - its[name] for mine, its in same if None not in (mine[name], its[name])] for name in columns
+        }
+        ahead = sum(difference > 0 for difference in differences["class_mean"])
+        shown = [_shown(interval(differences[name]), "+.1f") for name in columns]
+        lines.append(_line([other, *shown, f"{ahead} of {len(same)} pairs"]))
+    return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -117,11 +117,13 @@ def test_the_table_counts_what_is_there() -> None:
     assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 3 | 2 (cpu), 1 (cuda) |" in table(cells, results)
 
 
-def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path) -> None:
+def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = written(tmp_path, "settings: {x: {}, y: {}}\nrows: {a: {mix: none}, b: {mix: none}}")
     assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table"]) == 0
     assert (tmp_path / "table.md").read_text().count("No result yet: a, b") == 2
     assert (tmp_path / "table.png").stat().st_size > 1000
+    assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table", "--pairs", "c"]) == 1
+    assert "the plan has no row 'c'; it has a, b" in capsys.readouterr().err
 
 
 def test_rows_are_compared_at_the_same_seeds() -> None:
@@ -137,6 +139,16 @@ def test_rows_are_compared_at_the_same_seeds() -> None:
     assert second.gain == pytest.approx(interval([0.1, 0.12]))
     assert "class mean less a's" in table(cells, results)
     assert "| +11.0 ± 12.7 | 2 |" in table(cells, results)
+
+
+def test_a_row_is_paired_with_each_other_one_over_all_settings() -> None:
+    reached = {("a", "x", 0): 0.5, ("a", "y", 0): 0.5, ("b", "x", 0): 0.3, ("b", "y", 0): 0.6, ("b", "y", 1): 0.9}
+    reached["c", "y", 1] = 0.1
+    cells = [Cell(setting, row, seed, {}) for row, setting, seed in reached]
+    tests = [{"last": {"class_mean": value, "few": None if row == "b" else value}} for (row, *_), value in reached.items()]
+    results = {cell.name: {"test": test} for cell, test in zip(cells, tests, strict=True)}
+    text = experiment.pair_table(cells, results, "a")
+    assert text.splitlines()[2:] == ["| b | +5.0 ± 190.6 | n/a | 1 of 2 pairs |"]  # 12.706 times 0.15; c shares no seed with a
 
 
 def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
