@@ -75,7 +75,8 @@ def export(trained: Trained, out: Path) -> float:
     try:
         if out.suffix == ".pt2":
             torch.export.save(program, temporary)
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.10's own reader
                 found = torch.export.load(temporary).module()(clips)
         else:
             found = _through_onnx(program, clips, temporary)

@@ -146,6 +146,7 @@ def test_a_run_without_its_checkpoint_is_an_error(run: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.10 reading .pt2
 def test_what_is_exported_computes_the_same(ending: str, trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / f"network{ending}"
     assert export(trained, out) <= 1e-5
