@@ -20,6 +20,7 @@ from shapmix.reference.clips import CropPlan, FramePlan
 _MARGINAL, _CROP = 3, 4
 
 MAX_ROTATION = 0.3  # radians about each axis, the NTU feeder's
+MAX_DEGREES = 60  # about x and y, the NW-UCLA feeder's
 
 
 class Marginals(NamedTuple):
@@ -66,19 +67,27 @@ def draw_marginals(
 
 
 def draw_crops(
-    clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor, shortest: float = 0.5
+    clips: Tensor,
+    lengths: Tensor,
+    *,
+    num_frames: int,
+    seed: int,
+    step: int | Tensor,
+    shortest: float = 0.5,
+    max_rotation: float = MAX_ROTATION,
 ) -> CropPlan:
     """Training crops of the NTU feeder: a share U[shortest, 1] of each clip, at least T frames where it has them, and a rotation.
 
     Args:
         clips: [N] int64 indices.
         lengths: [N] int64 frames of those clips.
+        max_rotation: radians about each axis; 0 where coordinates are not x, y and z, the only ones that can be turned.
     """
     words = random_words(seed, _CROP, step, len(clips), 8, clips.device)
     share = shortest + (1 - shortest) * uniform(words[:, 0])
     length = (lengths * share).long().clamp(min=num_frames).minimum(lengths)
     start = integers(words[:, 1], 0, lengths - length)
-    angles = (uniform(words[:, 2:5]) * 2 - 1) * MAX_ROTATION
+    angles = (uniform(words[:, 2:5]) * 2 - 1) * max_rotation
     return CropPlan(clips, start, length, angles)
 
 
@@ -88,17 +97,24 @@ def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> Crop
     return CropPlan(clips, margin, lengths - 2 * margin, torch.zeros(len(clips), 3, dtype=torch.float64, device=clips.device))
 
 
-def draw_frames(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int) -> FramePlan:
+def draw_frames(
+    clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int, max_degrees: int = MAX_DEGREES
+) -> FramePlan:
     """Training draw of the NW-UCLA feeder: integer degrees U{-60..60} about x and y, scale U(0.5, 1.5), sorted frames.
 
     Frames are drawn without replacement from every index repeated 100 times, so that short clips repeat frames.
+
+    Args:
+        clips: [N] int64 indices.
+        lengths: [N] int64 frames of those clips.
+        max_degrees: 0 where coordinates are not x, y and z, the only ones that can be turned.
     """
     words = random_words(seed, _CROP, step, len(clips), 4)
     frames = np.empty((len(clips), num_frames), dtype=np.int64)
     for row, length in enumerate(lengths.tolist()):
         drawn = np.random.default_rng((seed, step, row)).choice(length * 100, num_frames, replace=False)
         frames[row] = np.sort(drawn) // 100
-    angles = integers(words[:, :2], -60, 60).double()
+    angles = integers(words[:, :2], -max_degrees, max_degrees).double()
     return FramePlan(clips, torch.from_numpy(frames), angles, 0.5 + uniform(words[:, 2]))
 
 

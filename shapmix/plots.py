@@ -34,6 +34,12 @@ def plot_part_values(path: Path, values: Tensor, layout: Layout, class_names: li
     )
 
 
+def front(coordinates: Tensor, axis: int) -> Tensor:
+    """The two coordinates along `axis` that are drawn, x and y; y is 0 where clips have one coordinate."""
+    shown = coordinates.narrow(axis, 0, min(2, coordinates.shape[axis]))
+    return shown if shown.shape[axis] == 2 else torch.cat([shown, torch.zeros_like(shown)], axis)
+
+
 def plot_mixed_clip(path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8) -> None:
     """Front views of a few clips, one row each, with what was pasted in colour.
 
@@ -43,8 +49,10 @@ def plot_mixed_clip(path: Path, clips: dict[str, Tensor], changed: Tensor, layou
     """
     figure = Figure(figsize=(1.25 * frames, 1.75 * len(clips)), layout="constrained")
     shown = np.linspace(0, changed.shape[0] - 1, frames).astype(int).tolist()
-    seen = torch.stack([clip[:2, shown, :, 0] for clip in clips.values()])
+    clips = {title: front(clip, 0) for title, clip in clips.items()}
+    seen = torch.stack([clip[:, shown, :, 0] for clip in clips.values()])
     low, high = seen.amin((0, 2, 3)), seen.amax((0, 2, 3))
+    high = torch.where(high > low, high, low + 1)  # nothing moves along this axis
     rows = figure.add_gridspec(len(clips), 1)
     for row, (title, clip) in enumerate(clips.items()):
         panel = figure.add_subfigure(rows[row])
@@ -91,7 +99,7 @@ def plot_parts(
     colours = colormaps["RdBu"]
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.9 * rows), layout="constrained")
-    x, y = pose[:, 0].double(), pose[:, 1].double()
+    x, y = front(pose.double(), 1).unbind(1)
     for index, (title, value, error) in enumerate(zip(titles, values.tolist(), standard_errors.tolist(), strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
         panel.set_title(title, fontsize=8)

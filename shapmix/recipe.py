@@ -66,7 +66,7 @@ def read_splits(config: TrainConfig) -> Splits:
 
 def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
     """The feeder that the data set's field uses."""
-    pipeline: Pipeline = "frames" if store.layout.name == "ucla20" else "segments" if store.scores else "crop"
+    pipeline: Pipeline = "segments" if store.scores else "frames" if store.layout.name == "ucla20" else "crop"
     return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
 
 

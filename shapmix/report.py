@@ -147,7 +147,7 @@ def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: Cli
 
 def moving(title: str, clip: Tensor, changed: Tensor | None = None) -> dict[str, Any]:
     """A front view [T, M V, 2] of a clip [C, T, V, M], in the unit square, and where [T, V] it is coloured."""
-    points = clip[:2].permute(1, 3, 2, 0)  # [T, M, V, 2]
+    points = plots.front(clip, 0).permute(1, 3, 2, 0)  # [T, M, V, 2]
     stands = points.abs().amax((0, 2, 3)) > 0
     points = points[:, stands] if stands.any() else points[:, :1]
     low, high = points.amin((0, 1, 2)), points.amax((0, 1, 2))

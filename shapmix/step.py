@@ -19,7 +19,6 @@ from shapmix.estimators import ON_DEVICE
 from shapmix.kernels import sample_clips
 from shapmix.mixing import ShapMix
 from shapmix.parallel import SharedForward
-from shapmix.plan import draw_crops
 from shapmix.rivals import RIVALS
 
 WARM_UP = 3  # steps of a phase on a side stream before its capture, torch's recommendation; Triton compiles in them
@@ -154,7 +153,7 @@ class TrainingStep:
     def _sampled(self) -> Tensor:
         frames = self.sampler.num_frames
         lengths = self.lengths[self.chosen]
-        plan = draw_crops(self.chosen, lengths, num_frames=frames, seed=self.sampler.seed, step=self.number)
+        plan = self.sampler.crops(self.chosen, lengths, self.number)
         return sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=frames)
 
     @contextmanager

@@ -51,8 +51,7 @@ class Trained:
             clip = torch.zeros(len(recording), people, joints, channels)
             clip[:, : recording.shape[1]] = recording[:, :people]
             fitted.append(clip)
-        store = join_clips(fitted, [0] * len(fitted), names, self.layout, self.class_names)
-        return ClipStore(**{**vars(store), "scores": self.scores}) if self.scores else store
+        return join_clips(fitted, [0] * len(fitted), names, self.layout, self.class_names, scores=self.scores)
 
     def sampler(self, store: ClipStore) -> ClipSampler:
         return make_sampler(self.config, store)

@@ -133,7 +133,9 @@ class Splits:
         return counts
 
 
-def join_clips(clips: list[Tensor], labels: list[int], names: list[str], layout: Layout, class_names: list[str]) -> ClipStore:
+def join_clips(
+    clips: list[Tensor], labels: list[int], names: list[str], layout: Layout, class_names: list[str], *, scores: bool = False
+) -> ClipStore:
     """A store of float32 clips, each [T_i, M, V, C]."""
     lengths = torch.tensor([0, *(len(clip) for clip in clips)])
-    return ClipStore(torch.cat(clips).float(), lengths.cumsum(0), torch.tensor(labels), names, layout, class_names)
+    return ClipStore(torch.cat(clips).float(), lengths.cumsum(0), torch.tensor(labels), names, layout, class_names, scores)

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from shapmix.data.clips import ClipStore
 from shapmix.kernels import sample_clips
-from shapmix.plan import centre_crops, draw_crops, draw_frames, draw_segments, even_frames, middle_segments
+from shapmix.plan import (
+    MAX_DEGREES,
+    MAX_ROTATION,
+    centre_crops,
+    draw_crops,
+    draw_frames,
+    draw_segments,
+    even_frames,
+    middle_segments,
+)
 from shapmix.reference.clips import CropPlan, FramePlan, Stream, pick_frames, sample_frames
 
 Pipeline = Literal["crop", "frames", "segments"]
@@ -32,6 +41,12 @@ class ClipSampler:
             frame less this one (the field's "km" is skip_bone_motion).
         num_frames: T.
         seed: of the training draws.
+
+    Only x, y and z are turned. Poses in an image keep their upright: their field's recipes do not turn them, a turn in the image
+    would undo what gravity tells, and one out of it needs the depth. All else of a pipeline goes for any number of coordinates.
+
+    Raises:
+        ValueError: a pipeline that would take the scores of poses for coordinates.
     """
 
     store: ClipStore
@@ -40,14 +55,21 @@ class ClipSampler:
     num_frames: int
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.store.scores and self.pipeline != "segments":
+            raise ValueError(f"pipeline '{self.pipeline}' would take the score of a pose for a coordinate; take 'segments'")
+
+    @property
+    def turns(self) -> bool:
+        """Whether training turns the clips: where the coordinates are x, y and z."""
+        return self.store.num_coordinates == 3 and not self.store.scores
+
     def training(self, clips: Tensor, step: int) -> Tensor:
         """Randomly cropped (or picked) and turned clips: indices [N] -> [N, C, T, V, M]; a function of (seed, step)."""
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
-            plan = draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step)
-            return self._cropped(plan)
-        draw = draw_segments if self.pipeline == "segments" else draw_frames
-        return self._picked(draw(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step))
+            return self._cropped(self.crops(clips, lengths, step))
+        return self._picked(self._frames(clips, lengths, step, turned=self.turns))
 
     def evaluation(self, clips: Tensor) -> Tensor:
         """The one view that accuracy is measured on: indices [N] -> [N, C, T, V, M]."""
@@ -61,12 +83,21 @@ class ClipSampler:
         """View `number` of multi-crop evaluation: cut (or picked) as in training, but neither turned nor scaled."""
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
-            crops = draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
+            crops = self.crops(clips, lengths, number)
             return self._cropped(replace(crops, angles=torch.zeros_like(crops.angles)))
-        draw = draw_segments if self.pipeline == "segments" else draw_frames
-        picked = draw(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=number)
-        still = replace(picked, angles_deg=torch.zeros_like(picked.angles_deg), scale=torch.ones_like(picked.scale))
-        return self._picked(still)
+        picked = self._frames(clips, lengths, number, turned=False)
+        return self._picked(replace(picked, scale=torch.ones_like(picked.scale)))
+
+    def crops(self, clips: Tensor, lengths: Tensor, step: int | Tensor) -> CropPlan:
+        """Training crops of pipeline "crop" for indices and lengths [N]; a `step` on their device is not read by the host."""
+        rotation = MAX_ROTATION if self.turns else 0.0
+        return draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_rotation=rotation)
+
+    def _frames(self, clips: Tensor, lengths: Tensor, step: int, *, turned: bool) -> FramePlan:
+        if self.pipeline == "segments":
+            return draw_segments(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step)
+        degrees = MAX_DEGREES if turned else 0
+        return draw_frames(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_degrees=degrees)
 
     @property
     def bones(self) -> tuple[Tensor, Stream]:

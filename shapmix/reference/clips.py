@@ -88,7 +88,7 @@ def sample_frames(
     """NW-UCLA: centre on the first frame, rotate and scale, fit into the box [-1, 1]^3, pick frames.
 
     Args:
-        frames: [F, M, V, 3] floating point, the ragged recordings.
+        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 where an angle is not zero.
         offsets: [n + 1] int64.
         plan: one row a sample; no rotation and scale 1 for evaluation.
         parents: [V] int64.
@@ -96,25 +96,27 @@ def sample_frames(
         stream: as in `sample_clips`; differences are taken of the picked frames.
 
     Returns:
-        [N, 3, T, V, M], contiguous. The box is that of all frames of the recording, an axis without extent becomes 0.
+        [N, C, T, V, M], contiguous. The box is that of all frames of the recording, an axis without extent becomes 0.
 
     Source: the NW-UCLA feeder of CTR-GCN; fixture `feeder_ucla`.
     """
+    channels = frames.shape[3]
     first, end = offsets[plan.clip], offsets[plan.clip + 1]  # [N]
     # all frames of all recordings in one row, as the box is that of whole recordings
     owner = torch.arange(len(first), device=first.device).repeat_interleave(end - first)  # [F']
     begin = (end - first).cumsum(0) - (end - first)  # [N]
-    x = frames[first[owner] + torch.arange(len(owner), device=first.device) - begin[owner]]  # [F', M, V, 3]
+    x = frames[first[owner] + torch.arange(len(owner), device=first.device) - begin[owner]]  # [F', M, V, C]
     x = plan.scale.to(frames.dtype)[owner, None, None, None] * (x - frames[first, 0, centre][owner, None, None])
-    rotation = axis_rotation_deg(plan.angles_deg.to(frames.dtype))[owner]  # [F', 3, 3]
-    x = (x.flatten(1, 2) @ rotation.mT).view(x.shape)
-    each = owner[:, None].expand(-1, 3)
-    low = x.new_full((len(first), 3), torch.inf).scatter_reduce(0, each, x.amin((1, 2)), "amin")
-    high = x.new_full((len(first), 3), -torch.inf).scatter_reduce(0, each, x.amax((1, 2)), "amax")
-    low, extent = low[:, None, None, None], (high - low)[:, None, None, None]  # [N, 1, 1, 1, 3]
-    picked = x[begin[:, None] + plan.frames]  # [N, T, M, V, 3]
+    if channels == 3 or bool(plan.angles_deg.any()):
+        rotation = axis_rotation_deg(plan.angles_deg.to(frames.dtype))[owner]  # [F', 3, 3]
+        x = (x.flatten(1, 2) @ rotation.mT).view(x.shape)
+    each = owner[:, None].expand(-1, channels)
+    low = x.new_full((len(first), channels), torch.inf).scatter_reduce(0, each, x.amin((1, 2)), "amin")
+    high = x.new_full((len(first), channels), -torch.inf).scatter_reduce(0, each, x.amax((1, 2)), "amax")
+    low, extent = low[:, None, None, None], (high - low)[:, None, None, None]  # [N, 1, 1, 1, C]
+    picked = x[begin[:, None] + plan.frames]  # [N, T, M, V, C]
     x = torch.where(extent > 0, (picked - low) / torch.where(extent > 0, extent, 1) * 2 - 1, 0)
-    x = x.permute(0, 4, 1, 3, 2)  # [N, 3, T, V, M]
+    x = x.permute(0, 4, 1, 3, 2)  # [N, C, T, V, M]
     return to_stream(x, parents, stream).contiguous()
 
 

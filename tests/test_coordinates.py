@@ -1,0 +1,175 @@
+"""Clips of any number of coordinates, with and without scores: what `prepare` takes is trained on and used by every command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shapmix import ShapMix, evaluate, explain, export, predict, prepare, report, train
+from shapmix.ctrgcn import CTRGCN
+from shapmix.data.clips import ClipStore, join_clips
+from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.data.store import open_store
+from shapmix.layout import load_layout
+from shapmix.step import TrainingStep
+from shapmix.trained import open_run
+
+OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--saliency.warmup-epochs", "1"]
+OPTIONS += ["--threads", "1", "--device", "cpu"]
+LENGTHS = (1, 2, 9, 30)
+
+
+@dataclass(frozen=True)
+class Kind:
+    layout: str
+    coordinates: int
+    scores: bool = False
+    stream: str = "joint"
+
+
+KINDS = {
+    "xy": Kind("coco17", 2, stream="bone"),
+    "xy and score": Kind("coco17", 3, scores=True, stream="bone_motion"),
+    "x alone": Kind("coco17", 1),
+    "four": Kind("ntu25", 4),
+    "xy of the NW-UCLA skeleton": Kind("ucla20", 2),
+    "xyz and score of the NW-UCLA skeleton": Kind("ucla20", 4, scores=True),
+}
+
+
+def recording(kind: Kind, label: int, length: int, generator: np.random.Generator) -> np.ndarray:
+    """[T, 2, V, C] pixels; the second person stands in every other clip, and one joint was not found."""
+    joints = generator.uniform(100, 900, size=(length, 2, load_layout(kind.layout).num_joints, kind.coordinates))
+    joints[:, :, :, 0] += 300 * label
+    if kind.scores:
+        joints[..., -1] = generator.uniform(0.2, 1, size=joints.shape[:-1])
+    joints[:, 1] *= length % 2
+    joints[:, :, 3] = 0
+    return joints.astype(np.float32)
+
+
+def write_plain(folder: Path, kind: Kind, *, still: int = 0) -> Path:
+    """Clips of 1 to 30 frames of two people; `still` of them are zero throughout."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    rows = ["name,label,split"]
+    for number in range(36):
+        split, label = ("train", "val", "test")[max(0, number // 6 - 3)], number % 3
+        joints = recording(kind, label, LENGTHS[number % len(LENGTHS)], generator)
+        np.save(folder / f"clip{number:02d}.npy", joints * (number >= still))
+        rows.append(f"clip{number:02d},{'abc'[label]},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+def make_store(folder: Path, kind: Kind, *, still: int = 0) -> Path:
+    raw = write_plain(folder / "raw", kind, still=still)
+    arguments = [str(raw), str(folder / "store"), "--layout", kind.layout, *(["--scores"] if kind.scores else [])]
+    assert prepare.main(arguments) == 0
+    return folder / "store"
+
+
+def train_on(store: Path, run: Path, stream: str = "joint", *options: str) -> int:
+    arguments = ["--dataset", "store", "--data-root", str(store), "--run-dir", str(run), "--stream", stream]
+    return train.main([*arguments, *OPTIONS, *options])
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path, Path]:
+    """A kind of clips, its store, and a run that trained on it."""
+    kind, folder = KINDS[request.param], tmp_path_factory.mktemp("runs")
+    store = make_store(folder, kind)
+    assert train_on(store, folder / "run", kind.stream) == 0
+    return kind, store, folder / "run"
+
+
+def test_a_run_learns_finite_weights(trained: tuple[Kind, Path, Path]) -> None:
+    kind, store, run = trained
+    opened = open_run(run, "last")
+    assert opened.scores == kind.scores
+    assert opened.mean_motion.shape[0] == kind.coordinates
+    assert all(value.isfinite().all() for value in opened.network.state_dict().values())
+    assert open_store(store).clips.scores == kind.scores
+
+
+def test_a_run_predicts_evaluates_and_is_exported(
+    trained: tuple[Kind, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, store, run = trained
+    np.save(tmp_path / "clip.npy", open_store(store).clips.clip(2).numpy())
+    assert predict.main([str(run), str(tmp_path / "clip.npy"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(chance for _, chance in found["classes"]) == pytest.approx(1, abs=1e-5)
+    assert sum(found["parts"].values()) + found["without"] == pytest.approx(found["classes"][0][1], abs=1e-5)
+    assert evaluate.main([str(run), "--crops", "2", "--device", "cpu"]) == 0
+    ending = ".onnx" if kind.scores else ".pt2"
+    assert export.main([str(run), str(tmp_path / f"network{ending}")]) == 0
+
+
+@pytest.mark.parametrize("trained", ["xy", "xy and score", "x alone"], indirect=True)
+def test_a_run_is_explained_and_reported(trained: tuple[Kind, Path, Path]) -> None:
+    _, _, run = trained
+    assert explain.main([str(run), "--per-class", "1", "--threads", "1"]) == 0
+    assert report.main([str(run), "--threads", "1"]) == 0
+    assert (run / "report.html").exists()
+
+
+def pixels(coordinates: int, *, scores: bool = False) -> ClipStore:
+    torch.manual_seed(0)
+    layout = load_layout("coco17")
+    clips = [torch.rand(length, 2, layout.num_joints, coordinates) for length in LENGTHS]
+    return replace(join_clips(clips, [0, 1, 0, 1], list("abcd"), layout, ["x", "y"]), scores=scores)
+
+
+@pytest.mark.parametrize("stream", ["joint", "bone_motion"])
+@pytest.mark.parametrize("pipeline", ["crop", "frames", "segments"])
+@pytest.mark.parametrize("coordinates", [1, 2, 4])
+def test_every_pipeline_takes_every_number_of_coordinates(coordinates: int, pipeline: Pipeline, stream: str) -> None:
+    sampler = ClipSampler(pixels(coordinates), pipeline, stream, 8)
+    chosen = torch.tensor([3, 0, 2])
+    for clips in (sampler.training(chosen, 5), sampler.evaluation(chosen), sampler.crop(chosen, 1)):
+        assert clips.shape == (3, coordinates, 8, 17, 2)
+        assert clips.isfinite().all()
+
+
+def test_the_step_that_samples_takes_the_same_crops() -> None:
+    """What a GPU captures, as it runs on a CPU."""
+    sampler = ClipSampler(pixels(2), "crop", "bone", 8)
+    layout, chosen = sampler.store.layout, torch.tensor([0, 1, 2, 3])
+    network = CTRGCN(layout, 2, num_people=2, in_channels=2, widths=(8,))
+    mixer = ShapMix(layout, torch.tensor([2, 2]), mean_motion(sampler, chosen))
+    step = TrainingStep(network, mixer, torch.optim.SGD(network.parameters(), lr=0.01), sampler, 4)
+    assert step(chosen, 3).clean.isfinite()
+    assert torch.equal(step._sampled(), sampler.training(chosen, 3))
+
+
+@pytest.mark.parametrize("pipeline", ["crop", "frames"])
+def test_only_three_coordinates_without_a_score_are_turned(pipeline: Pipeline) -> None:
+    """A turn about the depth axis mixes x and y: a joint at y = 0 and z = 0 keeps both only where nothing is turned."""
+    for coordinates in (2, 3):
+        store = pixels(coordinates)
+        store = replace(store, frames=torch.cat([store.frames[..., :1], torch.zeros_like(store.frames[..., 1:])], -1))
+        clips = ClipSampler(store, pipeline, "joint", 8).training(torch.tensor([2, 3]), 1)
+        assert bool((clips[:, 1] != 0).any()) == (coordinates == 3)
+
+
+@pytest.mark.parametrize("pipeline", ["crop", "frames"])
+def test_a_score_is_not_taken_for_a_coordinate(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match=f"pipeline '{pipeline}' would take the score .* take 'segments'"):
+        ClipSampler(pixels(3, scores=True), pipeline, "joint", 8)
+
+
+@pytest.mark.parametrize("kind", [KINDS["xy"], Kind("ntu25", 3), Kind("ucla20", 3), KINDS["xy and score"]], ids=str)
+def test_clips_that_are_zero_throughout_train_to_finite_weights(kind: Kind, tmp_path: Path) -> None:
+    store = make_store(tmp_path, kind, still=9)
+    assert train_on(store, tmp_path / "run", kind.stream) == 0
+    opened = open_run(tmp_path / "run", "last")
+    assert all(value.isfinite().all() for value in opened.network.state_dict().values())
+    assert opened.mean_motion.isfinite().all()
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss_clean"] + row["loss_mixed"]) for row in losses)
