@@ -1,6 +1,7 @@
 #include "saliency.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -125,6 +126,7 @@ void run(const SaliencyJob& job, int threads) {
     }
     marginals[u] = marginal;
     const Real value = marginal * static_cast<Real>(job.scale) / static_cast<Real>(job.joint_counts[column]);
+    if (!std::isfinite(value)) continue;  // it would stay in the average for good
     Real& entry = table[label * job.combinations + column];
     entry = keep * entry + take * value;
   }

@@ -35,7 +35,7 @@ struct SaliencyJob {
 // joints.
 void check_updates(const SaliencyJob& job);
 
-// Updates in their order. The caller has run check_updates.
+// Updates in their order; one whose marginal is not finite changes nothing. The caller has run check_updates.
 void saliency_update_cpu(const SaliencyJob& job, int threads);
 
 }  // namespace shapmix

@@ -31,7 +31,7 @@ def saliency_update(
     Update u measures combination P = columns[u] on a sample of class y = labels[u]: its marginal is
     ReLU(v(R u P) - v(R)), v the probability of y, or the weighted sum of several such marginals; then
     table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P), in the order of the updates where a class
-    and combination repeat.
+    and combination repeat. An update whose marginal is not finite leaves the table as it was.
 
     Args:
         table: [K, Q] float32 or float64, contiguous; Q the layout's combinations.

@@ -99,8 +99,9 @@ def average_kernel(
             theirs = tl.load(labels + at, mask=some, other=-1) * combinations + tl.load(columns + at, mask=some, other=0)
             mine = (theirs == key) & some
             share = tl.load(marginal + at, mask=mine, other=0.0) * factor
-            keep = tl.where(mine, forget, 1.0).to(SUM)
-            add = tl.where(mine, (1.0 - forget) * share, 0.0).to(SUM)
+            counts = mine & (tl.abs(share) < float("inf"))  # what is not finite would stay in the average for good
+            keep = tl.where(counts, forget, 1.0).to(SUM)
+            add = tl.where(counts, (1.0 - forget) * share, 0.0).to(SUM)
             keeps, adds = tl.associative_scan((keep, add), 0, then)
             last = tl.arange(0, BLOCK) == BLOCK - 1
             all_kept = tl.sum(tl.where(last, keeps, 0.0), 0)

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from shapmix.arguments import check_choice
 from shapmix.layout import Layout
 from shapmix.philox import random_words
 from shapmix.plan import draw_marginals
@@ -73,6 +74,7 @@ def propose(
     Raises:
         ValueError: no estimator of that name.
     """
+    check_choice("estimator", estimator, ESTIMATORS)
     n, parts = len(times_measured), layout.num_parts
     if estimator == "official":
         return _official(n, layout, seed, step, shared, naive)
@@ -83,9 +85,7 @@ def propose(
         "exact_subset": (1 << parts) - 1,
         "chain": parts,
         "chain_reverse": 2 * parts - 1,
-    }.get(estimator)
-    if rows is None:
-        raise ValueError(f"estimator is '{estimator}'; give one of {', '.join(ESTIMATORS)}")
+    }[estimator]
     count = n if estimator == "exact" else max(1, FORWARDS * n // rows)
     chosen = times_measured.argsort(stable=True)[:count]
     if estimator.startswith("exact"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from shapmix.arguments import check_choice, check_clips, check_labels, check_logits, check_mean_motion
 from shapmix.kernels import coalition_inputs
 from shapmix.layout import Layout
 
@@ -59,8 +60,8 @@ class PartGame:
         restored_frames: int | None = None,
         backend: str | None = None,
     ) -> None:
-        if output not in OUTPUTS:
-            raise ValueError(f"output is '{output}'; give one of {', '.join(OUTPUTS)}")
+        check_choice("output", output, tuple(OUTPUTS))
+        check_mean_motion(mean_motion, layout.num_joints, layout.name)
         if max_rows is not None and memory_budget is not None:
             raise ValueError("max_rows and memory_budget are both given; give one of them")
         for name, value in (("max_rows", max_rows), ("memory_budget", memory_budget)):
@@ -95,11 +96,11 @@ class PartGame:
             torch.OutOfMemoryError: not even one clip fits.
         """
         n = len(clips)
-        if clips.shape[1:] != self.mean_motion.shape or n == 0:
-            raise ValueError(f"clips has shape {list(clips.shape)}; give [N, {', '.join(map(str, self.mean_motion.shape))}]")
-        for name, value, shape in (("labels", labels, (n,)), ("logits", logits, (n, -1))):
-            if value is not None and (value.dim() != len(shape) or len(value) != n):
-                raise ValueError(f"{name} has shape {list(value.shape)} beside {n} clips")
+        check_clips(clips, self.mean_motion)
+        if labels is not None:
+            check_labels(labels, clips, None)  # their range below: the network says how many classes there are
+        if logits is not None:
+            check_logits("logits", logits, n, None)
         sets = torch.arange(1, self.layout.all_parts + (logits is None), device=clips.device)
         total, self.rows_forwarded = len(sets) * n + 1, 0
         part_of_joint = self.layout.part_of_joint.to(clips.device)
@@ -116,7 +117,7 @@ class PartGame:
                 wanted = sets[begin - first * len(sets) : end - first * len(sets)]
             rows = coalition_inputs(
                 some,
-                self.mean_motion,
+                self.mean_motion.to(clips.dtype),
                 wanted,
                 part_of_joint,
                 restored_frames=self.restored_frames,
@@ -127,6 +128,7 @@ class PartGame:
         def forward(begin: int, end: int) -> Tensor:
             with torch.autocast(clips.device.type, self.autocast, enabled=self.autocast is not None):
                 found: Tensor = self.model(inputs(begin, end))
+            check_logits("the network's result", found, end - begin, None)
             self.rows_forwarded += end - begin
             if progress is not None:
                 progress(self.rows_forwarded, total)
@@ -134,6 +136,8 @@ class PartGame:
 
         with undisturbed(self.model), torch.no_grad():
             none = forward(-1, 0)
+            if labels is not None:
+                check_labels(labels, clips, none.shape[1])
             rows = self._rows_together(lambda: self.model(inputs(0, 1)))
             found: list[Tensor] = []
             begin = 0

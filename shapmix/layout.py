@@ -5,7 +5,6 @@ A layout is data, not code: the built-in ones (`layouts/*.toml`) and a user's ow
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Iterable
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from shapmix.arguments import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -142,7 +143,7 @@ def layout_file(source: str | Path) -> Path:
         return Path(__file__).parent / "layouts" / f"{source}.toml"
     if Path(source).suffix != ".toml":
         raise LayoutError(
-            f"unknown layout '{source}'{_nearest(str(source), BUILT_IN)}: give one of {', '.join(BUILT_IN)} or a .toml file"
+            f"unknown layout '{source}'{nearest(str(source), BUILT_IN)}: give one of {', '.join(BUILT_IN)} or a .toml file"
         )
     return Path(source)
 
@@ -171,7 +172,7 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
     known = ("name", "joints", "centre", "flips", "parents", "parts")
     for key in data:
         if key not in known:
-            raise LayoutError(f"{where}: unknown key '{key}'{_nearest(key, known)}")
+            raise LayoutError(f"{where}: unknown key '{key}'{nearest(key, known)}")
     for key in known:
         if key not in data and key != "flips":
             raise LayoutError(f"{where}: key '{key}' is missing")
@@ -184,7 +185,7 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
 
     def joint_index(name: object, place: str) -> int:
         if name not in index:
-            raise LayoutError(f"{where}: {place} names the unknown joint '{name}'{_nearest(str(name), joints)}")
+            raise LayoutError(f"{where}: {place} names the unknown joint '{name}'{nearest(str(name), joints)}")
         return index[str(name)]
 
     parents = list(range(len(joints)))
@@ -255,8 +256,3 @@ def _check_parts(where: str, joints: tuple[str, ...], parts: dict[str, tuple[int
     missing = [name for joint, name in enumerate(joints) if joint not in holder]
     if missing:
         raise LayoutError(f"{where}: no part holds joint {', '.join(repr(name) for name in missing)}; every joint must be in one")
-
-
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

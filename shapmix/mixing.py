@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from math import isfinite
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from shapmix import official
-from shapmix.estimators import ON_DEVICE, Estimator, propose, propose_on_device
+from shapmix.arguments import check_choice, check_clips, check_labels, check_logits, check_mean_motion, whole_counts
+from shapmix.estimators import ESTIMATORS, ON_DEVICE, Estimator, propose, propose_on_device
 from shapmix.game import in_eval_mode, undisturbed
-from shapmix.kernels import balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
+from shapmix.kernels import BACKENDS, balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
 from shapmix.layout import Layout
 from shapmix.losses import LOSSES, mix_loss
 from shapmix.reference import log_class_prior
@@ -49,8 +52,9 @@ class ShapMix(nn.Module):
 
     Args:
         layout: skeleton and parts of the clips.
-        class_counts: [K] training clips of each class, all > 0.
-        mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`).
+        class_counts: [K] training clips of each class, whole numbers > 0; a tensor, an array or a list.
+        mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`); V is
+            the layout's number of joints. Clips are of its shape, in any floating-point type.
         mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or one of `shapmix.rivals.RIVALS`.
         loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or one of `shapmix.losses.LOSSES`.
         estimator: of the saliency (`shapmix.estimators`); all but "exact" forward about 2N rows a step. None takes "official" where
@@ -67,8 +71,8 @@ class ShapMix(nn.Module):
         backend: of the kernels (see `shapmix.kernels`); None chooses.
 
     Raises:
-        ValueError: a class without training clips, a probability outside 0 to 1, or `compat="official"` on a layout it has no
-            rule for.
+        TypeError, ValueError: a choice that is unknown (with the nearest one), an argument of another shape or type, a number
+            outside its range, a class without training clips, or `compat="official"` on a layout it has no rule for.
 
     The table `saliency` [K, Q] has the layout's combinations as columns; it and what else is known of the classes are buffers of
     `class_saliency` and travel in `state_dict`.
@@ -84,7 +88,7 @@ class ShapMix(nn.Module):
     def __init__(
         self,
         layout: Layout,
-        class_counts: Tensor,
+        class_counts: Tensor | Sequence[int],
         mean_motion: Tensor,
         *,
         mode: Mode = "shapmix",
@@ -101,13 +105,28 @@ class ShapMix(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        check_choice("mode", mode, get_args(Mode))
+        check_choice("loss", loss, get_args(Loss))
+        check_choice("compat", compat, get_args(Compat))
+        if estimator is None:
+            estimator = "official" if compat == "official" else "exact_subset"
+        check_choice("estimator", estimator, ESTIMATORS)
+        if backend is not None:
+            check_choice("backend", backend, ("auto", *BACKENDS))
+        if not isinstance(layout, Layout):
+            raise TypeError(f"layout is a {type(layout).__name__}; give a Layout: load_layout('ntu25')")
+        class_counts = whole_counts("class_counts", class_counts)
         empty = torch.nonzero(class_counts < 1).flatten().tolist()
         if empty:
             raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
+        check_mean_motion(mean_motion, layout.num_joints, layout.name)
+        if not (temperature > 0 and isfinite(temperature)):
+            raise ValueError(f"temperature is {temperature}; give a number above 0")
         if not 0 <= blend_probability <= 1:
             raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
-        if estimator is None:
-            estimator = "official" if compat == "official" else "exact_subset"
+        for name, steps in (("warmup", warmup_steps), ("replace", replace_steps), ("deferred", deferred_steps)):
+            if steps is not None and steps < 0:
+                raise ValueError(f"{name}_steps is {steps}; give 0 or more")
         self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
         self.estimator: Estimator = estimator
         self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
@@ -139,15 +158,22 @@ class ShapMix(nn.Module):
 
         Args:
             network: any module that maps [N, C, T, V, M] to logits [N, K]; every submodule's mode is restored.
-            clips: [N, C, T, V, M]; labels: [N] int64.
+            clips: [N, C, T, V, M] of the mean motion's shape; labels: [N] int64.
             step: of the training loop.
             counter: the same number as a 0-dim int64 tensor beside the clips. With it nothing is read back to the host, and
                 `step` only says whether the warm-up is over: the calls of a phase are the same work on the device. The
                 network must leave its buffers and torch's random state alone in eval mode, as they are not restored then.
 
+        A marginal that is not finite, such as every one of a clip with a NaN, is left out: the table keeps what it had, and
+        the class does not count as measured. Labels are checked for their range on the CPU, and without a counter, alone.
+
         Raises:
-            ValueError: a counter with an estimator that is drawn on the host.
+            TypeError, ValueError: clips, labels, or a network's result of another shape, type or device; a counter with an
+                estimator that is drawn on the host.
         """
+        self._check(clips, labels, counter)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network is a {type(network).__name__}; give a torch.nn.Module")
         if self.mode != "shapmix":
             return
         shared, naive = self.compat == "official", step < self.warmup_steps
@@ -162,17 +188,18 @@ class ShapMix(nn.Module):
             raise ValueError(
                 f"estimator '{self.estimator}' is drawn on the host; leave the counter out, or take one of {', '.join(ON_DEVICE)}"
             )
-        device = clips.device
+        device, mean_motion = clips.device, self.mean_motion.to(clips.dtype)
         rows = coalition_inputs(
             clips[found.samples.to(device)],
-            self.mean_motion,
+            mean_motion,
             found.coalitions[None].to(device),
             self.part_of_joint,
             restored_frames=self.restored_frames,
             backend=self.backend,
         )
         with undisturbed(network) if counter is None else in_eval_mode(network):
-            logits = network(torch.cat([self.mean_motion[None], rows]))
+            logits = network(torch.cat([mean_motion[None], rows]))
+        check_logits("the network's result", logits, 1 + len(rows), len(self.class_counts))
         self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
 
     @property
@@ -183,9 +210,13 @@ class ShapMix(nn.Module):
     def mix(self, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> MixedBatch:
         """The training batch of a step; `counter` as in `observe`.
 
+        Clips are mixed as they are: one with a NaN makes that of every clip it is mixed into.
+
         Raises:
-            ValueError: fewer than 3 clips, a clip length that is not a multiple of 4, or a counter with one of the rivals.
+            TypeError, ValueError: clips or labels of another shape, type or device; fewer than 3 clips, a clip length that is
+                not a multiple of 4, or a counter with one of the rivals.
         """
+        self._check(clips, labels, counter)
         n, num_frames = len(labels), clips.shape[2]
         if self.mode == "none":
             itself = torch.arange(n, device=labels.device)
@@ -213,9 +244,22 @@ class ShapMix(nn.Module):
         return MixedBatch(both, labels, plan.partner, plan.label_share, step)
 
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
-        """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum."""
+        """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum.
+
+        Where it is not finite, leave the step out: the network's own running statistics (BatchNorm) hold the batch by then, so
+        put back copies of them too, as the trainer's `--non-finite skip` and `shapmix.step.TrainingStep` do.
+
+        Raises:
+            TypeError, ValueError: logits of another shape or type than [2N, K] ([N, K] where nothing was mixed).
+        """
+        check_logits("logits", logits, len(batch.clips), len(self.class_counts))
         if self.loss_name in LOSSES:
             deferred = batch.step >= self.deferred_steps
             counts = self.class_counts
             return mix_loss(LOSSES[self.loss_name], logits, batch.labels, batch.partner, batch.share, counts, deferred)
-        return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, self.log_prior, backend=self.backend)
+        log_prior = self.log_prior.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, log_prior, backend=self.backend)
+
+    def _check(self, clips: Tensor, labels: Tensor, counter: Tensor | None) -> None:
+        check_clips(clips, self.mean_motion)
+        check_labels(labels, clips, len(self.class_counts), values=counter is None)

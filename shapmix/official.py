@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from shapmix.data.clips import DataError
 from shapmix.layout import Layout
 
 NTU_JOINT_COUNTS = (5, 6, 6, 4, 4)
@@ -44,10 +45,17 @@ def mean_motion(frames: Tensor, offsets: Tensor, clips: Tensor, num_frames: int)
 
     Args:
         frames: [F, M, V, C]; offsets: [n + 1] int64, as in `ClipStore`.
-        clips: [N] int64 indices of the training clips.
+        clips: [N] int64 indices of the training clips; one that is not finite is left out.
+
+    Raises:
+        DataError: no clip is finite.
     """
-    total = frames.new_zeros(num_frames, *frames.shape[1:], dtype=torch.float64)
+    total, finite = frames.new_zeros(num_frames, *frames.shape[1:], dtype=torch.float64), 0
     for clip in clips.tolist():
         head = frames[int(offsets[clip]) : int(offsets[clip + 1])][:num_frames]
-        total += pad(head, (0, 0, 0, 0, 0, 0, 0, num_frames - len(head)))
-    return (total / len(clips)).permute(3, 0, 2, 1).to(frames.dtype).contiguous()
+        if head.isfinite().all():
+            total += pad(head, (0, 0, 0, 0, 0, 0, 0, num_frames - len(head)))
+            finite += 1
+    if not finite:
+        raise DataError(f"none of the {len(clips)} training clips is finite, so they have no mean motion; prepare the data again")
+    return (total / finite).permute(3, 0, 2, 1).to(frames.dtype).contiguous()

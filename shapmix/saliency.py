@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shapmix.estimators import Estimator, Measurement, pair_values
+from shapmix.arguments import check_choice
+from shapmix.estimators import ESTIMATORS, Estimator, Measurement, pair_values
 from shapmix.kernels import saliency_update
 from shapmix.layout import Layout
 
@@ -22,6 +23,9 @@ class ClassSaliency(nn.Module):
         joint_counts: [Q] joints that a combination's value is divided by.
         estimator: of the measurements.
         decay: for one update a sample; estimators that update more often forget less each time.
+
+    Raises:
+        ValueError: an unknown estimator, or a decay outside 0..1.
 
     Buffers, which travel in `state_dict`:
         mean [K, Q]: of the rectified values, times `SALIENCY_SCALE` over the combination's joints.
@@ -40,6 +44,9 @@ class ClassSaliency(nn.Module):
 
     def __init__(self, classes: int, layout: Layout, joint_counts: Tensor, estimator: Estimator, decay: float) -> None:
         super().__init__()
+        check_choice("estimator", estimator, ESTIMATORS)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay is {decay}; give a number in 0..1")
         self.layout, self.estimator, self.decay = layout, estimator, decay
         size = (classes, len(layout.combinations))
         self.register_buffer("mean", torch.full(size, SALIENCY_START))
@@ -57,6 +64,8 @@ class ClassSaliency(nn.Module):
 
         Args:
             replace: the measurement takes the average's place instead of joining it.
+
+        What is not finite, such as the marginals of a clip with a NaN, is left out of every buffer.
         """
         device = labels.device
         owners, columns = found.owners.to(device), found.columns.to(device)
@@ -82,8 +91,8 @@ class ClassSaliency(nn.Module):
                 each = (probability[with_rows, of_class[:, None]] - probability[without_rows, of_class[:, None]]).relu()
                 spread = (weights * (each - marginal[:, None]).square()).sum(1)
                 average_in(self.within, of_class, columns, spread * to_units.square(), decay)
-        was_measured = torch.zeros_like(labels).index_fill_(0, owners, 1)
-        self.measured.index_add_(0, labels, was_measured)
+        entered = torch.zeros_like(labels).index_add_(0, owners, marginal.isfinite().long())
+        self.measured.index_add_(0, labels, entered.clamp(max=1))
 
     @property
     def variance(self) -> Tensor:
@@ -94,11 +103,18 @@ class ClassSaliency(nn.Module):
 def average_in(table: Tensor, rows: Tensor, columns: Tensor, values: Tensor, decay: float) -> None:
     """table[row, column] <- decay * table[row, column] + (1 - decay) * value, in the order of the updates [U], all at once.
 
+    A value that is not finite is left out. Sums have a fixed order, on every device.
+
     Source: `shapmix.reference.saliency.average_in`, which loops.
     """
     cell = rows * table.shape[1] + columns
     same = cell[:, None] == cell
+    first = ~same.tril(-1).any(1)  # of the updates of its cell: it writes for all of them
+    counts = values.isfinite()
+    same = same & counts
     later = same.triu(1).sum(1)  # updates of the cell that follow
+    shares = torch.where(counts, (1 - decay) * decay**later * values, 0)
     flat = table.view(-1)
-    flat[cell] = flat[cell] * decay ** same.sum(1)
-    flat.index_add_(0, cell, (1 - decay) * decay**later * values)
+    found = flat[cell] * decay ** same.sum(1) + (same * shares).sum(1)
+    spare = flat.numel()  # where the other updates of a cell write
+    flat.copy_(torch.cat([flat, flat.new_zeros(1)]).index_copy(0, torch.where(first, cell, spare), found)[:spare])

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from functools import cache
 from math import comb
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from shapmix.arguments import check_choice
 
 Interaction = Literal["sii", "k_sii", "stii", "banzhaf"]
 
@@ -94,11 +96,10 @@ def interaction_matrix(num_parts: int, index: Interaction, order: int) -> Tensor
     if not 1 <= order <= num_parts:
         raise ValueError(f"order is {order}; give 1 to {num_parts}, the number of parts")
     sets = interaction_sets(num_parts, order).tolist()
+    check_choice("index", index, get_args(Interaction))
     if index == "k_sii":
         return _aggregated(sets, num_parts, order)
     weighs = {"sii": _shapley_share, "banzhaf": _banzhaf_share, "stii": _taylor_share}
-    if index not in weighs:
-        raise ValueError(f"index is '{index}'; give one of sii, k_sii, stii, banzhaf")
     share = weighs[index]
     size = 1 << num_parts
     rows = [[share(s.bit_count(), t.bit_count(), order) if s & ~t == 0 else 0.0 for t in range(size)] for s in sets]

@@ -160,7 +160,7 @@ def test_bad_arguments_are_named() -> None:
     game = PartGame(model, NTU, MEAN)
     with pytest.raises(ValueError, match=r"clips has shape \[2, 3, 7, 25, 1\]; give \[N, 3, 8, 25, 1\]"):
         game.table(torch.zeros(2, 3, 7, 25, 1).double())
-    with pytest.raises(ValueError, match=r"labels has shape \[3\] beside 2 clips"):
+    with pytest.raises(ValueError, match=r"labels has shape \[3\]; give \[2\]"):
         game.table(clips_of(2), torch.zeros(3, dtype=torch.int64))
 
 

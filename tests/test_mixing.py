@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from shapmix import official
+from shapmix.data.clips import DataError
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
+from shapmix.estimators import ESTIMATORS, ON_DEVICE, Estimator
 from shapmix.layout import load_layout
 from shapmix.mixing import Compat, Mode, ShapMix
 from shapmix.plan import draw_marginals
@@ -110,6 +112,34 @@ def test_exact_saliency_measures_every_coalition_of_the_least_measured_classes()
     torch.testing.assert_close(mixer.saliency, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_clip_that_is_not_finite_leaves_no_trace(estimator: Estimator, bad: float, counted: bool) -> None:
+    """Whole or in one joint: tables stay finite, its class alone misses a measurement, the others' rows keep every bit."""
+    if counted and estimator not in ON_DEVICE:
+        pytest.skip("drawn on the host")
+    network, (clips, labels) = Probe().eval(), batch()
+    others = torch.arange(4) != labels[0]
+    for joints in (slice(None), slice(7, 8)):
+        broken = clips.clone()
+        broken[0, :, :, joints] = bad
+        states = []
+        for x in (clips, broken):
+            mixer = mixer_of(estimator=estimator, warmup_steps=1, seed=3)
+            mixer.class_saliency.measured[others] = 1000  # estimators that choose their samples choose the broken one first
+            for step in range(4):
+                mixer.observe(network, x, labels, step, counter=torch.tensor(step) if counted else None)
+            states.append(mixer.class_saliency)
+        expected, found = states
+        for name, value in found.named_buffers():
+            assert value.isfinite().all(), name
+            if len(value) == 4:
+                assert torch.equal(value[others], getattr(expected, name)[others]), name
+        if joints == slice(None):
+            assert int((expected.measured - found.measured).sum()) == 4
+
+
 @pytest.mark.parametrize("mode", ["none", "mixup", "stmix", "shapmix"])
 def test_modes(mode: Mode) -> None:
     network, (clips, labels) = Probe(), batch()
@@ -192,3 +222,28 @@ def test_mean_motion_is_in_the_streams_space() -> None:
     assert published.shape == (3, 64, 25, 2)
     first = torch.stack([splits.store.clip(clip)[0] for clip in splits.train.tolist()]).mean(0)
     torch.testing.assert_close(published[:, 0], first.permute(2, 1, 0))
+
+
+def test_mean_motion_leaves_out_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = make_synthetic(num_classes=4, n_max=6, imbalance=2, val_per_class=1, test_per_class=1)
+    sampler, bad = ClipSampler(splits.store, "crop", "joint", 16), int(splits.train[3])
+    good = splits.train[splits.train != bad]
+    view, frames = ClipSampler.training, splits.store.frames.clone()
+    frames[int(splits.store.offsets[bad]), 0, 4, 1] = torch.inf
+
+    def broken(self: ClipSampler, clips: Tensor, step: int) -> Tensor:
+        views = view(self, clips, step)
+        views[clips == bad, 1, 3, 4, 0] = torch.nan
+        return views
+
+    views = torch.cat([view(sampler, part, step) for step, part in enumerate(splits.train.split(256))])
+    monkeypatch.setattr(ClipSampler, "training", broken)
+    torch.testing.assert_close(mean_motion(sampler, splits.train), views[splits.train != bad].mean(0))
+    published = official.mean_motion(frames, splits.store.offsets, splits.train, 16)
+    assert torch.equal(published, official.mean_motion(splits.store.frames, splits.store.offsets, good, 16))
+    for none in (
+        lambda: mean_motion(sampler, torch.tensor([bad])),
+        lambda: official.mean_motion(frames, splits.store.offsets, torch.tensor([bad]), 16),
+    ):
+        with pytest.raises(DataError, match="none of the 1 training clips is finite"):
+            none()

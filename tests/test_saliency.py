@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shapmix.estimators import ESTIMATORS, Estimator, propose
 from shapmix.layout import load_layout
@@ -45,6 +48,32 @@ def test_averages_at_once_are_the_loop(updates: int, decay: float, seed: int) ->
     average_in(found, rows, columns, values, decay)
     looped(expected, rows, columns, values, torch.ones(3, dtype=torch.int64), decay, scale=1.0)
     torch.testing.assert_close(found, expected)
+
+
+def test_averages_have_one_order_of_sums() -> None:
+    """A sum of floats by atomic additions, as `index_add_` has it on a GPU, has another one each time."""
+    seen: set[str] = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    table = torch.rand(3, 3)
+    with Recorder():
+        average_in(table, torch.tensor([0, 1, 0, 0]), torch.tensor([2, 1, 2, 2]), torch.rand(4), 0.9)
+    assert "index_copy" in seen
+    assert not {name for name in seen if "add_" in name or "scatter" in name or "index_put" in name}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_averages_leave_out_what_is_not_finite(bad: float) -> None:
+    table, expected = torch.full((2, 2), 0.5), torch.full((2, 2), 0.5)
+    average_in(table, torch.tensor([0, 1, 0, 0]), torch.tensor([1, 1, 1, 1]), torch.tensor([0.3, bad, bad, 0.9]), 0.9)
+    average_in(expected, torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([0.3, 0.9]), 0.9)
+    assert torch.equal(table, expected)
 
 
 def test_spread_is_that_of_the_samples() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from shapmix.data.clips import ClipStore
+from shapmix.arguments import check_choice
+from shapmix.data.clips import ClipStore, DataError
 from shapmix.kernels import sample_clips
 from shapmix.plan import (
     MAX_DEGREES,
@@ -56,6 +57,8 @@ class ClipSampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("pipeline", self.pipeline, get_args(Pipeline))
+        check_choice("stream", self.stream, get_args(NetworkStream))
         if self.store.scores and self.pipeline != "segments":
             raise ValueError(f"pipeline '{self.pipeline}' would take the score of a pose for a coordinate; take 'segments'")
 
@@ -171,8 +174,17 @@ def _copied(sampler: ClipSampler, chosen: Tensor, step: int, device: torch.devic
 def mean_motion(sampler: ClipSampler, clips: Tensor, *, batch: int = 256) -> Tensor:
     """[C, T, V, M]: mean of the training clips as the network sees them, in the stream's own space.
 
-    One training view of every clip; the same clips and seed give the same mean.
+    One training view of every clip whose view is finite; the same clips and seed give the same mean.
+
+    Raises:
+        DataError: no clip is finite.
     """
-    parts = [sampler.training(part, step).double().sum(0) for step, part in enumerate(clips.split(batch))]
-    total = torch.stack(parts).sum(0)
-    return (total / len(clips)).to(sampler.store.frames)
+    parts, finite = [], 0
+    for step, part in enumerate(clips.split(batch)):
+        views = sampler.training(part, step).double()
+        good = views.flatten(1).isfinite().all(1)
+        parts.append((views if good.all() else views[good]).sum(0))
+        finite += int(good.sum())
+    if not finite:
+        raise DataError(f"none of the {len(clips)} training clips is finite, so they have no mean motion; prepare the data again")
+    return (torch.stack(parts).sum(0) / finite).to(sampler.store.frames)

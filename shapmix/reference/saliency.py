@@ -129,7 +129,8 @@ def average_in(
 ) -> None:
     """Class average, in place: table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P).
 
-    Sample by sample: a class that occurs twice in the batch is updated twice, in order.
+    Sample by sample: a class that occurs twice in the batch is updated twice, in order. A marginal that is not finite is left
+    out, as the average would keep it for good.
 
     Args:
         table: [K, Q], Q the layout's combinations.
@@ -144,4 +145,5 @@ def average_in(
     """
     weight = marginal * scale / joint_counts[columns].to(marginal.dtype)
     for label, column, value in zip(labels.tolist(), columns.tolist(), weight, strict=True):
-        table[label, column] = decay * table[label, column] + (1 - decay) * value
+        if value.isfinite():
+            table[label, column] = decay * table[label, column] + (1 - decay) * value
