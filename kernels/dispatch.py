@@ -52,7 +52,7 @@ def implementation(backend: str) -> ModuleType:
 
 
 def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
-    """Name of the back end that runs `op` on `tensor`; the first choice of each op and device is logged.
+    """Name of the back end that runs `op` on `tensor`; the first choice on a device logs those of all ops.
 
     Args:
         backend: a name to insist on; None leaves it to SHAPMIX_BACKEND, and that unset or `auto` to the machine.
@@ -88,24 +88,40 @@ def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
     for backend in _FASTEST_FIRST.get(device.type, ("reference",)):
         reason = _reason(backend, device, dtype, op)
         if reason is None:
-            _log_once(op, device, backend, "; ".join(passed_over))
+            _tell(device)
+            if backend == "reference" and op in _choices(device) and _choices(device)[op][0] != backend:
+                why = "; ".join(passed_over)
+                _log.warning("%s of %s on %s runs on back end 'reference' (%s)", op, dtype_name(dtype), device, why)
             return backend
         passed_over.append(f"{backend}: {reason}")
     raise AssertionError("the reference runs everywhere")
 
 
 @cache
-def _log_once(op: str, device: torch.device, backend: str, passed_over: str) -> None:
-    """A warning where only the slow reference is left on a device that has a fast back end, else information."""
-    slow = backend == "reference" and device.type in _FASTEST_FIRST
-    _log.log(
-        logging.WARNING if slow else logging.INFO,
-        "%s on %s runs on back end '%s'%s",
-        op,
-        device,
-        backend,
-        f" ({passed_over})" if passed_over else ", the fastest for this device",
-    )
+def _choices(device: torch.device) -> dict[str, tuple[str, str]]:
+    """Each op's back end for float32 on a device, and which faster ones cannot run there at all."""
+    choices = {}
+    for op in implementation("cpp").DTYPES:  # has every op
+        backends = _FASTEST_FIRST.get(device.type, ("reference",))
+        chosen = next(name for name in backends if _reason(name, device, torch.float32, op) is None)
+        reasons = {name: _reason(name, device) for name in backends[: backends.index(chosen)]}
+        choices[op] = chosen, "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    return choices
+
+
+@cache
+def _tell(device: torch.device) -> None:
+    """One line for a device; a warning where the slow reference is all that is left on one that has a fast back end."""
+    choices = _choices(device)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for op, choice in choices.items():
+        groups.setdefault(choice, []).append(op)
+    told = [
+        f"{backend} for {f'all {len(ops)} ops' if len(groups) == 1 else ', '.join(ops)}{f' ({why})' if why else ''}"
+        for (backend, why), ops in groups.items()
+    ]
+    slow = device.type in _FASTEST_FIRST and any(backend == "reference" for backend, _ in choices.values())
+    _log.log(logging.WARNING if slow else logging.INFO, "back ends on %s: %s", device, "; ".join(told))
 
 
 @cache

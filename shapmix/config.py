@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from shapmix.mixing import Compat, Loss, Mode
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
 
-NOT_SAVED = ("config", "preset", "resume", "run_dir")  # where a run came from, not what it is
+NOT_SAVED = ("config", "preset", "resume", "run_dir", "force")  # where a run came from, not what it is
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a skeleton network with Shap-Mix.
-
-    Values come from the preset, then from --config, then from the command line.
-    """
+    """Train a skeleton network with Shap-Mix; `DESCRIPTION` says where values come from."""
 
     preset: str | None = None
-    """A recipe in shapmix/presets, such as ntu60-lt; None: the one with the data set's name."""
+    """A recipe: kinetics, ntu120, ntu120-lt, ntu60, ntu60-lt, nw-ucla, nw-ucla-lt, synthetic; None: the one named like the data
+    set. nw-ucla-lt, ntu60-lt and ntu120-lt are the paper's recipe for long-tailed lists. ntu60, ntu120 and kinetics apply that to
+    every training clip; it is not the recipe published for the balanced benchmarks."""
     config: Path | None = None
     """YAML file with any of the options below (nested as here)."""
     resume: Path | None = None
@@ -150,6 +151,8 @@ class TrainConfig:
     """Decay a step of an average of the weights, such as 0.999; the average is what is evaluated."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the network runs under torch.autocast; weights, losses and saliency stay float32."""
+    force: bool = False
+    """Train in bf16 on a CPU without bf16 products too, where it is several times slower than fp32."""
     cuda_graph: Literal["auto", "always", "never"] = "auto"
     """A training step on a GPU as one CUDA graph, which the host only starts. auto: where that can be, with CTR-GCN."""
     compile: bool = False
@@ -169,6 +172,11 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; None leaves torch's choice."""
 
+
+DESCRIPTION = """Train a skeleton network with Shap-Mix.
+
+Values come from the preset, then from --config, then from the command line; --preset, --dataset, --resume or --config beside --help
+show the values that they bring."""
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -210,35 +218,60 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     config = TrainConfig()
     for name, values in given:
         config = _parse(list(as_arguments(values)), config, prog=name)
-    config = _parse(list(argv), config, prog="shapmix.train")
+    whose = " and ".join(name for name, _ in given) or "no preset"
+    config = _parse(
+        list(argv), config, prog="python -m shapmix.train", description=f"{DESCRIPTION} The defaults below are those of {whose}."
+    )
     check_config(config)
     return config
+
+
+def _at_least(least: float) -> Callable[[float], bool]:
+    return lambda value: least <= value < inf
+
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it takes a value, and what it takes
+    **dict.fromkeys(
+        (
+            *("people", "min_frames", "n_max", "batch_size", "epochs", "accumulate", "eval_every", "picture_every", "threads"),
+            *("patience", "checkpoint.keep", "checkpoint.every_steps"),
+        ),
+        (_at_least(1), "must be at least 1"),
+    ),
+    "imbalance": (_at_least(1), "largest over smallest class, at least 1"),
+    "ema": (lambda value: 0 < value < 1, "a decay between 0 and 1"),
+    "blend": (lambda value: 0 <= value <= 1, "a share of the batches, between 0 and 1"),
+    "seed": (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+    "network.widths": (lambda value: value >= 8 and value % 8 == 0, "each a multiple of 8"),
+    "network.graph_gain": (isfinite, "a finite number"),
+    "schedule.lr": (lambda value: 0 < value < inf, "above 0"),
+    "schedule.weight_decay": (_at_least(0), "at least 0"),
+    "schedule.warmup_epochs": (_at_least(0), "at least 0"),
+    "schedule.milestones": (lambda value: 0 <= value <= 1, "each a share of the epochs, between 0 and 1"),
+    "saliency.temperature": (lambda value: 0 < value < inf, "above 0"),
+    "saliency.decay": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "saliency.warmup_epochs": (_at_least(0), "at least 0"),
+    "checkpoint.every_minutes": (_at_least(0), "at least 0"),
+}
 
 
 def check_config(config: TrainConfig) -> None:
     """Raises ConfigError where values are out of range or contradict each other."""
     if config.mix != "none" and config.batch_size < 3:
         raise ConfigError(f"batch_size: mixing needs at least 3 clips in a batch, not {config.batch_size}")
-    if config.people is not None and config.people < 1:
-        raise ConfigError(f"people: at least 1, not {config.people}")
-    if config.batch_size < 1 or config.epochs < 1 or config.eval_every < 1:
-        raise ConfigError("batch_size, epochs and eval_every must be at least 1")
-    if config.accumulate < 1 or config.picture_every < 1 or config.checkpoint.keep < 1:
-        raise ConfigError("accumulate, picture_every and checkpoint.keep must be at least 1")
-    if config.patience is not None and config.patience < 1:
-        raise ConfigError(f"patience: at least 1 evaluation, not {config.patience}")
-    if config.checkpoint.every_steps is not None and config.checkpoint.every_steps < 1:
-        raise ConfigError(f"checkpoint.every_steps: at least 1, not {config.checkpoint.every_steps}")
-    if config.ema is not None and not 0 < config.ema < 1:
-        raise ConfigError(f"ema: a decay between 0 and 1, not {config.ema:g}")
-    if not 0 <= config.blend <= 1:
-        raise ConfigError(f"blend: a share of the batches, between 0 and 1, not {config.blend:g}")
+    for key, (takes, words) in RANGES.items():
+        value = attrgetter(key)(config)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and not takes(one):
+                raise ConfigError(f"{key}: {words}, not {one:g}")
+    if not config.network.widths:
+        raise ConfigError("network.widths: at least one layer")
+    if config.schedule.optimizer == "sgd" and not 0 < config.schedule.momentum < 1:  # Nesterov's needs one
+        raise ConfigError(f"schedule.momentum: above 0 and below 1, not {config.schedule.momentum:g}")
     if config.network.backbone is not None and ":" not in config.network.backbone:
         raise ConfigError(f"network.backbone: give module:function, not '{config.network.backbone}'")
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
-    if config.imbalance is not None and config.imbalance < 1:
-        raise ConfigError(f"imbalance: largest over smallest class, at least 1, not {config.imbalance:g}")
     if config.imbalance is not None and config.train_list is not None:
         raise ConfigError("imbalance and train_list both choose the training clips; give one")
     if config.dataset == "synthetic" and (config.data_root is not None or config.train_list is not None):
@@ -260,8 +293,8 @@ def save_config(config: TrainConfig, path: Path) -> None:
     temporary.replace(path)
 
 
-def _parse(arguments: list[str], default: TrainConfig, prog: str) -> TrainConfig:
-    return tyro.cli(TrainConfig, args=arguments, default=default, prog=prog, console_outputs=True)
+def _parse(arguments: list[str], default: TrainConfig, prog: str, description: str = DESCRIPTION) -> TrainConfig:
+    return tyro.cli(TrainConfig, args=arguments, default=default, prog=prog, description=description, console_outputs=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -269,8 +302,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shapmix import __version__, kernels, reference
+from shapmix import __version__, cpu, kernels, reference
 from shapmix.kernels import BACKENDS, cuda, native, unavailable
 from shapmix.kernels.checks import DTYPES
 from shapmix.reference import CropPlan, MixPlan
@@ -53,11 +53,13 @@ def processor() -> dict[str, str]:
     module, reason = native.load()
     info = module.cpu_info() if module else {}
     has = {True: "yes", False: "no", None: "unknown"}
+    bf16 = cpu.multiplies_bf16()
     return {
         "cores": str(os.cpu_count()),
         "torch threads": str(torch.get_num_threads()),
         "AVX2": has[info.get("avx2")],
         "AVX-512": has[info.get("avx512")],
+        "bfloat16 products": f"{has[bf16]}{': bf16 is slower than float32 on this CPU' if bf16 is False else ''}",
         "OpenMP in shapmix": has[info.get("openmp")],
         "OpenMP runtimes loaded": str(len(openmp_runtimes())),
         "built by": str(info.get("compiler", reason)),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ CALIBRATION_BINS = 15
 class EvaluateConfig:
     """Measure runs on their test split; several runs are an ensemble."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run directories."""
     checkpoint: Literal["best", "last"] = "best"
     crops: int = 1
@@ -66,7 +66,7 @@ class Scores:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = tyro.cli(EvaluateConfig, args=argv, prog="shapmix.evaluate")
+    config = tyro.cli(EvaluateConfig, args=argv, prog="python -m shapmix.evaluate")
     try:
         evaluate(config)
     except (CheckpointError, ConfigError, DataError, LayoutError, RunError) as error:

@@ -73,7 +73,7 @@ log = logging.getLogger("shapmix")
 class ExperimentConfig:
     """Train a grid of runs, or table what is there of it."""
 
-    plan: Annotated[Path, tyro.conf.Positional]
+    plan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PLAN.yaml")]
     """YAML file of the grid."""
     out: Path
     """Folder of cells, runs, table and plot; may hold an earlier part of the same grid."""
@@ -111,7 +111,7 @@ class PlanError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code, 1 where a cell failed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = tyro.cli(ExperimentConfig, args=argv, prog="shapmix.experiment", description=ExperimentConfig.__doc__)
+    config = tyro.cli(ExperimentConfig, args=argv, prog="python -m shapmix.experiment", description=ExperimentConfig.__doc__)
     try:
         cells = read_plan(config.plan, config.data_root)
         read_results(cells, config.out)  # before hours of training: what is there fits the plan

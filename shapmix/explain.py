@@ -35,7 +35,7 @@ log = logging.getLogger("shapmix")
 class ExplainConfig:
     """Explain a trained network by the exact Shapley values of body parts."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
     clips: tuple[str, ...] = ()
     """Names of clips to explain; none takes the first --per-class clips of every class of the split."""
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         page = run(config)
     except (ExplainError, ConfigError, CheckpointError, DataError, LayoutError) as error:
-        print(f"shapmix.explain: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"explanation: {page}")
     return 0

@@ -33,9 +33,9 @@ TOLERANCE = 1e-5  # of the logits, relative to the largest
 class ExportConfig:
     """Export a trained network and check that it computes the same."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """.onnx, or .pt2 for torch.export."""
     checkpoint: Literal["best", "last"] = "best"
 
@@ -46,7 +46,7 @@ class ExportError(RuntimeError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    config = tyro.cli(ExportConfig, args=argv, prog="shapmix.export", description=ExportConfig.__doc__)
+    config = tyro.cli(ExportConfig, args=argv, prog="python -m shapmix.export", description=ExportConfig.__doc__)
     try:
         trained = open_run(config.run, config.checkpoint)
         off = export(trained, config.out)

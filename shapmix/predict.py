@@ -36,9 +36,9 @@ from shapmix.trained import Trained, open_run
 class PredictConfig:
     """Classes of recordings, and the body parts that spoke for them."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
     """Recordings, arrays, or data sets."""
     top: int = 3
     """Classes that are shown."""
@@ -76,7 +76,7 @@ class Prediction:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    config = tyro.cli(PredictConfig, args=argv, prog="shapmix.predict", description=PredictConfig.__doc__)
+    config = tyro.cli(PredictConfig, args=argv, prog="python -m shapmix.predict", description=PredictConfig.__doc__)
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)

@@ -77,7 +77,7 @@ class PrepareError(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = tyro.cli(PrepareConfig, args=argv, prog="shapmix.prepare", description=PrepareConfig.__doc__)
+    config = tyro.cli(PrepareConfig, args=argv, prog="python -m shapmix.prepare", description=PrepareConfig.__doc__)
     try:
         if config.check:
             return check(config.source)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
-from shapmix import official, parallel
+from shapmix import cpu, official, parallel
 from shapmix.config import TrainConfig
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data import nw_ucla, synthetic
@@ -19,12 +19,14 @@ from shapmix.data.clips import ClipStore, Splits
 from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.store import open_store
+from shapmix.kernels import unavailable
 from shapmix.mixing import ShapMix
-from shapmix.run import RunError
+from shapmix.run import RunError, RunRefusedError
 from shapmix.state import Training
 from shapmix.step import TrainingStep, draws_on_host
 
 DEFERRED = 0.8  # of the epochs, before LDAM weights its classes, its paper's
+MIXER_OPS = ("coalition_inputs", "mix_clips", "draw_plan", "saliency_update", "balanced_mix_loss")  # that `backend` is for
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -189,6 +191,29 @@ def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> s
     return draws_on_host(mixer)
 
 
+def check_machine(config: TrainConfig, device: torch.device) -> None:
+    """What the machine has to say before anything is trained.
+
+    Raises:
+        RunError: back ends that cannot run on the device.
+        RunRefusedError: bfloat16 on a CPU that has no products of it, without `force`.
+    """
+    for key, name, ops in (("backend", config.backend, MIXER_OPS), ("SHAPMIX_BACKEND", os.environ.get("SHAPMIX_BACKEND"), (None,))):
+        if name in (None, "auto"):
+            continue
+        try:
+            reason = next(filter(None, (unavailable(str(name), device, torch.float32, op) for op in ops)), None)
+        except ValueError as error:
+            raise RunError(f"{key}: {error}, or auto") from error
+        if reason is not None:
+            raise RunError(f"{key}: '{name}' cannot run on {device}: {reason}")
+    if config.precision == "bf16" and device.type == "cpu" and not config.force and cpu.multiplies_bf16() is False:
+        raise RunRefusedError(
+            "precision: this CPU has no bfloat16 products (no avx512_bf16, no amx_bf16), so that bf16 trains several times slower "
+            "than fp32; leave --precision out, or insist with --force"
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """ "auto" takes the GPU where there is one, and under torchrun the one of the process.
 
@@ -202,6 +227,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise RunError(f"device '{name}': choose auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RunError(f"device '{name}': choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise RunError(f"device '{name}': torch {torch.__version__} sees no CUDA device on this machine")

@@ -46,7 +46,7 @@ EXPLAINED = 4  # test clips of each class whose parts are valued
 class ReportConfig:
     """Put a finished run on one page."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
     checkpoint: Literal["best", "last"] = "last"
     out: Path | None = None
@@ -57,7 +57,7 @@ class ReportConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    config = tyro.cli(ReportConfig, args=argv, prog="shapmix.report", description=ReportConfig.__doc__)
+    config = tyro.cli(ReportConfig, args=argv, prog="python -m shapmix.report", description=ReportConfig.__doc__)
     try:
         page = write_report(config)
     except (CheckpointError, ConfigError, DataError, LayoutError, RunError, OSError) as error:

@@ -23,6 +23,14 @@ from shapmix.data.clips import Splits
 class RunError(RuntimeError):
     """A run that cannot start or go on; the message says why and what to do."""
 
+    exit_code = 1
+
+
+class RunRefusedError(RunError):
+    """A run that would do what it is told, but hardly what is meant; --force insists."""
+
+    exit_code = 2
+
 
 def create_run_dir(config: TrainConfig) -> Path:
     """A new directory; one that exists is never written to.

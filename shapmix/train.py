@@ -28,11 +28,13 @@ from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.data.sampling import ClipSampler, resident, training_batches
 from shapmix.game import undisturbed
 from shapmix.interruption import Interruption, StopRequest, stop_requests
+from shapmix.kernels import BackendError
 from shapmix.layout import LayoutError
 from shapmix.memory import keep_freed_memory
 from shapmix.mixing import MixedBatch, ShapMix
 from shapmix.recipe import (
     PRECISIONS,
+    check_machine,
     choose_device,
     load_splits,
     make_mixer,
@@ -71,6 +73,7 @@ def _main(argv: Sequence[str], request: StopRequest) -> int:
     try:
         config = parse_config(argv)
         device = choose_device(config.device)
+        check_machine(config, device)
         if device.type == "cpu":
             keep_freed_memory()
         with parallel.process_group(device):
@@ -78,7 +81,10 @@ def _main(argv: Sequence[str], request: StopRequest) -> int:
     except Interruption as stop:
         print(stop, file=sys.stderr)
         return stop.exit_code
-    except (CheckpointError, ConfigError, DataError, LayoutError, RunError, parallel.LostProcessError) as error:
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (BackendError, CheckpointError, ConfigError, DataError, LayoutError, parallel.LostProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of the files beside the checkpoints; those name themselves

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from shapmix.config import ConfigError, parse_config, save_config
+from shapmix.config import PRESETS, ConfigError, parse_config, save_config
 
 
 def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
@@ -64,7 +65,20 @@ def test_an_unknown_key_in_a_file_names_the_file_and_the_nearest(tmp_path: Path,
         (["--data-root", "x"], "dataset 'synthetic' is generated"),
         (["--epochs", "2", "--saliency.warmup-epochs", "2"], "saliency.warmup_epochs: Shap-Mix would begin after"),
         (["--blend", "1.5"], "blend: a share of the batches, between 0 and 1, not 1.5"),
-        (["--epochs", "0"], "must be at least 1"),
+        (["--epochs", "0"], "epochs: must be at least 1, not 0"),
+        (["--threads", "0"], "threads: must be at least 1, not 0"),
+        (["--n-max", "0"], "n_max: must be at least 1, not 0"),
+        (["--seed", "-1"], "seed: from 0 to"),
+        (["--network.widths", "10", "20"], "network.widths: each a multiple of 8, not 10"),
+        (["--network.widths"], "network.widths: at least one layer"),
+        (["--network.graph-gain", "nan"], "network.graph_gain: a finite number, not nan"),
+        (["--saliency.temperature", "0"], "saliency.temperature: above 0, not 0"),
+        (["--saliency.decay", "1.5"], "saliency.decay: between 0 and 1, not 1.5"),
+        (["--schedule.lr", "inf"], "schedule.lr: above 0, not inf"),
+        (["--schedule.weight-decay", "-1"], "schedule.weight_decay: at least 0, not -1"),
+        (["--schedule.milestones", "0.5", "2"], "schedule.milestones: each a share of the epochs, between 0 and 1, not 2"),
+        (["--schedule.optimizer", "sgd", "--schedule.momentum", "0"], "schedule.momentum: above 0 and below 1, not 0"),
+        (["--checkpoint.every-minutes", "-1"], "checkpoint.every_minutes: at least 0, not -1"),
         (["--config", "none.yaml"], "none.yaml: cannot read the configuration: No such file"),
     ],
 )
@@ -80,3 +94,17 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str
     with pytest.raises(ConfigError, match=message) as error:
         parse_config(["--config", str(file)])
     assert str(error.value).startswith(str(file))
+
+
+@pytest.mark.parametrize("name", ["ntu60", "ntu120", "kinetics"])
+def test_presets_of_full_lists_say_whose_recipe_they_apply(name: str) -> None:
+    text = (PRESETS / f"{name}.yaml").read_text()
+    said = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+    assert "every training clip" in said
+    assert "applied to the full list" in said
+    assert "It is not the recipe published for the balanced benchmark." in said
+    values = yaml.safe_load(text)
+    assert values.get("imbalance") is None
+    if name != "kinetics":
+        of_tail = yaml.safe_load((PRESETS / f"{name}-lt.yaml").read_text())
+        assert {**values, "imbalance": 100, "n_max": 600} == of_tail

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,15 +75,43 @@ def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.Monke
     assert dispatch.choose("mix_clips", clips, "cpp") == "cpp"
 
 
-def test_auto_logs_once_an_op_and_device(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._fastest.cache_clear()
-    dispatch._log_once.cache_clear()
+@pytest.fixture
+def untold() -> Iterator[None]:
+    """Nothing was chosen or told yet, and what the test makes of it is forgotten."""
+    caches = (dispatch._fastest, dispatch._tell, dispatch._choices, dispatch._reason, native.load)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("untold")
+def test_auto_tells_all_ops_of_a_device_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    clips = fixed_problem().clips
     with caplog.at_level(logging.INFO, logger="shapmix"):
-        for _ in range(3):
-            run_mix()
-            run_mix(dtype=torch.float64)
+        for op in native.DTYPES:
+            for dtype in (torch.float32, torch.float64):
+                dispatch.choose(op, clips.to(dtype), None)
+        (record,) = caplog.records
+        assert (record.levelname, record.getMessage()) == ("INFO", f"back ends on cpu: cpp for all {len(native.DTYPES)} ops")
+        for _ in range(2):
+            assert dispatch.choose("sample_clips", clips.half(), None) == "reference"
+    _, record = caplog.records
+    told = "sample_clips of float16 on cpu runs on back end 'reference' (cpp: it takes float32, float64, not float16)"
+    assert (record.levelname, record.getMessage()) == ("WARNING", told)
+
+
+@pytest.mark.usefixtures("untold")
+def test_where_nothing_was_built_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "shapmix._native", None)
+    for op in native.DTYPES:
+        assert dispatch.choose(op, torch.zeros(1), None) == "reference"
     (record,) = caplog.records
-    assert record.getMessage() == "mix_clips on cpu runs on back end 'cpp', the fastest for this device"
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        f"back ends on cpu: reference for all {len(native.DTYPES)} ops (cpp: shapmix._native cannot"
+    )
 
 
 def test_backends_lists_every_reason() -> None:

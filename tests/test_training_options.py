@@ -65,7 +65,7 @@ def test_bf16_runs_the_network_alone_in_bf16(monkeypatch: pytest.MonkeyPatch) ->
         return logits
 
     monkeypatch.setattr(CTRGCN, "forward", noted)
-    assert train.main([*TINY, "--precision", "bf16", "--run-dir", "run"]) == 0
+    assert train.main([*TINY, "--precision", "bf16", "--force", "--run-dir", "run"]) == 0
     assert seen == {torch.bfloat16}
     final = state("run")
     assert {value.dtype for value in final["network"].values()} == {torch.float32, torch.int64}
