@@ -4,6 +4,7 @@ Environment:
     SHAPMIX_CUDA: `auto` (default: build `shapmix._native_cuda` where nvcc is found), `0` never, `1` fail without nvcc.
     SHAPMIX_CUDA_ARCHS: architectures as CMake writes them; default `80-real;90-real;90-virtual` (sm_80, sm_90 and PTX).
     CXX, CUDACXX: the compilers, where not the first ones on the PATH.
+    SETUPTOOLS_SCM_PRETEND_VERSION: the version, where the tag cannot be read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from email.parser import HeaderParser
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -20,6 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_CUDA_ARCHS = "80-real;90-real;90-virtual"
+UNKNOWN_VERSION = "0+unknown"  # an archive without git, without a tag's name in .git_archival.txt
 
 
 def find_nvcc() -> str | None:
@@ -65,6 +68,20 @@ def check_cxx_compiler() -> None:
             raise SystemExit(f"shapmix: CXX is '{named}', which was not found: set CXX to a C++17 compiler, or unset it")
     elif not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise SystemExit("shapmix: no C++ compiler was found: install one, e.g. `apt-get install g++`, or set CXX to it")
+
+
+def version() -> str:
+    """The version of the git tag, of the source distribution or of the archive.
+
+    A machine without network installs with --no-build-isolation and may lack setuptools-scm: then only the version that a source
+    distribution carries is read.
+    """
+    try:
+        from setuptools_scm import get_version
+    except ImportError:
+        carried = ROOT / "PKG-INFO"
+        return HeaderParser().parsestr(carried.read_text(encoding="utf-8"))["Version"] if carried.exists() else UNKNOWN_VERSION
+    return get_version(root=str(ROOT), fallback_version=UNKNOWN_VERSION)
 
 
 class CMakeBuild(build_ext):
@@ -113,6 +130,7 @@ if wanted_nvcc():
     native.append(Extension("shapmix._native_cuda", sources=[]))
 
 setup(
+    version=version(),
     packages=[*find_packages(include=["shapmix", "shapmix.*"]), "shapmix.kernels"],
     package_dir={"shapmix": "shapmix", "shapmix.kernels": "kernels"},
     package_data={"shapmix": ["layouts/*.toml", "presets/*.yaml", "templates/*.html", "py.typed"]},

@@ -1,8 +1,19 @@
 """Shap-Mix: mixing skeleton clips by body part and time window, guided by Shapley values of the parts."""
 
-__version__ = "0.1.0"
+from importlib import metadata
 
 from shapmix.layout import Layout, load_layout
 from shapmix.mixing import MixedBatch, ShapMix
+
+
+def installed_version() -> str:
+    """Version of the installed package, `0+unknown` in a checkout that is not installed."""
+    try:
+        return metadata.version("shapmix")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+__version__ = installed_version()
 
 __all__ = ["Layout", "MixedBatch", "ShapMix", "__version__", "load_layout"]
