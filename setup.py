@@ -81,7 +81,10 @@ def version() -> str:
     except ImportError:
         carried = ROOT / "PKG-INFO"
         return HeaderParser().parsestr(carried.read_text(encoding="utf-8"))["Version"] if carried.exists() else UNKNOWN_VERSION
-    return get_version(root=str(ROOT), fallback_version=UNKNOWN_VERSION)
+    try:
+        return get_version(root=str(ROOT))
+    except LookupError:
+        return UNKNOWN_VERSION
 
 
 class CMakeBuild(build_ext):

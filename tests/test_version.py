@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -68,6 +69,7 @@ def test_the_tag_is_the_version(tmp_path: Path, built_version: Callable[[], str]
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
+    assert re.fullmatch(r"0\.1\.dev1\+g[0-9a-f]+", built_version()), "of a repository without tags"
     git(tmp_path, "tag", "v1.2.3")
     assert built_version() == "1.2.3"
 

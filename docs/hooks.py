@@ -1,0 +1,98 @@
+"""Hooks of the documentation site: an API page for every module, and links to files of the repository that work in the site.
+
+The package is walked, so a module that moves needs no change here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"shapmix": ROOT / "shapmix", "shapmix.kernels": ROOT / "kernels"}
+REFERENCE = "API reference"
+LINK = re.compile(r"\]\((\.\./[^)#\s]+)")  # out of docs/
+
+# kernels/ becomes shapmix.kernels on installation only, so docstrings are read from a folder of links where it lies in the package
+_package = tempfile.TemporaryDirectory(prefix="shapmix-docs-")
+
+
+def modules() -> dict[str, Path]:
+    """Module name -> its file, of every module that is not private."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for file in folder.rglob("*.py"):
+            parts = [package, *file.relative_to(folder).with_suffix("").parts]
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            if "._" not in name:
+                found[name] = file
+    return dict(sorted(found.items()))
+
+
+def page_of(name: str, file: Path) -> str:
+    """Where a module's page lies among the site's sources."""
+    place = f"reference/{name.replace('.', '/')}"
+    return f"{place}/index.md" if file.name == "__init__.py" else f"{place}.md"
+
+
+@event_priority(100)  # before mkdocstrings reads its options
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the API reference to the navigation and says where docstrings are read."""
+    if config.nav is None:
+        raise PluginError("mkdocs.yml has no nav, to which the API reference could be added")
+    top: dict[str, list[Any]] = {"": []}  # package -> its part of the navigation
+    for name, file in modules().items():
+        parent, _, last = name.rpartition(".")
+        page: Any = page_of(name, file)
+        if file.name == "__init__.py":
+            top[name] = [page]
+            page = top[name]
+        top[parent].append({last: page})
+    config.nav.append({REFERENCE: top["shapmix"]})
+
+    package = Path(_package.name) / "shapmix"
+    package.mkdir(exist_ok=True)
+    for entry in (*FOLDERS["shapmix"].iterdir(), FOLDERS["shapmix.kernels"]):
+        if not (package / entry.name).is_symlink():
+            (package / entry.name).symlink_to(entry)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_package.name]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the page of every module."""
+    for name, file in modules().items():
+        # the boost: a search finds the pages about tasks first
+        content = f"---\nsearch:\n  boost: 0.5\n---\n\n# {name}\n\n::: {name}\n"
+        files.append(File.generated(config, page_of(name, file), content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Makes a link to a file of the repository one to its page in the reference, or to a copy of it in the site."""
+    pages = {file: page_of(name, file) for name, file in modules().items()} | {ROOT / "README.md": "index.md"}
+    here = Path(page.file.src_uri).parent
+
+    def in_site(link: re.Match[str]) -> str:
+        target = (ROOT / "docs" / here / link[1]).resolve()
+        if target.is_relative_to(ROOT / "docs"):
+            return link[0]
+        if not target.is_file():
+            raise PluginError(f"{page.file.src_uri} links to '{link[1]}', which is not a file of the repository")
+        place = pages.get(target)
+        if place is None:
+            place = f"files/{target.relative_to(ROOT).as_posix()}"
+            if files.get_file_from_path(place) is None:
+                files.append(File.generated(config, place, abs_src_path=str(target)))
+        return f"]({os.path.relpath(place, here)}"
+
+    return LINK.sub(in_site, markdown)
