@@ -113,6 +113,8 @@ class TrainConfig:
     """File with one training clip name a line, in place of a list made by rule."""
     min_frames: int = 1
     """Clips with fewer frames are left out, and named."""
+    drop_empty_classes: bool = False
+    """Leave out, and name, the classes without training clips; the others are renumbered. Otherwise such a class is an error."""
     people: int | None = None
     """People of a clip that the network sees, the first ones; None: all that are recorded."""
     stream: NetworkStream = "joint"

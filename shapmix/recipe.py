@@ -31,8 +31,14 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 
 
 def load_splits(config: TrainConfig) -> Splits:
-    """The data set that the configuration names, with the people it asks for."""
+    """The data set that the configuration names, with the people it asks for.
+
+    Raises:
+        DataError: data that cannot be read, or that no classifier can be trained and tested on.
+        RunError: more people than are recorded.
+    """
     splits = read_splits(config)
+    splits.check()
     if config.people is None:
         return splits
     if config.people > splits.store.num_people:
@@ -54,6 +60,7 @@ def read_splits(config: TrainConfig) -> Splits:
             n_max=config.n_max,
             train_list=config.train_list,
             min_frames=config.min_frames,
+            drop_empty_classes=config.drop_empty_classes,
             seed=config.seed,
         )
     return nw_ucla.load_nw_ucla(
@@ -62,6 +69,7 @@ def read_splits(config: TrainConfig) -> Splits:
         n_max=config.n_max or nw_ucla.N_MAX,
         train_list=config.train_list,
         min_frames=config.min_frames,
+        drop_empty_classes=config.drop_empty_classes,
         seed=config.seed,
     )
 

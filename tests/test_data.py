@@ -315,6 +315,26 @@ def test_names_and_classes_must_be_complete(tmp_path: Path) -> None:
         load_nw_ucla(write_folder(tmp_path / "two", {**clips, "a07_s01_e00_v01": clips["a08_s01_e00_v01"]}))
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_classes_without_training_clips_can_be_left_out(listed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "shapmix")
+    clips = {name: clip for name, clip in made_up_clips().items() if not (name.startswith("a09") and name[-1] in "12")}
+    clips = {name: clip for name, clip in clips.items() if not (name.startswith("a02") and name[-1] == "3")}
+    root = write_folder(tmp_path / "data", clips)
+    options: dict[str, Any] = {"imbalance": 2.0, "n_max": 4}
+    if listed:
+        train = [name for name in clips if name[-1] in "12" and not name.startswith("a12") and "_e00_" not in name]
+        (tmp_path / "list.txt").write_text("\n".join(train))
+        options = {"train_list": tmp_path / "list.txt"}
+    splits = load_nw_ucla(root, drop_empty_classes=True, **options)
+    lost = {"doffing", "carry"} if listed else {"doffing"}
+    assert splits.store.class_names == [name for name in CLASS_NAMES if name not in lost]
+    for clip, label in zip(splits.store.names, splits.store.labels.tolist(), strict=True):
+        assert splits.store.class_names[label] == CLASS_NAMES[ACTION_NUMBERS.index(int(clip[1:3]))]
+    splits.check()
+    assert f"{len(lost)} of 10 classes have no training clip and are left out: 'doffing' (" in caplog.text
+
+
 def test_published_nw_ucla_list_comes_out_bit_exactly() -> None:
     root = os.environ.get("SHAPMIX_NW_UCLA")
     if not root:

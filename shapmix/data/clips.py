@@ -10,6 +10,8 @@ from torch import Tensor
 
 from shapmix.layout import Layout
 
+SHOWN_CLASSES = 10  # in a message
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or clip, what is wrong with it, and what to do."""
@@ -30,7 +32,8 @@ class ClipStore:
         sha256: of the content, where somebody has read it all and knows (a prepared store): its frames are not read again.
 
     Raises:
-        DataError: wrong joint count, coordinates that are not finite, an empty clip or a label out of range.
+        DataError: a shape or type that does not fit, wrong joint count, coordinates that are not finite, an empty clip, a label out
+            of range, or a name that two clips or two classes have.
     """
 
     frames: Tensor
@@ -43,8 +46,16 @@ class ClipStore:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        if self.frames.dim() != 4:
-            raise DataError(f"frames must be [frames, people, joints, coordinates], not {list(self.frames.shape)}")
+        if self.frames.dim() != 4 or 0 in self.frames.shape:
+            raise DataError(f"frames must be [frames, people, joints, coordinates], none of them 0, not {list(self.frames.shape)}")
+        if not self.frames.is_floating_point():
+            raise DataError(f"frames must be floating point, not {_type(self.frames)}")
+        for name, axis in (("offsets", "n + 1"), ("labels", "n")):
+            value: Tensor = getattr(self, name)
+            if value.dim() != 1 or value.dtype != torch.int64 or (name == "offsets" and len(value) < 2):
+                raise DataError(f"{name} must be [{axis}] int64, not {list(value.shape)} {_type(value)}")
+        if self.scores and self.num_coordinates == 1:
+            raise DataError("clips have one coordinate, which cannot be a score alone; leave scores out")
         if self.frames.shape[2] != self.layout.num_joints:
             raise DataError(
                 f"clips have {self.frames.shape[2]} joints, layout '{self.layout.name}' has {self.layout.num_joints}; "
@@ -58,6 +69,11 @@ class ClipStore:
             )
         for clip in torch.nonzero(self.lengths < 1).flatten().tolist():
             raise DataError(f"clip '{self.names[clip]}' has no frames")
+        for what, names in (("clips", self.names), ("classes", self.class_names)):
+            if len(set(names)) < len(names):
+                raise DataError(f"two {what} have the name '{_first_repeated(names)}'; rename one")
+        if not self.class_names:
+            raise DataError("the data has no classes; give their names")
         outside = (self.labels < 0) | (self.labels >= self.num_classes)
         for clip in torch.nonzero(outside).flatten().tolist():
             raise DataError(
@@ -125,12 +141,81 @@ class Splits:
             DataError: a class has no training clip (its prior would be zero).
         """
         counts = self.store.class_counts(self.train)
-        for label in torch.nonzero(counts == 0).flatten().tolist():
-            raise DataError(
-                f"class {label} ('{self.store.class_names[label]}') has no training clip; "
-                "leave it out of the class list or add clips to the training list"
-            )
+        check_classes(self.store, counts)
         return counts
+
+    def check(self) -> None:
+        """That a classifier can be trained, chosen and tested on these clips.
+
+        Raises:
+            DataError: no clips of a split, a class without training clips, or one class alone.
+        """
+        if len(self.train) == 0:
+            raise DataError("no training clips; add clips to the training list")
+        if len(self.val) == 0:
+            raise DataError(
+                "no validation clips: the training list leaves none, or no class has two performances to hold one out; "
+                "the checkpoint is chosen on them. Add clips, or give the data a list 'val'"
+            )
+        if len(self.test) == 0:
+            raise DataError("no test clips; add clips to the test list, or choose another protocol")
+        self.class_counts()
+        if self.store.num_classes < 2:
+            raise DataError(f"the data has one class, '{self.store.class_names[0]}'; a classifier needs at least two")
+
+
+def check_classes(store: ClipStore, counts: Tensor) -> None:
+    """That no class is without training clips; `counts` [K].
+
+    Raises:
+        DataError: some are (their prior would be zero), with the way on.
+    """
+    empty = torch.nonzero(counts == 0).flatten().tolist()
+    if not empty:
+        return
+    way_on = "--drop-empty-classes leaves out what has none"
+    last = store.num_classes - 1
+    numbered = store.class_names == [str(label) for label in range(last + 1)]
+    if numbered and len(store) and int(store.labels.min()) > 0:
+        raise DataError(
+            f"labels start at {int(store.labels.min())}: class '0' has no clip, the last class is '{last}'; "
+            f"number the classes from 0, or {way_on}"
+        )
+    shown = ", ".join(f"{label} ('{store.class_names[label]}')" for label in empty[:SHOWN_CLASSES])
+    if len(empty) == 1:
+        raise DataError(f"class {shown} has no training clip; add clips of it to the training list, or {way_on}")
+    more = f" and {len(empty) - SHOWN_CLASSES} more" if len(empty) > SHOWN_CLASSES else ""
+    raise DataError(
+        f"{len(empty)} of {last + 1} classes have no training clip: {shown}{more}; "
+        f"add clips of them to the training list, or {way_on}"
+    )
+
+
+def without_classes(store: ClipStore, kept: Tensor) -> tuple[ClipStore, Tensor]:
+    """The store of the classes `kept` [K] bool, renumbered, without the other classes' clips.
+
+    Frames are copied only where clips are left out.
+
+    Returns:
+        The store, and for each clip [n] its index there, -1 for one that was left out.
+
+    Raises:
+        DataError: no class is kept.
+    """
+    staying = kept[store.labels]
+    if not staying.any():
+        raise DataError("no class has a training clip; add clips to the training list")
+    renumbered = kept.cumsum(0) - 1
+    lengths = store.lengths[staying]
+    clips = replace(
+        store,
+        frames=store.frames if staying.all() else store.frames[staying.repeat_interleave(store.lengths)],
+        offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        labels=renumbered[store.labels[staying]],
+        names=[name for name, stays in zip(store.names, staying.tolist(), strict=True) if stays],
+        class_names=[name for name, stays in zip(store.class_names, kept.tolist(), strict=True) if stays],
+    )
+    return clips, torch.where(staying, staying.cumsum(0) - 1, -1)
 
 
 def join_clips(
@@ -139,3 +224,12 @@ def join_clips(
     """A store of float32 clips, each [T_i, M, V, C]."""
     lengths = torch.tensor([0, *(len(clip) for clip in clips)])
     return ClipStore(torch.cat(clips).float(), lengths.cumsum(0), torch.tensor(labels), names, layout, class_names, scores)
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _first_repeated(names: list[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

@@ -7,8 +7,9 @@ import json
 import logging
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -53,6 +54,7 @@ def load_nw_ucla(
     n_max: int = N_MAX,
     val_per_class: int = 10,
     min_frames: int = 1,
+    drop_empty_classes: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Cross-view NW-UCLA: views 1 and 2 train, view 3 tests; raw coordinates in metres as recorded, layout `ucla20`, M = 1.
@@ -74,6 +76,8 @@ def load_nw_ucla(
         val_per_class: validation clips of each class.
         min_frames: shorter clips are dropped after the lists are drawn, and named in the log. A clip of one frame is a pose
             without motion, and is kept by default.
+        drop_empty_classes: classes without training clips are left out, and named; the others are renumbered. A class without test
+            clips is then no error either.
         seed: of the long-tailed draw and of the choice of validation clips.
 
     Raises:
@@ -85,17 +89,22 @@ def load_nw_ucla(
     source = find_clips(Path(root))
     read = {clip.name: clip for clip in map(parse_clip, *zip(*json_files(source), strict=True))}
     train_pool, test_pool = _cross_view(read, source.parent)
+    class_names = list(CLASS_NAMES)
+    if drop_empty_classes:
+        listed = None if train_list is None else match_list(train_list, [clip.name for clip in train_pool])
+        train_pool, test_pool, class_names = _without_empty(train_pool, test_pool, listed)
     clips = train_pool + test_pool
     labels = [clip.label for clip in clips]
     # The published draw is over train.csv's whole order: lists index the training pool, which comes first in `clips`.
     pool_labels = labels[: len(train_pool)]
-    _check_classes(pool_labels, "training views 1 and 2", source)
-    _check_classes(labels[len(train_pool) :], "test view 3", source)
+    if not drop_empty_classes:
+        _check_classes(pool_labels, "training views 1 and 2", source)
+        _check_classes(labels[len(train_pool) :], "test view 3", source)
 
     if train_list is not None:
         train = match_list(train_list, [clip.name for clip in train_pool])
     elif imbalance is not None:
-        counts = longtail_counts(len(CLASS_NAMES), n_max, imbalance)
+        counts = longtail_counts(len(class_names), n_max, imbalance)
         train = longtail_list([clip.name for clip in train_pool], pool_labels, counts, seed)
     else:
         train = list(range(len(train_pool)))
@@ -128,7 +137,7 @@ def load_nw_ucla(
         [clip.label for clip in stored],
         [clip.name for clip in stored],
         load_layout("ucla20"),
-        list(CLASS_NAMES),
+        class_names,
     )
     return Splits(store, kept(train), kept(val), kept(range(len(train_pool), len(clips))))
 
@@ -242,8 +251,29 @@ def _in_table_order(path: Path, members: dict[str, _Clip]) -> list[_Clip]:
     return clips
 
 
+def _without_empty(
+    train_pool: list[_Clip], test_pool: list[_Clip], listed: Sequence[int] | None
+) -> tuple[list[_Clip], list[_Clip], list[str]]:
+    """Both pools and the class names without the classes that no clip of the list (or of the training pool) has."""
+    used = train_pool if listed is None else [train_pool[row] for row in listed]
+    kept = sorted({clip.label for clip in used})
+    lost = [label for label in range(len(CLASS_NAMES)) if label not in kept]
+    if not lost:
+        return train_pool, test_pool, list(CLASS_NAMES)
+    tests = Counter(clip.label for clip in test_pool)
+    named = ", ".join(f"'{CLASS_NAMES[label]}' ({tests[label]} test clips)" for label in lost)
+    _log.info("%d of %d classes have no training clip and are left out: %s", len(lost), len(CLASS_NAMES), named)
+    pools = (
+        [replace(clip, label=kept.index(clip.label)) for clip in pool if clip.label in kept] for pool in (train_pool, test_pool)
+    )
+    return next(pools), next(pools), [CLASS_NAMES[label] for label in kept]
+
+
 def _check_classes(labels: list[int], views: str, source: Path) -> None:
     for label, name in enumerate(CLASS_NAMES):
         if label not in labels:
             action = f"a{ACTION_NUMBERS[label]:02d}"
-            raise DataError(f"{source}: class '{name}' (action {action}) has no clip in the {views}; complete the data set")
+            raise DataError(
+                f"{source}: class '{name}' (action {action}) has no clip in the {views}; "
+                "complete the data set, or give --drop-empty-classes"
+            )

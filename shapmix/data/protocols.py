@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapmix.data.clips import DataError, Splits
+from shapmix.data.clips import DataError, Splits, check_classes, without_classes
 from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list
 from shapmix.data.store import Prepared
 
@@ -53,6 +53,7 @@ def store_splits(
     n_max: int | None = None,
     train_list: str | Path | None = None,
     min_frames: int = 1,
+    drop_empty_classes: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Splits of a store.
@@ -64,25 +65,39 @@ def store_splits(
 
     Args:
         prepared: the store.
-        protocol: one of `PROTOCOLS`, or the beginning of a pair of the store's own lists (`xsub` of `xsub_train` and `xsub_val`);
-            None for its lists `train` and `test` (or `val`, where it has no `test`).
+        protocol: one of `PROTOCOLS`; the beginning of a pair of the store's own lists (`xsub` of `xsub_train` and `xsub_val`); or
+            any two of its lists, the one that trains first (`train/val`). None for its lists `train` and `test` (or `val`, where
+            it has no `test`).
         imbalance: largest class over smallest.
         n_max: clips of the largest class of the long-tailed draw; None: as many as it has.
         train_list: file with one name a line.
         min_frames: shorter clips are left out.
+        drop_empty_classes: classes without training clips are left out, and named; the others are renumbered.
         seed: of the draws.
 
     Raises:
-        DataError: an unknown protocol, numbers that the store does not know, an empty pool, or what the list's reader finds.
+        DataError: an unknown protocol, numbers that the store does not know, an empty pool, lists that share clips, a class without
+            training clips, or what the list's reader finds.
     """
     if imbalance is not None and train_list is not None:
         raise DataError("give imbalance or train_list, not both: the list already says which clips train")
-    store = prepared.clips
-    long_enough = store.lengths >= min_frames
-    train_pool, val, test = (part[long_enough[part]] for part in _pools(prepared, protocol))
-    for part, clips in (("training", train_pool), ("test", test)):
+    long_enough = prepared.clips.lengths >= min_frames
+    pools = _pools(prepared, protocol)
+    _check_apart(prepared.clips.names, *pools)
+    pools = Pools(*(part[long_enough[part]] for part in pools))
+    for part, clips in (("training", pools.train), ("test", pools.test)):
         if len(clips) == 0:
-            raise DataError(f"protocol {protocol or 'of the store'}: no {part} clips; choose another one")
+            of_length = "" if min_frames == 1 else f" of at least {min_frames} frames"
+            raise DataError(f"protocol {protocol or 'of the store'}: no {part} clips{of_length}; choose another one")
+    used = pools.train
+    if train_list is not None:
+        used = used[match_list(train_list, [prepared.clips.names[clip] for clip in used.tolist()])]
+    counts = prepared.clips.class_counts(used)
+    if drop_empty_classes and bool((counts == 0).any()):
+        prepared, pools = _without_empty(prepared, counts, pools)
+    else:
+        check_classes(prepared.clips, counts)
+    store, (train_pool, val, test) = prepared.clips, pools
     names = [store.names[clip] for clip in train_pool.tolist()]
     labels = store.labels[train_pool].tolist()
     if train_list is not None:
@@ -131,20 +146,35 @@ def held_out(labels: Sequence[int], performances: Sequence[str], share: float, s
     return rows
 
 
-def _pools(prepared: Prepared, protocol: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test clips; validation may be empty."""
+class Pools(NamedTuple):
+    """Clips of a store that may train, validate (may be none) and test."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+def _pools(prepared: Prepared, protocol: str | None) -> Pools:
     lists, none = prepared.splits, torch.empty(0, dtype=torch.int64)
     if protocol is None:
-        if "train" in lists and "test" in lists:
-            return lists["train"], lists.get("val", none), lists["test"]
-        if "train" in lists and "val" in lists:
-            return lists["train"], none, lists["val"]
-        raise DataError(f"the store has no lists train and test; give a protocol: {', '.join(_known(prepared))}")
-    for testing in ("test", "val"):
-        if f"{protocol}_train" in lists and f"{protocol}_{testing}" in lists:
-            return lists[f"{protocol}_train"], none, lists[f"{protocol}_{testing}"]
+        if "train" not in lists or not {"test", "val"} & set(lists):
+            raise DataError(f"{_lists_of(prepared)}; give a protocol that goes by numbers: {_known(prepared)}")
+        protocol = "train/test" if "test" in lists else "train/val"
+    training, pair, testing = protocol.partition("/")
+    if pair:
+        for name in (training, testing):
+            if name not in lists:
+                own = ", ".join(sorted(lists)) or "none"
+                raise DataError(f"protocol '{protocol}': the store has no list '{name}'; its lists are {own}")
+        if training == testing:
+            raise DataError(f"protocol '{protocol}': '{training}' both trains and tests; give two lists")
+        own_val = lists.get("val", none) if (training, testing) == ("train", "test") else none
+        return Pools(lists[training], own_val, lists[testing])
+    for ending in ("test", "val"):
+        if f"{protocol}_train" in lists and f"{protocol}_{ending}" in lists:
+            return Pools(lists[f"{protocol}_train"], none, lists[f"{protocol}_{ending}"])
     if protocol not in PROTOCOLS:
-        raise DataError(f"protocol '{protocol}' is unknown; this store takes {', '.join(_known(prepared))}")
+        raise DataError(f"protocol '{protocol}' is unknown; this store takes {_known(prepared)}")
     number, trains, tests = PROTOCOLS[protocol]
     numbers = prepared.numbers[number]
     unknown = torch.nonzero(numbers == 0).flatten()
@@ -154,16 +184,68 @@ def _pools(prepared: Prepared, protocol: str | None) -> tuple[Tensor, Tensor, Te
     # the order of the field's files, and so of the published draws: subject by subject (or camera, or set-up), then by name
     keys = list(zip(numbers.tolist(), prepared.clips.names, strict=True))
     in_order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
-    training = torch.isin(numbers[in_order], torch.tensor(trains))
-    tested = ~training if tests is None else torch.isin(numbers[in_order], torch.tensor(tests))
-    return in_order[training], none, in_order[tested]
+    trained = torch.isin(numbers[in_order], torch.tensor(trains))
+    tested = ~trained if tests is None else torch.isin(numbers[in_order], torch.tensor(tests))
+    return Pools(in_order[trained], none, in_order[tested])
 
 
-def _known(prepared: Prepared) -> list[str]:
+def _check_apart(names: Sequence[str], train: Tensor, val: Tensor, test: Tensor) -> None:
+    """That no clip is in two lists."""
+    test_too = "test clips too"
+    way_on = "correct the list"
+    for kind, clips, others, what, remedy in (
+        ("training", train, test, test_too, way_on),
+        ("training", train, val, "validation clips too", way_on),
+        (
+            "validation",
+            val,
+            test,
+            test_too,
+            f"{way_on}, or give --protocol train/val, which holds validation clips out of training",
+        ),
+    ):
+        shared = clips[torch.isin(clips, others)]
+        if len(shared):
+            raise DataError(f"{len(shared)} {kind} clips are {what}, such as '{names[int(shared[0])]}'; {remedy}")
+
+
+def _without_empty(prepared: Prepared, counts: Tensor, pools: Pools) -> tuple[Prepared, Pools]:
+    """The store and its pools without the classes that `counts` [K] has no training clip of; they are named."""
+    store = prepared.clips
+    clips, index = without_classes(store, counts > 0)
+    validation, tests = store.class_counts(pools.val), store.class_counts(pools.test)
+    lost = [
+        f"'{store.class_names[label]}' ({int(validation[label])} validation, {int(tests[label])} test clips)"
+        for label in torch.nonzero((counts == 0) & (validation + tests > 0)).flatten().tolist()
+    ]
+    log.info(
+        "%d of %d classes have no training clip and are left out%s",
+        int((counts == 0).sum()), store.num_classes, f", with what they have: {', '.join(lost)}" if lost else "",
+    )  # fmt: skip
+    staying = index >= 0
+    numbers = {name: values[staying] for name, values in prepared.numbers.items()}
+    kept = Pools(*(moved[moved >= 0] for moved in (index[part] for part in pools)))
+    return Prepared(clips, numbers, {}, prepared.source), kept
+
+
+def _lists_of(prepared: Prepared) -> str:
+    lists = sorted(prepared.splits)
+    if "train" in lists:
+        return f"the store has the list{'s' * (len(lists) > 1)} {', '.join(lists)} but none to test on"
+    return f"the store has {'the lists ' + ', '.join(lists) if lists else 'no lists'}, none that is named train"
+
+
+def _known(prepared: Prepared) -> str:
     """Protocols that the store can have."""
     by_number = [name for name, one in PROTOCOLS.items() if bool((prepared.numbers[one.number] > 0).all())]
-    by_list = [name.removesuffix("_train") for name in prepared.splits if name.endswith("_train")]
-    return sorted({*by_number, *by_list}) or ["none: it knows neither numbers nor lists"]
+    lists = prepared.splits
+    by_list = [
+        name.removesuffix("_train")
+        for name in lists
+        if name.endswith("_train") and any(name.removesuffix("train") + ending in lists for ending in ("test", "val"))
+    ]
+    by_pair = [f"train/{testing}" for testing in ("test", "val") if "train" in lists and testing in lists]
+    return ", ".join(sorted({*by_number, *by_list, *by_pair})) or "none, as it knows neither numbers nor lists in pairs"
 
 
 def _performances(prepared: Prepared, clips: Tensor) -> list[str]:

@@ -1,0 +1,208 @@
+"""Classes without training clips, data of one class, empty splits, and the lists that a store brings along."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shapmix import evaluate, predict, prepare, train
+from shapmix.checkpoint import read_checkpoint
+from shapmix.data.clips import ClipStore, DataError, join_clips
+from shapmix.data.protocols import store_splits
+from shapmix.data.store import NUMBERS, Prepared
+from shapmix.layout import load_layout
+
+LAYOUT = load_layout("ucla20")
+OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "4", "--epochs", "1", "--mix", "none", "--threads", "1"]
+OPTIONS += ["--device", "cpu"]
+
+
+def clips_of(labels: list[int], class_names: list[str]) -> ClipStore:
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(3 + number % 5, 1, 20, 3, generator=generator) for number in range(len(labels))]
+    return join_clips(clips, labels, [f"clip{number:02d}" for number in range(len(labels))], LAYOUT, class_names)
+
+
+def prepared(rows: list[tuple[int, str]], class_names: list[str]) -> Prepared:
+    """A store of clips (label, list)."""
+    lists = sorted({name for _, name in rows})
+    splits = {one: torch.tensor([row for row, (_, name) in enumerate(rows) if name == one]) for one in lists}
+    numbers = {number: torch.zeros(len(rows), dtype=torch.int64) for number in NUMBERS}
+    return Prepared(clips_of([label for label, _ in rows], class_names), numbers, splits, {})
+
+
+def write_plain(folder: Path, rows: list[tuple[str, str]]) -> Path:
+    """A folder of clips (label, list) in the plain form."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    table = ["name,label,split"]
+    for number, (label, split) in enumerate(rows):
+        np.save(folder / f"clip{number:02d}.npy", generator.normal(size=(4 + number % 9, 20, 3)).astype(np.float32))
+        table.append(f"clip{number:02d},{label},{split}")
+    (folder / "labels.csv").write_text("\n".join(table))
+    return folder
+
+
+def make_store(folder: Path, rows: list[tuple[str, str]]) -> Path:
+    assert prepare.main([str(write_plain(folder / "raw", rows)), str(folder / "store"), "--layout", "ucla20"]) == 0
+    return folder / "store"
+
+
+def train_on(store: Path, run: Path, *options: str) -> int:
+    return train.main(["--dataset", "store", "--data-root", str(store), "--run-dir", str(run), *OPTIONS, *options])
+
+
+GAPS = [(label, split) for label in (1, 3, 4) for split in ["train"] * 4 + ["val", "test"]] + [(2, "test"), (2, "val"), (5, "test")]
+
+
+def test_every_class_without_training_clips_is_named() -> None:
+    with pytest.raises(
+        DataError, match=r"3 of 6 classes have no training clip: 0 \('a'\), 2 \('c'\), 5 \('f'\); .*--drop-empty-classes"
+    ):
+        store_splits(prepared(GAPS, list("abcdef")))
+    with pytest.raises(DataError, match=r"labels start at 1: .* '0' .*--drop-empty-classes"):
+        store_splits(prepared([(label, name) for label, name in GAPS if label], [str(number) for number in range(6)]))
+    ordinary = [(label, split) for label in (0, 2) for split in ["train"] * 3 + ["test"]]
+    with pytest.raises(DataError, match=r"class 1 \('1'\) has no training clip"):
+        store_splits(prepared(ordinary, ["0", "1", "2"]))
+
+
+@pytest.mark.parametrize("choice", ["all", "imbalance", "list"])
+def test_empty_classes_are_left_out_and_named(choice: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = prepared(GAPS, list("abcdef"))
+    listed = [name for row, name in enumerate(found.clips.names) if GAPS[row][1] == "train" and GAPS[row][0] != 4]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    options = {"all": {}, "imbalance": {"imbalance": 2.0, "n_max": 4}, "list": {"train_list": tmp_path / "list.txt"}}[choice]
+    caplog.set_level(logging.INFO, "shapmix")
+    splits = store_splits(found, drop_empty_classes=True, **options)
+    kept = {"b": 1, "d": 3, "e": 4} if choice != "list" else {"b": 1, "d": 3}
+    assert splits.store.class_names == list(kept)
+    assert splits.class_counts().tolist() == {"all": [4, 4, 4], "imbalance": [4, 2, 2], "list": [4, 4]}[choice]
+    for clips in (splits.train, splits.val, splits.test):
+        assert len(clips)
+        for clip in clips.tolist():
+            before = found.clips.names.index(splits.store.names[clip])
+            assert kept[splits.store.class_names[int(splits.store.labels[clip])]] == GAPS[before][0]
+            assert torch.equal(splits.store.clip(clip), found.clips.clip(before))
+    assert f"{6 - len(kept)} of 6 classes have no training clip and are left out" in caplog.text
+    assert "'c' (1 validation, 1 test clips)" in caplog.text
+    assert "'f' (0 validation, 1 test clips)" in caplog.text
+    assert "'a'" not in caplog.text
+
+
+def test_nothing_is_copied_where_no_clip_is_left_out() -> None:
+    found = prepared([(label + 1, split) for label in range(2) for split in ["train"] * 3 + ["test"]], list("abc"))
+    splits = store_splits(found, drop_empty_classes=True)
+    assert splits.store.class_names == ["b", "c"]
+    assert splits.store.frames.data_ptr() == found.clips.frames.data_ptr()
+
+
+def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, run = make_store(tmp_path, [(str(label), split) for label, split in GAPS]), tmp_path / "run"
+    assert train_on(store, run) == 1
+    assert "labels start at 1" in capsys.readouterr().err
+    assert not run.exists()
+    assert train_on(store, run, "--drop-empty-classes") == 0
+    assert "drop_empty_classes: true" in (run / "config.yaml").read_text()
+    assert read_checkpoint(run / "checkpoints" / "last.pt")["class_names"] == ["1", "3", "4"]
+    assert evaluate.main([str(run), "--device", "cpu"]) == 0
+    assert json.loads((run / "evaluation" / "result.json").read_text())["clips"] == 3
+    capsys.readouterr()
+    assert predict.main([str(run), str(tmp_path / "raw" / "clip00.npy"), "--json", "--no-parts"]) == 0
+    assert sorted(name for name, _ in json.loads(capsys.readouterr().out)["classes"]) == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([("a", split) for split in ["train"] * 6 + ["val", "test"]], [], "one class, 'a'; a classifier needs at least two"),
+        ([("a", "train"), ("a", "test"), ("b", "test")] * 4, ["--drop-empty-classes"], "one class, 'a'"),
+        ([("a", "train"), ("b", "train"), ("a", "test")], [], "no validation clips"),
+        ([("a", "train"), ("b", "train")] * 4, [], "the store has the list train but none to test on"),
+        ([("a", "train"), ("b", "train"), ("a", "test")] * 4, ["--min-frames", "100"], "no training clips of at least 100 frames"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_there_is_a_run(
+    rows: list[tuple[str, str]], options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_on(make_store(tmp_path, rows), tmp_path / "run", *options) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_lists_are_protocols_in_pairs() -> None:
+    rows = [(label, split) for label in (0, 1) for split in ["train"] * 5 + ["val"] * 2 + ["other"]]
+    found = prepared(rows, ["a", "b"])
+    for protocol, testing in ((None, "val"), ("train/val", "val"), ("train/other", "other")):
+        splits = store_splits(found, protocol=protocol)
+        assert {rows[clip][1] for clip in splits.test.tolist()} == {testing}
+        assert {rows[clip][1] for clip in [*splits.train.tolist(), *splits.val.tolist()]} == {"train"}
+        assert len(splits.val)
+    for protocol, message in (
+        ("train", "'train' is unknown; this store takes train/val"),
+        ("train/tset", r"has no list 'tset'; its lists are other, train, val"),
+        ("train/train", "'train' both trains and tests"),
+    ):
+        with pytest.raises(DataError, match=message):
+            store_splits(found, protocol=protocol)
+
+
+def test_a_store_with_its_own_validation_list_uses_it_by_name_too() -> None:
+    rows = [(label, split) for label in (0, 1) for split in ["train"] * 5 + ["val"] * 2 + ["test"]]
+    found = prepared(rows, ["a", "b"])
+    for protocol in (None, "train/test"):
+        assert {rows[clip][1] for clip in store_splits(found, protocol=protocol).val.tolist()} == {"val"}
+
+
+def test_lists_that_share_clips_are_refused() -> None:
+    found = prepared([(label, split) for label in (0, 1) for split in ["train"] * 5 + ["val", "test"]], ["a", "b"])
+    both = {**found.splits, "test": torch.cat([found.splits["test"], found.splits["train"][:2]])}
+    with pytest.raises(DataError, match=r"2 training clips are test clips too, such as 'clip00'"):
+        store_splits(Prepared(found.clips, found.numbers, both, {}))
+    both = {**found.splits, "test": found.splits["val"]}
+    with pytest.raises(DataError, match=r"2 validation clips are test clips too, .*train/val"):
+        store_splits(Prepared(found.clips, found.numbers, both, {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([0, 2, 1])}, r"clip 'y' has label 2; the 2 classes are 0 to 1"),
+        ({"labels": torch.tensor([0, -1, 1])}, r"clip 'y' has label -1"),
+        ({"labels": torch.tensor([0.0, 1.0, 1.0])}, r"labels must be \[n\] int64, not \[3\] float32"),
+        ({"labels": torch.tensor([[0], [1], [1]])}, r"labels must be \[n\] int64, not \[3, 1\] int64"),
+        ({"class_names": []}, r"the data has no classes"),
+        ({"class_names": ["a", "a"]}, r"two classes have the name 'a'"),
+        ({"names": ["x", "y", "x"]}, r"two clips have the name 'x'"),
+        ({"names": ["x", "y"]}, "2 names, 3 labels and 3 clips do not match"),
+        ({"frames": torch.zeros(6, 1, 20, 3, dtype=torch.int64)}, "frames must be floating point, not int64"),
+        ({"frames": torch.zeros(6, 0, 20, 3)}, r"frames must be .*, not \[6, 0, 20, 3\]"),
+        ({"frames": torch.zeros(6, 1, 20, 0)}, r"frames must be .*, not \[6, 1, 20, 0\]"),
+        ({"frames": torch.zeros(6, 1, 20, 1), "scores": True}, "one coordinate, which cannot be a score alone"),
+        ({"offsets": torch.tensor([0.0, 2.0, 4.0, 6.0])}, r"offsets must be \[n \+ 1\] int64"),
+        ({"offsets": torch.zeros(0, dtype=torch.int64)}, r"offsets must be \[n \+ 1\] int64"),
+        ({"offsets": torch.tensor([0, 4, 2, 6])}, "clip 'y' has no frames"),
+        ({"offsets": torch.tensor([0, 2, 4, 5])}, "offsets run from 0 to 5, frames from 0 to 6"),
+        ({"frames": torch.full((6, 1, 20, 3), torch.nan)}, "clip 'x' has a coordinate that is not finite: frame 0, person 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_store_is_checked_when_it_is_made(change: dict[str, object], message: str) -> None:
+    good: dict[str, object] = {
+        "frames": torch.zeros(6, 1, 20, 3),
+        "offsets": torch.tensor([0, 2, 4, 6]),
+        "labels": torch.tensor([0, 1, 1]),
+        "names": ["x", "y", "z"],
+        "layout": LAYOUT,
+        "class_names": ["a", "b"],
+    }
+    assert len(ClipStore(**good)) == 3
+    with pytest.raises(DataError, match=message):
+        ClipStore(**{**good, **change})
