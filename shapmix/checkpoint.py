@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from shapmix.files import synced, whole_file
 
 log = logging.getLogger("shapmix")
 
@@ -34,24 +35,15 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
     content = io.BytesIO()
     torch.save(state, content)
     content.write(_TRAILER + hashlib.sha256(content.getbuffer()).hexdigest().encode())
-    temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        for age in range(keep - 1, 0, -1):
-            older, newer = _aged(path, age), _aged(path, age - 1)
-            if newer.exists():
-                newer.replace(older)
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself survives a power cut
-        finally:
-            os.close(folder)
+            synced(file)  # before the checkpoints there make room
+            for age in range(keep - 1, 0, -1):
+                older, newer = _aged(path, age), _aged(path, age - 1)
+                if newer.exists():
+                    newer.replace(older)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: cannot write the checkpoint: {error.strerror}; earlier checkpoints are intact, "
             f"make room or give write permission, then go on with --resume {path.parent.parent}"

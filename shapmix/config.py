@@ -16,6 +16,7 @@ import yaml
 from shapmix.data.order import Sampler
 from shapmix.data.sampling import NetworkStream
 from shapmix.estimators import Estimator
+from shapmix.files import write_whole
 from shapmix.mixing import Compat, Loss, Mode
 
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
@@ -290,9 +291,7 @@ def check_config(config: TrainConfig) -> None:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved configuration as YAML that --config takes, whole or not at all."""
     values = {key: value for key, value in plain(asdict(config)).items() if key not in NOT_SAVED}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def _parse(arguments: list[str], default: TrainConfig, prog: str, description: str = DESCRIPTION) -> TrainConfig:

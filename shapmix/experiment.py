@@ -27,7 +27,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -45,6 +44,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from shapmix.config import ConfigError, as_arguments, parse_config, plain
+from shapmix.files import InUseError, only_writer, write_whole
+from shapmix.interruption import PARENT, Interruption, StopRequest, stop_requests
 from shapmix.run import commit, versions
 
 HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
@@ -113,22 +114,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = tyro.cli(ExperimentConfig, args=argv, prog="python -m shapmix.experiment", description=ExperimentConfig.__doc__)
     try:
-        cells = read_plan(config.plan, config.data_root)
-        read_results(cells, config.out)  # before hours of training: what is there fits the plan
-        if config.pairs is not None:
-            only(cells, [config.pairs])
-        failed = [] if config.only_table else run_cells(only(cells, config.rows), config.out, config.devices)
-        results = read_results(cells, config.out)
-    except (PlanError, ConfigError, OSError) as error:
+        with stop_requests() as request:
+            failed = run_experiment(config, request)
+    except Interruption as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except (PlanError, ConfigError, InUseError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 1 if failed else 0
+
+
+def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]:
+    """Trains what is missing, writes and prints the table; returns the cells that failed.
+
+    Raises:
+        PlanError, ConfigError, OSError: a plan or results that cannot be used.
+        InUseError: another process trains the grid in this folder.
+        Interruption: a signal asked for a stop.
+    """
+    cells = read_plan(config.plan, config.data_root)
+    read_results(cells, config.out)  # before hours of training: what is there fits the plan
+    if config.pairs is not None:
+        only(cells, [config.pairs])
+    failed: list[Cell] = []
+    if not config.only_table:
+        config.out.mkdir(parents=True, exist_ok=True)
+        with only_writer(config.out, config.out / "lock"):
+            failed = run_cells(only(cells, config.rows), config.out, config.devices, request)
+    results = read_results(cells, config.out)
     text = table(cells, results, config.checkpoint)
     if config.pairs is not None:
         text += "\n" + pair_table(cells, results, config.pairs, config.checkpoint)
-    (config.out / "table.md").write_text(text, encoding="utf-8")
+    write_whole(config.out / "table.md", text)
     plot(config.out / "table.png", list(summaries(cells, results, config.checkpoint)))
     print(text)
-    return 1 if failed else 0
+    return failed
 
 
 def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
@@ -182,8 +203,12 @@ def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if not rows or cell.row in rows]
 
 
-def run_cells(cells: list[Cell], out: Path, devices: Sequence[str]) -> list[Cell]:
-    """Trains the cells that have no result yet, one at a time on each device; returns those that failed."""
+def run_cells(cells: list[Cell], out: Path, devices: Sequence[str], request: StopRequest) -> list[Cell]:
+    """Trains the cells that have no result yet, one at a time on each device; returns those that failed.
+
+    Raises:
+        Interruption: a signal asked for a stop; the cells that were training have saved their state.
+    """
     for folder in ("cells", "runs", "logs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     waiting = [cell for cell in cells if not (out / "cells" / f"{cell.name}.json").exists()]
@@ -196,27 +221,28 @@ def run_cells(cells: list[Cell], out: Path, devices: Sequence[str]) -> list[Cell
     def train(cell: Cell) -> bool:
         device = free.get()
         try:
-            return run_cell(cell, out, device, threads)
+            return not request.signal and run_cell(cell, out, device, threads, request)
         finally:
             free.put(device)
 
     with ThreadPoolExecutor(len(devices)) as pool:
         done = list(tqdm(pool.map(train, waiting), total=len(waiting), unit="cell", disable=None))
+    if request.signal and not all(done):
+        raise Interruption(request.signal, f"{out}: stopped after {sum(done)} of {len(waiting)} cells; the same command goes on")
     return [cell for cell, worked in zip(waiting, done, strict=True) if not worked]
 
 
-def run_cell(cell: Cell, out: Path, device: str, threads: int) -> bool:
+def run_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRequest) -> bool:
     """Trains a cell, or goes on with it, and writes what it reached; False where it failed, which its log tells."""
     run, logged = out / "runs" / cell.name, out / "logs" / f"{cell.name}.txt"
     begun = (run / "config.yaml").exists()
-    if not begun:  # what was cut off before it wrote its options has nothing to go on with
-        shutil.rmtree(run, ignore_errors=True)
     where = ["--resume", str(run)] if begun else ["--run-dir", str(run)]
     here = ["--device", device, "--threads", str(threads)]
     command = [sys.executable, "-m", "shapmix.train", *as_arguments(cell.options), *where, *here]
     begin = time.monotonic()
-    with logged.open("a", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    code = run_child(command, logged, request)
+    if code and request.signal:
+        return False
     if code:
         log.warning("%s failed with exit code %d; the end of %s:\n%s", cell.name, code, logged, _end(logged))
         return False
@@ -235,11 +261,26 @@ def run_cell(cell: Cell, out: Path, device: str, threads: int) -> bool:
         "commit": commit(),
         "versions": versions(),
     }
-    path = out / "cells" / f"{cell.name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(out / "cells" / f"{cell.name}.json", json.dumps(content, indent=1) + "\n")
     return True
+
+
+def run_child(command: Sequence[str], logged: Path, request: StopRequest) -> int:
+    """Runs a command, which ends with this process, and appends what it says to a file; returns its exit code.
+
+    A stop that is asked for is asked of the command too, which may take its time to save.
+    """
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    with logged.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    asked = False
+    while True:
+        try:
+            return child.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            if request.signal and not asked:
+                child.terminate()
+                asked = True
 
 
 def _end(path: Path, lines: int = 5) -> str:

@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C: the first asks for a stop after the step, the second Ctrl-C stops at once."""
+"""SIGTERM, SIGHUP and Ctrl-C: the first asks for a stop after the step, the second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PARENT = "_SHAPMIX_PARENT"  # in the environment of a process that is to end with the one that started it
+_PR_SET_PDEATHSIG = 1
 
 
 class Interruption(Exception):  # noqa: N818 (nothing went wrong)
@@ -27,14 +30,24 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            # straight to the file: logging may be what was interrupted
-            os.write(2, b"\nstopping at once; the state of the last checkpoint is kept\n")
+            _say("stopping at once; the state of the last checkpoint is kept")
             os._exit(128 + number)
         if self.signal:
             return
         self.signal = number
         name = signal.Signals(number).name
-        os.write(2, f"\n{name}: finishing the step, then saving; Ctrl-C twice stops at once\n".encode())
+        _say(f"{name}: finishing the step, then saving; Ctrl-C twice stops at once")
+
+
+def _say(line: str) -> None:
+    """Straight to the file: logging may be what was interrupted."""
+    try:
+        os.write(2, f"\n{line}\n".encode())
+    except OSError:  # the terminal is gone, and writing to it would end the run before its state is saved
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -44,9 +57,25 @@ def stop_requests() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request._receive) for number in SIGNALS}
+    # nohup starts a process that is not to hear of SIGHUP
+    heard = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, request._receive) for number in heard}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Where `PARENT` is in the environment, this process gets SIGTERM when the process of that number ends, however it does.
+
+    Raises:
+        Interruption: it has ended already.
+    """
+    parent = os.environ.pop(PARENT, None)  # this process's own children are not meant
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        raise Interruption(signal.SIGTERM, f"process {parent}, which started this one, has ended; nothing was begun")

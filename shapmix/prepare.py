@@ -6,8 +6,6 @@ a stop or a kill the same command goes on behind the last line. The folder gets 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +14,7 @@ import os
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from shapmix.data.longtail import read_list
 from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.find import Format, find_source
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION, damaged_clips, read_index
+from shapmix.files import InUseError, only_writer, sync_folder, write_whole
 from shapmix.layout import Layout, LayoutError, layout_text, parse_layout
 
 JOURNAL, ORIGIN = "clips.jsonl", "origin.json"
@@ -137,7 +136,9 @@ def prepare(
     partial = out.with_name(f"{out.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _alone(partial, out):
+        with only_writer(partial, out.with_name(f"{out.name}.lock")):
+            if out.exists():  # another process has just finished
+                raise PrepareError(f"{out} exists; give another folder, or remove it")
             origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged}
             rows = _resumed(partial, origin)
             with ThreadPoolExecutor(1) as aside:
@@ -145,12 +146,14 @@ def prepare(
                 _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers)
                 index = _index(source, rows, dtype, hashes.result())
             (partial / LAYOUT).write_text(text, encoding="utf-8")
-            _write_whole(partial / INDEX, index)
+            write_whole(partial / INDEX, json.dumps(index))
             for name in (JOURNAL, ORIGIN):
                 (partial / name).unlink()
-            _sync(partial)
+            sync_folder(partial)
             partial.rename(out)
-            _sync(out.parent)
+            sync_folder(out.parent)
+    except InUseError as error:
+        raise PrepareError(str(error)) from None
     except OSError as error:
         reason = f"{error.filename or partial}: {error.strerror or error}"
         raise PrepareError(f"{reason}; mend it and repeat the command, which goes on from here") from error
@@ -186,22 +189,6 @@ def _place(source: Source) -> str:
     return str(source.files[0].parent if len(source.files) > 1 else source.files[0]) if source.files else type(source).__name__
 
 
-@contextlib.contextmanager
-def _alone(partial: Path, out: Path) -> Iterator[None]:
-    """Holds the folder for this process; a lock that ends with the process leaves nothing behind."""
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PrepareError(f"{partial}: another process is writing this store; wait for it or give another folder") from None
-        if out.exists():  # the other process has just finished
-            raise PrepareError(f"{out} exists; give another folder, or remove it")
-        yield
-    finally:
-        os.close(handle)
-
-
 def _origin(source: Source) -> dict[str, Any]:
     """What a store came from, as far as it is known before anything is read: the same for a run that goes on."""
     digest = hashlib.sha256("\n".join(source.names).encode())
@@ -227,7 +214,7 @@ def _resumed(partial: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
             log.info("%s: of another source or other options; starting again", partial)
         for name in (JOURNAL, FRAMES, INDEX, LAYOUT):
             (partial / name).unlink(missing_ok=True)
-        _write_whole(partial / ORIGIN, origin)
+        write_whole(partial / ORIGIN, json.dumps(origin))
         return []
     rows: list[dict[str, Any]] = []
     journal = partial / JOURNAL
@@ -400,23 +387,6 @@ def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[
         },
         "clips": {column: [row[column] for row in whole] for column in COLUMNS},
     }
-
-
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 if __name__ == "__main__":

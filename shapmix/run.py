@@ -6,7 +6,11 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ import torch
 
 import shapmix
 from shapmix import metrics, parallel
+from shapmix.checkpoint import CheckpointError
 from shapmix.config import TrainConfig
 from shapmix.data.clips import Splits
+from shapmix.files import UNFINISHED, InUseError, named, only_writer, write_whole
 
 
 class RunError(RuntimeError):
@@ -32,23 +38,106 @@ class RunRefusedError(RunError):
     exit_code = 2
 
 
-def create_run_dir(config: TrainConfig) -> Path:
-    """A new directory; one that exists is never written to.
+STARTED = {"lock", "config.yaml", "environment.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}  # before the first checkpoint
+
+
+def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
+    """A directory for a new run, held for this process until `held` closes; where another run got to a checkpoint, none is made.
+
+    A directory that is made here goes again where an error comes before the first checkpoint.
 
     Raises:
-        RunError: it exists, or cannot be made.
+        RunError: it holds a run, another process writes there, or it cannot be made.
     """
     numbered = (Path("runs") / f"{config.dataset}-{config.mix}-{number}" for number in count(1))
     for run_dir in numbered if config.run_dir is None else [config.run_dir]:
         try:
             run_dir.parent.mkdir(parents=True, exist_ok=True)
-            run_dir.mkdir()
+            made = _made(run_dir)
         except OSError as error:
-            if not run_dir.is_dir():
-                raise RunError(f"run directory {run_dir} cannot be made: {error.strerror}; give another --run-dir") from error
-        else:
-            return run_dir
-    raise RunError(f"run directory {config.run_dir} exists; give another --run-dir, or --resume {config.run_dir}")
+            raise RunError(f"run directory {run_dir} cannot be made: {error.strerror}; give another --run-dir") from error
+        if not made and config.run_dir is None:
+            continue
+        hold_run_dir(run_dir, held)
+        if made:
+            held.push(partial(_forget, run_dir))
+        check_run_dir(run_dir)
+        return run_dir
+    raise AssertionError("numbers do not end")
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """That a new run can be written to `run_dir`, as far as that is known without making it.
+
+    Raises:
+        RunError: it holds a run, or cannot be made.
+    """
+    there = next(each for each in (run_dir, *run_dir.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {there}" if there.is_dir() else f"{there} is a file"
+        raise RunError(f"run directory {run_dir} cannot be made: {reason}; give another --run-dir")
+    if there == run_dir and has_begun(run_dir):
+        raise RunError(f"run directory {run_dir} exists; give another --run-dir, or --resume {run_dir}")
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether anything would be lost if a run were started anew in `run_dir`: a checkpoint, or files that are no run's."""
+    inside = [path for path in run_dir.iterdir() if not path.name.endswith(UNFINISHED)]
+    checkpoints = run_dir / "checkpoints"
+    saved = checkpoints.is_dir() and any(not path.name.endswith(UNFINISHED) for path in checkpoints.iterdir())
+    return saved or any(path.name not in STARTED for path in inside)
+
+
+def hold_run_dir(run_dir: Path, held: ExitStack) -> None:
+    """Keeps other processes from writing to `run_dir` until `held` closes, and removes what a killed one did not finish.
+
+    Raises:
+        RunError: another process writes there, or it is no directory.
+    """
+    if not run_dir.is_dir():
+        raise RunError(f"run directory {run_dir} does not exist; give the directory of a run")
+    try:
+        held.enter_context(only_writer(run_dir, run_dir / "lock"))
+    except InUseError as error:
+        raise RunError(str(error)) from None
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for path in folder.glob(f"*{UNFINISHED}"):
+            path.unlink(missing_ok=True)
+
+
+def of_process_0(work: Callable[[], Path]) -> Path:
+    """What process 0 alone does for all; its error is every process's.
+
+    Raises:
+        RunError, OSError: as `work` does.
+    """
+    done: Path | RunError | OSError | None = None
+    if parallel.rank() == 0:
+        try:
+            done = work()
+        except (RunError, OSError) as error:
+            done = error
+    done = parallel.shared(done)
+    if isinstance(done, Exception):
+        raise done
+    assert done is not None
+    return done
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
+
+
+def _forget(run_dir: Path, kind: object, error: BaseException | None, trace: object) -> None:
+    full = isinstance(error, (OSError, CheckpointError))  # goes on when there is room
+    if error is not None and not full and run_dir.is_dir() and not has_begun(run_dir):
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def data_hash(splits: Splits) -> str:
@@ -74,7 +163,7 @@ def record_start(path: Path, data: str, device: torch.device) -> None:
         "threads": torch.get_num_threads(),
         "environment": {key: value for key, value in os.environ.items() if key.startswith(("SHAPMIX_", "OMP_", "CUBLAS_"))},
     }
-    with path.open("a", encoding="utf-8") as file:
+    with named(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")
 
 
@@ -112,9 +201,7 @@ def forget_later_epochs(path: Path, epochs: int) -> None:
             break
         if row["epoch"] <= epochs:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(kept))
 
 
 def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy]) -> None:
@@ -128,4 +215,4 @@ def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics
         "seed": config.seed,
         "versions": versions(),
     }
-    (run_dir / "result.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(run_dir / "result.json", json.dumps(content, indent=2) + "\n")

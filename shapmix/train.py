@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from shapmix.data.clips import DataError, Splits
 from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.data.sampling import ClipSampler, resident, training_batches
 from shapmix.game import undisturbed
-from shapmix.interruption import Interruption, StopRequest, stop_requests
+from shapmix.interruption import Interruption, StopRequest, end_with_parent, stop_requests
 from shapmix.kernels import BackendError
 from shapmix.layout import LayoutError
 from shapmix.memory import keep_freed_memory
@@ -44,7 +45,17 @@ from shapmix.recipe import (
     make_scheduler,
     make_step,
 )
-from shapmix.run import RunError, create_run_dir, data_hash, forget_later_epochs, record_start, write_result
+from shapmix.run import (
+    RunError,
+    check_run_dir,
+    data_hash,
+    forget_later_epochs,
+    hold_run_dir,
+    new_run_dir,
+    of_process_0,
+    record_start,
+    write_result,
+)
 from shapmix.state import Progress, Training, deterministic, restore, seed_all, snapshot
 from shapmix.step import StepResult, TrainingStep
 
@@ -76,6 +87,7 @@ def _main(argv: Sequence[str], request: StopRequest) -> int:
         check_machine(config, device)
         if device.type == "cpu":
             keep_freed_memory()
+        end_with_parent()
         with parallel.process_group(device):
             run_with_baselines(config, request)
     except Interruption as stop:
@@ -97,36 +109,39 @@ def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) 
     """Trains, then the baselines below the run's directory; prints one table and writes it to `result.json`."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    splits = load_splits(config)
-    run_dir = config.resume or shared_run_dir(config)
-    result = train(config, splits, run_dir, request)
-    rows = dict(result.accuracy)
-    for name in config.baselines:
-        below = run_dir / name
-        again = replace(baseline_config(config, name), run_dir=below, resume=below if (below / "config.yaml").exists() else None)
-        below.mkdir(exist_ok=True)
-        rows |= {f"{name} {checkpoint}": row for checkpoint, row in train(again, splits, below, request).accuracy.items()}
-    rows = {(name if " " in name else f"{config.mix} {name}"): row for name, row in rows.items()}
+    with ExitStack() as held:  # the directories that are written
+        if config.resume is not None:
+            of_process_0(partial(resumed_run_dir, config, held))
+        elif config.run_dir is not None:
+            check_run_dir(config.run_dir)  # before the data is read; it is made before the first step
+        splits = load_splits(config)
+        result = train(config, splits, held, request)
+        run_dir, rows = result.run_dir, dict(result.accuracy)
+        for name in config.baselines:
+            below = run_dir / name
+            resume = below if (below / "config.yaml").exists() else None
+            again = replace(baseline_config(config, name), run_dir=below, resume=resume)
+            if resume is not None:
+                of_process_0(partial(resumed_run_dir, again, held))
+            rows |= {f"{name} {checkpoint}": row for checkpoint, row in train(again, splits, held, request).accuracy.items()}
+        rows = {(name if " " in name else f"{config.mix} {name}"): row for name, row in rows.items()}
+        if parallel.rank() == 0:
+            write_result(run_dir, config, rows)
     if parallel.rank() == 0:
-        write_result(run_dir, config, rows)
         print(f"\nTest accuracy ({splits.store.class_counts(splits.test).sum()} clips); run: {run_dir}")
         print(metrics.table(rows))
     return rows
 
 
-def shared_run_dir(config: TrainConfig) -> Path:
-    """A new directory, made by process 0, whose error is every process's."""
-    made: Path | RunError | None = None
-    if parallel.rank() == 0:
-        try:
-            made = create_run_dir(config)
-        except RunError as error:
-            made = error
-    made = parallel.shared(made)
-    if isinstance(made, RunError):
-        raise made
-    assert made is not None
-    return made
+def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
+    """The directory of the run that goes on, held for this process until `held` closes.
+
+    Raises:
+        RunError: another process writes there.
+    """
+    assert config.resume is not None
+    hold_run_dir(config.resume, held)
+    return config.resume
 
 
 def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
@@ -134,8 +149,11 @@ def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
     return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", baselines=())
 
 
-def train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequest | None = None) -> Result:
-    """Trains one network in `run_dir` (which exists) and measures its last and best checkpoints on the test split.
+def train(config: TrainConfig, splits: Splits, held: ExitStack | None = None, request: StopRequest | None = None) -> Result:
+    """Trains one network and measures its last and best checkpoints on the test split.
+
+    The directory of a new run is made when everything is ready for the first step. `held` keeps it for this process until it
+    closes; None: until the run ends. That of a run that goes on is held by the caller.
 
     Raises:
         Interruption: a signal asked for a stop; the state is saved.
@@ -144,10 +162,10 @@ def train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopReque
     with ExitStack() as settings:
         if config.deterministic:
             deterministic(settings)
-        return _train(config, splits, run_dir, request or StopRequest())
+        return _train(config, splits, held or settings, request or StopRequest())
 
 
-def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequest) -> Result:
+def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRequest) -> Result:
     torch.manual_seed(config.seed)  # of the weights
     device = choose_device(config.device)
     store = splits.store
@@ -175,26 +193,28 @@ def _train(config: TrainConfig, splits: Splits, run_dir: Path, request: StopRequ
     mixer = make_mixer(config, splits, sampler, steps).to(device)
     run = Training(network, mixer, optimizer, make_scheduler(optimizer, config), average)
     forward = parallel.SharedForward(run.evaluated, PRECISIONS[config.precision])
-    checkpoints, data = run_dir / "checkpoints", data_hash(splits)
+    data = data_hash(splits)
+    if config.resume is not None:
+        state = load_newest(config.resume / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
+        if state is None:
+            log.info("%s: stopped before its first checkpoint; starting from the beginning", config.resume)
+        else:
+            restore(state, config, run, data)
+    model = parallel.averaged_gradients(network)
+    captured, how = make_step(config, run, sampler, device)
+    run_dir = config.resume or of_process_0(partial(new_run_dir, config, held))  # from here on there is something to lose
+    checkpoints = run_dir / "checkpoints"
     last, best = checkpoints / "last.pt", checkpoints / "best.pt"
 
     def save(path: Path, keep: int = 1) -> None:
         if writes:
             save_checkpoint(path, snapshot(config, splits, run, data), keep=keep)
 
-    if config.resume is not None:
-        state = load_newest(last, layout=store.layout.name, class_names=store.class_names)
-        if state is None:
-            log.info("%s: stopped before its first checkpoint; starting from the beginning", run_dir)
-        else:
-            restore(state, config, run, data)
     if writes:
         checkpoints.mkdir(exist_ok=True)
         save_config(config, run_dir / "config.yaml")
         record_start(run_dir / "environment.jsonl", data, device)
         forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
-    model = parallel.averaged_gradients(network)
-    captured, how = make_step(config, run, sampler, device)
     log.info("%s; %s; %s", describe(config, splits, network, device), where, how)
 
     with ExitStack() as files:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +53,8 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
     # a run that was cut off goes on: its result is measured again from its checkpoint; one that had not begun begins again
     (out / "cells" / cells[0]).unlink()
     (out / "cells" / cells[1]).unlink()
-    (out / "runs" / "all-plain-seed-1" / "config.yaml").unlink()
+    shutil.rmtree(out / "runs" / "all-plain-seed-1")
+    (out / "runs" / "all-plain-seed-1").mkdir()
     assert experiment.main([str(plan), "--out", str(out), "--devices", "cpu", "cpu"]) == 0
     again = [json.loads((out / "cells" / cell).read_text()) for cell in cells]
     assert again[0]["test"] == content["test"]
@@ -163,3 +170,63 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 1
     assert f"{path} was trained with epochs 8, and the plan has 7; rename the row" in capsys.readouterr().err
+
+
+ENDLESS = """
+base: {network: {widths: [8]}, num_frames: 8, batch_size: 8, n_max: 8, imbalance: 4, epochs: 100000, checkpoint: {every_steps: 1}}
+rows: {plain: {mix: none, loss: ce}}
+"""
+
+
+def started(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """A grid whose cell is behind a new checkpoint, and the process that trains it."""
+    run = folder / "out/runs/all-plain-seed-0"
+    last, begin = run / "checkpoints/last.pt", time.time()
+    command = [sys.executable, "-m", "shapmix.experiment", "plan.yaml", "--out", "out", "--devices", "cpu"]
+    grid = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (last.exists() and last.stat().st_mtime > begin):
+        assert grid.poll() is None, grid.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return grid, json.loads((run / "lock").read_text())["pid"]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_grid_takes_its_trainers_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = written(tmp_path, ENDLESS)
+    grid, trainer = started(tmp_path)
+    assert experiment.main([str(plan), "--out", str(tmp_path / "out")]) == 1  # a second grid in its folder
+    assert f"out: process {grid.pid} on " in capsys.readouterr().err
+    grid.send_signal(signal.SIGTERM)
+    said = grid.communicate(timeout=60)[1]
+    assert grid.returncode == 143, said
+    assert "out: stopped after 0 of 1 cells; the same command goes on" in said
+    assert not is_alive(trainer)
+    assert "; go on with --resume out/runs" in (tmp_path / "out/logs/all-plain-seed-0.txt").read_text()
+    grid, trainer = started(tmp_path)
+    grid.send_signal(signal.SIGKILL)
+    grid.communicate()
+    until = time.monotonic() + 60
+    while is_alive(trainer):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert not (tmp_path / "out/runs/all-plain-seed-0/lock").exists()  # it was asked to stop, and saved
+
+
+def test_a_trainer_whose_grid_is_gone_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "_SHAPMIX_PARENT": "1" if os.getppid() != 1 else "2"}
+    command = [sys.executable, "-m", "shapmix.train", "--run-dir", "run"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 143
+    assert "which started this one, has ended; nothing was begun" in process.stderr
+    assert not (tmp_path / "run").exists()

@@ -6,11 +6,13 @@ import json
 import os
 import random
 import resource
+import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ import torch
 from shapmix import train
 from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoint, load_newest, save_checkpoint
 from shapmix.data.order import epoch_batches, passes
+from shapmix.interruption import stop_requests
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--n-max", "8", "--imbalance", "4"]
 TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
@@ -239,3 +242,90 @@ def test_processes_and_passes_share_a_batch_without_overlap(ranks: int, accumula
     assert {len(rows) for rows in shares} == {24 // (ranks * accumulate)}
     with pytest.raises(ValueError, match="batch_size 25 does not divide"):
         passes(25, 0, ranks if ranks * accumulate > 1 else 2, accumulate)
+
+
+ENDLESS = [*TINY, "--epochs", "100000", "--checkpoint.every-steps", "1"]
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that goes on for ever, behind its first checkpoint."""
+    process = start([*ENDLESS, "--run-dir", "run"], tmp_path)
+    try:
+        wait_for((tmp_path / "run/checkpoints/last.pt").exists, process)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_live_run_is_left_alone(
+    live: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--resume", "run"], [*TINY, "--run-dir", "run"]):
+        assert train.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert f"error: run: process {live.pid} on " in said or "run directory run exists" in said
+    live.send_signal(signal.SIGTERM)
+    code, message = finish(live)
+    assert code == 143, message
+    assert not (tmp_path / "run/lock").exists()
+
+
+def test_what_a_killed_run_was_writing_is_removed(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    left = [tmp_path / "run/config.yaml.7-0a.tmp", tmp_path / "run/checkpoints/last.pt.7-0a.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    assert train.main(["--resume", "run"]) == 0
+    assert not any(path.exists() for path in left)
+
+
+def test_sighup_saves_the_run_though_the_terminal_is_gone(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "shapmix.train", *ENDLESS, "--run-dir", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    last, until = tmp_path / "run/checkpoints/last.pt", time.monotonic() + 120
+    try:
+        while not last.exists() and time.monotonic() < until:
+            if select.select([ours], [], [], 0.05)[0]:
+                os.read(ours, 4096)
+        before = torch.load(last, weights_only=True)
+        process.send_signal(signal.SIGSTOP)  # so that nothing is written between the end of the terminal and its signal
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 129
+    finally:
+        process.kill()
+        process.wait()
+    after = torch.load(last, weights_only=True)
+    assert (after["epoch"], after["batch"]) >= (before["epoch"], before["batch"])
+
+
+def test_nohup_stays_deaf_to_sighup(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal == 0
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stop_is_saved_though_nothing_can_be_said(tmp_path: Path) -> None:
+    """A signal's line goes to a terminal that is gone: the handler raises nothing, and what is said later goes nowhere."""
+    code = (
+        "import os, signal\nfrom shapmix.interruption import stop_requests\n"
+        "master, slave = os.openpty()\nos.dup2(slave, 2)\nos.close(slave)\nos.close(master)\n"
+        "with stop_requests() as request:\n    os.kill(os.getpid(), signal.SIGHUP)\n    os.write(2, b'x')\n"
+        "    os._exit(request.signal)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == signal.SIGHUP

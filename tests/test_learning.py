@@ -10,7 +10,6 @@ import torch
 from shapmix.config import parse_config
 from shapmix.data.clips import Splits
 from shapmix.recipe import load_splits
-from shapmix.run import create_run_dir
 from shapmix.train import Result, train
 
 pytestmark = pytest.mark.slow
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.slow
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Splits, Result]:
     config = parse_config(["--run-dir", str(Path(tmp_path_factory.mktemp("runs")) / "embedded")])
     splits = load_splits(config)
-    return splits, train(config, splits, create_run_dir(config))
+    return splits, train(config, splits)
 
 
 def test_learned_saliency_finds_the_parts_that_define_a_class(trained: tuple[Splits, Result]) -> None:

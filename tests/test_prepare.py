@@ -241,7 +241,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     first = start(folder, tmp_path / "store")
     wait_for_lines(tmp_path / "store.partial" / "clips.jsonl", 1, first)
     assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
-    assert "another process is writing this store" in capsys.readouterr().err
+    assert f"store.partial: process {first.pid} on " in capsys.readouterr().err
     assert first.communicate()[0] is None
     assert first.returncode == 0
     assert len(open_store(tmp_path / "store").clips) == 30

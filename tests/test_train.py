@@ -180,3 +180,57 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="disk on fire"):
         save_checkpoint(path, {**state, "extra": Unwritable()})
     assert torch.equal(load_checkpoint(path, layout="ntu25", class_names=["a"])["network"]["w"], torch.ones(3))
+
+
+def broken(*, layout: object, num_classes: int, num_people: int, in_channels: int) -> torch.nn.Module:
+    return torch.nn.Linear(7, num_classes)
+
+
+def test_what_stops_before_its_first_step_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--batch-size", "500"], ["--cuda-graph", "always"], ["--network.backbone", "nowhere:net"]):
+        assert train.main([*SMALL, *arguments, "--run-dir", "run"]) == 1
+        assert not Path("run").exists()
+    with pytest.raises(RuntimeError):  # in the first step
+        train.main([*SMALL, "--network.backbone", f"{__name__}:broken", "--mix", "none", "--loss", "ce", "--run-dir", "run"])
+    assert not Path("run").exists()
+    with pytest.raises(RuntimeError):
+        train.main([*SMALL, "--network.backbone", f"{__name__}:broken"])
+    assert not list(Path("runs").iterdir())
+    capsys.readouterr()
+
+
+def test_a_folder_in_which_no_step_was_saved_is_taken_by_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a kill between the start and the first checkpoint leaves it; other folders are not touched."""
+    run = Path("run")
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl", "environment.jsonl", "lock", "config.yaml.3-1.tmp"):
+        (run / name).write_text("")
+    quick = [*SMALL, "--epochs", "1", "--mix", "none"]
+    assert train.main([*quick, "--run-dir", "run"]) == 0
+    assert not (run / "lock").exists()
+    for foreign in ("photos", "checkpoints"):
+        Path("other", foreign).mkdir(parents=True)
+        Path("other", foreign, "mine").write_text("")
+        assert train.main([*quick, "--run-dir", "other"]) == 1
+        assert "run directory other exists" in capsys.readouterr().err
+        assert Path("other", foreign, "mine").exists()
+        Path("other", foreign, "mine").unlink()
+        Path("other", foreign).rmdir()
+
+
+def test_a_baseline_that_stopped_before_its_first_step_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*SMALL, "--epochs", "1", "--saliency.warmup-epochs", "0", "--mix", "none", "--baselines", "plain"]
+    step = train.train_epoch
+
+    def fails_below(*given: object) -> dict[str, float]:
+        if any(isinstance(each, Path) and each.name == "plain" for each in given):
+            raise ZeroDivisionError
+        return step(*given)
+
+    monkeypatch.setattr(train, "train_epoch", fails_below)
+    with pytest.raises(ZeroDivisionError):
+        train.main([*arguments, "--run-dir", "run"])
+    assert not Path("run/plain").exists()
+    monkeypatch.setattr(train, "train_epoch", step)
+    assert train.main(["--resume", "run"]) == 0
+    assert "plain last" in Path("run/result.json").read_text()
