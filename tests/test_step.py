@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shapmix import mixing, reference
+from shapmix import step as step_module
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches
@@ -17,7 +22,7 @@ from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.estimators import ON_DEVICE, Estimator
 from shapmix.mixing import Mode, ShapMix
-from shapmix.step import StepResult, TrainingStep, check_capturable
+from shapmix.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
 
 FRAMES, BATCH, STEPS = 16, 8, 4
 
@@ -30,7 +35,7 @@ def splits() -> Splits:
 class Setup:
     """A small network, its mixer and its optimizer, the same each time."""
 
-    def __init__(self, splits: Splits, mode: Mode, device: str = "cpu", **options: Any) -> None:
+    def __init__(self, splits: Splits, mode: Mode, device: str = "cpu", *, fused: bool = True, **options: Any) -> None:
         store = splits.store
         torch.manual_seed(0)
         self.sampler = ClipSampler(store, "crop", "joint", FRAMES, seed=3)
@@ -40,7 +45,7 @@ class Setup:
         motion = mean_motion(self.sampler, splits.train)
         self.mixer = ShapMix(store.layout, splits.class_counts(), motion, mode=mode, warmup_steps=1, **options).to(device)
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=device == "cuda"
+            self.network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
         )
 
     def step(self, **options: Any) -> TrainingStep:
@@ -141,6 +146,151 @@ def test_optimizers_that_a_graph_cannot_hold_are_refused() -> None:
     check_capturable(torch.optim.SGD([parameter], lr=0.1, fused=True), torch.device("cuda"))
 
 
+class Poison(torch.autograd.Function):
+    """Itself, with a gradient that is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.inf
+
+
+class Guarded(Setup):
+    """A setup that can be made to fail: by clips of NaN, or by an infinite gradient of a finite loss."""
+
+    poisoned = False
+
+    def __init__(self, splits: Splits, optimizer: str, **options: Any) -> None:
+        super().__init__(splits, "shapmix", estimator="exact", **options)
+        if optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-2, fused=True)
+        elif optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.05, momentum=0.9)
+        self.network.fc.register_forward_hook(lambda module, given, result: Poison.apply(result) if self.poisoned else result)
+
+    def everything(self) -> dict[str, Tensor]:
+        numbered = enumerate(self.optimizer.state.values())
+        states = {f"{place}.{key}": value for place, state in numbered for key, value in state.items() if value is not None}
+        return self.state() | states
+
+
+@pytest.mark.parametrize("optimizer", ["fused sgd", "sgd", "adamw"])
+@pytest.mark.parametrize("cause", ["clip", "gradient"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_step_that_is_not_finite_is_left_out(splits: Splits, optimizer: str, cause: str, first: int) -> None:
+    """Weights, optimizer, running statistics and the saliency go on as if it had not been, the first step of all too."""
+    with_it, without = Guarded(splits, optimizer), Guarded(splits, optimizer)
+    batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 1, 0))
+    for setup in (with_it, without):
+        step = setup.step(clips_given=True)
+        for number, chosen in enumerate(batches):
+            clips = setup.sampler.training(chosen, number)
+            if number != first:
+                result = step(chosen, number, clips)
+                assert torch.stack([value.double() for value in result]).isfinite().all()
+            elif setup is with_it:
+                before = {name: value.clone() for name, value in setup.everything().items()}
+                setup.poisoned = cause == "gradient"
+                if cause == "clip":
+                    clips[1, :, 3] = torch.nan
+                result = step(chosen, number, clips)
+                setup.poisoned = False
+                assert bool((result.clean + result.mixed).isfinite()) == (cause == "gradient")
+                assert not result.gradient.isfinite()
+                after = setup.everything()
+                assert all(torch.equal(value, after[name]) for name, value in before.items())
+                assert all(value.isfinite().all() for value in after.values())
+    expected = without.everything()
+    for name, value in with_it.everything().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_fused_sgd_needs_its_momentum_begun() -> None:
+    """The reason for `start_momentum`: torch's own first step, left out on the device, leaves momentum as memory was."""
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, fused=True)
+    start_momentum(optimizer)
+    for found, gradient in ((1.0, torch.nan), (0.0, 1.0)):
+        parameter.grad = torch.full((3,), gradient)
+        optimizer.found_inf = torch.tensor(found)
+        optimizer.step()
+    assert torch.equal(optimizer.state[parameter]["momentum_buffer"], torch.ones(3))
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9))
+    with pytest.raises(ValueError, match="dampening makes the first step another one"):
+        check_capturable(torch.optim.SGD([parameter], lr=0.1, momentum=0.9, dampening=0.5, fused=True), torch.device("cuda"))
+
+
+class PretendedGraphs:
+    """What the step asks of torch.cuda, recorded; a graph that is replayed runs the step it was recorded of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.live: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.current: list[object] = []
+        self.waits: list[str] = []
+        pretended = self
+
+        class Graph:
+            def __init__(self) -> None:
+                pretended.live.add(self)
+
+            def replay(self) -> None:
+                pretended.waits.append("replay")
+
+        class Stream:
+            def __init__(self, device: object = None) -> None:
+                pretended.current.append(device)
+
+            def wait_stream(self, other: object) -> None:
+                pretended.waits.append("wait")
+
+        def device(name: object) -> Any:
+            pretended.current.append(name)
+            return nullcontext()
+
+        monkeypatch.setattr(step_module, "check_capturable", lambda optimizer, device: None)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        monkeypatch.setattr(torch.cuda, "device", device)
+
+
+def test_a_graph_is_of_one_phase_and_of_the_tensors_it_was_made_of(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its device is the mixer's own, one graph lives at a time, and tensors that move are followed."""
+    pretended = PretendedGraphs(monkeypatch)
+    setup = Setup(splits, "shapmix")
+    setup.mixer.warmup_steps = setup.mixer.replace_steps = WARM_UP + 2
+    step = setup.step(capture=True)
+    chosen, numbers = splits.train[:BATCH], count()
+    setup.optimizer.param_groups[0]["lr"] = 0.0
+
+    def run(steps: int) -> int:
+        pretended.waits.clear()
+        for _ in range(steps):
+            step(chosen, next(numbers))
+        gc.collect()
+        assert len(pretended.live) <= 1
+        return pretended.waits.count("replay")
+
+    assert run(WARM_UP + 2) == 2  # the warm-up epoch of the saliency
+    assert run(WARM_UP) == 0  # another phase: warmed up anew, without the former graph
+    assert len(pretended.live) == 0
+    assert run(2) == 2
+    setup.optimizer.load_state_dict(setup.optimizer.state_dict())
+    assert run(WARM_UP + 1) == 1
+    parameter = next(setup.network.parameters())
+    parameter.data = parameter.data.clone()
+    assert run(WARM_UP + 1) == 1
+    buffer = next(setup.network.buffers())
+    buffer.data = buffer.data.clone()
+    assert run(WARM_UP + 1) == 1
+    assert set(pretended.current) == {setup.mixer.saliency.device}
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
@@ -186,15 +336,15 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
 
 
 @needs_gpu
-def test_a_graph_leaves_the_weights_alone_where_the_loss_is_not_finite(splits: Splits) -> None:
-    setup = Setup(splits, "stmix", "cuda")
+def test_a_graph_leaves_everything_alone_where_the_loss_is_not_finite(splits: Splits) -> None:
+    setup = Setup(splits, "shapmix", "cuda")
     step = setup.step(clips_given=True)
     batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
     for number, chosen in enumerate(batches):
         step(chosen, number, setup.sampler.training(chosen, number))
     assert step._captured
-    before = {name: value.clone() for name, value in setup.network.named_parameters()}
+    before = {name: value.clone() for name, value in setup.state().items()}
     result = step(batches[0], len(batches), torch.full_like(setup.sampler.training(batches[0], 0), torch.nan))
     assert not (result.clean + result.mixed).isfinite()
-    assert all(torch.equal(value, before[name]) for name, value in setup.network.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in setup.state().items())
     assert all(value["momentum_buffer"].isfinite().all() for value in setup.optimizer.state.values())
