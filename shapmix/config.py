@@ -161,7 +161,7 @@ class TrainConfig:
     compile: bool = False
     """torch.compile of the network; meant for a backbone of your own (CTR-GCN is fused by hand)."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What a loss that is NaN or infinite does: stop with the state saved, or leave the step out and go on."""
+    """What a loss or gradient that is NaN or infinite does: stop with the state saved, or leave the step out and go on."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     picture_every: int = 10
     """Epochs between pictures of the saliency and of a mixed clip in TensorBoard."""

@@ -187,7 +187,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; every module's own mode afterwards. Nothing is copied, so that it can be captured."""
+    """Eval mode for the duration; every module's own mode afterwards. Nothing is copied, so that it can be captured.
+
+    Weights that autocast rounded meanwhile are forgotten: made without gradient, they would take the gradients of a forward that
+    follows in the same autocast region.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -195,6 +199,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        torch.clear_autocast_cache()
 
 
 class AliveTensors(TorchDispatchMode):

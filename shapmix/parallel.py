@@ -41,8 +41,6 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -59,13 +57,17 @@ def process_group(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def averaged_gradients(network: nn.Module) -> nn.Module:
-    """The network, whose gradients are means over the processes; itself where there is one."""
+def averaged_gradients(network: nn.Module, *, broadcast_buffers: bool) -> nn.Module:
+    """The network, whose gradients are means over the processes; itself where there is one.
+
+    Args:
+        broadcast_buffers: before each forward from process 0; not needed where `copy_buffers` does so after each step.
+    """
     if ranks() == 1:
         return network
     # channels-last gives the gradient of a 1x1 kernel other strides for the same bytes, which torch takes for a slow layout
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return nn.parallel.DistributedDataParallel(network)
+    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=broadcast_buffers)
 
 
 def shared(value: Any) -> Any:

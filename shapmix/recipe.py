@@ -192,8 +192,6 @@ def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> s
         return "several processes exchange their gradients"
     if config.accumulate > 1:
         return f"a step is {config.accumulate} passes"
-    if config.non_finite == "skip":
-        return "--non-finite skip puts back what a step changed"
     if config.compile:
         return "--compile"
     return draws_on_host(mixer)
@@ -225,6 +223,8 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
 def choose_device(name: str) -> torch.device:
     """ "auto" takes the GPU where there is one, and under torchrun the one of the process.
 
+    A GPU becomes the process's current one, on which kernels run and streams are made where nothing else is said.
+
     Raises:
         RunError: a device that this machine lacks.
     """
@@ -244,4 +244,5 @@ def choose_device(name: str) -> torch.device:
         device = torch.device("cuda", local if "LOCAL_RANK" in os.environ else device.index or 0)
         if device.index >= torch.cuda.device_count():
             raise RunError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; start fewer processes")
+        torch.cuda.set_device(device)
     return device

@@ -122,6 +122,10 @@ def seed_all(seed: int, step: int, rank: int) -> None:
 def deterministic(settings: ExitStack) -> None:
     """torch's deterministic algorithms until `settings` closes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    memory: Any = torch.utils.deterministic
     settings.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    # what is read is written first: filling every new tensor finds faults of that, and costs a pass over each
+    settings.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
+    memory.fill_uninitialized_memory = False

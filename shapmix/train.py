@@ -57,7 +57,7 @@ from shapmix.run import (
     write_result,
 )
 from shapmix.state import Progress, Training, deterministic, restore, seed_all, snapshot
-from shapmix.step import StepResult, TrainingStep
+from shapmix.step import StepResult, TrainingStep, copied, keep_where, largest_gradient, running
 
 log = logging.getLogger("shapmix")
 
@@ -200,7 +200,7 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
             log.info("%s: stopped before its first checkpoint; starting from the beginning", config.resume)
         else:
             restore(state, config, run, data)
-    model = parallel.averaged_gradients(network)
+    model = parallel.averaged_gradients(network, broadcast_buffers=config.sync_batchnorm)
     captured, how = make_step(config, run, sampler, device)
     run_dir = config.resume or of_process_0(partial(new_run_dir, config, held))  # from here on there is something to lose
     checkpoints = run_dir / "checkpoints"
@@ -311,7 +311,7 @@ def train_epoch(
     for x, chosen, step in line:
         pace.waited += time.perf_counter() - asked
         seed_all(config.seed, step, parallel.rank())
-        before = buffers_before(config, run)
+        before = copied(running(run.network, mixer)) if captured is None else []  # a captured step leaves itself out
         if captured is not None:
             found = captured(chosen, step, x)
         else:
@@ -323,9 +323,10 @@ def train_epoch(
             logits, clean_loss, mixed_loss = forward_backward(model, mixer, batch, rows, PRECISIONS[config.precision])
             if parallel.ranks() > 1 and not config.sync_batchnorm:
                 parallel.copy_buffers(run.network)
-            found = StepResult(clean_loss, mixed_loss, (logits[: len(labels)].argmax(1) == labels).sum())
-        clean, mixed, right = torch.stack([value.double() for value in found]).tolist()  # the host waits for the device here
-        if isfinite(clean + mixed):
+            right_here = (logits[: len(labels)].argmax(1) == labels).sum()
+            found = StepResult(clean_loss, mixed_loss, right_here, largest_gradient(run.optimizer))
+        clean, mixed, right, gradient = torch.stack([value.double() for value in found]).tolist()  # the host waits here
+        if isfinite(clean + mixed + gradient):
             if captured is None:
                 run.optimizer.step()
             if run.average is not None:
@@ -334,14 +335,13 @@ def train_epoch(
             progress.right += int(right)
         else:
             names = ", ".join(store.names[clip] for clip in chosen.tolist())
-            what = f"the loss of step {step} (epoch {progress.epoch + 1}) is {clean + mixed}"
+            keep_where(torch.tensor(False, device=device), before)
+            what = not_finite(run.network, clean + mixed, f"step {step} (epoch {progress.epoch + 1})")
             if config.non_finite == "stop":
                 failed = run_dir / "checkpoints" / "failed.pt"
                 save(failed)
                 raise RunError(f"{what}; the state before its update is saved in {failed}; clips of the batch: {names}")
             log.warning("%s and the step is left out; clips of the batch: %s", what, names)
-            for buffer, value in before:
-                buffer.copy_(value)
             progress.skipped += 1
         progress.batch += 1
         pace.clips += len(chosen)
@@ -396,11 +396,13 @@ def forward_backward(
     return every, clean, mixed
 
 
-def buffers_before(config: TrainConfig, run: Training) -> list[tuple[Tensor, Tensor]]:
-    """What a step changes besides weights, to be put back where a loss that is not finite leaves the step out."""
-    if config.non_finite != "skip":
-        return []
-    return [(buffer, buffer.clone()) for module in (run.network, run.mixer) for buffer in module.buffers()]
+def not_finite(network: nn.Module, loss: float, step: str) -> str:
+    """What of a step is not finite: its loss, or a gradient and the first weights that have it."""
+    if not isfinite(loss):
+        return f"the loss of {step} is {loss}"
+    gradients = ((name, parameter.grad) for name, parameter in network.named_parameters() if parameter.grad is not None)
+    first = next((name for name, gradient in gradients if not gradient.isfinite().all()), "the network")
+    return f"the gradient of {step} is not finite (first in {first})"
 
 
 def out_of_patience(config: TrainConfig, progress: Progress) -> bool:

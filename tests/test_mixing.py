@@ -14,6 +14,7 @@ from shapmix.data.clips import DataError
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.estimators import ESTIMATORS, ON_DEVICE, Estimator
+from shapmix.game import PartGame
 from shapmix.layout import load_layout
 from shapmix.mixing import Compat, Mode, ShapMix
 from shapmix.plan import draw_marginals
@@ -60,6 +61,25 @@ def test_observing_leaves_the_network_and_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize("look", ["observe", "table"])
+def test_what_looks_at_a_network_leaves_no_rounded_weights_behind(look: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one autocast region with the training forward: weights rounded without gradient would take its gradients."""
+    network, (clips, labels) = Probe().train(), batch()
+    mixer, cleared = mixer_of(), []
+    clear = torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(torch.is_autocast_enabled("cpu")) or clear())
+    with torch.autocast("cpu", torch.bfloat16):
+        if look == "observe":
+            mixer.observe(network, clips, labels, 0)
+        else:
+            PartGame(network, NTU, mixer.mean_motion).table(clips)
+        assert cleared
+        assert cleared[-1]  # still inside: leaving it clears too
+        logits = network(clips)
+    logits.float().square().mean().backward()
+    assert network.linear.weight.grad.abs().sum() > 0
 
 
 def test_modes_come_back_after_an_exception() -> None:

@@ -189,6 +189,16 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     assert "batch_size 13 does not divide into 2 processes with 1 passes each; change one of them" in said
 
 
+@pytest.mark.parametrize("synced", [False, True])
+def test_buffers_are_broadcast_once_a_step(synced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By DistributedDataParallel before the forward, or by `copy_buffers` after it."""
+    given: list[dict[str, bool]] = []
+    monkeypatch.setattr(parallel, "ranks", lambda: 2)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda network, **options: given.append(options) or network)
+    parallel.averaged_gradients(nn.BatchNorm1d(2), broadcast_buffers=synced)
+    assert given == [{"broadcast_buffers": synced}]
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(6), nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, momentum=None)])
 def test_a_synced_norm_alone_is_torchs(norm: nn.Module) -> None:
     torch.manual_seed(0)

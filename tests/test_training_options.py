@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +21,9 @@ from torch import nn
 from shapmix import recipe, train
 from shapmix.config import parse_config, presets
 from shapmix.ctrgcn import CTRGCN
+from shapmix.data import sampling
 from shapmix.data.clips import Splits
+from shapmix.data.sampling import ClipSampler
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1"]
@@ -139,6 +144,105 @@ def test_a_step_without_a_finite_loss_can_be_left_out(monkeypatch: pytest.Monkey
     assert all(math.isfinite(row["loss_clean"]) for row in rows)
 
 
+@pytest.mark.parametrize("options", [[], ["--compat", "official"], ["--ema", "0.9", "--saliency.estimator", "exact"]])
+def test_a_clip_that_is_not_finite_is_left_out_of_all_state(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, small_splits: Splits
+) -> None:
+    """Its steps change nothing: weights, their average, optimizer, running statistics, saliency, mean motion."""
+    view, bad = ClipSampler.training, int(small_splits.train[3])
+
+    def broken(self: ClipSampler, clips: torch.Tensor, step: int) -> torch.Tensor:
+        views = view(self, clips, step)
+        views[clips == bad, :, 3] = math.nan
+        return views
+
+    def values(state: object) -> list[torch.Tensor]:
+        if isinstance(state, dict | list | tuple):
+            return [value for part in (state.values() if isinstance(state, dict) else state) for value in values(part)]
+        return [state] if isinstance(state, torch.Tensor) else []
+
+    monkeypatch.setattr(ClipSampler, "training", broken)
+    seen, save = [], train.snapshot
+    monkeypatch.setattr(train, "snapshot", lambda *given: seen.append(copy.deepcopy(save(*given))) or seen[-1])
+    arguments = [*TINY, *options, "--non-finite", "skip", "--checkpoint.every-steps", "1", "--run-dir", "run"]
+    assert train.main(arguments) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert sum(row.get("skipped_steps", 0) for row in rows) >= 2
+    assert all(value.isfinite().all() for state in seen for value in values(state))
+    skipping = [
+        (earlier, later)
+        for earlier, later in itertools.pairwise(seen)
+        if earlier["epoch"] == later["epoch"] and later["skipped"] > earlier["skipped"]
+    ]
+    assert skipping
+    for earlier, later in skipping:
+        kept = ("network", "mixer", "optimizer", "trained", "averaged_steps")
+        before, after = ([value for name in kept if name in state for value in values(state[name])] for state in (earlier, later))
+        assert len(before) == len(after) > 100
+        assert all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
+    skip: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, calls = train.forward_backward, iter(range(10_000))
+
+    def once(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        found = step(model, *arguments)
+        if next(calls) == 4:
+            dict(model.named_parameters())["fc.weight"].grad[0, 0] = math.inf
+        return found
+
+    monkeypatch.setattr(train, "forward_backward", once)
+    options = ["--non-finite", "skip"] if skip else []
+    assert train.main([*TINY, *options, "--run-dir", "run"]) == (0 if skip else 1)
+    said = caplog.text if skip else capsys.readouterr().err
+    assert "the gradient of step 4 (epoch 1) is not finite (first in fc.weight)" in said
+    final = state("run", "last" if skip else "failed")
+    assert all(value.isfinite().all() for value in (final["network"] | final["mixer"]).values())
+    assert all(value.isfinite().all() for each in final["optimizer"]["state"].values() for value in each.values())
+
+
+def test_what_is_saved_of_a_failure_is_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "forward_backward", poisoned(at=4))
+    assert train.main([*TINY, "--run-dir", "run"]) == 1
+    failed = state("run", "failed")
+    assert all(value.isfinite().all() for value in (failed["network"] | failed["mixer"]).values())
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda", "auto"])
+def test_a_gpu_becomes_the_current_one_before_anything_is_launched(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    current: list[torch.device] = []
+
+    def enough(config: object) -> Splits:
+        raise train.RunError(f"data is read with {current[-1]} as the current device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(train, "load_splits", enough)
+    assert train.main([*TINY, "--device", name, "--run-dir", "run"]) == 1
+    assert f"with cuda:{1 if name == 'cuda:1' else 0} as the current device" in capsys.readouterr().err
+    assert recipe.choose_device("cuda:1") == current[-1] == torch.device("cuda:1")  # what the other commands call
+    assert recipe.choose_device("cpu") == torch.device("cpu")
+    assert len(current) == 2
+
+
+def test_the_thread_that_makes_batches_has_the_same_current_device(monkeypatch: pytest.MonkeyPatch, small_splits: Splits) -> None:
+    """Pinned memory is made on a thread's current device, which is 0 at first."""
+    current: list[tuple[torch.device, bool]] = []
+    in_thread = threading.get_ident()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append((device, threading.get_ident() != in_thread)))
+    monkeypatch.setattr(sampling, "_copied", lambda sampler, chosen, step, device: chosen)
+    sampler = ClipSampler(small_splits.store, "crop", "joint", 8)
+    made = list(sampling.training_batches(sampler, [(small_splits.train[:4], 0)], torch.device("cuda:1")))
+    assert len(made) == 1
+    assert current == [(torch.device("cuda:1"), True)]
+
+
 def test_records_say_what_a_run_was(
     small_splits: Splits, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,9 +272,19 @@ def test_tensorboard_shows_saliency_and_a_mixed_clip() -> None:
     assert tags["shap"]["saliency"] == [2, 3]
 
 
-def test_deterministic_is_of_the_run_alone() -> None:
+def test_deterministic_is_of_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not fill every new tensor, which is a pass over each."""
+    step, seen, fills = train.forward_backward, set(), torch.utils.deterministic
+
+    def noted(*given: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        seen.add((torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory))
+        return step(*given)
+
+    monkeypatch.setattr(train, "forward_backward", noted)
     assert train.main([*TINY, "--deterministic", "--run-dir", "run"]) == 0
+    assert seen == {(True, False)}
     assert not torch.are_deterministic_algorithms_enabled()
+    assert fills.fill_uninitialized_memory
 
 
 @pytest.mark.parametrize("preset", [name for name in presets() if name != "synthetic"])

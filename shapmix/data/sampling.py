@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -155,7 +155,8 @@ def training_batches(
         for chosen, step in batches:
             yield sampler.training(chosen, step), chosen, step
         return
-    with ThreadPoolExecutor(1) as aside:
+    on_gpu: dict[str, Any] = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}
+    with ThreadPoolExecutor(1, **on_gpu) as aside:  # a thread's current device is its own
         ahead = None
         for chosen, step in batches:
             coming = (aside.submit(_copied, sampler, chosen, step, device), chosen, step)
