@@ -13,6 +13,9 @@ constexpr int kBodyFields = 10;
 constexpr int kJointFields = 12;
 constexpr std::int64_t kLeastBodyBytes = 2 * kBodyFields + 3 + 2 * kJointFields * kNtuJoints;
 
+constexpr std::int64_t kMostBodies = 256;  // of a frame; a sensor tracks six people
+constexpr char kByteOrderMark[] = {'\xEF', '\xBB', '\xBF'};  // of UTF-8, which some editors write
+
 constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                             1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 constexpr std::uint64_t kExactInDouble = std::uint64_t{1} << 53;
@@ -157,6 +160,10 @@ void read_body(Lines& lines, NtuSkeleton& found, std::int64_t frame, std::size_t
 }  // namespace
 
 NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size) {
+  if (size >= sizeof(kByteOrderMark) && std::memcmp(text, kByteOrderMark, sizeof(kByteOrderMark)) == 0) {
+    text += sizeof(kByteOrderMark);
+    size -= sizeof(kByteOrderMark);
+  }
   Lines lines(text, size);
   NtuSkeleton found;
   lines.next("the number of frames");
@@ -174,6 +181,8 @@ NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size) {
     if (bodies < 0 || bodies > lines.left() / kLeastBodyBytes) {
       lines.fail(std::to_string(bodies) + " bodies, more than the rest of the file can hold");
     }
+    // The bodies of a frame are compared with one another.
+    if (bodies > kMostBodies) lines.fail(std::to_string(bodies) + " bodies in a frame; no recording has as many");
     const std::size_t first = found.body.size();
     for (std::int64_t body = 0; body < bodies; ++body) read_body(lines, found, with_bodies, first);
     with_bodies += bodies > 0;

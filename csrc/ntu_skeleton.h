@@ -26,7 +26,7 @@ struct NtuSkeletonError : std::runtime_error {
   std::int64_t line;
 };
 
-// Lines end with LF or CRLF. Numbers are read as double and rounded to float, as NumPy reads text.
+// Lines end with LF or CRLF; a byte order mark of UTF-8 may come first. Numbers are read as double and rounded to float, as NumPy reads text.
 NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size);
 
 }  // namespace shapmix

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 log = logging.getLogger("shapmix")
 
+LOCK_BEGINS = b'{"pid"'
 UNFINISHED = ".tmp"  # ends the name of a file that is being written, and of one whose writer was killed
 
 
@@ -100,7 +101,7 @@ def only_writer(folder: Path, lock: Path) -> Iterator[None]:
 
 def _locked(folder: Path, lock: Path) -> int:
     while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,6 +113,10 @@ def _locked(folder: Path, lock: Path) -> int:
                 os.close(handle)
                 raise
             log.warning("%s: this file system has no locks (%s); start no other process there", folder, error.strerror)
+        found = os.pread(handle, 4096, 0).strip(b"\0")  # zeros are what a power cut leaves
+        if found and not found.startswith(LOCK_BEGINS):
+            os.close(handle)
+            raise InUseError(f"{lock} is not a lock file of shapmix, and is left as it is; move it away")
         if _is(lock, handle):
             break
         os.close(handle)

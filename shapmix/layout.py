@@ -6,12 +6,14 @@ A layout is data, not code: the built-in ones (`layouts/*.toml`) and a user's ow
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ else:
 
 BUILT_IN = ("ntu25", "coco17", "ucla20")
 MIN_PARTS, MAX_PARTS = 2, 8
+MOST_JOINTS = 1024
+LARGEST_FILE = 1 << 20  # bytes of a layout's text
 
 
 class LayoutError(ValueError):
@@ -156,18 +160,28 @@ def layout_text(source: str | Path) -> str:
     """
     path = layout_file(source)
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise LayoutError(f"{path}: cannot read the layout: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise LayoutError(f"{path}: cannot read the layout: it is not UTF-8 text ({error})") from error
+    if len(text) > LARGEST_FILE:
+        raise LayoutError(f"{path}: more than {LARGEST_FILE} characters; a layout has a few thousand")
+    return text
 
 
 def parse_layout(text: str, where: str = "layout") -> Layout:
-    """Checks and builds a layout from the text of its TOML file; `where` begins every error message."""
+    """Checks and builds a layout from the text of its TOML file; `where` begins every error message.
+
+    Raises:
+        LayoutError: not TOML, keys that are unknown, missing or of another kind, or a skeleton that contradicts itself.
+    """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise LayoutError(f"{where}: not valid TOML: nested too deep") from None
+    except ValueError as error:  # TOMLDecodeError is one, as are numbers of too many digits
         raise LayoutError(f"{where}: not valid TOML: {error}") from error
     known = ("name", "joints", "centre", "flips", "parents", "parts")
     for key in data:
@@ -177,7 +191,10 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
         if key not in data and key != "flips":
             raise LayoutError(f"{where}: key '{key}' is missing")
 
+    _check_kinds(where, data)
     joints = tuple(data["joints"])
+    if len(joints) > MOST_JOINTS:
+        raise LayoutError(f"{where}: {len(joints)} joints; a layout has at most {MOST_JOINTS}")
     index = {joint: number for number, joint in enumerate(joints)}
     if len(index) != len(joints):
         twice = next(joint for joint in joints if joints.count(joint) > 1)
@@ -223,6 +240,33 @@ def layout_toml(layout: Layout) -> str:
     lines += [f"{text(child)} = {text(parent)}" for child, parent in map(names, layout.edges)]
     lines += ["[parts]", *(f"{text(part)} = {text(names(joints))}" for part, joints in layout.parts.items())]
     return "\n".join(lines) + "\n"
+
+
+def _check_kinds(where: str, data: dict[str, object]) -> None:
+    """Names are text without control characters, lists are lists of names, tables are tables."""
+
+    def names(value: object) -> bool:
+        return isinstance(value, list) and all(map(name, value))
+
+    def name(value: object) -> bool:
+        return isinstance(value, str) and value.isprintable() and value != ""
+
+    def fail(key: str, wanted: str) -> NoReturn:
+        raise LayoutError(f"{where}: '{key}' is {reprlib.repr(data[key])}, not {wanted}")
+
+    for key in ("name", "centre"):
+        if not name(data[key]):
+            fail(key, "a name in one line of text")
+    if not names(data["joints"]):
+        fail("joints", "a list of names")
+    flips = data.get("flips", [])
+    if not isinstance(flips, list) or not all(map(names, flips)):
+        fail("flips", "a list of pairs of joints")
+    if not isinstance(data["parents"], dict) or not all(map(name, data["parents"].values())):
+        fail("parents", "a table of joints and their parents")
+    parts = data["parts"]
+    if not isinstance(parts, dict) or not all(map(name, parts)) or not all(map(names, parts.values())):
+        fail("parts", "a table of parts and lists of their joints")
 
 
 def _check_tree(where: str, joints: tuple[str, ...], parents: list[int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from shapmix.checkpoint import CheckpointError
 from shapmix.config import ConfigError
+from shapmix.data.bounded import UNREADABLE, read_file
 from shapmix.data.clips import DataError
 from shapmix.data.sources.find import find_source
-from shapmix.data.sources.ntu_raw import ENDING, actors, read_skeletons
+from shapmix.data.sources.ntu_raw import ENDING, LARGEST_FILE, actors, read_skeletons
 from shapmix.data.sources.plain import ARRAY, read_array
 from shapmix.explanation import explain
 from shapmix.game import PartGame
@@ -100,10 +102,7 @@ def read_recordings(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """
     for file in files:
         if file.suffix == ENDING:
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+            content = read_file(file, LARGEST_FILE)
             yield file.stem, torch.from_numpy(actors(read_skeletons(content, str(file)), str(file)))
         elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
             yield file.stem, torch.from_numpy(read_array(file))
@@ -180,9 +179,9 @@ def describe(found: Prediction) -> str:
 
 def _is_array(file: Path) -> bool:
     try:
-        with np.load(file, allow_pickle=False) as content:
-            return ARRAY in content
-    except (OSError, ValueError):
+        with zipfile.ZipFile(file) as archive:
+            return f"{ARRAY}.npy" in archive.namelist()
+    except UNREADABLE:
         return False
 
 

@@ -11,10 +11,11 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +26,21 @@ import tyro
 from tqdm import tqdm
 
 import shapmix
+from shapmix.data.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
 from shapmix.data.clips import DataError
 from shapmix.data.longtail import read_list
 from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.find import Format, find_source
+from shapmix.data.sources.plain import Plain
+from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION, damaged_clips, read_index
-from shapmix.files import InUseError, only_writer, sync_folder, write_whole
+from shapmix.files import UNFINISHED, InUseError, only_writer, sync_folder, write_whole
 from shapmix.layout import Layout, LayoutError, layout_text, parse_layout
 
 JOURNAL, ORIGIN = "clips.jsonl", "origin.json"
+CUT_OFF = re.compile(rf"({re.escape(ORIGIN)}|{re.escape(INDEX)})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}")  # names of `whole_file`
+OF_A_SCORE = 1.0  # a pose estimator's score is at most this ...
+OF_PIXELS = 20.0  # ... and coordinates in metres or of a normalised picture stay below this
 HASHED_ONE_BY_ONE = 16
 
 log = logging.getLogger("shapmix")
@@ -53,6 +60,8 @@ class PrepareConfig:
     """Skeleton of the plain form: a built-in name or a .toml file; other formats know theirs."""
     scores: bool = False
     """The last coordinate of the plain form is the score of a pose's estimator."""
+    depth: bool = False
+    """The third coordinate is a depth, although it looks like a score: it lies from 0 to 1 and the others are in pixels."""
     train_names: Path | None = None
     """List of the names of the rows of x_train of an NTU npz, one a line."""
     test_names: Path | None = None
@@ -80,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if config.check:
             return check(config.source)
+        if config.scores and config.depth:
+            raise PrepareError("--scores and --depth contradict each other: say which one the third coordinate is")
         if config.out is None:
             raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
         names = [None if path is None else read_list(path) for path in (config.train_names, config.test_names)]
@@ -91,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.out,
             people=config.people,
             dtype=config.dtype,
+            depth=config.depth,
             skip_damaged=config.skip_damaged,
             workers=config.workers,
         )
@@ -119,35 +131,43 @@ def prepare(
     *,
     people: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
+    depth: bool = False,
     skip_damaged: bool = False,
     workers: int = 2,
 ) -> None:
     """Writes the recordings of `source`, in its order, as the store `out`, which must not exist.
 
+    `depth` says that the third coordinate is one, where it looks like the score of a pose's estimator.
+
     Raises:
         DataError: a damaged recording (unless they are skipped), or names that repeat.
-        PrepareError: `out` exists, another process writes it, or the disk is full.
+        PrepareError: `out` exists, another process writes it, its `.partial` is not of this command, the third coordinate looks
+            like a score, or the disk is full.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise PrepareError(f"{out} exists; give another folder, or remove it (--check verifies a store)")
     text = layout_text(source.layout)
     layout = parse_layout(text, where=source.layout)
     _check_source(source)
     partial = out.with_name(f"{out.name}.partial")
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise PrepareError(f"{partial} is a link or a file, not a folder of this command; move it away or give another OUT")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with only_writer(partial, out.with_name(f"{out.name}.lock")):
-            if out.exists():  # another process has just finished
+            if os.path.lexists(out):  # another process has just finished
                 raise PrepareError(f"{out} exists; give another folder, or remove it")
+            _check_own(partial)
             origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged}
-            rows = _resumed(partial, origin)
+            rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
-                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers)
+                looks = None if depth or source.scores else _asks_for_scores
+                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, looks)
                 index = _index(source, rows, dtype, hashes.result())
             (partial / LAYOUT).write_text(text, encoding="utf-8")
             write_whole(partial / INDEX, json.dumps(index))
-            for name in (JOURNAL, ORIGIN):
+            for name in (JOURNAL, ORIGIN):  # with the index, a folder without its origin is known as one's own
                 (partial / name).unlink()
             sync_folder(partial)
             partial.rename(out)
@@ -157,6 +177,7 @@ def prepare(
     except OSError as error:
         reason = f"{error.filename or partial}: {error.strerror or error}"
         raise PrepareError(f"{reason}; mend it and repeat the command, which goes on from here") from error
+    _tell_empty_classes(index)
     damaged = index["source"]["damaged"]
     for entry in damaged:
         log.warning("left out: %s", entry["reason"])
@@ -172,8 +193,13 @@ def prepare(
 
 
 def _check_source(source: Source) -> None:
-    if not source.names:
-        raise DataError(f"{_place(source)}: holds no recordings")
+    if not 1 <= len(source.names) <= MOST_CLIPS:
+        raise DataError(f"{_place(source)}: holds {'no' if not source.names else len(source.names)} recordings")
+    if len(source.class_names) > MOST_CLASSES:
+        raise DataError(f"{_place(source)}: {len(source.class_names)} classes; there are at most {MOST_CLASSES}")
+    for what, texts in (("class", source.class_names), ("recording", source.names), ("list", source.splits)):
+        for text in texts:
+            check_name(text, what, _place(source))
     seen: set[str] = set()
     for name in source.names:
         if name in seen:
@@ -187,6 +213,32 @@ def _check_source(source: Source) -> None:
 
 def _place(source: Source) -> str:
     return str(source.files[0].parent if len(source.files) > 1 else source.files[0]) if source.files else type(source).__name__
+
+
+def _check_own(partial: Path) -> None:
+    """Refuses a folder that this command did not begin, as what lies in it would be overwritten; removes files that were cut off.
+
+    A run writes its origin first, and the index before it takes the origin away.
+    """
+    found = sorted(partial.iterdir())
+    cut_off = [path for path in found if CUT_OFF.fullmatch(path.name)]
+    own = {JOURNAL, ORIGIN, FRAMES, INDEX, LAYOUT, *(path.name for path in cut_off)}
+    foreign = [path.name for path in found if path.name not in own or path.is_symlink() or not path.is_file()]
+    begun = len(found) == len(cut_off) or any(_is_own(partial / name) for name in (ORIGIN, INDEX))
+    if foreign or not begun:
+        named = foreign[0] if foreign else found[0].name
+        raise PrepareError(f"{partial} is not of this command: it holds '{named}'; move it away or give another OUT")
+    for path in cut_off:
+        path.unlink()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an origin or an index was written by this command."""
+    try:
+        content = parse_json(read_file(path, LARGEST_TABLE), str(path), "")
+    except DataError:
+        return False
+    return isinstance(content, dict) and "shapmix" in content
 
 
 def _origin(source: Source) -> dict[str, Any]:
@@ -203,11 +255,11 @@ def _origin(source: Source) -> dict[str, Any]:
     }
 
 
-def _resumed(partial: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
+def _resumed(partial: Path, origin: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """The journal's lines of an earlier run from the same source with the same options; otherwise the folder is emptied."""
     try:
-        same = json.loads((partial / ORIGIN).read_text(encoding="utf-8")) == origin
-    except (OSError, ValueError):
+        same = parse_json(read_file(partial / ORIGIN, LARGEST_TABLE), ORIGIN, "") == origin
+    except DataError:
         same = False
     if not same:
         if (partial / JOURNAL).exists():
@@ -218,12 +270,24 @@ def _resumed(partial: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = []
     journal = partial / JOURNAL
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+    for line in journal.read_bytes().splitlines() if journal.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # the last line of a run that was killed
+            row = parse_json(line, JOURNAL, "")
+        except DataError:  # the last line of a run that was killed
             break
+        if not _is_row(row) or len(rows) == len(names) or row["name"] != names[len(rows)]:
+            break
+        rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line of the journal tells of a recording that is whole or of a damaged one."""
+    if not isinstance(row, dict):
+        return False
+    if "length" not in row:
+        return isinstance(row.get("damaged"), str)
+    return row["length"] != 0 and all(type(row.get(column)) is int and row[column] >= 0 for column in COLUMNS[1:])
 
 
 def _convert(
@@ -235,6 +299,7 @@ def _convert(
     dtype: np.dtype,
     skip_damaged: bool,
     workers: int,
+    refuse: Callable[[Source, str, np.ndarray], None] | None,
 ) -> None:
     """Appends the recordings behind the last of `rows` to the frames, and to `rows`."""
     with (partial / FRAMES).open("a+b") as frames, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
@@ -259,6 +324,8 @@ def _convert(
                     raise DataError(f"{error} (--skip-damaged leaves such recordings out)") from error
                 row = {"name": name, "damaged": str(error)}
             else:
+                if refuse is not None:
+                    refuse(source, name, recording.joints)
                 if frames.tell() == 0:
                     frames.write(_header(0, shape, dtype))
                 frames.write(joints.data)
@@ -319,6 +386,37 @@ def _fitted(
     return fitted
 
 
+def _asks_for_scores(source: Source, name: str, joints: np.ndarray) -> None:
+    """Stops at a third coordinate from 0 to 1 beside pixels: a score that is taken for a depth would be turned as one."""
+    if joints.shape[3] != 3:
+        return
+    third = joints[..., 2]
+    reach = float(np.abs(joints[..., :2]).max())
+    if third.min() < 0 or not 0 < third.max() <= OF_A_SCORE or reach < OF_PIXELS:
+        return
+    if isinstance(source, Plain):
+        scores = "give --scores"
+    elif isinstance(source, Pyskl):
+        scores = "write it as 'keypoint_score'"
+    else:
+        scores = "write the data in the plain form and give --scores"
+    raise PrepareError(
+        f"recording '{name}': the third coordinate lies from 0 to 1 and the others reach {reach:.0f}, as the score of a pose's "
+        f"estimator beside pixels does; if it is one, {scores}; if it is a depth, give --depth"
+    )
+
+
+def _tell_empty_classes(index: Mapping[str, Any]) -> None:
+    """Logs which classes have no recording: training asks for one of each."""
+    labels, names = set(index["clips"]["label"]), index["class_names"]
+    empty = [names[label] for label in range(len(names)) if label not in labels]
+    if not empty:
+        return
+    shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+    first = "; labels start at 1, classes are numbered from 0" if names[0] == "0" and empty[0] == "0" else ""
+    log.warning("%d of %d classes have no recording: %s%s", len(empty), len(names), shown, first)
+
+
 def _cut_to(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tuple[int, ...] | None:
     """Cuts the frames behind the last recording of the journal that is whole in both; returns [M, V, C] where it is known."""
     frames.seek(0, os.SEEK_END)
@@ -328,8 +426,15 @@ def _cut_to(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tu
         frames.truncate(0)
         return None
     frames.seek(0)
-    np.lib.format.read_magic(frames)
-    (_, *shape), _, _ = np.lib.format.read_array_header_1_0(frames)
+    try:
+        np.lib.format.read_magic(frames)
+        (_, *shape), _, found = np.lib.format.read_array_header_1_0(frames)
+        if found != dtype or len(shape) != 3 or min(shape) < 1:
+            raise ValueError("not a header of this command")
+    except ValueError:
+        rows.clear()
+        frames.truncate(0)
+        return None
     end, size = frames.tell(), int(np.prod(shape)) * dtype.itemsize
     kept = 0
     for row in rows:

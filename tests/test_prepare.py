@@ -103,7 +103,7 @@ def test_the_checksums_find_a_changed_number(tmp_path: Path, capsys: pytest.Capt
     ("damage", "message"),
     [
         (lambda store: (store / INDEX).unlink(), "not a prepared data set"),
-        (lambda store: (store / INDEX).write_text("{"), "cannot be read"),
+        (lambda store: (store / INDEX).write_text("{"), "not valid JSON"),
         (lambda store: (store / INDEX).write_text('{"version": 0}'), "not of version 1"),
         (lambda store: (store / FRAMES).write_bytes((store / FRAMES).read_bytes()[:-4]), "damaged store"),
         (lambda store: np.save(store / FRAMES, np.zeros((1, 1, 20, 3), np.float32)), "holds 1 frames of float32"),
@@ -137,9 +137,9 @@ def test_a_damaged_recording_stops_or_is_listed(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (np.zeros((2, 3, 20, 3), np.float32), "3 people, the store has 1; give --people 3"),
-        (np.zeros((2, 1, 19, 3), np.float32), "19 joints, layout 'ucla20' has 20"),
-        (np.zeros((2, 1, 20, 2), np.float32), "2 coordinates, the first recording has 3"),
+        (np.ones((2, 3, 20, 3), np.float32), "3 people, the store has 1; give --people 3"),
+        (np.ones((2, 1, 19, 3), np.float32), "19 joints, layout 'ucla20' has 20"),
+        (np.ones((2, 1, 20, 2), np.float32), "2 coordinates, the first recording has 3"),
         (np.full((2, 1, 20, 3), 1e5, np.float32), "joint 'hip_centre' has a coordinate that is not finite in float16"),
     ],
 )

@@ -348,7 +348,7 @@ def plain(folder: Path, table: str, names: tuple[str, ...] = ("b", "a", "c")) ->
     (folder / "labels.csv").write_bytes(table.encode("utf-8"))
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(exist_ok=True)
-        np.save(folder / f"{name}.npy", np.full((number + 1, 3, 2), number, dtype=np.int16))
+        np.save(folder / f"{name}.npy", np.full((number + 1, 3, 2), number + 1, dtype=np.int16))
     return folder
 
 

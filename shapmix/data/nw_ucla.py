@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shapmix.data.bounded import numbers, parse_json, read_file, read_table, show, tar_files
 from shapmix.data.clips import DataError, Splits, join_clips
 from shapmix.data.longtail import longtail_counts, longtail_list, match_list, nearest
 from shapmix.data.protocols import held_out, left_over
@@ -30,6 +28,9 @@ ACTION_NUMBERS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)
 N_MAX = 100
 TRAIN_VIEWS = (1, 2)
 HELD_OUT_SHARE = 0.1
+LARGEST_FILE = 16 << 20  # bytes of a JSON clip: 15,000 frames; the longest real one has 127 kB
+LARGEST_SET = 1 << 30  # bytes of all clips together, which are read at once; the real ones have 38 MB
+DAMAGED = "the file is damaged, fetch it again"
 
 _NAME = re.compile(r"(?P<performance>a(?P<action>\d\d)_s\d\d_e\d\d)_v(?P<view>\d\d)")
 _log = logging.getLogger("shapmix")
@@ -87,7 +88,7 @@ def load_nw_ucla(
     if imbalance is not None and train_list is not None:
         raise DataError("give imbalance or train_list, not both: the list already says which clips train")
     source = find_clips(Path(root))
-    read = {clip.name: clip for clip in map(parse_clip, *zip(*json_files(source), strict=True))}
+    read = read_clips(source)
     train_pool, test_pool = _cross_view(read, source.parent)
     class_names = list(CLASS_NAMES)
     if drop_empty_classes:
@@ -156,26 +157,39 @@ def find_clips(root: Path) -> Path:
 
 def json_files(source: Path) -> Iterator[tuple[str, bytes]]:
     """(path for messages, content) of every JSON file, one at a time."""
-    found = False
-    if source.is_dir():
-        for path in sorted(source.glob("*.json")):
-            found = True
-            try:
-                yield str(path), path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{path}: cannot read the file: {error.strerror}") from error
-    else:
-        try:
-            with tarfile.open(source, "r|*") as archive:  # a stream: xz cannot seek, and each clip is needed once
-                for member in archive:
-                    handle = archive.extractfile(member) if member.name.endswith(".json") else None
-                    if handle is not None:
-                        found = True
-                        yield f"{source}: {member.name}", handle.read()
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise DataError(f"{source}: the archive cannot be read ({error}); fetch it again, or unpack it to all_sqe/") from error
-    if not found:
+    left = LARGEST_SET
+    for where, content in _folder(source) if source.is_dir() else _archive(source):
+        left -= len(content)
+        if left < 0:
+            raise DataError(f"{source}: more than {LARGEST_SET} bytes of clips; NW-UCLA has 38 MB. Give the folder that holds it")
+        yield where, content
+    if left == LARGEST_SET:
         raise DataError(f"{source}: holds no .json clips; NW-UCLA has 1,484, named like a01_s01_e00_v01.json")
+
+
+def read_clips(source: Path) -> dict[str, _Clip]:
+    """Every clip of the folder or the archive, by name.
+
+    Raises:
+        DataError: as `parse_clip`, or a name that comes twice.
+    """
+    found: dict[str, _Clip] = {}
+    for where, content in json_files(source):
+        clip = parse_clip(where, content)
+        if clip.name in found:
+            raise DataError(f"{where}: a second clip of this name; remove one")
+        found[clip.name] = clip
+    return found
+
+
+def _folder(source: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(source.glob("*.json")):
+        yield str(path), read_file(path, LARGEST_FILE)
+
+
+def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
+    for name, read in tar_files(source, ".json", LARGEST_FILE):
+        yield f"{source}: {name}", read()
 
 
 def parse_clip(where: str, content: bytes) -> _Clip:
@@ -185,15 +199,12 @@ def parse_clip(where: str, content: bytes) -> _Clip:
     if named is None or int(named["action"]) not in ACTION_NUMBERS:
         actions = ", ".join(map(str, ACTION_NUMBERS))
         raise DataError(f"{where}: not the name of an NW-UCLA clip (aAA_sSS_eEE_vVV with AA one of {actions}); remove or rename it")
-    try:
-        data = json.loads(content)
-        skeletons, label = data["skeletons"], data["label"]
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON ({error}); the file is damaged, fetch it again") from error
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: must be an object with the keys 'skeletons' and 'label'") from error
-    if label not in range(1, len(CLASS_NAMES) + 1):
-        raise DataError(f"{where}: label {label!r} is out of range; NW-UCLA's labels are 1 to {len(CLASS_NAMES)}")
+    data = parse_json(content, where, DAMAGED)
+    if not isinstance(data, dict) or not {"skeletons", "label"} <= set(data):
+        raise DataError(f"{where}: must be an object with the keys 'skeletons' and 'label'")
+    skeletons, label = data["skeletons"], data["label"]
+    if type(label) is not int or label not in range(1, len(CLASS_NAMES) + 1):
+        raise DataError(f"{where}: label {show(label)} is out of range; NW-UCLA's labels are 1 to {len(CLASS_NAMES)}")
     expected = ACTION_NUMBERS.index(int(named["action"])) + 1
     if label != expected:
         raise DataError(f"{where}: label {label} contradicts the name, whose action {named['action']} has label {expected}")
@@ -205,20 +216,25 @@ def _coordinates(where: str, skeletons: object) -> np.ndarray:
     """[T, 20, 3] float32 of a clip's nested lists, naming the frame that does not fit."""
     if not isinstance(skeletons, list) or not skeletons:
         raise DataError(f"{where}: 'skeletons' holds no frames; remove the clip or fetch it again")
-    try:
-        frames = np.asarray(skeletons, dtype=np.float32)
-    except (ValueError, TypeError):
-        frames = np.empty(0, dtype=np.float32)
-    if frames.shape[1:] != (20, 3):
-        for number, frame in enumerate(skeletons):
-            joints = len(frame) if isinstance(frame, list) else 0
-            if joints != 20:
-                raise DataError(f"{where}: frame {number} has {joints} joints, NW-UCLA's skeleton has 20")
-        raise DataError(f"{where}: a joint does not have three numbers, x y z; the file is damaged, fetch it again")
+    for number, frame in enumerate(skeletons):
+        joints = len(frame) if isinstance(frame, list) else 0
+        if joints != 20:
+            raise DataError(f"{where}: frame {number} has {joints} joints, NW-UCLA's skeleton has 20")
+        if not all(isinstance(joint, list) and len(joint) == 3 for joint in frame) or not numbers(frame):
+            joint, value = next((at, one) for at, one in enumerate(frame) if not _is_joint(one))
+            raise DataError(f"{where}: frame {number}, joint {joint} is {show(value)}, not three numbers x y z; {DAMAGED}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused
+        frames = np.array(skeletons, dtype=np.float32)
+    if not frames.any():
+        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or fetch it again")
     if not np.isfinite(frames).all():
         number, joint, _ = np.argwhere(~np.isfinite(frames))[0]
         raise DataError(f"{where}: frame {number}, joint {joint} has a coordinate that is not finite; repair or remove the clip")
     return frames
+
+
+def _is_joint(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and numbers([value])
 
 
 def _cross_view(read: dict[str, _Clip], folder: Path) -> tuple[list[_Clip], list[_Clip]]:
@@ -234,18 +250,14 @@ def _cross_view(read: dict[str, _Clip], folder: Path) -> tuple[list[_Clip], list
 def _in_table_order(path: Path, members: dict[str, _Clip]) -> list[_Clip]:
     """The clips that a table with the columns name and label lists, in its order."""
     clips: list[_Clip] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            name, label = row.get("name"), row.get("label")
-            if name is None or label is None:
-                raise DataError(f"{where}: the table must have the columns 'name' and 'label'")
-            if name not in members:
-                raise DataError(f"{where}: no clip '{name}' in these views{nearest(name, members)}; correct or remove the line")
-            if label != str(members[name].label + 1):
-                raise DataError(f"{where}: label {label} of '{name}' contradicts label {members[name].label + 1} in its JSON file")
-            clips.append(members.pop(name))
+    for line, row in read_table(path, ("name", "label")):
+        where = f"{path}, line {line}"
+        name, label = row["name"], row["label"]
+        if name not in members:
+            raise DataError(f"{where}: no clip {show(name)} in these views{nearest(name, members)}; correct or remove the line")
+        if label != str(members[name].label + 1):
+            raise DataError(f"{where}: label {label[:20]} of '{name}' contradicts label {members[name].label + 1} in its JSON")
+        clips.append(members.pop(name))
     if members:
         _log.info("%s: %d clips of these views are not listed and not used: %s", path, len(members), ", ".join(members))
     return clips

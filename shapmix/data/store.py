@@ -11,22 +11,23 @@ of any size opens at once.
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
+from shapmix.data.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, MOST_SPLITS, check_name, parse_json, read_file, show
 from shapmix.data.clips import ClipStore, DataError
-from shapmix.layout import parse_layout
+from shapmix.layout import layout_text, parse_layout
 
 FRAMES, INDEX, LAYOUT = "frames.npy", "store.json", "layout.toml"
 VERSION = 1
 NUMBERS = ("camera", "subject", "setup", "replication")
+AGAIN = "prepare the data set again"
 COLUMNS = ("name", "label", "length", "crc32", *NUMBERS)
 
 
@@ -56,12 +57,14 @@ def open_store(folder: str | Path) -> Prepared:
     folder = Path(folder)
     index = read_index(folder)
     try:
-        mapped = np.load(folder / FRAMES, mmap_mode="c", allow_pickle=False)
-        layout = parse_layout((folder / LAYOUT).read_text(encoding="utf-8"), where=str(folder / LAYOUT))
-    except (OSError, ValueError) as error:  # LayoutError is a ValueError
+        mapped = np.lib.format.open_memmap(folder / FRAMES, mode="c")
+        layout = parse_layout(layout_text(folder / LAYOUT), where=str(folder / LAYOUT))
+    except Exception as error:  # NumPy has many words for a damaged file
         raise DataError(f"{folder}: damaged store ({error}); prepare it again") from error
     clips = index["clips"]
     lengths = np.asarray(clips["length"], dtype=np.int64)
+    if mapped.ndim != 4 or not mapped.flags.c_contiguous:
+        raise DataError(f"{folder}: {FRAMES} is {list(mapped.shape)}, not [frames, people, joints, coordinates]; prepare it again")
     if list(mapped.shape[:1]) != [int(lengths.sum())] or str(mapped.dtype) != index["dtype"]:
         raise DataError(
             f"{folder}: {FRAMES} holds {len(mapped)} frames of {mapped.dtype}, {INDEX} speaks of {lengths.sum()} of "
@@ -94,17 +97,62 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder}: not a prepared data set (no {INDEX}); make one with python -m shapmix.prepare") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); prepare the data set again") from error
-    if not isinstance(index, dict) or index.get("version") != VERSION:
-        raise DataError(f"{path}: not of version {VERSION}; prepare the data set again with this version of shapmix")
-    lengths = {len(index.get("clips", {}).get(column, ())) for column in COLUMNS}
-    if len(lengths) != 1 or lengths == {0}:
-        raise DataError(f"{path}: its columns do not match; prepare the data set again")
+        there = path.is_file()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not there:
+        raise DataError(f"{folder}: not a prepared data set (no {INDEX}); make one with python -m shapmix.prepare")
+    index = parse_json(read_file(path, LARGEST_TABLE), str(path), AGAIN)
+    if not isinstance(index, dict) or type(index.get("version")) is not int or index["version"] != VERSION:
+        raise DataError(f"{path}: not of version {VERSION}; {AGAIN} with this version of shapmix")
+    _check_index(path, index)
     return index
+
+
+def _check_index(path: Path, index: dict[str, Any]) -> None:
+    """Every value is of its kind and within its bounds, so that whoever reads the index can rely on it."""
+
+    def fail(reason: str) -> NoReturn:
+        raise DataError(f"{path}: {reason}; {AGAIN}")
+
+    for key, kind in (("clips", dict), ("class_names", list), ("splits", dict), ("source", dict), ("scores", bool), ("dtype", str)):
+        if type(index.get(key)) is not kind:
+            fail(f"'{key}' is {show(index.get(key))}, not a {kind.__name__}")
+    if index["dtype"] not in ("float32", "float16"):
+        fail(f"'dtype' is {show(index['dtype'])}, not float32 or float16")
+    names = index["class_names"]
+    if not 1 <= len(names) <= MOST_CLASSES:
+        fail(f"{len(names)} classes, not 1 to {MOST_CLASSES}")
+    for name in names:
+        check_name(name, "class", str(path))
+    if len(set(names)) != len(names):
+        fail("two classes have one name")
+    clips = index["clips"]
+    for column in COLUMNS:
+        if not isinstance(clips.get(column), list):
+            fail(f"has no column '{column}'")
+    count = len(clips["name"])
+    if not 1 <= count <= MOST_CLIPS or any(len(clips[column]) != count for column in COLUMNS):
+        fail(f"its columns do not match, or do not hold 1 to {MOST_CLIPS} recordings")
+    for name in clips["name"]:
+        check_name(name, "recording", str(path))
+    if len(set(clips["name"])) != count:
+        fail("two recordings have one name")
+    bounds = {"label": (0, len(names)), "length": (1, 1 << 40), "crc32": (0, 1 << 32)}
+    for column in COLUMNS[1:]:
+        low, high = bounds.get(column, (0, 1 << 63))
+        if not _whole(clips[column], low, high):
+            fail(f"column '{column}' holds what is not a whole number from {low} to {high - 1}")
+    if len(index["splits"]) > MOST_SPLITS:
+        fail(f"{len(index['splits'])} splits; there are at most {MOST_SPLITS}")
+    for split, rows in index["splits"].items():
+        if not isinstance(rows, list) or not _whole(rows, 0, count) or len(set(rows)) != len(rows):
+            fail(f"split {show(split)} is not a list of different recordings")
+
+
+def _whole(values: list[Any], low: int, high: int) -> bool:
+    """Whether all are whole numbers from `low` to `high` (exclusive); a boolean is none."""
+    return set(map(type, values)) <= {int} and (not values or (min(values) >= low and max(values) < high))
 
 
 def damaged_clips(folder: str | Path) -> Iterator[tuple[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tarfile
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from shapmix.data.bounded import UNREADABLE, is_tar, tar_files
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Source
 from shapmix.data.sources.msg3d import DATA, Msg3d
@@ -83,7 +84,7 @@ def _found(path: Path) -> Format:
         fits = {
             "ntu_npz": is_ntu_npz(path),
             "ntu_raw": skeletons,
-            "nw_ucla": not skeletons and tarfile.is_tarfile(path) and _holds(path, ".json"),
+            "nw_ucla": not skeletons and is_tar(path) and _holds(path, ".json"),
             "pyskl": path.suffix in (".pkl", ".pickle"),
         }
     found = [name for name in get_args(Format) if fits.get(name)]
@@ -100,10 +101,9 @@ def _holds(path: Path, ending: str) -> bool:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith(ending) for name in archive.namelist())
-        if tarfile.is_tarfile(path):
-            with tarfile.open(path, "r|*") as stream:
-                first = next((member for member in stream if member.isfile()), None)
-                return first is not None and first.name.endswith(ending)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        if is_tar(path):
+            first = next(tar_files(path, "", sys.maxsize), None)
+            return first is not None and first[0].endswith(ending)
+    except UNREADABLE as error:
         raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
     return False

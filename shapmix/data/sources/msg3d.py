@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shapmix.data.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, show
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
@@ -54,7 +55,8 @@ class Msg3d:
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
         rows, row = self._rows[index]
-        joints = np.ascontiguousarray(rows[row].transpose(1, 3, 2, 0), dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is not finite is refused
+            joints = np.ascontiguousarray(rows[row].transpose(1, 3, 2, 0), dtype=np.float32)
         if not np.isfinite(joints).all():
             frame = np.argwhere(~np.isfinite(joints))[0][0]
             raise DataError(f"recording '{self.names[index]}' (row {row}): frame {frame} is not finite; repair or remove it")
@@ -67,18 +69,25 @@ class Msg3d:
 
 def _open(data: Path, label: Path) -> tuple[np.ndarray, list[str], list[int]]:
     try:
-        rows = np.load(data, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        rows = np.lib.format.open_memmap(data, mode="r")
+    except Exception as error:  # NumPy has many words for a damaged file
         raise DataError(f"{data}: cannot be read ({error}); fetch it again") from error
     if rows.ndim != 5 or rows.dtype.kind != "f":
         raise DataError(f"{data}: {list(rows.shape)} of {rows.dtype}, not [N, C, T, V, M] floating point")
+    if len(rows) > MOST_CLIPS or not rows.size or rows[0].size * 4 > LARGEST_CLIP:
+        raise DataError(f"{data}: {list(rows.shape)}, not 1 to {MOST_CLIPS} clips of at most {LARGEST_CLIP} bytes")
     content = load_pickle(label)
-    if not isinstance(content, (tuple, list)) or len(content) != 2:
+    if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(_is_column, content)):
         raise DataError(f"{label}: not a pair of names and labels")
     names, labels = (list(column) for column in content)
     if not len(names) == len(labels) == len(rows):
         raise DataError(f"{label}: {len(names)} names and {len(labels)} labels for {len(rows)} rows of {data.name}")
-    for name, number in zip(names, labels, strict=True):
-        if not isinstance(number, (int, np.integer)) or number < 0:
-            raise DataError(f"{label}: label {number!r} of '{name}' is not a class number")
-    return rows, [str(name).rpartition(".")[0] or str(name) for name in names], [int(number) for number in labels]
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{label}: {show(name)} is not the name of a clip")
+    found = [check_label(number, f"{label}: '{name}'") for name, number in zip(names, labels, strict=True)]
+    return rows, [str(name).rpartition(".")[0] or str(name) for name in names], found
+
+
+def _is_column(values: object) -> bool:
+    return isinstance(values, (list, tuple)) or (isinstance(values, np.ndarray) and values.ndim == 1)

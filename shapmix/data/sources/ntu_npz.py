@@ -6,17 +6,18 @@ of its frames have a sum that is not zero: the frames that the field's feeder cr
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import threading
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from shapmix.data.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
@@ -24,7 +25,7 @@ from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
 PEOPLE, JOINTS, COORDINATES = 2, 25, 3
 ROW = PEOPLE * JOINTS * COORDINATES
 PARTS = ("train", "test")
-KEPT = 256  # rows of a packed member that wait for their thread
+KEPT = 256 << 20  # bytes of rows of a packed member that wait for their thread
 
 
 class _Rows:
@@ -44,11 +45,14 @@ class _Rows:
                 read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 self.shape, fortran, self.dtype = read_header(file)
                 self._begin = file.tell()
-        if fortran or self.dtype.hasobject or not self.shape:
+        if fortran or self.dtype.kind not in "fiub" or not self.shape or min(self.shape) < 1:
             raise DataError(f"{self.where}: an array that is not plain rows of numbers; write it again with numpy.savez")
-        self._size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        self._size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if self._size > LARGEST_CLIP or self.shape[0] > MOST_CLIPS:
+            raise DataError(f"{self.where}: {list(self.shape)}, more than {MOST_CLIPS} rows of {LARGEST_CLIP} bytes; it is damaged")
         if entry.file_size != self._begin + self.shape[0] * self._size:
             raise DataError(f"{self.where}: {entry.file_size} bytes do not hold {list(self.shape)} of {self.dtype}; fetch it again")
+        self._waiting = max(1, min(KEPT // self._size, 256))
         self._plain = os.open(path, os.O_RDONLY) if entry.compress_type == zipfile.ZIP_STORED else None
         if self._plain is not None:
             # the entry's own header, 30 bytes and two texts whose lengths it ends with, lies before its content
@@ -66,7 +70,7 @@ class _Rows:
             else:
                 with self._lock:
                     content = self._unpacked(row)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (*UNREADABLE, ValueError) as error:
             raise DataError(f"{self.where}, row {row}: cannot be read ({error}); fetch the file again") from error
         if len(content) != self._size:
             raise DataError(f"{self.where}, row {row}: the file ends inside it; fetch it again")
@@ -81,7 +85,7 @@ class _Rows:
             self._next, self._kept = 0, {}
         while self._next < row:
             self._kept[self._next] = self._packed.read(self._size)
-            if len(self._kept) > KEPT:
+            if len(self._kept) > self._waiting:
                 del self._kept[min(self._kept)]
             self._next += 1
         self._next += 1
@@ -146,8 +150,9 @@ class NtuNpz:
             raise DataError(
                 f"{rows.where}, row {row} ('{self.names[index]}'): frame {frame} is not finite; repair or remove the row"
             )
-        joints = frames.reshape(-1, PEOPLE, JOINTS, COORDINATES).astype(np.float32, copy=False)
-        valid = int((joints.sum(3).sum(1).sum(1) != 0).sum())  # in the feeder's order of axes
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers beyond float32 are refused by who takes the recording
+            joints = frames.reshape(-1, PEOPLE, JOINTS, COORDINATES).astype(np.float32, copy=False)
+            valid = int((joints.sum(3).sum(1).sum(1) != 0).sum())  # in the feeder's order of axes
         if valid == 0:
             raise DataError(f"{rows.where}, row {row} ('{self.names[index]}'): no frame holds a body; remove the row")
         number = self._numbers[index]
@@ -158,17 +163,20 @@ def is_ntu_npz(path: Path) -> bool:
     """Whether a file is a zip archive with the members of this form."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return {f"{axis}_{part}.npy" for axis in "xy" for part in PARTS} <= set(archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {f"{axis}_{part}.npy" for axis in "xy" for part in PARTS} <= set(archive.namelist())
+    except UNREADABLE:
+        return False
 
 
 def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:
     """Rows of x, labels of y, and how many classes y has."""
     try:
         rows, one_hot = _Rows(path, f"x_{part}"), _Rows(path, f"y_{part}")
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile have many words for a damaged file
         raise DataError(
             f"{path}: not an npz with x_{part} and y_{part} ({error}); give the file that the field's scripts write"
         ) from error
@@ -176,6 +184,8 @@ def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:
         raise DataError(f"{rows.where}: {list(rows.shape)} of {rows.dtype}, not [clips, frames, {ROW}] floating point")
     if len(one_hot.shape) != 2 or (len(one_hot.shape) and one_hot.shape[0] != rows.shape[0]):
         raise DataError(f"{one_hot.where}: {list(one_hot.shape)}, not one row of classes for each of the {rows.shape[0]} clips")
+    if one_hot.shape[1] > MOST_CLASSES:
+        raise DataError(f"{one_hot.where}: {one_hot.shape[1]} classes; there are at most {MOST_CLASSES}")
     labels = []
     for row in range(rows.shape[0]):
         chosen = one_hot.read(row)

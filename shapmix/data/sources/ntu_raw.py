@@ -7,17 +7,16 @@ bodies that are short or that no person's shape fits are dropped, the body that 
 
 from __future__ import annotations
 
-import tarfile
 import threading
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from shapmix.data.bounded import UNREADABLE, read_file, tar_files, zip_files
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
@@ -29,7 +28,8 @@ FEWEST_FRAMES = 12  # of a body, where there are several
 WIDEST = 0.8  # of a person: extent in x over extent in y
 MOST_UNCLEAN = 0.69754  # share of a body's frames that are wider
 LARGEST_FILE = 256 << 20  # bytes; the longest real recordings have 5 MB
-KEPT = 256  # files of a stream that wait for their thread
+MOST_BODIES = 1000  # of a recording; a sensor numbers a person who comes back anew
+KEPT, KEPT_BYTES = 256, 256 << 20  # files of a stream that wait for their thread
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def read_skeletons(content: bytes, where: str) -> Skeletons:
         raise DataError(f"{where}, {error}; the file is damaged, fetch it again") from error
     if len(body) == 0:
         raise DataError(f"{where}: no frame holds a body (302 recordings of NTU RGB+D 60 and 535 of 120 are known to have none)")
+    if (bodies := len(np.unique(body))) > MOST_BODIES:
+        raise DataError(f"{where}: {bodies} bodies; no recording has as many. The file is damaged, fetch it again")
     return Skeletons(frame_of, body, joints)
 
 
@@ -85,9 +87,11 @@ class NtuRaw:
         else:
             self.files = [path]
             zipped = zipfile.is_zipfile(path)
-            members = _zipped(path) if zipped else [member.name for member in _tarred(path)]
+            members = (
+                zip_files(path, ENDING, LARGEST_FILE) if zipped else [name for name, _ in tar_files(path, ENDING, LARGEST_FILE)]
+            )
             self._read = self._from_zip if zipped else self._from_tar
-        self._members = [member for member in members if member.endswith(ENDING)]
+        self._members = members
         if not self._members:
             raise DataError(f"{path}: holds no {ENDING} files")
         if not path.is_dir() and self._read == self._from_zip:
@@ -106,7 +110,7 @@ class NtuRaw:
         self.class_names = ntu_classes(max(number.label for number in self._numbers) + 1)
         self._lock = threading.Lock()
         self._archive: zipfile.ZipFile | None = None
-        self._stream: Iterator[tuple[str, bytes]] | None = None
+        self._stream: Iterator[tuple[str, Callable[[], bytes]]] | None = None
         self._next = 0
         self._kept: dict[int, bytes] = {}
 
@@ -118,13 +122,7 @@ class NtuRaw:
         return Recording(joints, number.label, **number.numbers())
 
     def _from_folder(self, index: int) -> bytes:
-        path = self.files[index]
-        try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise DataError(f"{path}: {path.stat().st_size} bytes; no recording has as many")
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        return read_file(self.files[index], LARGEST_FILE)
 
     def _from_zip(self, index: int) -> bytes:
         with self._lock:
@@ -132,7 +130,7 @@ class NtuRaw:
                 self._archive = zipfile.ZipFile(self._path)
         try:
             return self._archive.read(self._members[index])  # ZipFile shares its file among threads
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self._path}: {self._members[index]}: cannot be read ({error}); fetch the archive again") from error
 
     def _from_tar(self, index: int) -> bytes:
@@ -140,14 +138,15 @@ class NtuRaw:
             if index in self._kept:
                 return self._kept.pop(index)
             if self._stream is None or index < self._next:
-                self._stream = ((member.name, content) for member, content in _tarred_contents(self._path))
+                self._stream = tar_files(self._path, ENDING, LARGEST_FILE)
                 self._next, self._kept = 0, {}
-            for _, content in self._stream:
+            for _, read in self._stream:
+                content = read()
                 self._next += 1
                 if self._next == index + 1:
                     return content
                 self._kept[self._next - 1] = content
-                if len(self._kept) > KEPT:
+                while len(self._kept) > KEPT or sum(map(len, self._kept.values())) > KEPT_BYTES:
                     del self._kept[min(self._kept)]
         raise DataError(f"{self._path}: the archive has changed while it was read")
 
@@ -158,6 +157,11 @@ def actors(skeletons: Skeletons, where: str = "recording") -> np.ndarray:
     Raises:
         DataError: no body is left.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        return _actors(skeletons, where)
+
+
+def _actors(skeletons: Skeletons, where: str) -> np.ndarray:
     frames = int(skeletons.frame_of[-1]) + 1
     bodies = [_body(skeletons, skeletons.body == body) for body in dict.fromkeys(skeletons.body.tolist())]
     several = len(bodies) > 1
@@ -179,6 +183,8 @@ def actors(skeletons: Skeletons, where: str = "recording") -> np.ndarray:
         placed[missing] = 0
     joints = np.zeros((len(placed), 2, JOINTS, 3), np.float32)
     joints[:, : placed.shape[1]] = placed
+    if not np.isfinite(joints).all():
+        raise DataError(f"{where}: joints so far apart that float32 cannot hold it; the file is damaged, fetch it again")
     # the feeder crops from the first n frames, n being how many have a sum that is not zero
     return joints[: int((joints.sum(3).sum(1).sum(1) != 0).sum())]
 
@@ -243,31 +249,5 @@ def _placed(bodies: list[_Body], frames: int) -> np.ndarray:
     return placed
 
 
-def _zipped(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.filename.endswith(ENDING) and entry.file_size > LARGEST_FILE:
-                    raise DataError(f"{path}: '{entry.filename}' unpacks to {entry.file_size} bytes; no recording has as many")
-            return archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
-
-
-def _tarred(path: Path) -> Iterator[tarfile.TarInfo]:
-    for member, _ in _tarred_contents(path, listing=True):
-        yield member
-
-
-def _tarred_contents(path: Path, *, listing: bool = False) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    try:
-        with tarfile.open(path, "r|*") as archive:  # a stream: packed archives cannot seek
-            for member in archive:
-                if not member.isfile() or not member.name.endswith(ENDING):
-                    continue
-                if member.size > LARGEST_FILE:
-                    raise DataError(f"{path}: '{member.name}' unpacks to {member.size} bytes; no recording has as many")
-                content = None if listing else archive.extractfile(member)
-                yield member, content.read() if content is not None else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
+def _names_of_tar(path: Path, ending: str, largest: int) -> list[str]:
+    return [name for name, _ in tar_files(path, ending, largest)]

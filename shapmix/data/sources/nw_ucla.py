@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from shapmix.data.clips import DataError
-from shapmix.data.nw_ucla import CLASS_NAMES, find_clips, json_files, parse_clip
+from shapmix.data.bounded import read_table
+from shapmix.data.nw_ucla import CLASS_NAMES, find_clips, read_clips
 from shapmix.data.sources import Recording
 
 TABLES = {"train": "train.csv", "test": "test.csv"}
@@ -26,7 +25,7 @@ class NwUcla:
 
     def __init__(self, root: Path) -> None:
         found = find_clips(root)
-        clips = {clip.name: clip for clip in (parse_clip(where, content) for where, content in json_files(found))}
+        clips = read_clips(found)
         self.names = sorted(clips)
         self._clips = [clips[name] for name in self.names]
         self.class_names = list(CLASS_NAMES)
@@ -42,8 +41,4 @@ class NwUcla:
 
 
 def _names(table: Path) -> list[str]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if "name" not in (rows.fieldnames or []):
-            raise DataError(f"{table}, line 1: has no column 'name'")
-        return [row["name"] for row in rows]
+    return [row["name"] for _, row in read_table(table, ("name",))]

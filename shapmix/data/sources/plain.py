@@ -20,17 +20,20 @@ C is 2 or 3 coordinates, or 2 and a score of the pose's estimator (`--scores`). 
 
 from __future__ import annotations
 
-import csv
+import zipfile
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 
+from shapmix.data.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_SPLITS, check_label, check_name, read_npy, read_table, show
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
 
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
 NUMBERS = ("subject", "camera", "setup", "replication")
 COLUMNS = ("name", "label", "split", *NUMBERS)
+MOST_DIGITS = 18  # of a number in the table
 
 
 class Plain:
@@ -50,32 +53,42 @@ class Plain:
         self.splits: dict[str, list[str]] = {}
         self._numbers: list[dict[str, int]] = []
         labels: list[str] = []
-        for line, row in self._rows():
-            name = row["name"]
+        for line, row in read_table(self._table, COLUMNS[:2], COLUMNS):
+            where, name = f"{self._table}, line {line}", row["name"]
             path = PurePosixPath(name)
             if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
-                raise DataError(f"{self._table}, line {line}: '{name}' is not the name of a file below {folder}")
+                raise DataError(f"{where}: {show(name)} is not the name of a file below {folder}")
             if not row["label"]:
-                raise DataError(f"{self._table}, line {line}: '{name}' has no label")
+                raise DataError(f"{where}: '{name}' has no label")
+            check_name(name, "clip", where)
+            check_name(row["label"], "class", where)
             self.names.append(name)
             labels.append(row["label"])
             if row.get("split"):
-                self.splits.setdefault(row["split"], []).append(name)
+                self.splits.setdefault(check_name(row["split"], "list", where), []).append(name)
+                if len(self.splits) > MOST_SPLITS:
+                    raise DataError(f"{where}: the column split names more than {MOST_SPLITS} lists")
             numbers = {}
             for column in NUMBERS:
                 given = row.get(column) or "0"
-                if not given.isdecimal():
-                    raise DataError(f"{self._table}, line {line}: {column} '{given}' is not a number")
+                if not given.isdecimal() or len(given) > MOST_DIGITS:
+                    raise DataError(f"{where}: {column} {show(given)} is not a number of at most {MOST_DIGITS} digits")
                 numbers[column] = int(given)
             self._numbers.append(numbers)
         if not self.names:
             raise DataError(f"{self._table}: lists no clips")
         if all(label.isdecimal() for label in labels):
-            self.class_names = [str(label) for label in range(max(map(int, labels)) + 1)]
-            self._labels = [int(label) for label in labels]
+            self._labels = [
+                check_label(int(label[:MOST_DIGITS]), f"{self._table}: '{name}'")
+                for name, label in zip(self.names, labels, strict=True)
+            ]
+            self.class_names = [str(label) for label in range(max(self._labels) + 1)]
         else:
             self.class_names = sorted(set(labels))
-            self._labels = [self.class_names.index(label) for label in labels]
+            if len(self.class_names) > MOST_CLASSES:
+                raise DataError(f"{self._table}: {len(self.class_names)} classes; there are at most {MOST_CLASSES}")
+            number_of = {name: number for number, name in enumerate(self.class_names)}
+            self._labels = [number_of[label] for label in labels]
         self._paths = [self._path(name) for name in self.names]
         self.files = [self._table, *([folder / LAYOUT] if layout is None else []), *self._paths]
 
@@ -83,33 +96,14 @@ class Plain:
         """Recording `names[index]`; see `Source`."""
         return Recording(read_array(self._paths[index]), self._labels[index], **self._numbers[index])
 
-    def _rows(self) -> list[tuple[int, dict[str, str]]]:
-        try:
-            with self._table.open(newline="", encoding="utf-8-sig") as file:
-                rows = csv.DictReader(file)
-                columns = [column.strip() for column in rows.fieldnames or []]
-                missing = [column for column in ("name", "label") if column not in columns]
-                unknown = [column for column in columns if column not in COLUMNS]
-                if missing or unknown:
-                    wrong = f"has no column '{missing[0]}'" if missing else f"has an unknown column '{unknown[0]}'"
-                    raise DataError(f"{self._table}, line 1: {wrong}; columns are {', '.join(COLUMNS)}")
-                rows.fieldnames = columns
-                found = []
-                for row in rows:
-                    if None in row or None in row.values():
-                        raise DataError(f"{self._table}, line {rows.line_num}: not {len(columns)} columns, as line 1 has")
-                    found.append((rows.line_num, {key: value.strip() for key, value in row.items()}))
-                return found
-        except OSError as error:
-            raise DataError(f"{self._table}: cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{self._table}: not a table in UTF-8 ({error})") from error
-
     def _path(self, name: str) -> Path:
         for ending in (".npy", ".npz"):
             path = self._folder / f"{name}{ending}"
-            if path.is_file():
-                return path
+            try:
+                if path.is_file():
+                    return path
+            except OSError as error:
+                raise DataError(f"{self._table}: {show(name)} is no name of a file: {error.strerror}") from error
         raise DataError(f"{self._table}: '{name}' has no file {self._folder / name}.npy or .npz")
 
 
@@ -117,25 +111,44 @@ def read_array(path: Path) -> np.ndarray:
     """[T, M, V, C] float32 of a file in the plain form.
 
     Raises:
-        DataError: unreadable, not such an array, empty, or a coordinate that is not finite.
+        DataError: missing or unreadable, not such an array, larger than any clip, empty, all zero, or a coordinate that is not
+            finite.
     """
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.lib.npyio.NpzFile):
-            with content:
-                if ARRAY not in content:
-                    raise DataError(f"{path}: holds {', '.join(content) or 'nothing'}, not the array '{ARRAY}'")
-                content = content[ARRAY]
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            content = _member(path, file) if zipped else read_npy(file, path.stat().st_size)
     except DataError:
         raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # NumPy and zipfile have many words for a damaged file
         raise DataError(f"{path}: not a whole NumPy file of numbers ({error}); write it again with numpy.save") from error
     if content.dtype.kind not in "fiu" or content.ndim not in (3, 4):
         raise DataError(f"{path}: {list(content.shape)} of {content.dtype}, not [T, V, C] or [T, M, V, C] numbers")
-    joints = np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is not finite is refused
+        joints = np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32)
     if len(joints) == 0:
         raise DataError(f"{path}: has no frames; remove the clip")
+    if not joints.any():
+        raise DataError(f"{path}: no frame holds a body, all coordinates are zero; remove the clip")
     if not np.isfinite(joints).all():
         frame, person, joint, _ = np.argwhere(~np.isfinite(joints))[0]
         raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 where a joint was not found")
     return joints
+
+
+def _member(path: Path, file: IO[bytes]) -> np.ndarray:
+    """The array `joints` of an npz."""
+    with zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if ARRAY not in names:
+            raise DataError(f"{path}: holds {show(names)}, not the array '{ARRAY}'")
+        entry = archive.getinfo(f"{ARRAY}.npy")
+        if entry.file_size > LARGEST_CLIP:
+            raise DataError(f"{path}: '{ARRAY}' unpacks to {entry.file_size} bytes; a clip has at most {LARGEST_CLIP}")
+        with archive.open(entry) as member:
+            return read_npy(member, entry.file_size)

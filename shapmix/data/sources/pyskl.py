@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shapmix.data.bounded import LARGEST_CLIP, MOST_CLIPS, MOST_SPLITS, check_label, show
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
@@ -43,32 +44,36 @@ class Pyskl:
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or not content["annotations"]:
             raise DataError(f"{path}: has no list 'annotations'; give a pickle of pyskl's form")
         self._annotations: list[dict[str, Any]] = content["annotations"]
-        self.names = [str(self._field(row, "frame_dir")) for row in range(len(self._annotations))]
+        if len(self._annotations) > MOST_CLIPS:
+            raise DataError(f"{path}: {len(self._annotations)} annotations, the most are {MOST_CLIPS}")
+        self.names = [self._name(row) for row in range(len(self._annotations))]
         labels = [self._label(row) for row in range(len(self._annotations))]
         if all(parse_ntu_name(name) for name in self.names):
             self.class_names = ntu_classes(max(labels) + 1)
         else:
             self.class_names = [str(label) for label in range(max(labels) + 1)]
-        splits = content.get("split") or {}
-        if not isinstance(splits, dict):
-            raise DataError(f"{path}: 'split' is a {type(splits).__name__}, not lists of ids by name")
-        self.splits = {str(name): [str(entry) for entry in entries] for name, entries in splits.items()}
-        joints = np.shape(self._field(0, "keypoint"))[-2:-1]
+        self.splits = _splits(path, content.get("split"), len(self.names))
+        joints = self._array(0, "keypoint").shape[-2:-1]
         if joints not in [(number,) for number in LAYOUTS]:
             raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints; known are {', '.join(map(str, LAYOUTS))}")
         self.layout = LAYOUTS[joints[0]]
         most = max(
             1 if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
             for entry in self._annotations
-            if "keypoint" in entry
+            if isinstance(entry.get("keypoint"), np.ndarray)
         )
         self._num_people = max(1, min(most, max_people))
         self.scores = "keypoint_score" in self._annotations[0] or "frame_inds" in self._annotations[0]
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
-        keypoint = np.asarray(self._field(index, "keypoint"))
-        joints = (self._gathered if "frame_inds" in self._annotations[index] else self._people)(index, keypoint)
+        keypoint = self._array(index, "keypoint")
+        if keypoint.size * np.dtype(np.float32).itemsize > LARGEST_CLIP:
+            raise self._error(index, f"keypoint is {list(keypoint.shape)}, more than {LARGEST_CLIP} bytes")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            joints = (self._gathered if "frame_inds" in self._annotations[index] else self._people)(index, keypoint)
+        if not np.isfinite(joints).all():
+            raise self._error(index, f"frame {np.argwhere(~np.isfinite(joints))[0][0]} is not finite")
         stands = np.flatnonzero(joints.any((1, 2, 3)))
         if len(stands) == 0:
             raise self._error(index, "no frame holds a person")
@@ -83,8 +88,10 @@ class Pyskl:
         if not np.isfinite(keypoint).all():
             raise self._error(index, f"frame {np.argwhere(~np.isfinite(keypoint))[0][1]} is not finite")
         poses = keypoint.astype(np.float32)
+        if not poses.size:
+            raise self._error(index, "no frame holds a person")
         if "keypoint_score" in self._annotations[index]:
-            score = np.asarray(self._annotations[index]["keypoint_score"], dtype=np.float32)
+            score = self._array(index, "keypoint_score").astype(np.float32)
             if poses.shape[3] != 2 or score.shape != poses.shape[:3]:
                 raise self._error(
                     index, f"keypoint_score is {list(score.shape)} and keypoint {list(poses.shape)}; they do not match"
@@ -101,48 +108,65 @@ class Pyskl:
 
     def _gathered(self, index: int, keypoint: np.ndarray) -> np.ndarray:
         """[T, M, V, 3] of the compressed form, one pose a row; T counts the frames that have one."""
-        entry, frame_of = self._annotations[index], np.asarray(self._field(index, "frame_inds"))
+        entry, frame_of = self._annotations[index], self._array(index, "frame_inds")
         if keypoint.ndim != 3 or keypoint.shape[2] != 3 or frame_of.shape != keypoint.shape[:1] or frame_of.dtype.kind not in "iu":
             raise self._error(
                 index,
                 f"keypoint is {list(keypoint.shape)}, frame_inds {list(frame_of.shape)} of {frame_of.dtype}; they do not match",
             )
         if "anno_inds" in entry:
-            chosen = np.asarray(entry["anno_inds"])
-            if chosen.dtype.kind not in "iub" or (chosen.dtype.kind != "b" and (chosen >= len(keypoint)).any()):
+            chosen = self._array(index, "anno_inds")
+            if not _chooses(chosen, len(keypoint)):
                 raise self._error(index, f"anno_inds choose poses that are not among the {len(keypoint)}")
             keypoint, frame_of = keypoint[chosen], frame_of[chosen]
         poses = self._in_picture(index, keypoint.astype(np.float32))
         if not np.isfinite(poses).all():
             raise self._error(index, f"pose {np.argwhere(~np.isfinite(poses))[0][0]} is not finite")
         frames = np.unique(frame_of)
+        if not len(frames):
+            raise self._error(index, "no frame holds a person")
         found = np.zeros((len(frames), self._max_people, *poses.shape[1:]), np.float32)
         seen = poses[..., 2].sum(1)
-        for place, frame in enumerate(frames):
-            rows = np.flatnonzero(frame_of == frame)
+        in_order = np.argsort(frame_of, kind="stable")
+        for place, rows in enumerate(np.split(in_order, np.searchsorted(frame_of[in_order], frames[1:]))):
             if len(rows) > self._max_people:
                 rows = rows[np.argsort(-seen[rows], kind="stable")[: self._max_people]]
             found[place, : len(rows)] = poses[rows]
         return found
 
     def _in_picture(self, index: int, poses: np.ndarray) -> np.ndarray:
-        height, width = (int(side) for side in self._field(index, "img_shape"))
-        if height < 1 or width < 1:
-            raise self._error(index, f"img_shape is ({height}, {width})")
+        shape = self._field(index, "img_shape")
+        sides = list(shape) if isinstance(shape, (tuple, list)) or (isinstance(shape, np.ndarray) and shape.ndim == 1) else []
+        if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 1 <= side < 1 << 31 for side in sides):
+            raise self._error(index, f"img_shape is {show(shape)}, not the height and width of a picture")
+        height, width = map(int, sides)
         centre = np.array([width / 2, height / 2], np.float32)
         poses[..., :2] = np.where(poses[..., 2:] > 0, (poses[..., :2] - centre) / centre, 0)
         return poses
 
     def _check_frames(self, index: int, frames: int) -> None:
-        total = int(self._annotations[index].get("total_frames", frames))
-        if total != frames:
-            raise self._error(index, f"keypoint has {frames} frames, total_frames is {total}")
+        total = self._annotations[index].get("total_frames", frames)
+        if not isinstance(total, (int, np.integer)) or total != frames:
+            raise self._error(index, f"keypoint has {frames} frames, total_frames is {show(total)}")
 
     def _label(self, index: int) -> int:
-        label = self._field(index, "label")
-        if not isinstance(label, (int, np.integer)) or label < 0:
-            raise self._error(index, f"label is {label!r}, not a class number")
-        return int(label)
+        return check_label(self._field(index, "label"), f"{self._path}: annotation {index} ('{self.names[index]}')")
+
+    def _name(self, index: int) -> str:
+        name = self._field(index, "frame_dir")
+        if not isinstance(name, (str, int, np.integer)):
+            raise DataError(f"{self._path}: annotation {index}: frame_dir is {show(name)}, not a name")
+        return str(name)
+
+    def _array(self, index: int, key: str) -> np.ndarray:
+        value = self._field(index, key)
+        if isinstance(value, list) and all(type(number) is int and abs(number) < 1 << 62 for number in value):
+            return np.array(value, np.int64)
+        if not isinstance(value, np.ndarray):
+            raise self._error(index, f"{key} is a {type(value).__name__}, not an array")
+        if value.dtype.kind not in "fiub":
+            raise self._error(index, f"{key} is of {value.dtype}, not of numbers")
+        return value
 
     def _field(self, index: int, key: str) -> Any:
         entry = self._annotations[index]
@@ -152,3 +176,27 @@ class Pyskl:
 
     def _error(self, index: int, reason: str) -> DataError:
         return DataError(f"{self._path}: annotation {index} ('{self.names[index]}'): {reason}; repair or remove it")
+
+
+def _splits(path: Path, splits: Any, clips: int) -> dict[str, list[str]]:
+    """Lists of ids by name; none is longer than the list of all clips."""
+    if splits is None:
+        return {}
+    if not isinstance(splits, dict) or len(splits) > MOST_SPLITS:
+        raise DataError(f"{path}: 'split' is {show(splits)}, not up to {MOST_SPLITS} lists of ids by name")
+    found = {}
+    for name, entries in splits.items():
+        one_by_one = isinstance(entries, (list, tuple)) or (isinstance(entries, np.ndarray) and entries.ndim == 1)
+        if not one_by_one or len(entries) > clips or not all(isinstance(entry, (str, int, np.integer)) for entry in entries):
+            raise DataError(f"{path}: split {show(name)} is not a list of ids of these {clips} annotations; correct it")
+        found[str(name)] = [str(entry) for entry in entries]
+    return found
+
+
+def _chooses(chosen: np.ndarray, poses: int) -> bool:
+    """Whether an index [k], or a mask [poses], chooses some of so many poses."""
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iub":
+        return False
+    if chosen.dtype.kind == "b":
+        return len(chosen) == poses
+    return len(chosen) <= poses and bool(((chosen >= -poses) & (chosen < poses)).all())
