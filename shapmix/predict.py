@@ -109,7 +109,7 @@ def read_recordings(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
         else:
             source = find_source(file)
             for index, name in enumerate(source.names):
-                yield name, torch.from_numpy(np.asarray(source.read(index).joints, dtype=np.float32))
+                yield name, torch.from_numpy(np.array(source.read(index).joints, dtype=np.float32))
 
 
 def predict(

@@ -175,7 +175,7 @@ def read_npy(file: IO[bytes], size: int, largest: int = LARGEST_CLIP) -> np.ndar
         raise ValueError(f"{list(shape)} of {dtype} are {taken} bytes, the most of a clip are {largest}")
     if taken != size - file.tell():
         raise ValueError(f"{size} bytes do not hold {list(shape)} of {dtype}")
-    content = file.read(taken)
+    content = bytearray(file.read(taken))  # an array that may be written to
     if len(content) != taken:
         raise ValueError("it ends inside the array")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
