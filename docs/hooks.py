@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"shapmix": ROOT / "shapmix", "shapmix.kernels": ROOT / "kernels"}
+ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # of the repository's top, shown in the site
 REFERENCE = "API reference"
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)")  # out of docs/
 
@@ -69,7 +70,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the page of every module."""
+    """Adds the page of every module, and the pages that lie at the repository's top."""
+    for name, place in ROOT_PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, place, content=text))
     for name, file in modules().items():
         # the boost: a search finds the pages about tasks first
         content = f"---\nsearch:\n  boost: 0.5\n---\n\n# {name}\n\n::: {name}\n"
@@ -79,17 +83,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Makes a link to a file of the repository one to its page in the reference, or to a copy of it in the site."""
-    pages = {file: page_of(name, file) for name, file in modules().items()} | {ROOT / "README.md": "index.md"}
+    pages = {file: page_of(name, file) for name, file in modules().items()}
+    pages |= {ROOT / name: place for name, place in ROOT_PAGES.items()}
     here = Path(page.file.src_uri).parent
 
     def in_site(link: re.Match[str]) -> str:
         target = (ROOT / "docs" / here / link[1]).resolve()
         if target.is_relative_to(ROOT / "docs"):
             return link[0]
-        if not target.is_file():
-            raise PluginError(f"{page.file.src_uri} links to '{link[1]}', which is not a file of the repository")
         place = pages.get(target)
         if place is None:
+            if not target.is_file() or target.suffix == ".md":
+                raise PluginError(f"{page.file.src_uri} links to '{link[1]}', which is no file that the site can copy")
             place = f"files/{target.relative_to(ROOT).as_posix()}"
             if files.get_file_from_path(place) is None:
                 files.append(File.generated(config, place, abs_src_path=str(target)))

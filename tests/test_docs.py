@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,10 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from shapmix import load_layout
 from tests.test_ntu_raw import made, text_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -26,8 +30,14 @@ SHORT = (
 SHELL = f"""
 set -euo pipefail
 export OMP_NUM_THREADS=1
-short() {{ case "$*" in *--train-list*) echo "{SHORT.replace("--imbalance None ", "")}" ;; *) echo "{SHORT}" ;; esac; }}
-python() {{ if [ "$2" = shapmix.train ]; then "$PYTHON" "$@" $(short "$@"); else "$PYTHON" "$@"; fi; }}
+short() {{
+  case "$*" in
+    *--train-list*) echo "{SHORT.replace("--imbalance None ", "")}" ;;
+    *--imbalance*) echo "{SHORT.replace("--imbalance None --n-max None", "")}" ;;
+    *) echo "{SHORT}" ;;
+  esac
+}}
+python() {{ if [ "${{2-}}" = shapmix.train ]; then "$PYTHON" "$@" $(short "$@"); else "$PYTHON" "$@"; fi; }}
 torchrun() {{
   case "$*" in *--resume*) "$PYTHON" -m torch.distributed.run "$@" ;; *) "$PYTHON" -m torch.distributed.run "$@" {SHORT} ;; esac
 }}
@@ -105,18 +115,132 @@ def test_an_own_layout_and_an_own_network(tmp_path: Path) -> None:
     (train,) = blocks("own_layout.md", "bash")
     run_shell(train, tmp_path)
     assert (tmp_path / "mine.run" / "explanation" / "index.html").exists()
-    # and what docs/explain.md says of a run, on this one
-    (tmp_path / "mine.run").rename(tmp_path / "RUN")
-    (code,) = blocks("explain.md", "python")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    run_shell("python -m shapmix.explain RUN --output logit", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder_with_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `RUN` is a short run on the embedded data and `clip.npy` a recording."""
+    folder = tmp_path_factory.mktemp("pages")
+    run_shell("python -m shapmix.train --run-dir RUN", folder)
+    np.save(folder / "clip.npy", np.random.default_rng(0).normal(size=(90, 25, 3)).astype(np.float32))
+    return folder
+
+
+@pytest.mark.slow
+def test_installation_and_first_run(tmp_path: Path) -> None:
+    install, doctor, first = blocks("install.md", "bash")
+    assert install == "pip install -c constraints.txt -e .\n", "what .ci/run does, with the extras of the tests"
+    assert "back ends" in run_shell(doctor, tmp_path)
+    said = run_shell(first, tmp_path)
+    assert "plain" in said
+    (run,) = (tmp_path / "runs").glob("*shapmix*")
+    page = (DOCS / "install.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^\| `([\w.]+)/?`", page, re.MULTILINE):
+        assert (run / name).exists(), name
+
+
+@pytest.mark.slow
+def test_evaluate_predict_and_export(folder_with_run: Path) -> None:
+    evaluate, predict, export, onnx = blocks("use.md", "bash")
+    assert "calibration error" in run_shell(evaluate, folder_with_run)
+    assert (folder_with_run / "scores.npz").exists()
+    json.loads(run_shell(predict, folder_with_run).splitlines()[-1])
+    run_shell(export, folder_with_run)
+    assert (folder_with_run / "network.pt2").exists()
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    run_shell(onnx, folder_with_run)
+    assert (folder_with_run / "network.onnx").exists()
+
+
+@pytest.mark.slow
+def test_report_and_explanation(folder_with_run: Path) -> None:
+    (report,) = blocks("report.md", "bash")
+    run_shell(report, folder_with_run)
+    assert (folder_with_run / "RUN" / "report.html").exists()
+    (explain,) = blocks("explain.md", "bash")
+    run_shell(explain, folder_with_run)
+    assert (folder_with_run / "RUN" / "explanation" / "index.html").exists()
+    assert (folder_with_run / "logits" / "index.html").exists()
+    read, _ = blocks("explain.md", "python")
+    subprocess.run([sys.executable, "-c", read], cwd=folder_with_run, check=True)
+
+
+@pytest.mark.slow
+def test_an_experiment(tmp_path: Path) -> None:
+    (plan,) = blocks("experiments.md", "yaml")
+    network = "network: {widths: [8]}\n  saliency: {warmup-epochs: 1}\n  schedule: {warmup-epochs: 0}"
+    short = f"epochs: 2\n  batch-size: 32\n  num-frames: 8\n  n-max: 40\n  {network}"
+    assert "  epochs: 6\n" in plan
+    (tmp_path / "plan.yaml").write_text(plan.replace("epochs: 6", short))
+    (commands,) = blocks("experiments.md", "bash")
+    run_shell(commands, tmp_path)
+    table = (tmp_path / "grid" / "table.md").read_text()
+    assert "| Shap-Mix |" in table
+    assert "of 2 pairs" in table
+
+
+@pytest.mark.slow
+def test_nw_ucla(tmp_path: Path) -> None:
+    """Made-up clips under the data set's names: enough for the published imbalance, three of each class in the test view."""
+    clips = tmp_path / "DIR" / "all_sqe"
+    clips.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for action in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12):
+        names = [f"a{action:02d}_s{1 + i // 10:02d}_e{i % 10:02d}_v{view:02d}" for view in (1, 2) for i in range(60)]
+        for name in [*names, *(f"a{action:02d}_s01_e{i:02d}_v03" for i in range(3))]:
+            skeletons = rng.normal(size=(4, 20, 3)).round(3).tolist()
+            (clips / f"{name}.json").write_text(json.dumps({"file_name": name, "skeletons": skeletons, "label": action}))
+    (train,) = blocks("nw_ucla.md", "bash")
+    assert "Test accuracy (30 clips)" in run_shell(train, tmp_path)
+
+
+def test_the_doctor_of_the_troubleshooting_page(tmp_path: Path) -> None:
+    (commands,) = blocks("troubleshooting.md", "bash")
+    assert commands.splitlines() == ["python -m shapmix.doctor", "python -m shapmix.doctor --json"]
+
+
+def test_the_loop_of_the_plug_in_page_trains_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("own_loop.md", "python")
+    torch.manual_seed(0)
+    clips, labels = torch.randn(12, 3, 16, 25, 2), torch.arange(12) % 3
+    network = nn.Sequential(nn.Flatten(), nn.Linear(clips[0].numel(), 3))
+    scope = {
+        "network": network,
+        "optimizer": torch.optim.SGD(network.parameters(), lr=0.1),
+        "class_counts": torch.tensor([30, 20, 4]),
+        "mean_motion": clips.mean(0),
+        "loader": [(clips, labels)] * 3,
+    }
+    exec(code, scope)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert any(torch.equal(value, scope["mixer"].saliency) for value in saved["mixer"].values())
+    (example,) = blocks("own_loop.md", "bash")
+    assert (DOCS.parent / example.split()[1]).exists(), "tests/test_examples.py runs it"
+
+
+def test_the_explanation_lines_explain_any_network() -> None:
+    _, code = blocks("explain.md", "python")
+    torch.manual_seed(0)
+    clips, labels = torch.randn(4, 3, 16, 25, 2), torch.arange(4) % 3
+    network = nn.Sequential(nn.Flatten(), nn.Linear(clips[0].numel(), 3))
+    scope = {
+        "network": network,
+        "layout": load_layout("ntu25"),
+        "mean_motion": clips.mean(0),
+        "clips": clips,
+        "labels": labels,
+        "names": list("abcd"),
+    }
+    exec(code, scope)
+    found = scope["found"]
+    torch.testing.assert_close(found.parts.sum(1), found.full_values - found.base_values)
 
 
 def test_an_own_data_set_trains_explains_and_predicts(tmp_path: Path) -> None:
-    page = (DOCS / "own_data.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = blocks("own_data.md", "python")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    commands = [line for block in blocks("own_data.md", "bash") for line in block.splitlines()]
     modules = [f"shapmix.{name}" for name in ("prepare", "train", "explain", "predict", "export")]
     assert [command.split()[2] for command in commands] == modules
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -135,7 +259,29 @@ def test_an_own_data_set_trains_explains_and_predicts(tmp_path: Path) -> None:
     assert "within" in said["shapmix.export"]
 
 
+def test_every_page_with_commands_or_code_is_run_by_a_test_above() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    for page in DOCS.glob("*.md"):
+        for language in ("bash", "python"):
+            if blocks(page.name, language):
+                assert f'blocks("{page.name}", "{language}")' in here, (page.name, language)
+
+
 def test_links_of_the_pages_exist() -> None:
     for page in DOCS.glob("*.md"):
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             assert link.startswith("http") or (DOCS / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    generated = {"contributing.md", "changelog.md"}
+    assert set(re.findall(r"[\w]+\.md", navigation)) == {page.name for page in DOCS.glob("*.md")} | generated
+
+
+def test_a_clips_way_names_files_in_order_each_once() -> None:
+    page = (DOCS / "data_path.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^\d+\. `([\w/]+\.py)`", page, re.MULTILINE)
+    assert len(steps) == page.count(".py`") == len(set(steps)) > 6
+    for file in steps:
+        assert (DOCS.parent / file).is_file(), file

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shapmix import load_layout
-
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
@@ -32,22 +30,34 @@ def test_the_plug_in_lines_train_a_network_of_the_users_own() -> None:
     assert (scope["mixer"].saliency.max(1).values > 1e-6).any()
 
 
-def test_the_explanation_lines_explain_that_network() -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "PartGame(" in block)
-    torch.manual_seed(0)
-    clips, labels = torch.randn(4, 3, 16, 25, 2), torch.arange(4) % 3
-    network = nn.Sequential(nn.Flatten(), nn.Linear(clips[0].numel(), 3))
-    scope = {
-        "network": network,
-        "layout": load_layout("ntu25"),
-        "mean_motion": clips.mean(0),
-        "clips": clips,
-        "labels": labels,
-        "names": list("abcd"),
-    }
-    exec(code, scope)
-    found = scope["found"]
-    torch.testing.assert_close(found.parts.sum(1), found.full_values - found.base_values)
+def test_it_is_short_and_begins_with_what_people_need() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    commands = [index for index, line in enumerate(lines) if line.startswith(("pip install", "python -m"))]
+    assert [lines[index].partition(" && ")[2] for index in commands] == [
+        "python -m shapmix.train --baselines plain",
+        "pytest -n auto --dist loadfile",
+    ]
+    assert next(index for index, line in enumerate(lines) if "ShapMix(" in line) < 60
+
+
+def test_the_lines_of_results_are_cells_of_the_committed_table() -> None:
+    table = (Path(__file__).parent.parent / "bench" / "results" / "nw_ucla_grid" / "table.md").read_text(encoding="utf-8")
+    first, second = table.split("**imbalance 50**")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if " ± " in line]
+    assert [row[0] for row in cells] == ["plain", "adjusted loss", "Mixup", "ST-Mix", "Shap-Mix, official", "Shap-Mix"]
+    for name, ten, fifty, lead, pairs in cells:
+        for part, value in ((first, ten), (second, fifty)):
+            assert any(line.split(" | ")[2] == value for line in part.splitlines() if line.startswith(f"| {name} |")), (name, value)
+        assert name == "Shap-Mix" or f"| {name} | {lead} |" in second
+        assert name == "Shap-Mix" or f"| {pairs} |" in next(line for line in second.splitlines() if f"| {name} | {lead}" in line)
+
+
+def test_its_table_of_speed_is_that_of_the_speed_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
+    rows = [line for line in README.splitlines() if re.match(r"\| (coalition|training|whole|peak)", line)]
+    assert len(rows) == 4
+    assert all(row in page for row in rows)
 
 
 def test_every_file_that_is_linked_exists() -> None:
