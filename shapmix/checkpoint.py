@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+import shapmix
 from shapmix.files import synced, whole_file
 
 log = logging.getLogger("shapmix")
@@ -96,10 +99,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or not of this trainer.
     """
     state = _read(path)
-    for key in ("layout_toml", "class_names", "network", "mixer"):
-        if key not in state:
-            raise CheckpointError(f"{path}: not a checkpoint of this version: '{key}' is missing")
+    check_fields(path, state, {"layout_toml": str, "class_names": list, "network": dict, "mixer": dict})
     return state
+
+
+def check_fields(path: Path | str, state: Any, fields: dict[str, type | tuple[type, ...]]) -> None:
+    """That a checkpoint holds these fields in these types, and class names that are names.
+
+    Raises:
+        CheckpointError: with the first field that it does not.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: it holds a {type(state).__name__}, not fields")
+    for key, kind in fields.items():
+        if key not in state:
+            raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{key}' is missing")
+        if not isinstance(state[key], kind) or isinstance(state[key], bool):
+            raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{key}' is a {type(state[key]).__name__}")
+    if not all(isinstance(name, str) for name in state.get("class_names", ())):
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: a class name is no text")
+
+
+def load_weights(module: nn.Module, state: dict[str, Any], path: Path | str) -> None:
+    """Fills a module with what a checkpoint holds of it.
+
+    Raises:
+        CheckpointError: it is of another module.
+    """
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: the checkpoint is of another network: {reason}") from error
 
 
 def _aged(path: Path, age: int) -> Path:
@@ -123,13 +154,24 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # the bytes are as they were written, so whoever wrote them is at fault
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint: {reason}") from error
+    check_fields(path, state, {})
+    theirs, ours = _release(state.get("shapmix_version")), _release(shapmix.__version__)
+    if theirs is not None and ours is not None and theirs > ours:
+        raise CheckpointError(
+            f"{path}: written by shapmix {state['shapmix_version']}, this is {shapmix.__version__}; a later release may mean "
+            "something else by the same fields: update shapmix"
+        )
     return state
 
 
+def _release(version: object) -> tuple[int, int] | None:
+    """Major and minor number; of one release every checkpoint is read, of an earlier one as far as the fields go."""
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", version) if isinstance(version, str) else None
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
 def _check(path: Path, state: dict[str, Any], layout: str, class_names: list[str]) -> None:
-    missing = {"layout", "class_names", "network"} - set(state)
-    if missing:
-        raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{sorted(missing)[0]}' is missing")
+    check_fields(path, state, {"layout": str, "class_names": list, "network": dict})
     if state["layout"] != layout:
         raise CheckpointError(f"{path}: trained on layout '{state['layout']}', the data has layout '{layout}'")
     if len(state["class_names"]) != len(class_names):

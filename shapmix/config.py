@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from operator import attrgetter
@@ -181,6 +184,7 @@ DESCRIPTION = """Train a skeleton network with Shap-Mix.
 Values come from the preset, then from --config, then from the command line; --preset, --dataset, --resume or --config beside --help
 show the values that they bring."""
 
+LARGEST_FILE, MOST_KEYS = 1 << 20, 1000  # bytes and keys of a configuration
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -205,7 +209,10 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     early.add_argument("--resume", type=Path)
     early.add_argument("--dataset")
     early.add_argument("--preset")
+    early.add_argument("--run-dir")
     known, _ = early.parse_known_args(argv)
+    if known.resume is not None and known.run_dir is not None:
+        raise ConfigError(f"run_dir: --resume {known.resume} goes on in that directory; leave --run-dir out")
     files = []
     if known.resume is not None:
         files.append(known.resume / "config.yaml")
@@ -217,10 +224,12 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     if known.preset is not None and known.preset not in presets():
         raise ConfigError(f"preset: '{known.preset}' is unknown; give one of {', '.join(presets())}")
     if name in presets():  # an unknown data set is reported by the parser below
-        given.insert(0, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
+        # one that is asked for says more than the run that goes on with it, which may then refuse it
+        place = 1 if known.preset is not None and known.resume is not None else 0
+        given.insert(place, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
     config = TrainConfig()
     for name, values in given:
-        config = _parse(list(as_arguments(values)), config, prog=name)
+        config = _parse_file(name, values, config)
     whose = " and ".join(name for name, _ in given) or "no preset"
     config = _parse(
         list(argv), config, prog="python -m shapmix.train", description=f"{DESCRIPTION} The defaults below are those of {whose}."
@@ -288,6 +297,69 @@ def check_config(config: TrainConfig) -> None:
         )
 
 
+# What --resume may change: how, where and how long a run goes on. "kept" is what it computes, of which `config.yaml` has one value.
+ON_RESUME: dict[str, Literal["free", "kept", "of the start"]] = {
+    **dict.fromkeys(
+        (
+            *("data_root", "train_list"),  # where the data lies: that it is the same is checked by its hash
+            *("epochs", "eval_every", "patience", "non_finite", "baselines", "picture_every"),
+            *("checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep"),
+            *("device", "threads", "backend", "cuda_graph", "compile", "deterministic"),  # the same numbers up to rounding
+        ),
+        "free",
+    ),
+    **dict.fromkeys(
+        (
+            *("dataset", "protocol", "imbalance", "n_max", "min_frames", "drop_empty_classes", "people", "stream", "num_frames"),
+            *(
+                "sampler",
+                "mix",
+                "loss",
+                "blend",
+                "compat",
+                "batch_size",
+                "accumulate",
+                "sync_batchnorm",
+                "ema",
+                "precision",
+                "seed",
+            ),
+            *("network.backbone", "network.widths", "network.halve", "network.graph_gain"),
+            *("saliency.estimator", "saliency.temperature", "saliency.decay", "saliency.warmup_epochs"),
+            *("schedule.optimizer", "schedule.lr", "schedule.momentum", "schedule.weight_decay"),
+            *("schedule.warmup_epochs", "schedule.decay", "schedule.milestones"),
+        ),
+        "kept",
+    ),
+    **dict.fromkeys(NOT_SAVED, "of the start"),
+}
+
+
+def changed_on_resume(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Option -> (value that the run had, value that it goes on with), of those that differ.
+
+    Raises:
+        ConfigError: one that a run keeps.
+    """
+    old, new = options(before), options(now)
+    changed = {key: (old[key], new[key]) for key in new if old[key] != new[key] and ON_RESUME[key] != "of the start"}
+    for key, (had, wanted) in changed.items():
+        if ON_RESUME[key] == "kept":
+            raise ConfigError(
+                f"{key}: the run was started with {had} and cannot go on with {wanted}; "
+                "leave it out, or start a new run with --run-dir"
+            )
+    return changed
+
+
+def options(config: TrainConfig) -> dict[str, Any]:
+    """Every option by its name on the command line, such as schedule.lr, as plain values."""
+    flat: dict[str, Any] = {}
+    for key, value in plain(asdict(config)).items():
+        flat |= {f"{key}.{below}": each for below, each in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved configuration as YAML that --config takes, whole or not at all."""
     values = {key: value for key, value in plain(asdict(config)).items() if key not in NOT_SAVED}
@@ -300,16 +372,59 @@ def _parse(arguments: list[str], default: TrainConfig, prog: str, description: s
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{path}: more than {LARGEST_FILE} bytes are no configuration")
+    try:
+        values = yaml.safe_load(content)
+    except Exception as error:  # YAML's constructors raise whatever Python makes of a value, such as KeyError for !!bool x
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not a {type(values).__name__}")
+    _check_values(path, values)
     return values
+
+
+def _check_values(path: Path, values: dict[Any, Any], group: str = "") -> None:
+    """That a file holds names, values and lists of values, in groups one deep; aliases may make a large tree of a small file."""
+    if len(values) > MOST_KEYS:
+        raise ConfigError(f"{path}: {group or 'the file'} has {len(values)} keys, more than there are options")
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: keys are names of options, not {_short(key)}")
+        if isinstance(value, dict):
+            if key.replace("-", "_") in ON_RESUME:
+                raise ConfigError(f"{path}: {_short(key)}: a value or a list of values, not a group")
+            if group:
+                raise ConfigError(f"{path}: {group}.{_short(key)} is a group inside a group; the options of {group} are values")
+            _check_values(path, value, key)
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, (str, int, float, bool, type(None))):
+                raise ConfigError(f"{path}: {_short(key)}: a value or a list of values, not a {type(item).__name__} in one")
+            if isinstance(item, int) and item.bit_length() > 64:
+                raise ConfigError(f"{path}: {_short(key)}: a number of {item.bit_length()} bits is out of range")
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+
+
+def _parse_file(name: str, values: dict[str, Any], default: TrainConfig) -> TrainConfig:
+    """The options of a file, whose errors are told as those of the file and not of the command line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            return _parse(list(as_arguments(values)), default, prog=name)
+    except SystemExit:
+        # without the frame around the message, of whichever characters
+        words = re.sub(r"[╭╮╰╯│─+|]|-{3,}", " ", said.getvalue()).partition("For full helptext")[0].split()
+        raise ConfigError(f"{name}: {' '.join(words)[:600]}") from None
 
 
 def as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:

@@ -19,7 +19,7 @@ from torch.nn.functional import nll_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from shapmix import metrics, plots
-from shapmix.checkpoint import CheckpointError, load_checkpoint
+from shapmix.checkpoint import CheckpointError, load_checkpoint, load_weights
 from shapmix.config import ConfigError, parse_config
 from shapmix.data.clips import DataError
 from shapmix.data.sampling import ClipSampler
@@ -127,14 +127,10 @@ def score_run(run: Path, config: EvaluateConfig) -> tuple[Scores, Scores]:
     trained = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(trained)
     store, device = splits.store, choose_device(config.device)
-    state = load_checkpoint(
-        run / "checkpoints" / f"{config.checkpoint}.pt", layout=store.layout.name, class_names=store.class_names
-    )
+    path = run / "checkpoints" / f"{config.checkpoint}.pt"
+    state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
     network = make_network(trained, store)
-    try:
-        network.load_state_dict(state["network"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{run}: the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
+    load_weights(network, state["network"], path)
     forward = SharedForward(network.to(device), PRECISIONS[trained.precision])
     sampler = make_sampler(trained, store)
 

@@ -46,7 +46,7 @@ from tqdm import tqdm
 from shapmix.config import ConfigError, as_arguments, parse_config, plain
 from shapmix.files import InUseError, only_writer, write_whole
 from shapmix.interruption import PARENT, Interruption, StopRequest, stop_requests
-from shapmix.run import commit, versions
+from shapmix.run import RunError, commit, read_metrics, versions
 
 HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
 COLUMNS = tuple(HEADS)
@@ -143,6 +143,9 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
         with only_writer(config.out, config.out / "lock"):
             failed = run_cells(only(cells, config.rows), config.out, config.devices, request)
     results = read_results(cells, config.out)
+    for name, found in results.items():
+        if config.checkpoint not in found["test"]:
+            raise PlanError(f"checkpoint: cell '{name}' has no result of '{config.checkpoint}', but of {', '.join(found['test'])}")
     text = table(cells, results, config.checkpoint)
     if config.pairs is not None:
         text += "\n" + pair_table(cells, results, config.pairs, config.checkpoint)
@@ -246,14 +249,17 @@ def run_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRequ
     if code:
         log.warning("%s failed with exit code %d; the end of %s:\n%s", cell.name, code, logged, _end(logged))
         return False
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    try:
+        test, rows = reached(run / "result.json"), read_metrics(run / "metrics.jsonl")
+    except (PlanError, RunError) as error:
+        log.warning("%s has no result: %s", cell.name, error)
+        return False
     content = {
         "setting": cell.setting,
         "row": cell.row,
         "seed": cell.seed,
         "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
-        "test": {name.split()[-1]: accuracy for name, accuracy in result["test"].items()},
+        "test": {name.split()[-1]: accuracy for name, accuracy in test.items()},
         "epochs": len(rows),
         "seconds": None if begun else round(time.monotonic() - begin),
         "device": device,
@@ -298,7 +304,7 @@ def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
         path = out / "cells" / f"{cell.name}.json"
         if not path.exists():
             continue
-        found = results[cell.name] = json.loads(path.read_text(encoding="utf-8"))
+        found = results[cell.name] = read_cell(path)
         now = settled(cell.options)
         then = settled({**{key: value for key, value in cell.options.items() if _is_data_root(key)}, **found["options"]})
         for key in now:
@@ -308,6 +314,44 @@ def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
                     "move the cell and its run away"
                 )
     return results
+
+
+def read_cell(path: Path) -> dict[str, Any]:
+    """What a cell reached, as `run_cell` wrote it.
+
+    Raises:
+        PlanError: it is not that.
+    """
+    content = _read_object(path)
+    known = isinstance(content.get("options"), dict) and isinstance(content.get("device", ""), str)
+    if not known or not isinstance(content.get("seconds"), (int, float, type(None))):
+        raise PlanError(f"{path}: not what a cell reached; move it away, and the cell is measured again")
+    return {**content, "test": reached(path)}
+
+
+def reached(path: Path) -> dict[str, Any]:
+    """Checkpoint -> column -> accuracy, of a run's `result.json` or a cell's file.
+
+    Raises:
+        PlanError: it is not that.
+    """
+    test = _read_object(path).get("test")
+    if not isinstance(test, dict) or not test:
+        raise PlanError(f"{path}: not a result: it has no test accuracy; move it away, and it is measured again")
+    for name, row in test.items():
+        if not isinstance(row, dict) or not all(isinstance(row.get(column, ""), (int, float, type(None))) for column in COLUMNS):
+            raise PlanError(f"{path}: not a result: the accuracies of '{name:.40}' are not those of {', '.join(COLUMNS)}")
+    return test
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"{path}: not a result: a {type(content).__name__}")
+    return content
 
 
 def settled(options: dict[str, Any]) -> dict[str, Any]:

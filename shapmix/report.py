@@ -33,7 +33,7 @@ from shapmix.explanation import explain
 from shapmix.game import PartGame
 from shapmix.layout import LayoutError
 from shapmix.mixing import ShapMix
-from shapmix.run import RunError
+from shapmix.run import RunError, read_metrics
 from shapmix.train import predict
 from shapmix.trained import open_with_data
 from shapmix.watch import example_mix
@@ -80,7 +80,7 @@ def write_report(config: ReportConfig) -> Path:
     store, counts = splits.store, splits.class_counts()
     logits, labels = predict(network, sampler, splits.test, trained.batch_size, torch.device("cpu"))
     accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(run / "metrics.jsonl")
 
     scenes = []
     mix = example_mix(trained, splits, sampler, mixer)

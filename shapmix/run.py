@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -21,9 +22,11 @@ import torch
 import shapmix
 from shapmix import metrics, parallel
 from shapmix.checkpoint import CheckpointError
-from shapmix.config import TrainConfig
+from shapmix.config import ConfigError, TrainConfig
 from shapmix.data.clips import Splits
 from shapmix.files import UNFINISHED, InUseError, named, only_writer, write_whole
+
+log = logging.getLogger("shapmix")
 
 
 class RunError(RuntimeError):
@@ -109,13 +112,13 @@ def of_process_0(work: Callable[[], Path]) -> Path:
     """What process 0 alone does for all; its error is every process's.
 
     Raises:
-        RunError, OSError: as `work` does.
+        RunError, ConfigError, OSError: as `work` does.
     """
-    done: Path | RunError | OSError | None = None
+    done: Path | RunError | ConfigError | OSError | None = None
     if parallel.rank() == 0:
         try:
             done = work()
-        except (RunError, OSError) as error:
+        except (RunError, ConfigError, OSError) as error:
             done = error
     done = parallel.shared(done)
     if isinstance(done, Exception):
@@ -152,13 +155,14 @@ def data_hash(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def record_start(path: Path, data: str, device: torch.device) -> None:
-    """Appends what this start of the run ran on, as one line of JSON."""
+def record_start(path: Path, data: str, device: torch.device, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Appends what this start of the run ran on, and which options it changed (option -> [before, now]), as one line of JSON."""
     content = {
         "versions": versions(),
         "commit": commit(),
         "data_sha256": data,
         "processes": parallel.ranks(),
+        "changed": changed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "environment": {key: value for key, value in os.environ.items() if key.startswith(("SHAPMIX_", "OMP_", "CUBLAS_"))},
@@ -190,18 +194,46 @@ def commit() -> str | None:
 
 
 def forget_later_epochs(path: Path, epochs: int) -> None:
-    """Drops the lines of `metrics.jsonl` behind the epoch that a run goes on from, and a line that was cut short."""
+    """Drops the lines of `metrics.jsonl` behind the epoch that a run goes on from; one that is damaged is dropped and named."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["epoch"] <= epochs:
-            kept.append(line + "\n")
+    with named(path):
+        lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        row = _epoch(line)
+        if row is None:
+            log.warning("%s: line %d is not the record of an epoch and is left out", path, number)
+        elif row["epoch"] <= epochs:
+            kept.append(line.decode() + "\n")
     write_whole(path, "".join(kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's epochs.
+
+    Raises:
+        RunError: it cannot be read, or a line is no record of an epoch.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _epoch(line)
+        if row is None:
+            raise RunError(f"{path}: line {number} is not the record of an epoch; --resume {path.parent} leaves such lines out")
+        rows.append(row)
+    return rows
+
+
+def _epoch(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("epoch")) is int else None
 
 
 def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy]) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 import shapmix
-from shapmix.checkpoint import CheckpointError
+from shapmix.checkpoint import CheckpointError, check_fields, load_weights
 from shapmix.config import TrainConfig
 from shapmix.data.clips import Splits
 from shapmix.layout import layout_toml
@@ -53,6 +54,17 @@ class Training:
         return self.network if self.average is None else self.average.module
 
 
+PROGRESS = {each.name: type(each.default) for each in fields(Progress)}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    **{name: (int, float) if kind is float else kind for name, kind in PROGRESS.items()},
+    "batch_size": int,
+    "data_sha256": str,
+    "mixer": dict,
+    "optimizer": dict,
+    "shapmix_version": str,
+}
+
+
 def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> dict[str, Any]:
     """Everything that a later process needs to go on as if nothing had happened.
 
@@ -69,7 +81,6 @@ def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> d
         "network": run.evaluated.state_dict(),
         "mixer": run.mixer.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "scheduler": run.scheduler.state_dict(),
         "shapmix_version": shapmix.__version__,
     }
     if run.average is not None:
@@ -83,23 +94,51 @@ def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str
     Raises:
         CheckpointError: a checkpoint of another network, of other data, or inside an epoch of other batches.
     """
+    where = "the run's checkpoint"
+    check_fields(where, state, FIELDS)
+    if not 0 <= state["epoch"] <= 10**9 or not 0 <= state["batch"] <= 10**9:
+        raise CheckpointError(f"{where}: epoch {state['epoch']}, batch {state['batch']} are no place in a run")
+    if config.epochs < state["epoch"] + (state["batch"] > 0):
+        raise CheckpointError(
+            f"epochs: the run is in epoch {state['epoch'] + (state['batch'] > 0)} and cannot end after {config.epochs}"
+        )
     if state["data_sha256"] != data:
         raise CheckpointError("the data is not what the run was started with (its clips, names or lists differ); start a new run")
     if state["batch"] and state["batch_size"] != config.batch_size:
         raise CheckpointError(f"the run stopped inside an epoch with --batch-size {state['batch_size']}; resume it with the same")
     if (run.average is None) != ("trained" not in state):
         raise CheckpointError("ema: a run begins with or without an average of its weights; resume it as it was started")
+    load_weights(run.network, state["network"] if run.average is None else state["trained"], where)
+    load_weights(run.mixer, state["mixer"], where)
+    if run.average is not None:
+        check_fields(where, state, {"averaged_steps": Tensor})
+        if state["averaged_steps"].shape or state["averaged_steps"].dtype != torch.int64:
+            raise CheckpointError(f"{where}: not a checkpoint of this trainer: 'averaged_steps' is no number")
+        load_weights(run.average.module, state["network"], where)
+        run.average.n_averaged.copy_(state["averaged_steps"])
+    _restore_optimizer(state["optimizer"], run, state["epoch"])
+    run.progress = Progress(**{name: state[name] for name in PROGRESS})
+
+
+def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None:
+    """The optimizer's averages, at the learning rate that the configuration gives to `epoch`, whose number of epochs may be new."""
+    start = [group["lr"] for group in run.optimizer.param_groups]
     try:
-        run.network.load_state_dict(state["network"] if run.average is None else state["trained"])
-        run.mixer.load_state_dict(state["mixer"])
-        if run.average is not None:
-            run.average.module.load_state_dict(state["network"])
-            run.average.n_averaged.copy_(state["averaged_steps"])
-        run.optimizer.load_state_dict(state["optimizer"] | {"param_groups": _with_own_kernels(state["optimizer"], run.optimizer)})
-        run.scheduler.load_state_dict(state["scheduler"])
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint is of another network: {str(error).splitlines()[-1].strip()}") from error
-    run.progress = Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+        run.optimizer.load_state_dict(saved | {"param_groups": _with_own_kernels(saved, run.optimizer)})
+        for group in run.optimizer.param_groups:
+            for parameter in group["params"]:
+                for name, value in run.optimizer.state[parameter].items():
+                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                        raise ValueError(f"{name} has shape {list(value.shape)}, its parameter {list(parameter.shape)}")
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"the run's checkpoint: the optimizer's state is of another network: {reason}") from error
+    for group, rate in zip(run.optimizer.param_groups, start, strict=True):
+        group["lr"] = rate
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps of these epochs were made before
+        for _ in range(epoch):
+            run.scheduler.step()
 
 
 def _with_own_kernels(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

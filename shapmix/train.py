@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from shapmix import metrics, parallel, plots, watch
-from shapmix.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
-from shapmix.config import Baseline, ConfigError, TrainConfig, parse_config, save_config
+from shapmix.checkpoint import CheckpointError, load_checkpoint, load_newest, load_weights, save_checkpoint
+from shapmix.config import Baseline, ConfigError, TrainConfig, changed_on_resume, parse_config, save_config
 from shapmix.data.clips import DataError, Splits
 from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.data.sampling import ClipSampler, resident, training_batches
@@ -138,9 +138,11 @@ def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
 
     Raises:
         RunError: another process writes there.
+        ConfigError: an option that a run keeps is another.
     """
     assert config.resume is not None
     hold_run_dir(config.resume, held)
+    changed_on_resume(parse_config(["--config", str(config.resume / "config.yaml")]), config)
     return config.resume
 
 
@@ -200,6 +202,7 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
             log.info("%s: stopped before its first checkpoint; starting from the beginning", config.resume)
         else:
             restore(state, config, run, data)
+            check_best(config, run.progress, splits)
     model = parallel.averaged_gradients(network, broadcast_buffers=config.sync_batchnorm)
     captured, how = make_step(config, run, sampler, device)
     run_dir = config.resume or of_process_0(partial(new_run_dir, config, held))  # from here on there is something to lose
@@ -212,8 +215,13 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
 
     if writes:
         checkpoints.mkdir(exist_ok=True)
-        save_config(config, run_dir / "config.yaml")
-        record_start(run_dir / "environment.jsonl", data, device)
+        written, changed = run_dir / "config.yaml", dict[str, tuple[Any, Any]]()
+        if config.resume is not None:
+            changed = changed_on_resume(parse_config(["--config", str(written)]), config)
+        for key, (before, now) in changed.items():
+            log.info("%s: from here on %s, before %s", key, now, before)
+        save_config(config, written)
+        record_start(run_dir / "environment.jsonl", data, device, changed)
         forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
     log.info("%s; %s; %s", describe(config, splits, network, device), where, how)
 
@@ -258,8 +266,14 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
     parallel.shared(None)  # process 0 has written what all read now
     accuracy = {}
     for path in (last, best):
-        state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
-        run.evaluated.load_state_dict(state["network"])
+        try:
+            state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
+        except CheckpointError as error:
+            if path == last:
+                raise
+            log.warning("%s; the result is of the last checkpoint alone", error)
+            continue
+        load_weights(run.evaluated, state["network"], path)
         logits, labels = predict(forward, sampler, splits.test, config.batch_size, device)
         accuracy[path.stem] = metrics.accuracy(logits, labels, class_counts)
         if writes:
@@ -270,6 +284,19 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
         watch.log_pictures(None, run_dir, config, splits, sampler, mixer, run.progress.epoch)
         write_result(run_dir, config, accuracy)
     return Result(run_dir, accuracy, mixer.saliency.cpu())
+
+
+def check_best(config: TrainConfig, progress: Progress, splits: Splits) -> None:
+    """Where a run goes on without a whole `best.pt`, that is named, and the best epoch from here on takes its place."""
+    assert config.resume is not None
+    if progress.best_epoch == 0 or progress.epoch >= config.epochs or out_of_patience(config, progress):
+        return
+    try:
+        path = config.resume / "checkpoints" / "best.pt"
+        load_checkpoint(path, layout=splits.store.layout.name, class_names=splits.store.class_names)
+    except CheckpointError as error:
+        log.warning("%s; the best of the epochs from here on takes its place", error)
+        progress.best = -1.0
 
 
 def train_epoch(

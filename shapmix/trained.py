@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shapmix.checkpoint import load_checkpoint, read_checkpoint
+from shapmix.checkpoint import CheckpointError, check_fields, load_checkpoint, load_weights, read_checkpoint
 from shapmix.config import TrainConfig, parse_config
 from shapmix.data.clips import ClipStore, DataError, Splits, join_clips
 from shapmix.data.sampling import ClipSampler
@@ -67,12 +67,13 @@ def open_run(run: Path, checkpoint: Literal["best", "last"] = "best") -> Trained
     state = read_checkpoint(path)
     config = parse_config(["--config", str(run / "config.yaml")])
     layout = parse_layout(state["layout_toml"], where=str(path))
-    trained = Trained(
-        nn.Identity(), config, layout, state["class_names"], state["mixer"]["mean_motion"].float(), bool(state.get("scores"))
-    )
+    motion = state["mixer"].get("mean_motion")
+    if not isinstance(motion, Tensor) or motion.dim() != 4 or motion.shape[2] != layout.num_joints or not motion.numel():
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: its mean motion is none of layout '{layout.name}'")
+    trained = Trained(nn.Identity(), config, layout, state["class_names"], motion.float(), bool(state.get("scores")))
     one = trained.store([torch.zeros(1, 1, layout.num_joints, trained.mean_motion.shape[0])], ["nothing"])
     network = make_network(config, one)
-    network.load_state_dict(state["network"])
+    load_weights(network, state["network"], path)
     return Trained(network.eval(), config, layout, trained.class_names, trained.mean_motion, trained.scores)
 
 
@@ -95,9 +96,11 @@ def open_with_data(run: Path, checkpoint: Literal["best", "last"]) -> WithData:
     config = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(config)
     store = splits.store
-    state = load_checkpoint(run / "checkpoints" / f"{checkpoint}.pt", layout=store.layout.name, class_names=store.class_names)
+    path = run / "checkpoints" / f"{checkpoint}.pt"
+    state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
     network, sampler = make_network(config, store), make_sampler(config, store)
-    network.load_state_dict(state["network"])
+    load_weights(network, state["network"], path)
     mixer = make_mixer(config, splits, sampler, 1)
-    mixer.load_state_dict(state["mixer"])
+    check_fields(path, state, {"mixer": dict})
+    load_weights(mixer, state["mixer"], path)
     return WithData(config, splits, network.eval(), sampler, mixer)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from shapmix.config import PRESETS, ConfigError, parse_config, save_config
+from shapmix.config import (
+    ON_RESUME,
+    PRESETS,
+    ConfigError,
+    TrainConfig,
+    changed_on_resume,
+    options,
+    parse_config,
+    save_config,
+)
 
 
 def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
@@ -48,11 +59,13 @@ def test_an_unknown_key_names_the_nearest(arguments: list[str], nearest: str, ca
 def test_an_unknown_key_in_a_file_names_the_file_and_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("saliency:\n  decya: 0.5\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError) as stopped:
         parse_config(["--config", str(file)])
-    message = capsys.readouterr().err
+    message = str(stopped.value)
+    assert message.startswith(str(file))
     assert "--saliency.decay" in message
-    assert "run.yaml" in message.replace("\n", "")
+    assert "\n" not in message
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -108,3 +121,96 @@ def test_presets_of_full_lists_say_whose_recipe_they_apply(name: str) -> None:
     if name != "kinetics":
         of_tail = yaml.safe_load((PRESETS / f"{name}-lt.yaml").read_text())
         assert {**values, "imbalance": 100, "n_max": 600} == of_tail
+
+
+def test_every_option_says_whether_a_run_may_go_on_with_another_value() -> None:
+    """A new option has to be put into the table."""
+    assert set(ON_RESUME) == set(options(TrainConfig()))
+    assert {"mix", "loss", "stream", "batch_size", "compat", "schedule.lr", "saliency.temperature", "saliency.estimator"} <= {
+        key for key, rule in ON_RESUME.items() if rule == "kept"
+    }
+
+
+@pytest.mark.parametrize("key", sorted(ON_RESUME))
+def test_another_value_is_refused_or_reported(key: str) -> None:
+    before = TrainConfig()
+    group, _, below = key.rpartition(".")
+    changed = replace(getattr(before, group), **{below: "other"}) if group else "other"
+    now = replace(before, **{group or key: changed})
+    if ON_RESUME[key] == "kept":
+        with pytest.raises(ConfigError, match=f"^{key}: the run was started with .* and cannot go on with other; leave it out"):
+            changed_on_resume(before, now)
+    else:
+        expected = {key: (options(before)[key], "other")} if ON_RESUME[key] == "free" else {}
+        assert changed_on_resume(before, now) == expected
+    assert changed_on_resume(before, before) == {}
+
+
+def test_resume_has_a_directory_of_its_own_and_hears_a_preset(tmp_path: Path) -> None:
+    save_config(parse_config(["--network.widths", "8"]), tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"run_dir: --resume .* goes on in that directory"):
+        parse_config(["--resume", str(tmp_path), "--run-dir", "other"])
+    assert parse_config(["--resume", str(tmp_path)]).network.widths == (8,)
+    assert parse_config(["--resume", str(tmp_path), "--preset", "synthetic"]).network.widths == (16, 32, 64)
+
+
+ODD_FILES = [
+    b"{1: 2}",
+    b"[" * 5000,
+    b"epochs: " + b"9" * 5000,
+    b"epochs: " + b"9" * 401,
+    b"epochs: !!int ''",
+    b"epochs: !!bool odd",
+    b"epochs: !!timestamp odd",
+    b"epochs: !!python/object:os.system {}",
+    b"epochs: [[3]]",
+    b"epochs: {a: 3}",
+    b"schedule: {lr: {a: 1}}",
+    b"schedule: 3",
+    b"network: {widths: [a]}",
+    b"help: true",
+    b"\xff\xfe\x00",
+    b"\x00",
+    b"device: 2001-01-01",
+    b"people: .nan",
+    b"epochs: .inf",
+    b"dataset: [store]",
+    b"dataset: {}",
+    b"x" * (2 << 20),
+    b"a: &a {" + b", ".join(b"k%d: 1" % n for n in range(2000)) + b"}\n",
+    b"a: &a [x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n",
+]
+
+
+@pytest.mark.parametrize("content", ODD_FILES, ids=range(len(ODD_FILES)))
+def test_odd_files_are_one_line_errors(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    for arguments in (["--config", str(path)], ["--resume", str(tmp_path)]):
+        with pytest.raises(ConfigError) as caught:
+            parse_config(arguments)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1500
+    said = capsys.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_damaged_files_are_configurations_or_one_line_errors(tmp_path: Path) -> None:
+    path, generator = tmp_path / "config.yaml", random.Random(0)
+    save_config(parse_config([]), path)
+    content, refused = path.read_bytes(), 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(generator.randint(1, 4)):
+            place = generator.randrange(len(damaged))
+            if generator.random() < 0.5:
+                damaged[place] = generator.choice(b":-[]{}&*!|>#%@\n\t\0 9a")
+            else:
+                del damaged[place : place + generator.randint(1, 30)]
+        path.write_bytes(damaged)
+        try:
+            parse_config(["--config", str(path)])
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert 10 < refused < 60

@@ -11,6 +11,7 @@ import torch
 
 from shapmix import train
 from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from shapmix.run import RunError, forget_later_epochs, read_metrics
 
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
 SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1", "--device", "cpu"]  # bit for bit is the CPU's promise
@@ -152,7 +153,7 @@ def test_checkpoints_of_another_layout_or_class_count_are_refused(capsys: pytest
     with pytest.raises(CheckpointError, match=f"class 3 was '{names[3]}', in the data it is 'other'"):
         load_checkpoint(path, layout="ntu25", class_names=[*names[:3], "other"])
     assert train.main(["--resume", "run", "--epochs", "2", "--network.widths", "8", "8"]) == 1
-    assert "the checkpoint is of another network" in capsys.readouterr().err
+    assert "network.widths: the run was started with [8, 16] and cannot go on with [8, 8]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "missing"])
@@ -234,3 +235,65 @@ def test_a_baseline_that_stopped_before_its_first_step_is_begun_again(monkeypatc
     monkeypatch.setattr(train, "train_epoch", step)
     assert train.main(["--resume", "run"]) == 0
     assert "plain last" in Path("run/result.json").read_text()
+
+
+@pytest.fixture
+def two_epochs(capsys: pytest.CaptureFixture[str]) -> Path:
+    assert train.main([*SMALL, "--mix", "none", "--epochs", "2", "--run-dir", "run"]) == 0
+    capsys.readouterr()
+    return Path("run")
+
+
+def rates(run: Path) -> list[float]:
+    return [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_goes_on_as_it_was_started(two_epochs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in two_epochs.rglob("*") if path.is_file()}
+    refused = [("mix", "stmix"), ("loss", "ce"), ("stream", "bone"), ("batch-size", "4"), ("schedule.lr", "0.5"), ("seed", "3")]
+    refused += [("saliency.temperature", "0.3"), ("saliency.estimator", "chain"), ("compat", "official"), ("ema", "0.5")]
+    for option, value in refused:
+        assert train.main(["--resume", "run", "--epochs", "3", f"--{option}", value]) == 1
+        key = option.replace("-", "_")
+        assert re.search(f"error: {key}: the run was started with .* and cannot go on with {value};", capsys.readouterr().err)
+    assert train.main(["--resume", "run", "--epochs", "1"]) == 1
+    assert "epochs: the run is in epoch 2 and cannot end after 1" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in two_epochs.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("decay", ["step", "cosine"])
+def test_more_epochs_are_recorded_and_the_schedule_is_theirs(decay: str) -> None:
+    """The rate of an epoch is a function of the configuration, however often its number of epochs was changed."""
+    quick = [*SMALL, "--mix", "none", "--schedule.decay", decay, "--schedule.warmup-epochs", "2", "--eval-every", "9"]
+    assert train.main([*quick, "--epochs", "5", "--run-dir", "whole"]) == 0
+    assert train.main([*quick, "--epochs", "2", "--run-dir", "run"]) == 0
+    assert train.main(["--resume", "run", "--epochs", "5", "--picture-every", "4"]) == 0
+    assert rates(Path("run"))[2:] == rates(Path("whole"))[2:]
+    starts = [json.loads(line)["changed"] for line in Path("run/environment.jsonl").read_text().splitlines()]
+    assert starts == [{}, {"epochs": [2, 5], "picture_every": [10, 4]}]
+    assert "epochs: 5\n" in Path("run/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("damage", [b"", b"hello", None])
+def test_a_run_without_its_best_checkpoint_ends(damage: bytes | None, two_epochs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = two_epochs / "checkpoints/best.pt"
+    best.unlink() if damage is None else best.write_bytes(damage)
+    assert train.main(["--resume", "run"]) == 0
+    assert re.search(r"best\.pt: .*; the result is of the last checkpoint alone", caplog.text)
+    assert set(json.loads((two_epochs / "result.json").read_text())["test"]) == {"none last"}
+    assert train.main(["--resume", "run", "--epochs", "3"]) == 0
+    assert "the best of the epochs from here on takes its place" in caplog.text
+    assert set(json.loads((two_epochs / "result.json").read_text())["test"]) == {"none last", "none best"}
+
+
+def test_damaged_lines_of_the_metrics_are_named_and_left_out(two_epochs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = two_epochs / "metrics.jsonl"
+    good = path.read_text().splitlines()
+    for bad in (b"{", b"[" * 5000, b"3", b"{}", b'{"epoch": "1"}', b'{"epoch": true}', b"\xff", b"9" * 5000):
+        path.write_bytes(good[0].encode() + b"\n" + bad + b"\n" + good[1].encode())
+        with pytest.raises(RunError, match="line 2 is not the record of an epoch"):
+            read_metrics(path)
+        caplog.clear()
+        forget_later_epochs(path, 2)
+        assert "metrics.jsonl: line 2 is not the record of an epoch and is left out" in caplog.text
+        assert path.read_text().splitlines() == good
