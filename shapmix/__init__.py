@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+import shapmix.command  # noqa: F401 (first: what it says of Ctrl-C is to hold while torch is imported)
 from shapmix.layout import Layout, load_layout
 from shapmix.mixing import MixedBatch, ShapMix
 

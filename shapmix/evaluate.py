@@ -7,9 +7,10 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from shapmix import metrics, plots
 from shapmix.checkpoint import CheckpointError, load_checkpoint, load_weights
+from shapmix.command import check_output_folder, ended
 from shapmix.config import ConfigError, parse_config
-from shapmix.data.clips import DataError
+from shapmix.data.clips import DataError, Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.game import undisturbed
 from shapmix.layout import LayoutError
@@ -44,7 +46,7 @@ class EvaluateConfig:
     weights: tuple[float, ...] | None = None
     """Of each run's probabilities; None: equal."""
     fit_weights: bool = False
-    """Choose the weights on the validation split."""
+    """Choose the weights on validation clips."""
     save_scores: Path | None = None
     """An .npz with names, labels and probabilities of the test clips."""
     out: Path | None = None
@@ -61,28 +63,32 @@ class Scores:
     probabilities: Tensor
     class_counts: Tensor
     class_names: list[str]
+    lengths: Tensor
+    """[N] int64 recorded frames: clips of one name and another length are not the same clip."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = tyro.cli(EvaluateConfig, args=argv, prog="python -m shapmix.evaluate")
-    try:
-        evaluate(config)
-    except (CheckpointError, ConfigError, DataError, LayoutError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(lambda: _main(config), (CheckpointError, ConfigError, DataError, LayoutError, RunError))
+
+
+def _main(config: EvaluateConfig) -> int:
+    evaluate(config)
     return 0
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float | int | None]:
     """Prints one table, writes what was asked for, and returns the ensemble's (or the one run's) metrics."""
     check(config)
-    measured = [score_run(run, config) for run in config.runs]
-    tests = align([test for _, test in measured], config.runs)
+    out = config.out or (config.runs[0] / "evaluation" if len(config.runs) == 1 else None)
+    members = [open_member(run, config) for run in config.runs]
+    tests = align([member.score(member.splits.test) for member in members], config.runs)
     weights = torch.tensor(config.weights or [1.0] * len(tests), dtype=torch.float64)
     if config.fit_weights:
-        validations = align([validation for validation, _ in measured], config.runs)
+        chosen = weight_clips([member.splits for member in members], config.runs)
+        validations = align([member.score(clips) for member, clips in zip(members, chosen, strict=True)], config.runs)
         weights = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
     weights = weights / weights.sum()
     views = "single crop" if config.crops == 1 else f"{config.crops} crops"
@@ -91,14 +97,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | int | None]:
     if len(tests) > 1:
         shown = " ".join(f"{weight:.3f}" for weight in weights.tolist())
         mixed = torch.einsum("r,rnk->nk", weights, torch.stack([each.probabilities for each in tests]))
-        whole = Scores(whole.names, whole.labels, mixed, whole.class_counts, whole.class_names)
+        whole = replace(whole, probabilities=mixed)
         rows[f"ensemble ({'fitted' if config.fit_weights else 'given' if config.weights else 'equal'} weights {shown})"] = whole
     print(metrics.table({name: accuracy_of(each) for name, each in rows.items()}))
     result: dict[str, float | int | None] = accuracy_of(whole).as_dict()
     for name, each in rows.items():
         print(f"{name}: calibration error {100 * calibration_error(each):.1f}% ({CALIBRATION_BINS} bins)")
     result["calibration_error"] = calibration_error(whole)
-    out = config.out or (config.runs[0] / "evaluation" if len(tests) == 1 else None)
     if out is not None:
         write_tables(out, whole, {**result, "checkpoint": config.checkpoint, "views": views, "weights": weights.tolist()})
     if config.save_scores is not None:
@@ -107,7 +112,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | int | None]:
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises ConfigError where options contradict each other."""
+    """That a measurement can be made and written, before any work.
+
+    Raises:
+        ConfigError: options that contradict each other.
+        OSError: no place to write what is asked for.
+    """
     if not config.runs:
         raise ConfigError("runs: give at least one run directory")
     if config.crops < 1:
@@ -120,10 +130,45 @@ def check(config: EvaluateConfig) -> None:
         raise ConfigError("weights: none below 0 and not all 0")
     if config.save_scores is not None and config.save_scores.suffix != ".npz":
         raise ConfigError(f"save_scores: the file is an .npz, not '{config.save_scores}'")
+    if config.save_scores is not None:
+        check_output_folder(config.save_scores.parent)
+        if config.save_scores.is_dir():
+            raise ConfigError(f"save_scores: '{config.save_scores}' is a folder; give a file")
+    if config.out is not None:
+        check_output_folder(config.out)
+    elif len(config.runs) == 1 and config.runs[0].is_dir():
+        check_output_folder(config.runs[0] / "evaluation")
 
 
-def score_run(run: Path, config: EvaluateConfig) -> tuple[Scores, Scores]:
-    """Validation and test scores of a run's checkpoint; validation is scored for the weights alone."""
+class Member(NamedTuple):
+    """A run's network and data."""
+
+    splits: Splits
+    forward: SharedForward
+    sampler: ClipSampler
+    batch_size: int
+    crops: int
+    device: torch.device
+
+    def score(self, clips: Tensor) -> Scores:
+        """Of the store's clips [N]."""
+        store = self.splits.store
+        return Scores(
+            [store.names[clip] for clip in clips.tolist()],
+            store.labels[clips],
+            predict_views(self.forward, self.sampler, clips, self.batch_size, self.crops, self.device),
+            self.splits.class_counts(),
+            store.class_names,
+            store.lengths[clips],
+        )
+
+
+def open_member(run: Path, config: EvaluateConfig) -> Member:
+    """Reads a run's checkpoint and data.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: what cannot be read.
+    """
     trained = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(trained)
     store, device = splits.store, choose_device(config.device)
@@ -132,19 +177,28 @@ def score_run(run: Path, config: EvaluateConfig) -> tuple[Scores, Scores]:
     network = make_network(trained, store)
     load_weights(network, state["network"], path)
     forward = SharedForward(network.to(device), PRECISIONS[trained.precision])
-    sampler = make_sampler(trained, store)
+    return Member(splits, forward, make_sampler(trained, store), trained.batch_size, config.crops, device)
 
-    def score(clips: Tensor) -> Scores:
-        return Scores(
-            [store.names[clip] for clip in clips.tolist()],
-            store.labels[clips],
-            predict_views(forward, sampler, clips, trained.batch_size, config.crops, device),
-            splits.class_counts(),
-            store.class_names,
-        )
 
-    test = score(splits.test)
-    return (score(splits.val) if config.fit_weights else test), test
+def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]:
+    """Of each run the same clips, to fit the weights on: those that one of the runs validates on and none trains or tests on.
+
+    Runs of one list share their validation clips. Those of several seeds draw their own, and one's may train another.
+
+    Raises:
+        RunError: there are none.
+    """
+    index = [{name: clip for clip, name in enumerate(each.store.names)} for each in splits]
+    common = set(index[0]).intersection(*index[1:])
+    validated, taken = set[str](), set[str]()
+    for each in splits:
+        names = each.store.names
+        validated.update(names[clip] for clip in each.val.tolist())
+        taken.update(names[clip] for clip in [*each.train.tolist(), *each.test.tolist()])
+    chosen = sorted((validated & common) - taken, key=index[0].__getitem__)
+    if not chosen:
+        raise RunError(f"{', '.join(map(str, runs))} have no validation clip that no run trains on; give --weights")
+    return [torch.tensor([clips[name] for name in chosen]) for clips in index]
 
 
 @torch.no_grad()
@@ -180,7 +234,11 @@ def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
         if not torch.equal(each.labels[order], first.labels):
             clip = int((each.labels[order] != first.labels).nonzero()[0])
             raise RunError(f"{run}: clip '{first.names[clip]}' has another label than in {runs[0]}")
-        aligned.append(Scores(first.names, first.labels, each.probabilities[order], first.class_counts, first.class_names))
+        if not torch.equal(each.lengths[order], first.lengths):
+            clip = int((each.lengths[order] != first.lengths).nonzero()[0])
+            frames = f"{int(each.lengths[order][clip])} frames, in {runs[0]} {int(first.lengths[clip])}"
+            raise RunError(f"{run}: clip '{first.names[clip]}' has {frames}; the runs are of other recordings")
+        aligned.append(replace(first, probabilities=each.probabilities[order]))
     return aligned
 
 
@@ -228,15 +286,18 @@ def write_tables(out: Path, scores: Scores, result: dict[str, object]) -> None:
 
 
 def save_scores(path: Path, scores: Scores) -> None:
-    """Names [N], labels [N], probabilities [N, K] and class names [K], without pickles."""
+    """Names [N], labels [N], probabilities [N, K] and class names [K], without pickles; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        path,
-        names=np.array(scores.names),
-        labels=scores.labels.numpy(),
-        probabilities=scores.probabilities.numpy(),
-        class_names=np.array(scores.class_names),
-    )
+    with TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        np.savez(
+            temporary,
+            names=np.array(scores.names),
+            labels=scores.labels.numpy(),
+            probabilities=scores.probabilities.numpy(),
+            class_names=np.array(scores.class_names),
+        )
+        temporary.replace(path)
 
 
 if __name__ == "__main__":

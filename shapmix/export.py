@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,8 +21,10 @@ import tyro
 from torch import Tensor, nn
 
 from shapmix.checkpoint import CheckpointError
+from shapmix.command import check_output_file, ended
 from shapmix.config import ConfigError
 from shapmix.ctrgcn import CTRGCN
+from shapmix.data.clips import DataError
 from shapmix.layout import LayoutError
 from shapmix.reference import ctrgcn as reference
 from shapmix.run import RunError
@@ -47,15 +51,31 @@ class ExportError(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     config = tyro.cli(ExportConfig, args=argv, prog="python -m shapmix.export", description=ExportConfig.__doc__)
-    try:
-        trained = open_run(config.run, config.checkpoint)
-        off = export(trained, config.out)
-    except (CheckpointError, ConfigError, ExportError, LayoutError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(lambda: _main(config), (CheckpointError, ConfigError, DataError, ExportError, LayoutError, RunError))
+
+
+def _main(config: ExportConfig) -> int:
+    check_out(config.out)
+    trained = open_run(config.run, config.checkpoint)
+    off = export(trained, config.out)
     shape = ", ".join(map(str, trained.mean_motion.shape))
     print(f"{config.out}: clips [N, {shape}] -> logits [N, {len(trained.class_names)}], within {off:.1e} of the network")
     return 0
+
+
+def check_out(out: Path) -> None:
+    """That `out` can be written, before any work.
+
+    Raises:
+        ExportError: an unknown ending or a missing package.
+        OSError: no place to write it.
+    """
+    if out.suffix not in (".onnx", ".pt2"):
+        raise ExportError(f"{out}: give a file that ends in .onnx or .pt2")
+    check_output_file(out)
+    for package in ("onnxruntime", "onnxscript") if out.suffix == ".onnx" else ():
+        if find_spec(package) is None:
+            raise ExportError(f"{out}: ONNX needs '{package}', which is not installed; pip install 'shapmix[export]'")
 
 
 def export(trained: Trained, out: Path) -> float:
@@ -63,16 +83,16 @@ def export(trained: Trained, out: Path) -> float:
 
     Raises:
         ExportError: an unknown ending, a missing package, or logits that differ by more than 1e-5.
+        OSError: no place to write it.
     """
-    if out.suffix not in (".onnx", ".pt2"):
-        raise ExportError(f"{out}: give a file that ends in .onnx or .pt2")
+    check_out(out)
     plain = plain_network(trained)
     generator = torch.Generator().manual_seed(0)
     clips = torch.randn(3, *trained.mean_motion.shape, generator=generator) * 0.1 + trained.mean_motion
     shapes = {"clips": {0: torch.export.Dim("clips", min=1)}}
-    temporary = out.with_name(f"{out.stem}.partial{out.suffix}")
     program = torch.export.export(_Named(plain), (clips,), dynamic_shapes=shapes)
-    try:
+    with TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
+        temporary = Path(folder) / out.name
         if out.suffix == ".pt2":
             torch.export.save(program, temporary)
             with torch.no_grad(), warnings.catch_warnings():
@@ -86,8 +106,6 @@ def export(trained: Trained, out: Path) -> float:
         if not off <= TOLERANCE:
             raise ExportError(f"{out}: its logits are {off:.1e} from the network's, more than {TOLERANCE}; nothing was written")
         temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return off
 
 
@@ -122,11 +140,7 @@ class _Named(nn.Module):
 
 
 def _through_onnx(program: Any, clips: Tensor, path: Path) -> Tensor:
-    try:
-        runtime: Any = import_module("onnxruntime")
-        import_module("onnxscript")
-    except ImportError as error:
-        raise ExportError(f"ONNX needs packages that are not installed ({error}); pip install 'shapmix[export]'") from error
+    runtime: Any = import_module("onnxruntime")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the exporter's, about itself
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,8 +1,10 @@
 """What a trained network sees in recordings: `python -m shapmix.predict RUN FILE...`.
 
-A file is one `.skeleton` recording, one array [T, V, C] or [T, M, V, C] of a `.npy` or `.npz` (as `joints`), or any data set that
-`python -m shapmix.prepare` reads. Every recording, or every window of a long one, gets its most probable classes, and for the first
-of them the exact Shapley values of the body parts: how much of its probability each part brought.
+A file is one `.skeleton` recording, one array [T, V, C] or [T, M, V, C] of a `.npy` or `.npz` (as `joints`), any data set that
+`python -m shapmix.prepare` reads, or a store that it wrote. Every recording, or every window of a long one, gets its most probable
+classes, and for the first of them the exact Shapley values of the body parts: how much of its probability each part brought.
+
+A file or recording that cannot be read is named with the reason, the others are predicted all the same, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -21,15 +24,18 @@ import tyro
 from torch import Tensor
 
 from shapmix.checkpoint import CheckpointError
+from shapmix.command import ended
 from shapmix.config import ConfigError
 from shapmix.data.bounded import UNREADABLE, read_file
 from shapmix.data.clips import DataError
+from shapmix.data.sources import Source
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import ENDING, LARGEST_FILE, actors, read_skeletons
-from shapmix.data.sources.plain import ARRAY, read_array
+from shapmix.data.sources.plain import ARRAY, TABLE, read_array
+from shapmix.data.store import INDEX, open_store
 from shapmix.explanation import explain
 from shapmix.game import PartGame
-from shapmix.layout import LayoutError
+from shapmix.layout import Layout, LayoutError, layout_text, parse_layout
 from shapmix.run import RunError
 from shapmix.trained import Trained, open_run
 
@@ -79,37 +85,104 @@ class Prediction:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     config = tyro.cli(PredictConfig, args=argv, prog="python -m shapmix.predict", description=PredictConfig.__doc__)
-    try:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        trained = open_run(config.run, config.checkpoint)
-        for name, recording in read_recordings(config.files):
-            for found in predict(
-                trained, recording, name, top=config.top, parts=config.parts, window=config.window, stride=config.stride
-            ):
-                print(json.dumps(asdict(found)) if config.json else describe(found), flush=True)
-    except (CheckpointError, ConfigError, DataError, LayoutError, RunError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: _main(config), (CheckpointError, ConfigError, DataError, LayoutError, RunError))
 
 
-def read_recordings(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """(name, [T, M, V, C] float32) of every recording of the files.
+def _main(config: PredictConfig) -> int:
+    if not config.files:
+        print("error: no files are given; usage: python -m shapmix.predict RUN FILE...", file=sys.stderr)
+        return 2
+    for option in ("top", "window", "stride", "threads"):
+        value = getattr(config, option)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{option}: at least 1, not {value}")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    trained = open_run(config.run, config.checkpoint)
+    total = failed = 0
+    for file in config.files:
+        for recording in recordings_of(file, trained):
+            total += 1
+            try:
+                found = predict(
+                    trained,
+                    recording.read(),
+                    recording.name,
+                    top=config.top,
+                    parts=config.parts,
+                    window=config.window,
+                    stride=config.stride,
+                )
+            except DataError as error:
+                failed += 1
+                where = "" if str(file) in str(error) else f"{file}: "
+                print(f"error: {where}{error}", file=sys.stderr)
+                continue
+            for each in found:
+                print(json.dumps(asdict(each)) if config.json else describe(each), flush=True)
+    if failed:
+        print(f"error: {failed} of {total} recordings are without a prediction, for the reasons above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+class Unread(NamedTuple):
+    """A recording that nobody has read yet; `read` gives [T, M, V, C] float32, or raises a DataError."""
+
+    name: str
+    read: Callable[[], Tensor]
+
+
+def recordings_of(file: Path, trained: Trained) -> Iterator[Unread]:
+    """The recordings of a file or data set; one that fails to be read, where the file cannot be opened."""
+    if file.suffix == ENDING:
+        yield Unread(file.stem, lambda: _read_skeletons(file))
+    elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
+        yield Unread(file.stem, lambda: torch.from_numpy(read_array(file)))
+    else:
+        try:
+            yield from _recordings_of_set(file, trained)
+        except (DataError, LayoutError, OSError) as error:
+            reason = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            yield Unread(file.stem, partial(_fail, reason))
+
+
+def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
+    """Of a prepared store, or of a data set in one of the known formats.
 
     Raises:
-        DataError: as the readers have it.
+        DataError, LayoutError, OSError: it cannot be opened, or has other joints or coordinates than the network.
     """
-    for file in files:
-        if file.suffix == ENDING:
-            content = read_file(file, LARGEST_FILE)
-            yield file.stem, torch.from_numpy(actors(read_skeletons(content, str(file)), str(file)))
-        elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
-            yield file.stem, torch.from_numpy(read_array(file))
-        else:
-            source = find_source(file)
-            for index, name in enumerate(source.names):
-                yield name, torch.from_numpy(np.array(source.read(index).joints, dtype=np.float32))
+    if (file / INDEX).is_file():
+        store = open_store(file).clips
+        _check_fits(file, trained, store.layout, store.scores)
+        yield from (Unread(name, partial(store.clip, index)) for index, name in enumerate(store.names))
+        return
+    # the plain form does not say whether it has scores: it is taken as what the network was trained on
+    source = find_source(file, scores=trained.scores and (file / TABLE).is_file())
+    _check_fits(file, trained, parse_layout(layout_text(source.layout), where=source.layout), source.scores)
+    for index, name in enumerate(source.names):
+        yield Unread(name, partial(_read_of, source, index))
+
+
+def _read_of(source: Source, index: int) -> Tensor:
+    return torch.from_numpy(np.array(source.read(index).joints, dtype=np.float32))
+
+
+def _read_skeletons(file: Path) -> Tensor:
+    return torch.from_numpy(actors(read_skeletons(read_file(file, LARGEST_FILE), str(file)), str(file)))
+
+
+def _fail(reason: str) -> NoReturn:
+    raise DataError(reason)
+
+
+def _check_fits(file: Path, trained: Trained, layout: Layout, scores: bool) -> None:
+    for theirs, ours in zip(layout.joints, trained.layout.joints, strict=False):
+        if theirs != ours:
+            raise DataError(f"{file}: its joints are not those that the network was trained on: '{theirs}' in place of '{ours}'")
+    if scores != trained.scores:
+        having = ("has no scores", "with them") if trained.scores else ("has scores", "without")
+        raise DataError(f"{file}: {having[0]}, the network was trained {having[1]}")
 
 
 def predict(

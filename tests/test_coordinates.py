@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from shapmix import ShapMix, evaluate, explain, export, predict, prepare, report, train
+from shapmix import ShapMix, evaluate, explain, export, predict, prepare, recipe, report, train
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import ClipStore, join_clips
+from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.store import open_store
 from shapmix.layout import load_layout
@@ -53,22 +54,22 @@ def recording(kind: Kind, label: int, length: int, generator: np.random.Generato
     return joints.astype(np.float32)
 
 
-def write_plain(folder: Path, kind: Kind, *, still: int = 0) -> Path:
-    """Clips of 1 to 30 frames of two people; `still` of them are zero throughout."""
+def write_plain(folder: Path, kind: Kind) -> Path:
+    """Clips of 1 to 30 frames of two people."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
     rows = ["name,label,split"]
     for number in range(36):
         split, label = ("train", "val", "test")[max(0, number // 6 - 3)], number % 3
         joints = recording(kind, label, LENGTHS[number % len(LENGTHS)], generator)
-        np.save(folder / f"clip{number:02d}.npy", joints * (number >= still))
+        np.save(folder / f"clip{number:02d}.npy", joints)
         rows.append(f"clip{number:02d},{'abc'[label]},{split}")
     (folder / "labels.csv").write_text("\n".join(rows))
     return folder
 
 
-def make_store(folder: Path, kind: Kind, *, still: int = 0) -> Path:
-    raw = write_plain(folder / "raw", kind, still=still)
+def make_store(folder: Path, kind: Kind) -> Path:
+    raw = write_plain(folder / "raw", kind)
     arguments = [str(raw), str(folder / "store"), "--layout", kind.layout, *(["--scores"] if kind.scores else [])]
     assert prepare.main(arguments) == 0
     return folder / "store"
@@ -165,9 +166,17 @@ def test_a_score_is_not_taken_for_a_coordinate(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("kind", [KINDS["xy"], Kind("ntu25", 3), Kind("ucla20", 3), KINDS["xy and score"]], ids=str)
-def test_clips_that_are_zero_throughout_train_to_finite_weights(kind: Kind, tmp_path: Path) -> None:
-    store = make_store(tmp_path, kind, still=9)
-    assert train_on(store, tmp_path / "run", kind.stream) == 0
+def test_clips_that_are_zero_throughout_train_to_finite_weights(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may hold them, and so may the view of the first people of clips in which somebody else moves."""
+    splits = store_splits(open_store(make_store(tmp_path, kind)))
+    frames = splits.store.frames.clone()
+    for clip in [*splits.train[:9].tolist(), int(splits.val[0]), int(splits.test[0])]:
+        frames[splits.store.offsets[clip] : splits.store.offsets[clip + 1]] = 0
+    still = replace(splits, store=replace(splits.store, frames=frames))
+    monkeypatch.setattr(recipe, "read_splits", lambda config: still)
+    assert train_on(tmp_path / "store", tmp_path / "run", kind.stream) == 0
     opened = open_run(tmp_path / "run", "last")
     assert all(value.isfinite().all() for value in opened.network.state_dict().values())
     assert opened.mean_motion.isfinite().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,12 @@ def test_an_ensemble_weighs_probabilities(runs: list[str], tmp_path: Path, capsy
 
 def scores(order: list[int], probabilities: torch.Tensor) -> Scores:
     return Scores(
-        [f"clip{i}" for i in order], torch.tensor([i % 2 for i in order]), probabilities[order], torch.ones(2), ["a", "b"]
+        [f"clip{i}" for i in order],
+        torch.tensor([i % 2 for i in order]),
+        probabilities[order],
+        torch.ones(2),
+        ["a", "b"],
+        torch.tensor([5 + i for i in order]),
     )
 
 
@@ -86,9 +92,12 @@ def test_ensembles_are_aligned_by_name() -> None:
         align([first, scores([0, 1, 2, 3, 4], values)], [Path("x"), Path("y")])
     with pytest.raises(RunError, match="y: clip 'clip5' is tested here but not in x"):
         align([scores([0, 1, 2, 3, 4], values), first], [Path("x"), Path("y")])
-    wrong = Scores(second.names, 1 - second.labels, second.probabilities, second.class_counts, second.class_names)
+    wrong = replace(second, labels=1 - second.labels)
     with pytest.raises(RunError, match="clip 'clip0' has another label"):
         align([first, wrong], [Path("x"), Path("y")])
+    other = replace(second, lengths=second.lengths + 1)
+    with pytest.raises(RunError, match="y: clip 'clip0' has 6 frames, in x 5; the runs are of other recordings"):
+        align([first, other], [Path("x"), Path("y")])
 
 
 def test_fitted_weights_prefer_the_better_run() -> None:
