@@ -374,7 +374,7 @@ def _fitted(
         raise DataError(f"recording '{name}': {joints.shape[1]} people, the store has {shape[0]}; give --people {joints.shape[1]}")
     if joints.shape[3] != shape[2]:
         raise DataError(f"recording '{name}': {joints.shape[3]} coordinates, the first recording has {shape[2]}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         fitted = np.zeros((len(joints), *shape), dtype)
         fitted[:, : joints.shape[1]] = joints
     if not np.isfinite(fitted).all():

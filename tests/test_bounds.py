@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
+import lzma
+import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from shapmix.data.sources.plain import Plain, read_array
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.data.store import INDEX, NUMBERS, open_store
 from shapmix.layout import LayoutError, layout_text, load_layout
+from tests.fuzz.readers import Readers, mutated
 
 RNG = np.random.default_rng(0)
 CLIP = "a08_s01_e00_v01"
@@ -67,45 +69,30 @@ def peak_of(code: str, *arguments: object) -> tuple[str, int]:
 # Archives
 
 
-def write_tar(path: Path, members: list[tuple[tarfile.TarInfo, Iterator[bytes]]]) -> Path:
-    class Joined(io.RawIOBase):
-        def __init__(self, parts: Iterator[bytes]) -> None:
-            self.parts = parts
-
-        def read(self, size: int = -1) -> bytes:
-            return next(self.parts)[:size]
-
-    with tarfile.open(path, "w:xz", preset=1) as archive:
-        for entry, parts in members:
-            archive.addfile(entry, Joined(parts))
+def xz_of_zeros(path: Path, name: str, megabytes: int, times: int) -> Path:
+    """A tar archive of files of zeros, packed to a seven-thousandth; streams of xz that follow one another are one."""
+    entry = tarfile.TarInfo(name)
+    entry.size = megabytes << 20
+    whole = lzma.compress(entry.tobuf(tarfile.USTAR_FORMAT) + bytes(entry.size), preset=0)
+    path.write_bytes(whole * times)
     return path
 
 
-def zeros(name: str, megabytes: int) -> tuple[tarfile.TarInfo, Iterator[bytes]]:
-    entry = tarfile.TarInfo(name)
-    entry.size = megabytes << 20
-    block = bytes(16 << 10)  # as shutil.copyfileobj asks for
-    return entry, iter(lambda: block, b"")
-
-
 def test_an_archive_that_unpacks_to_much_takes_little_memory(tmp_path: Path) -> None:
-    whole = write_tar(tmp_path / "one.tar.xz", [zeros(f"{CLIP}.json", 300)])
-    said, grown = peak_of("find_source(Path(sys.argv[1]), 'nw_ucla')", whole)
-    assert "unpacks to 314572800 bytes; no recording has as many" in said
+    said, grown = peak_of("find_source(Path(sys.argv[1]), 'nw_ucla')", xz_of_zeros(tmp_path / "one.tar.xz", f"{CLIP}.json", 200, 1))
+    assert "unpacks to 209715200 bytes; no recording has as many" in said
     assert grown < 60_000
-    many = write_tar(tmp_path / "many.tar.xz", [zeros(f"{number}.txt", 15) for number in range(10)])
-    said, grown = peak_of("find_source(Path(sys.argv[1]), 'nw_ucla')", many)
+    said, grown = peak_of("find_source(Path(sys.argv[1]), 'nw_ucla')", xz_of_zeros(tmp_path / "many.tar.xz", "a.txt", 15, 10))
     assert "unpacks to more than 200 times its size" in said
     assert grown < 60_000
 
 
 def test_a_header_of_an_archive_is_not_taken_whole(tmp_path: Path) -> None:
     for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
-        entry, content = zeros("x", 40)
-        entry.type = kind
-        header = entry.tobuf(tarfile.USTAR_FORMAT)
+        entry = tarfile.TarInfo("x")
+        entry.type, entry.size = kind, 40 << 20
         path = tmp_path / "header.tar"
-        path.write_bytes(header + b"".join(next(content) for _ in range(40 << 6)))
+        path.write_bytes(entry.tobuf(tarfile.USTAR_FORMAT) + bytes(entry.size))
         with pytest.raises(DataError, match="a header of 41943040 bytes"):
             list(bounded.tar_files(path, "", 1 << 40))
 
@@ -560,3 +547,50 @@ def test_a_damaged_journal_starts_again(journal: str, frames: bytes, tmp_path: P
     (tmp_path / "store.partial" / "frames.npy").write_bytes(frames)
     assert run(folder, tmp_path / "store", "--skip-damaged") == 0
     assert open_store(tmp_path / "store").clips.names == ["a"]
+
+
+def test_a_signalling_nan_is_an_error_without_a_warning(tmp_path: Path) -> None:
+    for name, bits in (("f4", 0x7FA00000), ("f8", 0x7FF4000000000000), ("f2", 0x7D00)):
+        joints = np.ones((2, 20, 3), name)
+        joints.view(name.replace("f", "u"))[1, 3, 0] = bits
+        np.save(tmp_path / "a.npy", joints)
+        with pytest.raises(DataError, match="frame 1, person 0, joint 3 is not finite"):
+            read_array(tmp_path / "a.npy")
+
+
+# Fuzzing
+
+READERS = (
+    "any", "frames", "index", "json", "labels", "layout", "list", "npy", "npz", "ntu npz", "ntu tar", "ntu zip", "pickle", "rows",
+    "skeleton", "table", "ucla archive", "ucla table",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> Readers:
+    return Readers(tmp_path_factory.mktemp("fuzz"))
+
+
+def test_every_reader_is_fuzzed(readers: Readers) -> None:
+    assert sorted(readers.read) == sorted(readers.seeds) == sorted(READERS)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damage_anywhere_is_an_error_or_a_recording(name: str, readers: Readers) -> None:
+    for seed in readers.seeds[name]:
+        if name != "any":
+            readers.read[name](seed)
+    for number in range(60):
+        generator = random.Random(f"{name} {number}")
+        readers.check(name, mutated(generator.choice(readers.seeds[name]), generator))
+
+
+@pytest.mark.slow
+def test_guided_fuzzing_of_the_readers_finds_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris is not installed: no coverage-guided fuzzing of the readers")
+    harness, corpus = Path(__file__).parent / "fuzz" / "readers_fuzz.py", tmp_path / "corpus"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, harness, "--seeds", corpus], check=True, env=environment, capture_output=True)
+    limits = ["-max_total_time=60", "-rss_limit_mb=2048", "-timeout=20", "-max_len=20000"]
+    done = subprocess.run([sys.executable, harness, *limits, corpus], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

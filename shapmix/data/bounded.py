@@ -274,8 +274,13 @@ def _refuse_packed(path: Path) -> NoReturn:
 
 def _reads(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Callable[[], bytes]:
     def read() -> bytes:
-        file = archive.extractfile(member)
-        content = b"" if file is None else file.read()
+        try:
+            file = archive.extractfile(member)
+            content = b"" if file is None else file.read()
+        except DataError:
+            raise
+        except (*UNREADABLE, ValueError) as error:
+            raise DataError(f"{path}: {show(member.name)} cannot be read ({error}); fetch the archive again") from error
         if len(content) != member.size:
             raise DataError(f"{path}: the archive ends inside {show(member.name)}; fetch it again")
         return content

@@ -225,11 +225,11 @@ def _coordinates(where: str, skeletons: object) -> np.ndarray:
             raise DataError(f"{where}: frame {number}, joint {joint} is {show(value)}, not three numbers x y z; {DAMAGED}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused
         frames = np.array(skeletons, dtype=np.float32)
-    if not frames.any():
-        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or fetch it again")
     if not np.isfinite(frames).all():
         number, joint, _ = np.argwhere(~np.isfinite(frames))[0]
         raise DataError(f"{where}: frame {number}, joint {joint} has a coordinate that is not finite; repair or remove the clip")
+    if not frames.any():
+        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or fetch it again")
     return frames
 
 

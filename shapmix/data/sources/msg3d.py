@@ -55,7 +55,7 @@ class Msg3d:
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
         rows, row = self._rows[index]
-        with np.errstate(over="ignore"):  # what is not finite is refused
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
             joints = np.ascontiguousarray(rows[row].transpose(1, 3, 2, 0), dtype=np.float32)
         if not np.isfinite(joints).all():
             frame = np.argwhere(~np.isfinite(joints))[0][0]

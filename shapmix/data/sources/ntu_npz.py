@@ -189,8 +189,10 @@ def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:
     labels = []
     for row in range(rows.shape[0]):
         chosen = one_hot.read(row)
-        label = int(chosen.argmax())
-        if chosen[label] != 1 or np.count_nonzero(chosen) != 1:
+        with np.errstate(invalid="ignore"):
+            label = int(chosen.argmax())
+            one = chosen[label] == 1 and np.count_nonzero(chosen) == 1
+        if not one:
             raise DataError(f"{one_hot.where}, row {row}: not one-hot (one 1, otherwise 0)")
         labels.append(label)
     one_hot.close()

@@ -129,15 +129,15 @@ def read_array(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not a whole NumPy file of numbers ({error}); write it again with numpy.save") from error
     if content.dtype.kind not in "fiu" or content.ndim not in (3, 4):
         raise DataError(f"{path}: {list(content.shape)} of {content.dtype}, not [T, V, C] or [T, M, V, C] numbers")
-    with np.errstate(over="ignore"):  # what is not finite is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
         joints = np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32)
     if len(joints) == 0:
         raise DataError(f"{path}: has no frames; remove the clip")
-    if not joints.any():
-        raise DataError(f"{path}: no frame holds a body, all coordinates are zero; remove the clip")
     if not np.isfinite(joints).all():
         frame, person, joint, _ = np.argwhere(~np.isfinite(joints))[0]
         raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 where a joint was not found")
+    if not joints.any():
+        raise DataError(f"{path}: no frame holds a body, all coordinates are zero; remove the clip")
     return joints
 
 
