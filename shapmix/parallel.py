@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -67,7 +68,11 @@ def averaged_gradients(network: nn.Module, *, broadcast_buffers: bool) -> nn.Mod
         return network
     # channels-last gives the gradient of a 1x1 kernel other strides for the same bytes, which torch takes for a slow layout
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=broadcast_buffers)
+    parallel: Any = nn.parallel.DistributedDataParallel
+    # torch 2.13 has another name for it and warns of the former one
+    name = "forward_sync_buffers" if "forward_sync_buffers" in signature(parallel).parameters else "broadcast_buffers"
+    averaged: nn.Module = parallel(network, **({} if broadcast_buffers else {name: False}))
+    return averaged
 
 
 def shared(value: Any) -> Any:

@@ -189,14 +189,22 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     assert "batch_size 13 does not divide into 2 processes with 1 passes each; change one of them" in said
 
 
+@pytest.mark.parametrize("name", ["broadcast_buffers", "forward_sync_buffers"])
 @pytest.mark.parametrize("synced", [False, True])
-def test_buffers_are_broadcast_once_a_step(synced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By DistributedDataParallel before the forward, or by `copy_buffers` after it."""
+def test_buffers_are_broadcast_once_a_step(synced: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By DistributedDataParallel before the forward, or by `copy_buffers` after it; torch 2.13 renamed its option."""
     given: list[dict[str, bool]] = []
+
+    def before(network: nn.Module, *, broadcast_buffers: bool = True) -> None:
+        given.append({"broadcast_buffers": broadcast_buffers})
+
+    def now(network: nn.Module, *, forward_sync_buffers: bool = True) -> None:
+        given.append({"forward_sync_buffers": forward_sync_buffers})
+
     monkeypatch.setattr(parallel, "ranks", lambda: 2)
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda network, **options: given.append(options) or network)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", before if name == "broadcast_buffers" else now)
     parallel.averaged_gradients(nn.BatchNorm1d(2), broadcast_buffers=synced)
-    assert given == [{"broadcast_buffers": synced}]
+    assert given == [{name: synced}]
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(6), nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, momentum=None)])
