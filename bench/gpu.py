@@ -1,106 +1,162 @@
-"""The GPU suite: `python -m bench.gpu --out FILE`, offline and within nine minutes, on a machine that does nothing else meanwhile.
+"""What a GPU proves and measures, by value, within the minutes that one has: `python -m bench.gpu --minutes M --out FILE`.
 
-Builds, runs every test on the device, runs each op under compute-sanitizer, measures the bandwidth of a copy, every op and the
-step, and writes what it found as JSON, also where a stage fails or is cut off. A short table comes last; it shows no speed of an
-op that a test or a sanitizer speaks against. Exits with 0 where all is green, 1 where not, 2 where there is no GPU.
+The headline comes first (`bench.headline`), then the tests that need a GPU, memcheck, the op table, racecheck. Builds the C++ and
+CUDA code meanwhile, offline; what needs only torch and Triton does not wait for it. Each item is on disk as it ends, begins only
+where its estimate fits, and with `--resume FILE` is left out where the file has it for this version on this card. A table comes
+last; it shows no speed of an op that a test or a sanitizer speaks against, and says "unproved" of one whose tests could not run.
+
+Ends with 0 where everything was measured and nothing speaks against it; with 1 where something failed; with 2 where there is no GPU
+or the arguments are wrong; with 3 where something is left to measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from itertools import product
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.machine import commit, machine
-from bench.stages import GREEN, ROOT, Finished, Judged, Result, Stage, read_lines, run_command, run_commands, run_stages
+from bench import headline
+from bench.stages import (
+    GREEN,
+    Background,
+    CannotRunError,
+    Content,
+    Finished,
+    Item,
+    Judged,
+    Record,
+    in_background,
+    read_lines,
+    run_command,
+    run_commands,
+    walk,
+)
+from bench.step import PUBLISHED
 from bench.tables import in_units, markdown, measured, shown_rows
-from bench.verdicts import OPS, OPS_OF_FILE, count_tests, may_show
+from bench.verdicts import OPS, OPS_OF_FILE, as_result, count_tests, may_show
+from shapmix.kernels import unavailable
 
-BUDGET = 530.0  # seconds
-LIMITS = {"build": 110.0, "tests": 200.0, "sanitizer": 200.0, "ops": 80.0, "step": 60.0, "network": 60.0}
-OPS_SECONDS = 45.0  # of measuring ops, then those that are left are left out
-NETWORK = ("--clips", "64", "--seconds", "4")
-WORKERS = max(2, (os.cpu_count() or 1) // 2)  # test files at a time, and beside them as many runs under a sanitizer
+MINUTES = 9.0
+WORKERS = max(2, (os.cpu_count() or 1) // 2)  # test files, or runs under a sanitizer, at a time
+BUILD = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", "."]
+BUILD_ENVIRONMENT = {"SHAPMIX_CUDA": "1", "CMAKE_BUILD_PARALLEL_LEVEL": str(WORKERS)}
 # memcheck looks at memory alone: torch and Triton ask the driver for symbols that it may lack, which is no error
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
-LONGEST = ("test_train_gpu.py", "test_triton_aot.py", "test_kernels_network.py", "test_faults.py")
+NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
+GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
+GPU_FILES = (
+    "test_train_gpu.py",
+    *OPS_OF_FILE,
+    "test_step.py",
+    "test_fold.py",
+    "test_bench.py",
+    "test_headline.py",
+)  # that hold tests marked `gpu`
 FAULT = "a planted fault"
 STEP_OPS = "sample_clips + draw_plan + mix_clips + coalition_inputs + saliency_update + balanced_mix_loss"
-NETWORK_OPS = "graph_conv + batch_norm + join_branches"
 TABLE_SHAPES = ("ntu", "large")
 
 
-def build(result: Result, limit: float) -> Judged:
-    """Installs the repository, CUDA insisted on, without the network."""
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", "."]
-    done = run_command(command, limit, {"SHAPMIX_CUDA": "1"})
-    result["build"] = {"seconds": round(done.seconds, 1), "log": done.output[-4000:] if done.code else ""}
-    return GREEN if done.code == 0 else Judged("red", ended(done))
+def items(record: Record, building: Background | None) -> list[Item]:
+    """What is measured, what is worth most first; estimates are of an H100 and 16 cores."""
+
+    def sanitizer(tool: str, group: str, estimate: float) -> Item:
+        return Item(f"{tool} {group}", estimate, partial(sanitize, tool, GROUPS[group]))
+
+    found = [
+        Item("headline", 60, partial(run_headline, record)),
+        Item("build", 1, partial(wait_for_build, building)),
+        Item("tests", 90, run_tests),
+        sanitizer("memcheck", "of the network", 60),
+        sanitizer("memcheck", "of the step", 60),
+        Item("augment path", 20, measure_augment_path),
+        Item("ops", 60, measure_ops),
+        sanitizer("racecheck", "of the network", 60),
+        sanitizer("racecheck", "of the step", 60),
+    ]
+    return [item for item in found if item.name != "build" or building is not None]
 
 
-def run_tests(result: Result, limit: float) -> Judged:
-    """Every test file in a process of its own, the longest first, then those of the ops."""
-    names = (path.name for path in (ROOT / "tests").glob("test_*.py"))
-    files = sorted(names, key=lambda name: (name not in LONGEST, name not in OPS_OF_FILE, name))
-    options = ["-q", "-W", "default", "-p", "no:cacheprovider", "-p", "bench.outcomes"]
+def run_headline(record: Record, left: float) -> Content:
+    """Its items join this file."""
+    command = [sys.executable, "-m", "bench.headline", "--resume", str(record.path), "--commit", record.run["commit"]]
+    done = run_command([*command, "--seconds", f"{min(headline.SECONDS, left - 5):.0f}"], left)
+    record.reload()
+    if not headline.is_complete(record):
+        raise CannotRunError(f"not whole: {ended(done)}")
+    return {"code": done.code}
+
+
+def wait_for_build(building: Background | None, left: float) -> Content:
+    """What the build in the background came to."""
+    assert building is not None
+    deadline = time.monotonic() + left
+    while not building.has_ended():
+        if time.monotonic() > deadline:
+            raise CannotRunError("it was still building when the time was over")
+        time.sleep(0.05)
+    done = building.end()
+    found: Content = {"seconds": round(done.seconds, 1)}
+    return found if done.code == 0 else {**found, "log": done.output[-4000:], "error": ended(done)}
+
+
+def run_tests(left: float) -> Content:
+    """The tests that need a GPU, every file in a process of its own."""
+    options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "bench.outcomes"]
     with tempfile.TemporaryDirectory() as folder:
-        lines = {file: Path(folder) / f"{file}.jsonl" for file in files}
+        lines = {file: Path(folder) / f"{file}.jsonl" for file in GPU_FILES}
         commands = {
-            file: [sys.executable, "-m", "pytest", f"tests/{file}", *options, "--outcomes", str(lines[file])] for file in files
+            file: [sys.executable, "-m", "pytest", f"tests/{file}", *options, "--outcomes", str(lines[file])] for file in GPU_FILES
         }
-        finished = run_commands(commands, limit, workers=WORKERS, environment={"OMP_NUM_THREADS": "2"})
-        outcomes = [outcome for file in files for outcome in with_crash(f"tests/{file}", read_lines(lines[file]), finished[file])]
-    result["tests"] = count_tests(outcomes)
-    failures, passed = result["tests"]["failures"], result["tests"]["passed"]
-    if failures:
-        return Judged("red", f"{len(failures)} failed, first {failures[0]}")
-    return GREEN if passed else Judged("red", "no test passed")
+        finished = run_commands(commands, left, workers=WORKERS, environment={"OMP_NUM_THREADS": "2"})
+        outcomes = [outcome for file in GPU_FILES for outcome in with_end(f"tests/{file}", read_lines(lines[file]), finished[file])]
+    cut_off = [file for file, done in finished.items() if done.code is None]
+    found: Content = {"counts": count_tests(outcomes)}
+    return found | ({"not run": f"cut off: {', '.join(cut_off)}"} if cut_off else {})
 
 
-def with_crash(file: str, outcomes: list[dict[str, str]], done: Finished) -> list[dict[str, str]]:
-    """A file's outcomes, and a failure more where pytest ended otherwise than they say."""
+def with_end(file: str, outcomes: list[dict[str, str]], done: Finished) -> list[dict[str, str]]:
+    """A file's outcomes, and one more where pytest ended otherwise than they say.
+
+    A process that crashed speaks against what it tested. One that ran out of time, or that pytest could not begin (a conftest.py
+    that cannot be imported), says nothing: what it should have proved is unproved.
+    """
     told = any(outcome["outcome"] in ("failed", "missing") for outcome in outcomes)
     if done.code in (0, 5) or (told and done.code in (1, 2)):  # 5: every test deselected; 2: the file could not be collected
         return outcomes
-    return [*outcomes, {"test": f"{file}::{ended(done)}", "outcome": "failed"}]
+    silent = done.code in (None, 4) or (not outcomes and done.code is not None and done.code > 0)
+    return [*outcomes, {"test": f"{file}::{ended(done)}", "outcome": "missing" if silent else "failed"}]
 
 
-def sanitize(result: Result, limit: float) -> Judged:
-    """memcheck and racecheck of each op; memcheck is believed where it also finds a fault that was planted."""
+def sanitize(tool: str, ops: Sequence[str], left: float) -> Content:
+    """A tool of compute-sanitizer on ops; memcheck is believed where it also finds a fault that was planted."""
     program = find_sanitizer()
     if program is None:
-        return Judged("not run", "compute-sanitizer was not found")
-    checks = [("memcheck", FAULT), *product(TOOLS, OPS)]
-    target = [sys.executable, "-m", "bench.small_shapes"]
-    commands = {
-        f"{tool} {what}": [program, "--tool", tool, *TOOLS[tool], *target, "--fault" if what == FAULT else what]
-        for tool, what in checks
-    }
+        raise CannotRunError("compute-sanitizer was not found")
+    names = ([FAULT] if tool == "memcheck" else []) + list(ops)
+    base = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-m", "bench.small_shapes"]
+    commands = {name: [*base, "--fault" if name == FAULT else name] for name in names}
     # every tensor gets an allocation of its own, so that what lies beside it is not another tensor
-    finished = run_commands(commands, limit, workers=WORKERS, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-    found = {tool: {op: sanitized(finished[f"{tool} {op}"])._asdict() for op in OPS} for tool in TOOLS}
-    planted = sanitized(finished[f"memcheck {FAULT}"])
-    if planted.verdict != "red":
-        blind = Judged("not run", f"it did not find {FAULT}: {ended(finished[f'memcheck {FAULT}'])}")
-        found["memcheck"] = {op: of_op if of_op["verdict"] == "red" else blind._asdict() for op, of_op in found["memcheck"].items()}
-    result["sanitizer"] = found
-    for verdict in ("red", "not run"):
-        for tool, of_ops in found.items():
-            for op, judged in of_ops.items():
-                if judged["verdict"] == verdict:
-                    return Judged(verdict, f"{tool} {op}: {judged['reason']}")
-    return GREEN
+    finished = run_commands(commands, left, workers=WORKERS, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    found = {op: sanitized(finished[op]) for op in ops}
+    if tool == "memcheck" and sanitized(finished[FAULT]).verdict != "red":
+        blind = Judged("not run", f"it did not find {FAULT}: {ended(finished[FAULT])}")
+        found = {op: judged if judged.verdict == "red" else blind for op, judged in found.items()}
+    content: Content = {tool: {op: judged._asdict() for op, judged in found.items()}}
+    left_out = [f"{op}: {judged.reason}" for op, judged in found.items() if judged.verdict == "not run"]
+    return content | ({"not run": "; ".join(left_out)} if left_out else {})
 
 
 def sanitized(done: Finished) -> Judged:
@@ -120,42 +176,33 @@ def find_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which(f"{home}/bin/compute-sanitizer")
 
 
-def measure_ops(result: Result, limit: float) -> Judged:
+def measure_ops(left: float) -> Content:
     """Bandwidth of a copy, then every op."""
-    lines, done = run_measurement("bench.measure", limit, "--seconds", str(OPS_SECONDS))
-    result["left out"] = [line["left out"] for line in lines if "left out" in line]
-    result["copy"] = next((line["copy"] for line in lines if "copy" in line), None)
-    result["rows"] = [line["row"] for line in lines if "row" in line]
-    failed = [row for row in result["rows"] if "error" in row]
+    lines, done = run_measurement("bench.measure", left, "--seconds", f"{left / 1.5:.0f}")
+    found: Content = {
+        "left out": [line["left out"] for line in lines if "left out" in line],
+        "copy": next((line["copy"] for line in lines if "copy" in line), None),
+        "rows": [line["row"] for line in lines if "row" in line],
+    }
+    failed = [row for row in found["rows"] if "error" in row]
     if failed:
-        return Judged("red", f"{len(failed)} failed, first {failed[0]['ops']} on {failed[0]['shape']}: {failed[0]['error']}")
-    return GREEN if done.code == 0 else Judged("red", f"{ended(done)}, after {len(result['rows'])} rows")
+        found["error"] = f"{len(failed)} failed, first {failed[0]['ops']} on {failed[0]['shape']}: {failed[0]['error']}"
+    elif done.code != 0:
+        found["not run"] = f"{ended(done)}, after {len(found['rows'])} rows"
+    return found
 
 
-def measure_step(result: Result, limit: float) -> Judged:
-    """The augment path and the resident step, in which the host may wait for nothing, and the training step."""
-    lines, done = run_measurement("bench.step", limit)
-    for kind in ("augment_path", "training_step", "resident_step"):
-        result[kind] = [line[kind] for line in lines if kind in line]
-    waits = [path for path in result["augment_path"] if path["seconds"].get("host_read")]
+def measure_augment_path(left: float) -> Content:
+    """What Shap-Mix adds to a step, in which the host may wait for nothing."""
+    lines, done = run_measurement("bench.step", left)
+    paths = [line["augment_path"] for line in lines]
+    found: Content = {"augment_path": paths}
+    waits = [path for path in paths if path["seconds"].get("host_read")]
     if waits:
-        return Judged("red", f"the augment path on {waits[0]['backend']} waits for the host: {waits[0]['seconds']['host_read']}")
-    for step in result["resident_step"]:
-        if step.get("host_read"):
-            return Judged("red", f"the resident step waits for the host: {step['host_read']}")
-    return GREEN if done.code == 0 else Judged("red", ended(done))
-
-
-def measure_network(result: Result, limit: float) -> Judged:
-    """The published network against the reference's formulas: forward, training, whole step, memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.json"
-        done = run_command([sys.executable, "-m", "bench.network", *NETWORK, "--out", str(path)], limit)
-        if done.code != 0:
-            return Judged("red", ended(done))
-        found = json.loads(path.read_text(encoding="utf-8"))
-    result["network"] = {key: value for key, value in found.items() if key not in ("command", "commit", "machine")}
-    return GREEN
+        found["error"] = f"on {waits[0]['backend']} it waits for the host: {waits[0]['seconds']['host_read']}"
+    elif done.code != 0:
+        found["not run"] = ended(done)
+    return found
 
 
 def run_measurement(module: str, limit: float, *options: str) -> tuple[list[dict[str, Any]], Finished]:
@@ -171,82 +218,59 @@ def ended(done: Finished) -> str:
     return "cut off at its time limit" if done.code is None else f"ended with code {done.code}: {done.last_line[:200]}"
 
 
-STAGES = (  # the measurements that are only made here come before those of single ops, which end when their time is over
-    Stage("build", LIMITS["build"], build),
-    Stage("tests", LIMITS["tests"], run_tests, needs="build"),
-    Stage("sanitizer", LIMITS["sanitizer"], sanitize, needs="build", beside=True),
-    Stage("step", LIMITS["step"], measure_step, needs="build"),
-    Stage("network", LIMITS["network"], measure_network, needs="build"),
-    Stage("ops", LIMITS["ops"], measure_ops, needs="build"),
-)
-
-
-def all_green(result: Result) -> bool:
-    return all(stage["verdict"] == "green" for stage in result["stages"].values())
-
-
-def summary(result: Result) -> str:
-    """A line a stage, the ops on the shapes that decide, and the step."""
-    lines = [
-        f"{name:<10} {stage['verdict']:<8} {stage['seconds']:6.1f} s  {stage['reason']}".rstrip()
-        for name, stage in result["stages"].items()
+def speaks_against(record: Record) -> list[str]:
+    """What failed."""
+    found = [f"{name}: {of['error']}" for name, of in record.items.items() if "error" in of]
+    if record.run["verdict"]["word"] == "red":
+        found.append(record.run["verdict"]["reason"])
+    result = as_result(record.run)
+    found += result["tests"].get("failures", [])
+    found += [
+        f"{tool} {op}: {judged['reason']}"
+        for tool, ops in result["sanitizer"].items()
+        for op, judged in ops.items()
+        if judged["verdict"] == "red"
     ]
-    tests = result.get("tests")
-    if tests:
-        lines.append(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
-        lines += [f"{test}: {reason.partition(' | ')[0]}" for test, reason in tests["reasons"].items()]
-        lines += [f"not run, it needs a package that is not installed: {file}" for file in tests["missing"]]
-    if result.get("copy"):
-        lines.append(f"a copy moves {result['copy']['gb_per_s']:.0f} GB/s")
-    if result.get("left out"):
-        lines.append(f"ops not measured for lack of time: {', '.join(result['left out'])}")
-    rows = [row for row in shown_rows(result) if row["dtype"] == "float32" and row["shape"] in TABLE_SHAPES]
-    if rows:
-        lines += ["", markdown(measured(rows)), ""]
-    lines += [path_line(result, path) for path in result.get("augment_path", [])]
+    return found
+
+
+def summary(record: Record, names: Sequence[str]) -> str:
+    """The headline's table, what failed, what is left, and the speeds of the ops that nothing speaks against."""
+    result = as_result(record.run)
+    lines = [headline.table(record), ""]
+    lines += [f"failed: {what}" for what in speaks_against(record)]
     lines += [
-        f"training step, {step['backend']}: {in_units(step['seconds']['p50'])}"
-        for step in result.get("training_step", [])
-        if step["backend"] == "reference" or may_show(result, STEP_OPS, step["backend"]) == "green"
+        f"{name}: {headline.reason_of(record.items.get(name, {'not run': 'cut off'}))}" for name in names if not record.has(name)
     ]
-    lines += [
-        f"the same as one CUDA graph, sampling included, {step['precision']}: {in_units(step['seconds']['p50'])}"
-        for step in result.get("resident_step", [])
-        if may_show(result, f"{STEP_OPS} + {NETWORK_OPS}", "auto") == "green"
-    ]
-    if may_show(result, NETWORK_OPS, "auto") == "green":
-        lines += [
-            network_line(name, of) for name, of in result.get("network", {}).items() if isinstance(of, dict) and "seconds" in of
-        ]
-    return "\n".join(lines)
+    if counts := result["tests"]:
+        lines.append(f"tests: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+        lines += [f"could not run: {test}" for test in counts["missing"]]
+    lines += [path_line(result, path) for path in result["augment_path"]]
+    rows = [row for row in shown_rows(result) if row["shape"] in TABLE_SHAPES and row["dtype"] == "float32"]
+    return "\n".join([*lines, *(["", markdown(measured(rows))] if rows else [])])
 
 
-def network_line(name: str, of: dict[str, Any]) -> str:
-    """One comparison of the network with the reference."""
-    seconds = of["seconds"]
-    shown = [
-        f"{kind} {in_units(seconds[kind]['p50'])} ({seconds[f'speed-up {kind}']['p50']:.1f}x)" for kind in ("float32", "bfloat16")
-    ]
-    return f"network, {name}: reference {in_units(seconds['reference']['p50'])}, {', '.join(shown)}"
-
-
-def path_line(result: Result, path: dict[str, Any]) -> str:
+def path_line(result: Content, path: dict[str, Any]) -> str:
     """The augment path's device time beside its target, or why it is not shown."""
     shown, named = may_show(result, STEP_OPS, path["backend"]), f"augment path, {path['backend']}:"
-    if shown != "green":
-        return f"{named} {shown}"
+    if shown == "red":
+        return f"{named} red"
     cold, hot = (path["seconds"][clock]["op"]["p50"] for clock in ("cold", "hot"))
     wall = path["seconds"]["wall"]["reference"]["p50"]
     met = "met" if hot <= path["target"] else "not met"
     return (
         f"{named} {in_units(cold)} cold, {in_units(hot)} hot on the device "
-        f"(target {in_units(path['target'])} {met}); eager reference {in_units(wall)}"
+        f"(target {in_units(path['target'])} {met}); eager reference {in_units(wall)}" + (f" ({shown})" if shown != "green" else "")
     )
 
 
-def main(arguments: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for everything that was found")
+    parser.add_argument("--out", type=Path, help="results file; by default the one that is resumed")
+    parser.add_argument(
+        "--resume", type=Path, help="results file, of this or of bench.headline, whose items are not measured again"
+    )
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="that there are")
     parser.add_argument("--commit", help="of the tree, where it is not a git repository")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -255,12 +279,25 @@ def main(arguments: Sequence[str] | None = None, stages: Sequence[Stage] = STAGE
             file=sys.stderr,
         )
         return 2
-    result: Result = {"suite": "gpu", "commit": options.commit or commit(), "machine": machine(), "limits": LIMITS}
-    run_stages(stages, result, options.out, BUDGET)
-    print(summary(result))
-    return 0 if all_green(result) else 1
+    deadline = time.monotonic() + 60 * options.minutes
+    try:
+        record = headline.open_record(options, "python -m bench.gpu", PUBLISHED)
+    except ValueError as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        return 2
+    record.write()
+    built = unavailable("cuda", torch.device("cuda:0")) is None
+    names: list[str] = []
+    try:
+        with nullcontext() if built else in_background(BUILD, BUILD_ENVIRONMENT) as building:
+            walked = items(record, building)
+            names = [item.name for item in walked]
+            walk(walked, record, deadline, after=partial(headline.judge, record))
+    finally:
+        print(summary(record, names), flush=True)
+    return 1 if speaks_against(record) else 0 if all(map(record.has, names)) else 3
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is ended with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is ended with it, and the table printed
     sys.exit(main())

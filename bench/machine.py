@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench import ROOT
+
+SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".toml")
 
 
 def machine() -> dict[str, Any]:
@@ -60,6 +65,16 @@ def commit() -> str:
         return "uncommitted"
     described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return described.stdout.strip() if described.returncode == 0 else "uncommitted"
+
+
+def tree() -> str:
+    """Digest of the sources that are measured, also where no repository tells the commit."""
+    digest = hashlib.sha256()
+    for folder in ("shapmix", "kernels", "csrc", "bench"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SOURCES:
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

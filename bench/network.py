@@ -155,16 +155,6 @@ def one_training_run(device: torch.device, clips: int, name: str) -> Run:
     return variants(training(batch), networks(batch.shape, device))[name]
 
 
-def compiled(batch: Batch, budget: float) -> dict[str, Any]:
-    """The reference under torch.compile beside the plain one."""
-    found: dict[str, Any] = {}
-    for name, of in (("coalition forward", forward(batch)), ("training forward and backward", training(batch))):
-        plain = networks(batch.shape, batch.device)["reference"]
-        runs = {"reference": of(plain, False), "reference, torch.compile": of(torch.compile(plain), False)}  # type: ignore[arg-type]
-        found[name] = {kind: quantiles(values) for kind, values in in_turns(runs, batch.device, budget=budget, least=3).items()}
-    return found
-
-
 def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[str, Any]:
     times = in_turns(runs, device, budget=budget)
     ratios = {
@@ -177,7 +167,6 @@ def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--compile", action="store_true", help="also the reference under torch.compile, which takes minutes")
     parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)  # the process that measures one variant
     parser.add_argument("--clips", type=int, default=CLIPS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
@@ -191,9 +180,6 @@ def main() -> None:
     content: dict[str, Any] = {"command": "python -m bench.network", "commit": commit(), "machine": machine()}
     content |= measure(device, arguments.clips, arguments.seconds)
     content["peak bytes"] = memory(device, arguments.clips)
-    if arguments.compile:
-        batch = Batch(Shape("ntu", NTU.layout, (arguments.clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
-        content["compiled"] = compiled(batch, arguments.seconds)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     for name in ("coalition forward", "training forward and backward", "shapmix step"):
         seconds = content[name]["seconds"]
@@ -204,8 +190,6 @@ def main() -> None:
         print(f"{name}: reference {seconds['reference']['p50']:.3f} s, {line}")
     peak = content["peak bytes"]
     print("peak memory of training: " + ", ".join(f"{name} {peak[name] / 1e9:.2f} GB" for name in VARIANTS))
-    for name, kinds in content.get("compiled", {}).items():
-        print(f"{name}: " + ", ".join(f"{kind} {value['p50']:.3f} s" for kind, value in kinds.items()))
 
 
 if __name__ == "__main__":

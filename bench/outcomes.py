@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+LACKS = re.compile(r"ModuleNotFoundError: No module named '(?!shapmix|bench)")
 REASON = 600  # characters of a failure's report that are kept
 
 
@@ -25,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 class Outcomes:
     """Writes `{"test": id, "outcome": passed, failed, skipped or missing}`, with the `reason` of a failure.
 
-    missing: its file needs a package that is not installed.
+    missing: it, or its file, needs a package that is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,14 +34,16 @@ class Outcomes:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self._write(report.nodeid, report.outcome, report.longreprtext)
+            lacks = report.when == "setup" and report.failed and LACKS.search(report.longreprtext)
+            self._write(report.nodeid, "missing" if lacks else report.outcome, report.longreprtext)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.outcome == "failed":
-            lacks = re.search(r"ModuleNotFoundError: No module named '(?!shapmix|bench)", report.longreprtext)
+            lacks = LACKS.search(report.longreprtext)
             self._write(report.nodeid, "missing" if lacks else "failed", report.longreprtext)
         elif report.outcome == "skipped":
-            self._write(report.nodeid, "skipped")
+            lacks = re.search("it needs .* which is not installed", str(report.longrepr))
+            self._write(report.nodeid, "missing" if lacks else "skipped")
 
     def _write(self, test: str, outcome: str, report: str = "") -> None:
         line = {"test": test, "outcome": outcome}

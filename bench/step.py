@@ -1,26 +1,29 @@
-"""The augmentation's share of a training step, and a whole step: `python -m bench.step --out FILE`."""
+"""The augmentation's share of a training step: `python -m bench.step --out FILE`; and the whole steps of `bench.headline`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Callable
-from itertools import count
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.cases import NTU, Batch, Shape, total
-from bench.timing import device_seconds, in_turns, quantiles, seconds
+from bench.timing import device_seconds, in_turns, quantiles
 from shapmix import ShapMix, kernels, reference
-from shapmix.ctrgcn import CTRGCN
+from shapmix import ctrgcn as ours
 from shapmix.data.clips import ClipStore
 from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import unavailable
-from shapmix.kernels.checks import dtype_name
-from shapmix.step import WARM_UP, TrainingStep
+from shapmix.parallel import SharedForward
+from shapmix.plan import draw_crops
+from shapmix.reference import ctrgcn as theirs
+from shapmix.step import TrainingStep
 
 TARGET = 60e-6  # seconds of device time, of the augment path at 64 NTU clips
 
@@ -88,65 +91,131 @@ def measure_augment_path(shape: Shape, device: torch.device, backend: str) -> di
     return {"backend": backend, "shape": shape.name, "target": TARGET, "seconds": found}
 
 
-def measure_training_step(shape: Shape, device: torch.device, backend: str | None, *, rounds: int = 5) -> dict[str, Any]:
-    """Wall time of a step of Shap-Mix with CTR-GCN: saliency, mixing, forward, backward, SGD; and its most memory."""
-    batch = Batch(shape, torch.float32, device)
-    _, channels, _, _, people = shape.size
-    torch.manual_seed(0)
-    network = CTRGCN(batch.layout, shape.classes, num_people=people, in_channels=channels).to(device)
-    mixer = ShapMix(batch.layout, batch.class_counts.cpu(), batch.mean_motion.cpu(), backend=backend).to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=4e-4)
-    step = iter(range(rounds + 2))
+@dataclass(frozen=True)
+class Workload:
+    """Whole steps of Shap-Mix with CTR-GCN, from recordings that lie on the device.
 
-    def run() -> None:
-        index = next(step)
-        mixer.observe(network, batch.clips, batch.labels, index)
-        mixed = mixer.mix(batch.clips, batch.labels, index)
-        loss = total(mixer.loss(network(mixed.clips), mixed))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    Attributes:
+        clips: N; each step trains on 2N clips, [clean; mixed], and forwards about 2N for the saliency.
+        frames: T; people are two, joints 25, classes 60.
+        widths: of the network's layers.
+        rounds: steps that are timed.
+    """
 
-    for _ in range(2):
-        run()
-    times = [seconds(run, device) for _ in range(rounds)]
-    found: dict[str, Any] = {"backend": backend or "auto", "shape": shape.name, "seconds": quantiles(times)}
-    if device.type == "cuda":
-        found["bytes_at_most"] = torch.cuda.max_memory_allocated(device)
-    return found
+    clips: int
+    frames: int
+    widths: tuple[int, ...]
+    rounds: int
+
+    @property
+    def shape(self) -> Shape:
+        _, channels, _, joints, people = NTU.size
+        return Shape("ntu", NTU.layout, (self.clips, channels, self.frames, joints, people), NTU.classes)
 
 
-def measure_resident_step(
-    shape: Shape, device: torch.device, autocast: torch.dtype | None = None, *, rounds: int = 5
-) -> dict[str, Any]:
-    """Wall time of the same step from resident recordings, sampling included: on a GPU one CUDA graph."""
-    batch = Batch(shape, torch.float32, torch.device("cpu"))
-    frames, offsets, *_ = batch.recorded
-    names = [str(index) for index in range(batch.n)]
-    store = ClipStore(frames, offsets, batch.labels, names, batch.layout, [str(index) for index in range(shape.classes)])
-    _, channels, num_frames, _, people = shape.size
-    torch.manual_seed(0)
-    network = CTRGCN(batch.layout, shape.classes, num_people=people, in_channels=channels).to(device)
-    mixer = ShapMix(batch.layout, batch.class_counts, batch.mean_motion).to(device)
-    on_gpu = device.type == "cuda"
-    options: Any = {"momentum": 0.9, "nesterov": True, "weight_decay": 4e-4, "fused": on_gpu}
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, **options)
-    sampler = ClipSampler(store, "crop", "joint", num_frames)
-    step = TrainingStep(network, mixer, optimizer, sampler, batch.n, autocast=autocast)
-    chosen, number = torch.arange(batch.n, device=device), count()
+PUBLISHED = Workload(NTU.size[0], NTU.size[2], (64,) * 4 + (128,) * 3 + (256,) * 3, 30)
 
-    def run() -> None:
-        step(chosen, next(number))
 
-    for _ in range(WARM_UP + 2):
-        run()
-    times = [seconds(run, device) for _ in range(rounds)]
-    found: dict[str, Any] = {"captured": step.capture, "shape": shape.name, "seconds": quantiles(times)}
-    found["precision"] = "float32" if autocast is None else dtype_name(autocast)
-    if on_gpu:
-        found["host_read"] = without_host_reads(run)
-        found["bytes_at_most"] = torch.cuda.max_memory_allocated(device)
-    return found
+class WholeStep:
+    """A step of a training, again and again: sample, measure, mix, forward, backward, SGD.
+
+    Args:
+        eager: the reference's network and ops, op by op, as one would write them; else ours, on a GPU one CUDA graph.
+        autocast: element type of `torch.autocast` for the network, None for none.
+        compiler: back end of `torch.compile` for the network, None for none.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        device: torch.device,
+        *,
+        eager: bool,
+        autocast: torch.dtype | None = None,
+        compiler: str | None = None,
+    ) -> None:
+        batch = Batch(workload.shape, torch.float32, torch.device("cpu"))
+        frames, offsets, *_ = batch.recorded
+        names, classes = ([str(index) for index in range(size)] for size in (batch.n, workload.shape.classes))
+        store = ClipStore(frames, offsets, batch.labels, names, batch.layout, classes)
+        _, channels, _, _, people = workload.shape.size
+        torch.manual_seed(0)
+        made = theirs.CTRGCN if eager else ours.CTRGCN
+        self.network = made(
+            batch.layout, workload.shape.classes, num_people=people, in_channels=channels, widths=workload.widths
+        ).to(device)
+        if compiler is not None:
+            self.network.compile(backend=compiler, dynamic=False)
+        backend = "reference" if eager else None
+        mixer = ShapMix(batch.layout, batch.class_counts, batch.mean_motion, backend=backend).to(device)
+        options: Any = {"momentum": 0.9, "nesterov": True, "weight_decay": 4e-4, "fused": device.type == "cuda"}
+        optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, **options)
+        sampler = ClipSampler(store, "crop", "joint", workload.frames)
+        self.chosen = torch.arange(batch.n, device=device)
+        self.number = 0  # steps so far
+        self.device = device
+        self.losses: tuple[Tensor, Tensor] | None = None  # of the last step, clean and mixed
+        self._step: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+        if eager:
+            self._step = EagerStep(self.network, mixer, optimizer, sampler, autocast)
+            self.captured = False
+        else:
+            step = TrainingStep(self.network, mixer, optimizer, sampler, batch.n, autocast=autocast)
+            self._step = lambda chosen, number: step(chosen, number)[:2]
+            self.captured = step.capture
+
+    def run(self) -> None:
+        self.losses = self._step(self.chosen, self.number)
+        self.number += 1
+
+    def check_losses(self) -> list[float]:
+        """Of the last step.
+
+        Raises:
+            RuntimeError: one is not finite: what was timed is no training.
+        """
+        assert self.losses is not None
+        found = [float(loss) for loss in self.losses]
+        if not all(map(isfinite, found)):
+            raise RuntimeError(f"losses are {found} after {self.number} steps")
+        return found
+
+
+class EagerStep:
+    """The step in the reference's ops. It reads nothing back to the host either: the eager path as fast as it is written."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mixer: ShapMix,
+        optimizer: torch.optim.Optimizer,
+        sampler: ClipSampler,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.device = device = mixer.saliency.device
+        store, (parents, self.stream) = sampler.store, sampler.bones
+        self.frames, self.offsets, self.lengths, self.labels, self.parents = (
+            value.to(device) for value in (store.frames, store.offsets, store.lengths, store.labels, parents)
+        )
+        self.mixer, self.optimizer, self.sampler = mixer, optimizer, sampler
+        self.logits_of = SharedForward(network, autocast)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, chosen: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        sampler, mixer = self.sampler, self.mixer
+        self.number.fill_(number)
+        labels = self.labels[chosen]
+        crops = draw_crops(chosen, self.lengths[chosen], num_frames=sampler.num_frames, seed=sampler.seed, step=self.number)
+        clips = reference.sample_clips(
+            self.frames, self.offsets, crops, self.parents, stream=self.stream, num_frames=sampler.num_frames
+        )
+        mixer.observe(self.logits_of, clips, labels, number, counter=self.number)
+        batch = mixer.mix(clips, labels, number, counter=self.number)
+        losses = mixer.loss(self.logits_of(batch.clips), batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        total(losses).backward()
+        self.optimizer.step()
+        return losses[0].detach(), losses[1].detach()
 
 
 def path_backends(device: torch.device) -> list[str]:
@@ -164,10 +233,6 @@ def main() -> None:
     with arguments.out.open("a", encoding="utf-8") as lines:
         for backend in path_backends(device):
             print(json.dumps({"augment_path": measure_augment_path(NTU, device, backend)}), file=lines, flush=True)
-        for name in (None, "reference"):
-            print(json.dumps({"training_step": measure_training_step(NTU, device, name)}), file=lines, flush=True)
-        for autocast in (None, torch.bfloat16):
-            print(json.dumps({"resident_step": measure_resident_step(NTU, device, autocast)}), file=lines, flush=True)
 
 
 if __name__ == "__main__":

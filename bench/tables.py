@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ptxas import Kernel
-from bench.verdicts import may_show
+from bench.verdicts import as_result, may_show
 
 NOMINAL_BANDWIDTH = 3.35e12  # bytes a second, HBM3 of an H100 by its data sheet
 NOT_MEASURED = "not measured"
@@ -26,7 +26,7 @@ def read_rows(path: Path) -> list[Row]:
     if "benchmarks" in content:
         found = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
         return [{**row, "shown": "green"} for row in found if "ops" in row]
-    return shown_rows(content)
+    return shown_rows(as_result(content["runs"][-1]) if "runs" in content else content)
 
 
 def shown_rows(result: dict[str, Any]) -> list[Row]:
@@ -64,12 +64,13 @@ def measured(rows: Iterable[Row]) -> Table:
 
 
 def _cells(row: Row) -> list[str]:
-    if row["shown"] != "green":
-        return [row["shown"]] * 3
+    if row["shown"] == "red":
+        return ["red"] * 3
     times = [in_units(row["seconds"][clock]["op"]["p50"]) for clock in ("cold", "hot") if clock in row["seconds"]]
     speedup = row["speedup"]
+    shown = " / ".join(times) if times else in_units(row["seconds"]["wall"]["op"]["p50"])
     return [
-        " / ".join(times) if times else in_units(row["seconds"]["wall"]["op"]["p50"]),
+        shown if row["shown"] == "green" else f"{shown} ({row['shown']})",
         f"{speedup['p50']:.1f}x ({speedup['p20']:.1f} to {speedup['p80']:.1f})",
         "below the clock" if row["copy_share"] is None else f"{100 * row['copy_share']:.0f}%",
     ]

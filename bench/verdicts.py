@@ -1,4 +1,4 @@
-"""Which op a test speaks of, and whether an op's speed may be shown: only where its tests passed and nothing spoke against it."""
+"""Which op a test speaks of, and whether an op's speed may be shown: not where something speaks against it, marked if unproved."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ OPS_OF_FILE = {
     "test_kernels_network.py": ("graph_conv", "batch_norm"),
     "test_kernels_branches.py": ("join_branches",),
 }
+SANITIZERS = {"memcheck", "racecheck"}
 GPU_BACKENDS = ("cuda", "triton")
 
 
@@ -70,8 +71,24 @@ def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
     }
 
 
+def as_result(run: dict[str, Any]) -> dict[str, Any]:
+    """A run of the results file of `bench.gpu` as the tables take it: tests, sanitizer, copy, rows and augment path."""
+    items = run["items"]
+    sanitizer: dict[str, dict[str, Any]] = {}
+    for content in items.values():
+        for tool in SANITIZERS & content.keys():
+            sanitizer.setdefault(tool, {}).update(content[tool])
+    return {
+        "tests": items.get("tests", {}).get("counts", {}),
+        "sanitizer": sanitizer,
+        "copy": items.get("ops", {}).get("copy"),
+        "rows": items.get("ops", {}).get("rows", []),
+        "augment_path": items.get("augment path", {}).get("augment_path", []),
+    }
+
+
 def may_show(result: dict[str, Any], ops: str, backend: str) -> Literal["green", "red", "unproved"]:
-    """What the suite found of ops (joined by ` + `) on a back end; only `green` lets a speed be shown.
+    """What the suite found of ops (joined by ` + `) on a back end; `red` lets no speed be shown, `unproved` stands beside it.
 
     Red: a test of the op failed, or a sanitizer found an error. Unproved: no test of the op on that back end passed.
     """

@@ -26,6 +26,7 @@ MANY = settings(FEW, max_examples=200)
 
 def needs(backend: str) -> torch.device:
     """The device that a back end runs on here; the test is skipped where there is none."""
+    assert backend in os.environ["PYTEST_CURRENT_TEST"], f"name {backend} in the test: `-m gpu` and bench.verdicts go by it"
     if reason := unavailable(backend, DEVICE_OF[backend]):
         pytest.skip(f"{backend}: {reason}")
     return DEVICE_OF[backend]

@@ -187,6 +187,7 @@ def test_a_linear_layer_on_sequences_is_refused() -> None:
         folded(torch.randn(2, 6, 6))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="another device is needed")
 def test_the_twin_is_where_the_network_is() -> None:
     net = GraphNet().cuda()

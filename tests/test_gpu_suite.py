@@ -7,17 +7,34 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
 import torch
+from bare import bare_machine
 
-from bench import gpu, small_shapes, stages
+from bench import gpu, headline, small_shapes, stages
 from bench.cases import CASES
-from bench.stages import GREEN, Finished, Judged, Stage, read_lines, run_command, run_commands, run_stages, write_json
-from bench.verdicts import GPU_BACKENDS, OPS, OPS_OF_FILE, count_tests, may_show, ops_of
+from bench.machine import commit, machine
+from bench.machine import tree as machine_tree
+from bench.stages import (
+    GREEN,
+    CannotRunError,
+    Content,
+    Finished,
+    Item,
+    Record,
+    in_background,
+    read_lines,
+    run_command,
+    run_commands,
+    walk,
+    write_json,
+)
+from bench.step import PUBLISHED
+from bench.verdicts import GPU_BACKENDS, OPS, OPS_OF_FILE, as_result, count_tests, may_show, ops_of
 from shapmix import kernels
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +101,7 @@ def test_commands_run_beside_each_other(tmp_path: Path) -> None:
 def test_commands_end_with_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
 
-    class Watched(stages._Running):
+    class Watched(stages.Background):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             begun.append(self)
@@ -92,7 +109,7 @@ def test_commands_end_with_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "_Running", Watched)
+    monkeypatch.setattr(stages, "Background", Watched)
     monkeypatch.setattr(stages.time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_command(script("import time; time.sleep(60)"), 30)
@@ -100,68 +117,105 @@ def test_commands_end_with_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not begun[0].log.exists()
 
 
-# Stages and files
+# Items and files
 
 
-def test_stages_go_on_after_a_failure_and_are_on_disk(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out.json"
-
-    def raises(result: dict[str, Any], limit: float) -> Judged:
-        result["partial"] = 1
-        raise RuntimeError("boom")
-
-    def looks(result: dict[str, Any], limit: float) -> Judged:
-        on_disk = json.loads(out.read_text())
-        assert on_disk["partial"] == 1
-        assert on_disk["stages"]["raises"]["verdict"] == "red"
-        assert on_disk["stages"]["looks"] == {"verdict": "not run", "reason": "the suite ended before it", "seconds": 0.0}
-        result["limit"] = limit
-        return GREEN
-
-    result: dict[str, Any] = {}
-    kept = [Stage("raises", 5, raises), Stage("looks", 5, looks), Stage("waits", 5, looks, needs="raises")]
-    run_stages(kept, result, out, budget=100)
-    found = json.loads(out.read_text())["stages"]
-    assert found["raises"]["reason"] == "RuntimeError: boom"
-    assert found["looks"]["verdict"] == "green"
-    assert (found["waits"]["verdict"], found["waits"]["reason"]) == ("not run", "it needs a green raises")
-    assert result["limit"] == 5
-    assert not gpu.all_green(result)
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(tmp_path / "new" / "out.json", "python -m bench.gpu", {"clips": 2})
 
 
-def test_a_stage_gets_what_is_left_of_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, limits = [0.0], []
+def raises(left: float) -> Content:
+    raise RuntimeError("boom")
+
+
+def on_disk(record: Record) -> dict[str, Content]:
+    (run,) = json.loads(record.path.read_text())["runs"]
+    return dict(run["items"])
+
+
+def test_items_go_on_after_a_failure_and_are_on_disk(record: Record) -> None:
+    marks: list[int] = []
+
+    def looks(left: float) -> Content:
+        assert on_disk(record)["raises"]["error"] == "RuntimeError: boom"
+        return {"found": 1}
+
+    def cannot(left: float) -> Content:
+        raise CannotRunError("no tool")
+
+    kept = [Item("raises", 1, raises), Item("looks", 1, looks), Item("cannot", 1, cannot)]
+    walk(kept, record, time.monotonic() + 100, after=lambda: marks.append(len(record.items)))
+    found = on_disk(record)
+    assert found["looks"]["found"] == 1
+    assert found["cannot"]["not run"] == "no tool"
+    assert [record.has(name) for name in ("raises", "looks", "cannot", "another")] == [False, True, False, False]
+    assert marks == [1, 2, 3]
+
+
+def test_nothing_begins_that_does_not_fit(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, given = [0.0], []
     monkeypatch.setattr(stages.time, "monotonic", lambda: now[0])
 
-    def spends(result: dict[str, Any], limit: float) -> Judged:
-        limits.append(limit)
-        now[0] += limit
-        return GREEN
+    def spends(left: float) -> Content:
+        given.append(left)
+        now[0] += 45
+        return {}
 
-    result: dict[str, Any] = {}
-    run_stages([Stage(name, 60, spends) for name in "abc"], result, tmp_path / "out.json", budget=100)
-    assert limits == [60, 40]
-    assert result["stages"]["c"]["reason"] == "the suite's 100 s were spent"
+    walk([Item("a", 60, spends), Item("b", 60, spends), Item("c", 50, spends)], record, 100)
+    assert given == [100, 55]
+    assert record.items["b"]["not run"] == "it takes about 60 s, and 55 s are left"
 
 
-def test_stages_side_by_side_are_each_judged(tmp_path: Path) -> None:
-    """Each waits for the other to begin."""
-    begun = {name: Event() for name in "ab"}
+def test_what_a_file_has_is_not_measured_again(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
 
-    def waits_for(other: str) -> Callable[[dict[str, Any], float], Judged]:
-        def run(result: dict[str, Any], limit: float) -> Judged:
-            begun["b" if other == "a" else "a"].set()
-            if not begun[other].wait(limit):
-                raise RuntimeError("alone")
-            return GREEN
+    def item(name: str) -> Item:
+        return Item(name, 1, lambda left: runs.append(name) or {})  # type: ignore[func-returns-value]
 
-        return run
+    walk([item("a"), Item("b", 1, raises)], record, time.monotonic() + 100)
+    again = Record(record.path, "another", {"clips": 2})
+    walk([item("a"), item("b"), item("c")], again, time.monotonic() + 100)
+    assert runs == ["a", "b", "c"]
 
-    out = tmp_path / "out.json"
-    kept = [Stage("a", 20, waits_for("b")), Stage("b", 20, waits_for("a"), beside=True), Stage("c", 5, lambda result, limit: GREEN)]
-    assert [len(group) for group in stages.side_by_side(kept)] == [2, 1]
-    run_stages(kept, {}, out, budget=60)
-    assert [stage["verdict"] for stage in json.loads(out.read_text())["stages"].values()] == ["green"] * 3
+    other = Record(record.path, "python -m bench.gpu", {"clips": 3})
+    assert other.items == {}
+    monkeypatch.setattr(stages, "machine", lambda: machine() | {"gpu": "another card"})
+    card = Record(record.path, "python -m bench.gpu", {"clips": 2})
+    assert card.items == {}
+    monkeypatch.setattr(stages, "tree", lambda: "another version")
+    version = Record(record.path, "python -m bench.gpu", {"clips": 2})
+    version.add("a", {})
+    runs_kept = json.loads(record.path.read_text())["runs"]
+    assert [set(run["items"]) for run in runs_kept] == [{"a", "b", "c"}, {"a"}]
+    assert {run["tree"] for run in runs_kept} == {machine_tree(), "another version"}
+
+
+def test_a_record_says_where_it_comes_from(record: Record) -> None:
+    record.write()
+    (run,) = json.loads(record.path.read_text())["runs"]
+    assert run["command"] == "python -m bench.gpu"
+    assert (run["commit"], run["tree"]) == (commit(), machine_tree())
+    assert {"gpu", "driver", "torch", "triton"} <= set(run["machine"])
+    assert Record(record.path.with_name("b.json"), "x", {}, "abc").run["commit"] == "abc"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": []}', '{"runs": 3}'])
+def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"other\.json is no results file"):
+        Record(path, "x", {})
+    assert path.read_text() == content
+
+
+def test_what_another_process_added_is_read(record: Record) -> None:
+    record.add("a", {})
+    other = Record(record.path, "bench.headline", {"clips": 2})
+    other.add("b", {"found": 1})
+    record.reload()
+    record.add("c", {})
+    assert set(on_disk(record)) == {"a", "b", "c"}
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -179,13 +233,6 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_lines(path) == [{"a": 1}, {"a": 2}]
 
 
-def test_stages_fit_into_nine_minutes() -> None:
-    together = [max(stage.limit for stage in group) for group in stages.side_by_side(gpu.STAGES)]
-    assert sum(together) <= gpu.BUDGET <= 9 * 60 - 10
-    assert gpu.LIMITS["ops"] / 1.5 > gpu.OPS_SECONDS
-    assert {stage.name: stage.limit for stage in gpu.STAGES} == gpu.LIMITS
-
-
 # Verdicts
 
 
@@ -193,7 +240,7 @@ def test_every_op_has_its_tests_and_its_small_shapes() -> None:
     assert set(OPS) == {op for case in CASES for op in case.ops.split(" + ")}
     assert all(callable(getattr(kernels, op)) for op in OPS)
     assert {op for ops in OPS_OF_FILE.values() for op in ops} == set(OPS)
-    assert all((ROOT / "tests" / file).exists() for file in (*OPS_OF_FILE, *gpu.LONGEST))
+    assert all((ROOT / "tests" / file).exists() for file in gpu.GPU_FILES)
     assert all(small_shapes.cases_of(op) for op in OPS)
     assert set(gpu.STEP_OPS.split(" + ")) < set(OPS)
 
@@ -335,25 +382,38 @@ def test_outcomes_are_written_as_tests_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "blamed"),
+    ("code", "told", "added"),
     [
-        (0, "passed", False),
-        (5, "skipped", False),
-        (1, "failed", False),
-        (2, "missing", False),
-        (2, "passed", True),
-        (1, "passed", True),
-        (-11, "failed", True),
-        (None, "passed", True),
-        (3, "failed", True),
+        (0, "passed", None),
+        (5, "skipped", None),
+        (1, "failed", None),
+        (2, "missing", None),
+        (2, "passed", "failed"),
+        (1, "passed", "failed"),
+        (-11, "failed", "failed"),
+        (3, "failed", "failed"),
+        (-11, None, "failed"),
+        (None, "passed", "missing"),  # cut off: what it did not reach is unproved
+        (4, None, "missing"),  # conftest.py could not be imported
     ],
 )
-def test_a_file_that_ends_otherwise_than_it_told_has_failed(code: int | None, told: str, blamed: bool) -> None:
-    before = [{"test": "tests/test_x.py::test_y", "outcome": told}]
-    after = gpu.with_crash("tests/test_x.py", before, Finished(code, 1.0, "last words\n"))
-    assert [outcome["outcome"] for outcome in after] == [told] + ["failed"] * blamed
-    if blamed:
+def test_how_pytest_ended_counts(code: int | None, told: str | None, added: str | None) -> None:
+    before = [{"test": "tests/test_x.py::test_y", "outcome": told}] if told else []
+    after = gpu.with_end("tests/test_x.py", before, Finished(code, 1.0, "last words\n"))
+    assert [outcome["outcome"] for outcome in after] == [told] * bool(told) + [added] * bool(added)
+    if added:
         assert after[-1]["test"].startswith("tests/test_x.py::" + ("cut off" if code is None else f"ended with code {code}"))
+
+
+def test_a_conftest_that_cannot_be_imported_makes_nothing_red(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import no_such_package")
+    lines = tmp_path / "lines.jsonl"
+    (tmp_path / "test_kernels_plan.py").write_text("def test_cuda(): pass")
+    options = ["-q", "-p", "no:cacheprovider", "-p", "bench.outcomes", "--outcomes", str(lines), "--rootdir", str(tmp_path)]
+    done = run_command([PYTHON, "-m", "pytest", str(tmp_path / "test_kernels_plan.py"), *options], 60)
+    assert done.code == 4, done.output
+    found = gpu.with_end("tests/test_kernels_plan.py", read_lines(lines), done)
+    assert may_show({"tests": count_tests(found)}, "draw_plan", "cuda") == "unproved"
 
 
 class Commands:
@@ -372,38 +432,65 @@ class Commands:
         return {name: self.act(name, command) for name, command in commands.items()}
 
 
-def end_tests(monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[[str], str]) -> tuple[Judged, dict[str, Any], Commands]:
+def end_tests(monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[[str], str | None]) -> tuple[Content, Commands]:
     def act(file: str, command: Sequence[str]) -> Finished:
         lines = Path(command[command.index("--outcomes") + 1])
         outcome = outcome_of(file)
+        if outcome is None:
+            return Finished(None, 1.0, "")
         lines.write_text(json.dumps({"test": f"tests/{file}::test_cuda_and_triton", "outcome": outcome}) + "\n")
         return Finished(int(outcome == "failed"), 1.0, "")
 
     commands = Commands(act)
     monkeypatch.setattr(gpu, "run_commands", commands)
-    result: dict[str, Any] = {}
-    return gpu.run_tests(result, 100), result, commands
+    return gpu.run_tests(100), commands
 
 
-def test_the_longest_and_the_tests_of_the_ops_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, result, commands = end_tests(monkeypatch, lambda file: "passed")
-    assert judged == GREEN
-    assert list(commands.asked) == sorted(commands.asked, key=lambda file: (file not in gpu.LONGEST, file not in OPS_OF_FILE))
-    assert set(commands.asked) == {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    assert result["tests"]["passed"] == len(commands.asked)
-    assert may_show(result, "draw_plan", "cuda") == "green"
+def test_the_tests_of_a_gpu_run_a_file_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, commands = end_tests(monkeypatch, lambda file: "passed")
+    assert tuple(commands.asked) == gpu.GPU_FILES
+    assert all("gpu" in command for command in commands.asked.values())
+    assert found["counts"]["passed"] == len(gpu.GPU_FILES)
+    assert "not run" not in found
+    assert may_show({"tests": found["counts"]}, "draw_plan", "cuda") == "green"
 
 
 def test_one_failing_file_reddens_its_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, result, _ = end_tests(monkeypatch, lambda file: "failed" if file == "test_kernels_loss.py" else "passed")
-    assert judged == Judged("red", "1 failed, first tests/test_kernels_loss.py::test_cuda_and_triton")
-    assert may_show(result, "balanced_mix_loss", "cuda") == "red"
-    assert may_show(result, "draw_plan", "cuda") == "green"
+    found, _ = end_tests(monkeypatch, lambda file: "failed" if file == "test_kernels_loss.py" else "passed")
+    assert found["counts"]["failures"] == ["tests/test_kernels_loss.py::test_cuda_and_triton"]
+    assert may_show({"tests": found["counts"]}, "balanced_mix_loss", "cuda") == "red"
+    assert may_show({"tests": found["counts"]}, "draw_plan", "cuda") == "green"
 
 
-def test_no_test_is_not_green(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, _, _ = end_tests(monkeypatch, lambda file: "skipped")
-    assert judged == Judged("red", "no test passed")
+def test_a_file_that_is_cut_off_is_unproved_and_runs_again(monkeypatch: pytest.MonkeyPatch, record: Record) -> None:
+    found, _ = end_tests(monkeypatch, lambda file: None if file == "test_kernels_loss.py" else "passed")
+    assert found["not run"] == "cut off: test_kernels_loss.py"
+    assert may_show({"tests": found["counts"]}, "balanced_mix_loss", "cuda") == "unproved"
+    record.add("tests", found)
+    assert not record.has("tests")
+    assert may_show(as_result(record.run), "draw_plan", "cuda") == "green"
+
+
+def test_a_bare_machine_collects_the_tests_of_a_gpu() -> None:
+    """Of which those that need more are skipped by name; and every file that has one is known to the suite."""
+    whole = collected("")
+    assert whole.code == 0, whole.output
+    files = {line.partition("::")[0].removeprefix("tests/") for line in whole.output.splitlines() if "::" in line}
+    assert files == set(gpu.GPU_FILES)
+
+    bare = collected(bare_machine())
+    assert bare.code == 0, bare.output
+    files = {line.partition("::")[0].removeprefix("tests/") for line in bare.output.splitlines() if "::" in line}
+    assert {"test_step.py", "test_headline.py"} <= files
+    assert "it needs hypothesis, which is not installed" in bare.output
+    assert "it needs tyro, which is not installed" in bare.output
+
+
+def collected(before: str) -> Finished:
+    """pytest of the tests of a GPU, without running them."""
+    arguments = ["-m", "gpu", "--collect-only", "-q", "-rs", "-p", "no:cacheprovider", "tests"]
+    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return run_command(script(f"{before}\nimport pytest\nraise SystemExit(pytest.main({arguments!r}))"), 120, plugins)
 
 
 # The sanitizer
@@ -429,46 +516,46 @@ def test_what_the_sanitizer_says(code: int | None, output: str, verdict: str, re
     assert reason in judged.reason
 
 
-def sanitize(monkeypatch: pytest.MonkeyPatch, output_of: Callable[[str], str]) -> tuple[Judged, dict[str, Any], Commands]:
+def sanitize(monkeypatch: pytest.MonkeyPatch, tool: str, output_of: Callable[[str], str]) -> tuple[Content, Commands]:
     commands = Commands(lambda name, command: Finished(0, 1.0, output_of(name)))
     monkeypatch.setattr(gpu, "run_commands", commands)
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "compute-sanitizer")
-    result: dict[str, Any] = {}
-    return gpu.sanitize(result, 100), result, commands
+    return gpu.sanitize(tool, OPS, 100), commands
 
 
 def well(name: str) -> str:
-    return FOUND if gpu.FAULT in name else CLEAN if "memcheck" in name else NO_RACE
+    return FOUND if name == gpu.FAULT else CLEAN
 
 
-def test_every_op_is_sanitized_by_every_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, result, commands = sanitize(monkeypatch, well)
-    assert judged == GREEN
-    assert len(commands.asked) == 2 * len(OPS) + 1
-    assert all("bench.small_shapes" in command for command in commands.asked.values())
-    assert commands.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
-    assert result["sanitizer"] == clean_sanitizer()
+def test_every_op_is_sanitized(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tool in gpu.TOOLS:
+        found, commands = sanitize(monkeypatch, tool, well)
+        assert list(commands.asked) == [gpu.FAULT] * (tool == "memcheck") + list(OPS)
+        assert all("bench.small_shapes" in command and tool in command for command in commands.asked.values())
+        assert commands.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+        assert found == {tool: clean_sanitizer()[tool]}
+    assert sorted(op for ops in gpu.GROUPS.values() for op in ops) == sorted(OPS)
 
 
 def test_a_sanitizer_that_is_blind_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, result, _ = sanitize(monkeypatch, lambda name: CLEAN if gpu.FAULT in name else well(name))
-    assert judged.verdict == "not run"
-    assert "did not find a planted fault" in judged.reason
-    assert {of_op["verdict"] for of_op in result["sanitizer"]["memcheck"].values()} == {"not run"}
+    found, _ = sanitize(monkeypatch, "memcheck", lambda name: CLEAN)
+    assert "did not find a planted fault" in found["not run"]
+    assert {of_op["verdict"] for of_op in found["memcheck"].values()} == {"not run"}
 
 
-def test_one_error_reddens_its_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, result, _ = sanitize(monkeypatch, lambda name: FOUND if name == "memcheck draw_plan" else well(name))
-    assert judged.verdict == "red"
-    assert judged.reason.startswith("memcheck draw_plan: 3 errors")
-    proved = result | {"tests": count_tests(outcomes())}
-    assert may_show(proved, "draw_plan", "triton") == "red"
-    assert may_show(proved, "mix_clips", "triton") == "green"
+def test_one_error_reddens_its_op(monkeypatch: pytest.MonkeyPatch, record: Record) -> None:
+    found, _ = sanitize(monkeypatch, "memcheck", lambda name: FOUND if name == "draw_plan" else well(name))
+    record.add("memcheck of the step", found)
+    record.add("tests", {"counts": count_tests(outcomes())})
+    assert may_show(as_result(record.run), "draw_plan", "triton") == "red"
+    assert may_show(as_result(record.run), "mix_clips", "triton") == "green"
+    assert gpu.speaks_against(record) == ["memcheck draw_plan: 3 errors, first: Invalid __global__ read of size 4 bytes"]
 
 
 def test_no_sanitizer_is_not_green(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: None)
-    assert gpu.sanitize({}, 100) == Judged("not run", "compute-sanitizer was not found")
+    with pytest.raises(CannotRunError, match=r"compute-sanitizer was not found"):
+        gpu.sanitize("memcheck", OPS, 100)
 
 
 def test_the_sanitizer_is_found_in_the_toolkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -485,22 +572,19 @@ def test_the_sanitizer_is_found_in_the_toolkit(monkeypatch: pytest.MonkeyPatch, 
 # Build, measurements and the end
 
 
-def test_the_build_is_offline_and_insists_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def command(arguments: list[str], limit: float, environment: dict[str, str]) -> Finished:
-        asked.update(arguments=arguments, environment=environment)
-        return Finished(asked.get("code", 0), 12.34, "log\nerror: no compiler\n")
-
-    monkeypatch.setattr(gpu, "run_command", command)
-    result: dict[str, Any] = {}
-    assert gpu.build(result, 100) == GREEN
-    assert asked["arguments"][1:] == ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", "."]
-    assert asked["environment"] == {"SHAPMIX_CUDA": "1"}
-    assert result["build"] == {"seconds": 12.3, "log": ""}
-    asked["code"] = 1
-    assert gpu.build(result, 100) == Judged("red", "ended with code 1: error: no compiler")
-    assert "no compiler" in result["build"]["log"]
+def test_the_build_runs_in_the_background_offline() -> None:
+    assert gpu.BUILD[1:] == ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", "."]
+    assert gpu.BUILD_ENVIRONMENT["SHAPMIX_CUDA"] == "1"
+    with in_background(script("import os; print('log'); print(os.environ['SHAPMIX_CUDA'])"), gpu.BUILD_ENVIRONMENT) as building:
+        assert set(gpu.wait_for_build(building, 30)) == {"seconds"}
+        assert building.end().output == "log\n1\n"
+    with in_background(script("print('error: no compiler'); raise SystemExit(1)")) as building:
+        found = gpu.wait_for_build(building, 30)
+    assert found["error"] == "ended with code 1: error: no compiler"
+    assert "no compiler" in found["log"]
+    with in_background(script("import time; time.sleep(60)")) as building, pytest.raises(CannotRunError, match=r"still building"):
+        gpu.wait_for_build(building, 0.1)
+    assert building.has_ended()
 
 
 def measured_row(op: str = "mix_clips", backend: str = "cuda") -> dict[str, Any]:
@@ -534,35 +618,30 @@ def a_path(**changes: Any) -> dict[str, Any]:
     return {"backend": "auto", "shape": "ntu", "target": 60e-6, "seconds": times | changes}
 
 
-def measure(monkeypatch: pytest.MonkeyPatch, stage: Any, lines: list[dict[str, Any]], code: int | None = 0) -> tuple[Judged, Any]:
+def measure(monkeypatch: pytest.MonkeyPatch, item: Any, lines: list[dict[str, Any]], code: int | None = 0) -> Content:
     monkeypatch.setattr(gpu, "run_measurement", lambda module, limit, *options: (lines, Finished(code, 1.0, "")))
-    result: dict[str, Any] = {}
-    return stage(result, 100), result
+    found: Content = item(100)
+    return found
 
 
 def test_rows_are_kept_whatever_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"copy": {"gb_per_s": 3000}}, {"row": measured_row()}]
-    judged, result = measure(monkeypatch, gpu.measure_ops, lines)
-    assert judged == GREEN
-    assert (result["copy"], result["rows"]) == ({"gb_per_s": 3000}, [measured_row()])
-    judged, result = measure(monkeypatch, gpu.measure_ops, lines, code=None)
-    assert judged == Judged("red", "cut off at its time limit, after 1 rows")
-    assert len(result["rows"]) == 1
+    found = measure(monkeypatch, gpu.measure_ops, lines)
+    assert found == {"copy": {"gb_per_s": 3000}, "rows": [measured_row()], "left out": []}
+    found = measure(monkeypatch, gpu.measure_ops, lines, code=None)
+    assert found["not run"] == "cut off at its time limit, after 1 rows"
+    assert len(found["rows"]) == 1
     failed = {"row": {"ops": "draw_plan", "shape": "ntu", "error": "RuntimeError: no"}}
-    judged, _ = measure(monkeypatch, gpu.measure_ops, [*lines, failed])
-    assert judged == Judged("red", "1 failed, first draw_plan on ntu: RuntimeError: no")
+    found = measure(monkeypatch, gpu.measure_ops, [*lines, failed])
+    assert found["error"] == "1 failed, first draw_plan on ntu: RuntimeError: no"
 
 
-def test_a_step_that_waits_for_the_host_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = {"training_step": {"backend": "auto", "seconds": {"p50": 0.1}}}
-    judged, result = measure(monkeypatch, gpu.measure_step, [{"augment_path": a_path(host_read=None)}, training])
-    assert judged == GREEN
-    assert len(result["augment_path"]) == len(result["training_step"]) == 1
-    judged, _ = measure(monkeypatch, gpu.measure_step, [{"resident_step": {"host_read": "called a synchronizing operation"}}])
-    assert judged.reason == "the resident step waits for the host: called a synchronizing operation"
-    judged, _ = measure(monkeypatch, gpu.measure_step, [{"augment_path": a_path(host_read="called a synchronizing operation")}])
-    assert judged.verdict == "red"
-    assert "waits for the host: called a synchronizing" in judged.reason
+def test_an_augment_path_that_waits_for_the_host_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measure(monkeypatch, gpu.measure_augment_path, [{"augment_path": a_path(host_read=None)}]).keys() == {"augment_path"}
+    waits = [{"augment_path": a_path(host_read="called a synchronizing operation")}]
+    found = measure(monkeypatch, gpu.measure_augment_path, waits)
+    assert found["error"] == "on auto it waits for the host: called a synchronizing operation"
+    assert "cut off" in measure(monkeypatch, gpu.measure_augment_path, [], code=None)["not run"]
 
 
 def test_measurements_run_as_modules() -> None:
@@ -575,11 +654,7 @@ def test_without_a_gpu_nothing_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    def never(result: dict[str, Any], limit: float) -> Judged:
-        raise AssertionError
-
-    assert gpu.main(["--out", str(tmp_path / "out.json")], [Stage("build", 1, never)]) == 2
+    assert gpu.main(["--out", str(tmp_path / "out.json")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
@@ -587,85 +662,150 @@ def test_without_a_gpu_nothing_is_built(
     assert not (tmp_path / "out.json").exists()
 
 
-def a_suite(tests: list[dict[str, str]], sanitizer: dict[str, Any], verdict: Any = "green") -> list[Stage]:
-    """Stages that find what they are given."""
-
-    def found(**content: Any) -> Callable[[dict[str, Any], float], Judged]:
-        def run(result: dict[str, Any], limit: float) -> Judged:
-            result.update(content)
-            return Judged(verdict, "" if verdict == "green" else "as it was made")
-
-        return run
-
-    rows = [measured_row(), measured_row(backend="triton"), measured_row("draw_plan", "triton"), {"ops": "mix_clips", "error": "x"}]
-    step = {
-        "augment_path": [a_path()],
-        "training_step": [{"backend": name, "seconds": {"p50": 0.123}} for name in ("auto", "reference")],
-    }
-    return [
-        Stage("build", 1, found(build={"seconds": 1.0})),
-        Stage("tests", 1, found(tests=count_tests(tests)), needs="build"),
-        Stage("sanitizer", 1, found(sanitizer=sanitizer), needs="build"),
-        Stage("ops", 1, found(copy={"gb_per_s": 3000.0}, rows=rows), needs="build"),
-        Stage("step", 1, found(**step), needs="build"),
-    ]
-
-
 @pytest.fixture
-def on_a_made_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def suite(monkeypatch: pytest.MonkeyPatch) -> dict[str, Content]:
+    """What each item finds on a made-up GPU, in order; a test changes it."""
+    where = machine() | {"gpu": "made up", "driver": "1.0"}
+    monkeypatch.setattr(stages, "machine", lambda: where)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "machine", lambda: {"gpu": "made up", "driver": "1.0"})
+    monkeypatch.setattr(gpu, "unavailable", lambda backend, device: None)
+    rows = [measured_row(), measured_row(backend="triton"), measured_row("draw_plan", "triton"), {"ops": "mix_clips", "error": "x"}]
+    found: dict[str, Content] = {
+        "headline": {},
+        "tests": {"counts": count_tests(outcomes())},
+        "memcheck of the network": {"memcheck": clean_sanitizer()["memcheck"]},
+        "memcheck of the step": {},
+        "augment path": {"augment_path": [a_path()]},
+        "ops": {"copy": {"gb_per_s": 3000.0}, "rows": rows},
+        "racecheck of the network": {"racecheck": clean_sanitizer()["racecheck"]},
+        "racecheck of the step": {},
+    }
+
+    def made_up(record: Record, building: object) -> list[Item]:
+        def run(name: str, left: float) -> Content:
+            if name == "headline":
+                record.items.update(headline_items())
+            return found[name]
+
+        return [Item(item.name, 1, partial(run, item.name)) for item in items(record, None)]
+
+    items = gpu.items
+    monkeypatch.setattr(gpu, "items", made_up)
+    return found
 
 
-@pytest.mark.usefixtures("on_a_made_up_gpu")
-def test_all_green_ends_with_0_and_shows_speeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def headline_items() -> dict[str, Content]:
+    times = {"seconds": {"p20": 0.06, "p50": 0.064, "p80": 0.07}, "captured": True}
+    eager = {"seconds": {"p20": 0.25, "p50": 0.256, "p80": 0.26}}
+    found = {headline.OURS: times, headline.OURS_FLOAT32: times, headline.EAGER: eager, headline.EAGER_HALF: eager}
+    found |= {headline.COMPILED: eager, headline.CORRECTNESS: {"failed": []}, headline.PROFILE: {"launches": 4000.0}}
+    return found | {headline.COPY: {"gb_per_s": 3000.0}, headline.PRODUCT_NAME: {"tflop_per_s": 798.0}}
+
+
+def test_the_walk_goes_by_value(record: Record) -> None:
+    names = [item.name for item in gpu.items(record, None)]
+    order = ["headline", "tests", "memcheck of the network", "memcheck of the step", "augment path", "ops"]
+    assert names == [*order, "racecheck of the network", "racecheck of the step"]
+    with in_background(script("pass")) as building:
+        assert "build" in [item.name for item in gpu.items(record, building)]
+
+
+def test_all_green_ends_with_0_and_shows_speeds(
+    tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.json"
-    assert gpu.main(["--out", str(out), "--commit", "abc123"], a_suite(outcomes(), clean_sanitizer())) == 0
+    assert gpu.main(["--out", str(out), "--commit", "abc123"]) == 0
     shown = capsys.readouterr().out
+    assert "ours, bf16, is 4.0x as fast as reference, eager, float32 (64 ms, 256 ms)\n" in shown
+    assert "ours, bf16, one CUDA graph | 64 ms | 60 ms to 70 ms |  | 4000 |" in shown
     assert "| mix_clips, ntu | 10 us | 1 ms | 12.3 us / 7.8 us | 7.0x (7.0 to 7.0) | 90% |" in shown
     assert "augment path, auto: 71 us cold, 59 us hot on the device (target 60 us met); eager reference 9 ms" in shown
-    assert "training step, auto: 123 ms" in shown
-    assert "a copy moves 3000 GB/s" in shown
-    content = json.loads(out.read_text())
-    assert (content["commit"], content["machine"]["driver"]) == ("abc123", "1.0")
-    assert content["tests"]["passed"] == 2 * len(OPS_OF_FILE)
-    assert content["sanitizer"] == clean_sanitizer()
+    assert "made up, driver 1.0" in shown
+    (run,) = json.loads(out.read_text())["runs"]
+    assert (run["commit"], run["card"], run["workload"]["clips"]) == ("abc123", "made up", PUBLISHED.clips)
+    assert run["items"]["tests"]["counts"]["passed"] == 2 * len(OPS_OF_FILE)
+
+    for name in suite:
+        suite[name] = {"error": "it ran again"}
+    assert gpu.main(["--resume", str(out)]) == 0
+    assert gpu.main(["--out", str(out)]) == 2
+    assert "give --resume" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("on_a_made_up_gpu")
-def test_no_speed_of_a_red_op_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The plan's test fails: its row, and the step that draws a plan, say red; the mixing is shown."""
-    red = outcomes(test_kernels_plan="failed")
-    gpu.main(["--out", str(tmp_path / "out.json")], a_suite(red, clean_sanitizer()))
+def test_no_speed_of_a_red_op_is_shown(tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan's test fails: its row says red, and so do the steps that draw a plan; the mixing is shown."""
+    suite["tests"] = {"counts": count_tests(outcomes(test_kernels_plan="failed"))}
+    assert gpu.main(["--out", str(tmp_path / "out.json")]) == 1
     shown = capsys.readouterr().out
     assert "| draw_plan, ntu | 10 us | 1 ms | not run | not run | not run | red | red | red |" in shown
     assert "augment path, auto: red" in shown
-    assert "71 us" not in shown
-    assert "training step, auto" not in shown
-    assert "training step, reference: 123 ms" in shown
+    assert "(64 ms, 256 ms) (red)" in shown
     assert "| mix_clips, ntu | 10 us | 1 ms | 12.3 us" in shown
 
-    raced = clean_sanitizer()
-    raced["racecheck"]["mix_clips"] = {"verdict": "red", "reason": "1 errors"}
-    gpu.main(["--out", str(tmp_path / "out.json")], a_suite(outcomes(), raced))
+
+def test_speeds_whose_tests_could_not_run_are_unproved(
+    tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shown with that word; nothing is red."""
+    unread = [{"test": f"tests/{file}::ended with code 4: no conftest", "outcome": "missing"} for file in OPS_OF_FILE]
+    suite["tests"] = {"counts": count_tests(unread), "not run": "cut off"}
+    assert gpu.main(["--out", str(tmp_path / "out.json")]) == 3
     shown = capsys.readouterr().out
-    assert "| mix_clips, ntu | 10 us | 1 ms | red | red | red | red | red | red |" in shown
+    assert "| 12.3 us / 7.8 us (unproved) |" in shown
+    assert "eager reference 9 ms (unproved)" in shown
+    assert "could not run: tests/test_kernels_plan.py::ended with code 4" in shown
+    assert "red" not in shown.replace("measured", "").replace("compared", "")
 
 
-@pytest.mark.usefixtures("on_a_made_up_gpu")
-def test_a_red_build_ends_with_1_and_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_red_build_cancels_nothing(
+    tmp_path: Path, suite: dict[str, Content], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "unavailable", lambda backend, device: "not built")
+    monkeypatch.setattr(gpu, "BUILD", script("print('no nvcc'); raise SystemExit(1)"))
+    made_up = gpu.items
+
+    def with_build(record: Record, building: Any) -> list[Item]:
+        first, *others = made_up(record, building)
+        return [first, Item("build", 1, partial(gpu.wait_for_build, building)), *others]
+
+    monkeypatch.setattr(gpu, "items", with_build)
     out = tmp_path / "out.json"
-    assert gpu.main(["--out", str(out)], a_suite(outcomes(), clean_sanitizer(), verdict="red")) == 1
-    found = json.loads(out.read_text())["stages"]
-    assert [stage["verdict"] for stage in found.values()] == ["red"] + ["not run"] * 4
-    assert "not run" in capsys.readouterr().out
+    assert gpu.main(["--out", str(out)]) == 1
+    (run,) = json.loads(out.read_text())["runs"]
+    assert {name for name, of in run["items"].items() if "error" in of} == {"build"}
+    assert {"headline", "tests", "ops"} <= set(run["items"])
+    assert "build: ended with code 1: no nvcc" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("on_a_made_up_gpu")
-def test_missing_packages_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tests = [*outcomes(), {"test": "tests/test_train.py", "outcome": "missing"}]
-    gpu.main(["--out", str(tmp_path / "out.json")], a_suite(tests, clean_sanitizer()))
-    assert "not run, it needs a package that is not installed: tests/test_train.py" in capsys.readouterr().out
+def test_what_does_not_fit_is_left_for_another_time(
+    tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    assert gpu.main(["--out", str(out), "--minutes", "0"]) == 3
+    assert "headline: not run: it takes about 1 s, and 0 s are left" in capsys.readouterr().out
+    assert gpu.main(["--resume", str(out)]) == 0
+
+
+def test_the_headline_joins_the_file(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def command(arguments: Sequence[str], limit: float) -> Finished:
+        asked.extend(arguments)
+        other = Record(record.path, "bench.headline", {"clips": 2})
+        other.items.update(headline_items())
+        if len(asked) > len(arguments):
+            del other.items[headline.COMPILED]
+        other.write()
+        return Finished(0, 1.0, "")
+
+    monkeypatch.setattr(gpu, "run_command", command)
+    record.write()
+    assert gpu.run_headline(record, 300) == {"code": 0}
+    assert asked[1:] == ["-m", "bench.headline", "--resume", str(record.path), "--commit", commit(), "--seconds", "170"]
+    assert headline.is_complete(record)
+    with pytest.raises(CannotRunError, match=r"not whole"):
+        gpu.run_headline(record, 100)
+    assert asked[-1] == "95"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

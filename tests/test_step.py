@@ -299,6 +299,7 @@ def assert_close_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -
         torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize("clips_given", [False, True])
@@ -335,6 +336,7 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
     assert isinstance(setups[True].optimizer.param_groups[0]["lr"], float)
 
 
+@pytest.mark.gpu
 @needs_gpu
 def test_a_graph_leaves_everything_alone_where_the_loss_is_not_finite(splits: Splits) -> None:
     setup = Setup(splits, "shapmix", "cuda")

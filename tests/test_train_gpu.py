@@ -12,6 +12,7 @@ import torch
 from shapmix import train
 
 pytestmark = [
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
     pytest.mark.usefixtures("small_data"),
 ]
