@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
@@ -278,10 +277,7 @@ def write_tables(out: Path, scores: Scores, result: dict[str, object]) -> None:
     confusion = metrics.confusion_matrix(scores.probabilities, scores.labels)
     metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
     plots.plot_confusion(out / "confusion.png", confusion, scores.class_names)
-    with (out / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *scores.class_names])
-        writer.writerows([name, *row] for name, row in zip(scores.class_names, confusion.tolist(), strict=True))
+    metrics.write_confusion(out / "confusion.csv", confusion, scores.class_names)
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

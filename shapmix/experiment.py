@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any, NamedTuple
 
 import tyro
@@ -46,6 +46,7 @@ from tqdm import tqdm
 from shapmix.config import ConfigError, as_arguments, parse_config, plain
 from shapmix.files import InUseError, only_writer, write_whole
 from shapmix.interruption import PARENT, Interruption, StopRequest, stop_requests
+from shapmix.interval import Interval, interval
 from shapmix.run import RunError, commit, read_metrics, versions
 
 HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
@@ -61,11 +62,6 @@ IRRELEVANT = (
     "checkpoint",
     "cuda_graph",
 )  # to what a run reaches
-# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 log = logging.getLogger("shapmix")
 
@@ -364,9 +360,6 @@ def _is_data_root(key: str) -> bool:
     return key.replace("-", "_") == "data_root"
 
 
-Interval = tuple[float, float | None] | None  # a mean and half the width of its 95% interval; None: not known
-
-
 class Summary(NamedTuple):
     """Of the seeds of a row: how many, each column, and the difference of the class mean from the first row's at the same seeds."""
 
@@ -395,17 +388,6 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
                 seconds.setdefault(cell["device"].partition(":")[0], []).append(cell["seconds"])
         minutes = {device: mean(each) / 60 for device, each in seconds.items()}
         yield Summary(setting, row, len(found), columns, gain, minutes)
-
-
-def interval(values: Sequence[float | None]) -> Interval:
-    """Mean and half the width of its 95% interval by Student's t; no width of one value, nothing where a value is missing."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    if len(known) == 1:
-        return known[0], None
-    quantile = STUDENT[min(len(known) - 1, len(STUDENT)) - 1]
-    return mean(known), quantile * stdev(known) / len(known) ** 0.5
 
 
 def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:

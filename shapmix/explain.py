@@ -21,11 +21,15 @@ from tqdm import tqdm
 
 from shapmix import plots
 from shapmix.checkpoint import CheckpointError
+from shapmix.command import check_output_folder, ended
 from shapmix.config import ConfigError
 from shapmix.data.clips import DataError
 from shapmix.explanation import Explanation, explain
+from shapmix.files import write_whole
 from shapmix.game import Output, PartGame
+from shapmix.kernels import BackendError
 from shapmix.layout import LayoutError
+from shapmix.run import RunError
 from shapmix.trained import open_with_data
 
 log = logging.getLogger("shapmix")
@@ -52,32 +56,34 @@ class ExplainConfig:
     threads: int | None = None
 
 
-class ExplainError(ValueError):
+class ExplainError(RunError):
     """A request that cannot be met; the message names what and the remedy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Explains and prints where the page is; 1 with one sentence where that cannot be done."""
+    """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = tyro.cli(ExplainConfig, args=argv, prog="python -m shapmix.explain", console_outputs=True)
-    try:
-        page = run(config)
-    except (ExplainError, ConfigError, CheckpointError, DataError, LayoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"explanation: {page}")
-    return 0
+
+    def work() -> int:
+        print(f"explanation: {run(config)}")
+        return 0
+
+    return ended(work, (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))
 
 
 def run(config: ExplainConfig) -> Path:
     """Forwards the coalitions, draws, and writes the page; returns its path.
 
     Raises:
+        OSError: the page cannot be written where it should; nothing was forwarded.
         ExplainError: a clip or split that is not there.
         ConfigError, CheckpointError, DataError: a run that cannot be read.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    out = config.out or config.run / "explanation"
+    check_output_folder(out)
     _, splits, network, sampler, mixer = open_with_data(config.run, config.checkpoint)
     store = splits.store
     chosen = choose_clips(
@@ -95,12 +101,16 @@ def run(config: ExplainConfig) -> Path:
 
         explanation = explain(game, sampler.evaluation(chosen), labels, names, progress=progress)
 
-    out = config.out or config.run / "explanation"
     out.mkdir(parents=True, exist_ok=True)
     explanation.save(out / "explanation.npz")
     pose = store.clip(int(chosen[0]))
     return write_page(
-        out, explanation, store.class_names, pose[len(pose) // 2, 0], f"{config.run.name}, {config.checkpoint} checkpoint"
+        out,
+        explanation,
+        store.class_names,
+        pose[len(pose) // 2, 0],
+        f"{config.run.name}, {config.checkpoint} checkpoint",
+        y_down=store.y_down,
     )
 
 
@@ -124,7 +134,9 @@ def choose_clips(config: ExplainConfig, split: Tensor, labels: Tensor, names: li
     return torch.cat(first)
 
 
-def write_page(out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str) -> Path:
+def write_page(
+    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, y_down: bool = False
+) -> Path:
     """Draws every picture into `out` and the page that holds them all; `pose` [V, C] is the skeleton that is coloured."""
     layout = explanation.layout
     parts = list(layout.parts)
@@ -133,22 +145,14 @@ def write_page(out: Path, explanation: Explanation, class_names: list[str], pose
     strongest = int((explanation.full_values - explanation.base_values).argmax())
 
     plots.plot_saliency(out / "combinations.png", combinations.mean, layout, shown)
-    plots.plot_parts(out / "parts.png", by_class.mean, by_class.standard_error, pose, layout, shown)
+    plots.plot_parts(out / "parts.png", by_class.mean, by_class.standard_error, pose, layout, shown, y_down=y_down)
     plots.plot_waterfall(
         out / "waterfall.png", explanation.parts[strongest], float(explanation.base_values[strongest]), parts, explanation.output
     )
     pairs = explanation.interactions("k_sii", 2).mean(0)
     plots.plot_interactions(out / "interactions.png", pairs, layout)
-    insertion, deletion, mean = explanation.curves()
-    plots.plot_curves(out / "curves.png", insertion, deletion, mean, explanation.output)
-
-    inside, outside = (insertion - mean).mean(), (deletion - mean.flip(1)).mean()
-    verdict = (
-        f"Showing the parts in the order of their values raises the {explanation.output.replace('_', '-')} by "
-        f"{float(inside):+.3f} on average over showing them in any order; hiding them in that order changes it by "
-        f"{float(outside):+.3f} against hiding them in any order. The ranking is "
-        + ("faithful." if inside > 0 > outside else "not faithful: a random order does as well.")
-    )
+    faithfulness = explanation.faithfulness()
+    plots.plot_curves(out / "curves.png", faithfulness, explanation.output)
     example = f"'{explanation.names[strongest]}' of class '{class_names[int(explanation.labels[strongest])]}'"
     pictures = [
         (
@@ -167,7 +171,7 @@ def write_page(out: Path, explanation: Explanation, class_names: list[str], pose
             "interactions.png",
             "Pairs of parts that are worth more together (blue) or less (orange) than apart, by the k-Shapley interaction index.",
         ),
-        ("Is it faithful?", "curves.png", verdict),
+        ("Is it faithful?", "curves.png", faithfulness.verdict(explanation.output.replace("_", "-"))),
     ]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("shapmix"), autoescape=True, undefined=jinja2.StrictUndefined)
     table = [
@@ -184,9 +188,7 @@ def write_page(out: Path, explanation: Explanation, class_names: list[str], pose
         pictures=[(heading, base64.b64encode((out / file).read_bytes()).decode(), caption) for heading, file, caption in pictures],
     )
     path = out / "index.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, page)
     return path
 
 

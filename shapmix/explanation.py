@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shapmix.game import Output, PartGame, Progress
+from shapmix.interval import interval
 from shapmix.layout import Layout
 from shapmix.reference import expected_marginals
 from shapmix.shapley import Interaction, banzhaf_values, group_values, interactions, shapley_values
@@ -27,6 +28,74 @@ class ByLabel(NamedTuple):
     mean: Tensor
     standard_error: Tensor
     clips: Tensor
+
+
+class Faithfulness(NamedTuple):
+    """Whether hiding parts by their ranking costs more than hiding them in a random order.
+
+    Attributes:
+        clips, labels: how many.
+        ranked_by_others: whether each clip's parts are ranked by other clips of its label; else by its own values.
+        ranked, random: [2, P + 1], insertion and deletion, means along the ranking and over all orders.
+        band: [2, 2, P + 1], the 2.5% and 97.5% quantiles of those along random rankings.
+        lost: what the ranking takes away more than a random order, mean over the steps; with half its 95% interval.
+        brought: v(all) - v(none), likewise.
+    """
+
+    clips: int
+    labels: int
+    ranked_by_others: bool
+    ranked: Tensor
+    random: Tensor
+    band: Tensor
+    lost: tuple[float, float | None]
+    brought: tuple[float, float | None]
+
+    @property
+    def sign(self) -> int:
+        """1: clearly better than random; -1: worse; 0: what the intervals do not tell apart.
+
+        Where the clips' probabilities of their own classes do not rise over those of the mean motion (a network at chance, whose
+        probabilities sum to 1), there is nothing that the parts could have brought.
+        """
+        lost, margin = self.lost
+        if not self.ranked_by_others or margin is None:
+            return 0
+        return -1 if lost + margin < 0 else int(lost - margin > 0 and self.clips_bring)
+
+    @property
+    def clips_bring(self) -> bool:
+        """Whether v(all) is clearly above v(none)."""
+        brought, margin = self.brought
+        return margin is not None and brought - margin > 0
+
+    def verdict(self, unit: str) -> str:
+        """What the intervals allow to say, for the page."""
+        of = f"{self.clips} clips of {self.labels} classes" if self.labels > 1 else f"{self.clips} clips of one class"
+        if not self.ranked_by_others:
+            return (
+                "No class has a second clip here by which the parts could be ranked: the curves follow each clip's own values, "
+                "which even noise would seem to confirm. Give --per-class 2 or more."
+            )
+        unknown = f"The ranking is not distinguishable from random with {of}"
+        said = {
+            1: "The ranking is clearly better than random.",
+            0: f"{unknown}."
+            if self.clips_bring
+            else f"{unknown}: the clips bring nothing that could be told from zero, as at chance.",
+            -1: f"The ranking is worse than random, with {of}.",
+        }[self.sign]
+        return (
+            f"The parts of each clip are ranked by the other clips of its class. Hiding them in this order takes "
+            f"{_with_margin(self.lost)} more of the {unit} than hiding them in a random order (mean over the steps, 95% interval); "
+            f"the whole clips bring {_with_margin(self.brought)} over the mean motion. {said} The band holds 95% of random "
+            "rankings."
+        )
+
+
+def _with_margin(value: tuple[float, float | None]) -> str:
+    middle, margin = value
+    return f"{middle:+.2g} ± {'unknown' if margin is None else f'{margin:.2g}'}"
 
 
 @dataclass(frozen=True)
@@ -105,17 +174,64 @@ class Explanation:
             torch.tensor([len(group) for group in groups]),
         )
 
-    def curves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Insertion, deletion [N, P + 1] along each clip's own ranking of parts, and the mean over all orders [N, P + 1].
+    def curves(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Insertion and deletion [N, P + 1] along a ranking [N, P] of the parts of each clip.
 
-        Entry s of an insertion shows the s best parts, entry s of a deletion hides them; the mean over all orders is of s parts
-        shown. A ranking is faithful where insertion lies above that mean and deletion below its mirror image.
+        Entry s of an insertion shows the s parts that come first, entry s of a deletion hides them.
         """
-        order = self.parts.argsort(1, descending=True)
         shown = torch.cat([torch.zeros_like(order[:, :1]), (1 << order).cumsum(1)], 1)  # [N, P + 1] bit sets
+        return self.games.gather(1, shown), self.games.gather(1, self.layout.all_parts ^ shown)
+
+    def mean_curve(self) -> Tensor:
+        """[N, P + 1]: the mean of the insertions along all orders; that of the deletions is its mirror image."""
         size = torch.tensor([bits.bit_count() for bits in range(1 << self.layout.num_parts)])
-        mean = torch.stack([self.games[:, size == s].mean(1) for s in range(self.layout.num_parts + 1)], 1)
-        return self.games.gather(1, shown), self.games.gather(1, self.layout.all_parts ^ shown), mean
+        return torch.stack([self.games[:, size == s].mean(1) for s in range(self.layout.num_parts + 1)], 1)
+
+    def others_ranking(self) -> Tensor:
+        """[N, P]: parts by their mean value over the other clips of the label, the most important first; own where there is none.
+
+        A clip's own values are taken from the same forwards as its curves, so that along them even noise looks faithful.
+        """
+        parts, order = self.parts, torch.empty(len(self), self.layout.num_parts, dtype=torch.int64)
+        for label in self.labels.unique():
+            own = self.labels == label
+            others = parts[own].sum(0) - parts[own] if int(own.sum()) > 1 else parts[own]
+            order[own] = others.argsort(1, descending=True)
+        return order
+
+    def faithfulness(self, *, random_orders: int = 200, seed: int = 0) -> Faithfulness:
+        """How the curves along `others_ranking` compare with those of random rankings, which have one order a label."""
+        labels, of_label, counts = self.labels.unique(return_inverse=True, return_counts=True)
+        several = torch.nonzero(counts[of_label] > 1).flatten().tolist()
+        if 0 < len(several) < len(self):  # a label's only clip has no others to be ranked by
+            return self[several].faithfulness(random_orders=random_orders, seed=seed)
+        insertion, deletion = self.curves(self.others_ranking())
+        shown, generator = self.mean_curve(), torch.Generator().manual_seed(seed)
+        draws = torch.rand(random_orders, len(labels), self.layout.num_parts, generator=generator).argsort(2)
+        random = [torch.stack([self._middle(curve) for curve in self.curves(draw[of_label])]) for draw in draws]
+        lost = (shown.flip(1) - deletion)[:, 1:-1].mean(1)  # both ends are those of every order
+        brought = self.full_values - self.base_values
+        return Faithfulness(
+            clips=len(self),
+            labels=len(labels),
+            ranked_by_others=bool(several),
+            ranked=torch.stack([self._middle(insertion), self._middle(deletion)]),
+            random=torch.stack([self._middle(shown), self._middle(shown.flip(1))]),
+            band=torch.stack(random).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0),
+            lost=self._interval(lost),
+            brought=self._interval(brought),
+        )
+
+    def _middle(self, values: Tensor) -> Tensor:
+        """The mean of the labels' means of [N, ...], or of the clips of one label."""
+        return self.by_label(values).mean.mean(0)
+
+    def _interval(self, values: Tensor) -> tuple[float, float | None]:
+        """Of [N], over labels, as clips of one label move alike; over clips where there is one label."""
+        units = self.by_label(values).mean if len(self.labels.unique()) > 1 else values
+        found = interval(units.tolist())
+        assert found is not None
+        return found
 
     def save(self, path: Path) -> None:
         """Writes one .npz, which holds no pickle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from shapmix.data.longtail import buckets
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # how a text begins that a spreadsheet may take for a formula, or that was marked
 COLUMNS = ("top1", "top5", "class_mean", "many", "medium", "few")
 
 
@@ -72,14 +74,30 @@ def write_class_table(path: Path, confusion: Tensor, class_counts: Tensor, class
         label: name for name, members in buckets(class_counts)._asdict().items() for label in members.nonzero().flatten().tolist()
     }
     wrong = confusion.clone().fill_diagonal_(0)
+    rows: list[list[str | int]] = [["class", "name", "train_clips", "bucket", "test_clips", "accuracy", "most_taken_for"]]
+    for label, name in enumerate(class_names):
+        tested = int(confusion[label].sum())
+        share = f"{float(by_class[label]):.4f}" if tested else "n/a"
+        mistaken = class_names[int(wrong[label].argmax())] if wrong[label].any() else ""
+        rows.append([label, name, int(class_counts[label]), bucket_of[label], tested, share, mistaken])
+    write_csv(path, rows)
+
+
+def write_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> None:
+    """CSV with one row a true class, one column a predicted one."""
+    rows = [[name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True)]
+    write_csv(path, [["true \\ predicted", *class_names], *rows])
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[str | int]]) -> None:
+    """Names that a spreadsheet would take for a formula (they begin with = + - @, a tab or a carriage return) get a ' before them.
+
+    So does a name that begins with ' itself, which makes the rule reversible. Numbers are written as they are.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_clips", "bucket", "test_clips", "accuracy", "most_taken_for"])
-        for label, name in enumerate(class_names):
-            tested = int(confusion[label].sum())
-            share = f"{float(by_class[label]):.4f}" if tested else "n/a"
-            mistaken = class_names[int(wrong[label].argmax())] if wrong[label].any() else ""
-            writer.writerow([label, name, int(class_counts[label]), bucket_of[label], tested, share, mistaken])
+        csv.writer(file).writerows(
+            [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row] for row in rows
+        )
 
 
 def table(rows: dict[str, Accuracy]) -> str:

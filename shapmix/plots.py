@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from math import floor, log10
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from shapmix.explanation import Faithfulness
 from shapmix.layout import Layout
+
+plain_text = rc_context({"text.parse_math": False})  # the $ in the name of a class is no formula
 
 
 def plot_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> None:
@@ -34,22 +38,32 @@ def plot_part_values(path: Path, values: Tensor, layout: Layout, class_names: li
     )
 
 
-def front(coordinates: Tensor, axis: int) -> Tensor:
-    """The two coordinates along `axis` that are drawn, x and y; y is 0 where clips have one coordinate."""
+def front(coordinates: Tensor, axis: int, *, y_down: bool = False) -> Tensor:
+    """The two coordinates along `axis` that are drawn, x and y upwards; y is 0 where clips have one coordinate.
+
+    With `y_down` theirs grows downwards, as in an image.
+    """
     shown = coordinates.narrow(axis, 0, min(2, coordinates.shape[axis]))
-    return shown if shown.shape[axis] == 2 else torch.cat([shown, torch.zeros_like(shown)], axis)
+    if shown.shape[axis] == 1:
+        return torch.cat([shown, torch.zeros_like(shown)], axis)
+    x, y = shown.split(1, axis)
+    return torch.cat([x, -y if y_down else y], axis)
 
 
-def plot_mixed_clip(path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8) -> None:
+@plain_text
+def plot_mixed_clip(
+    path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8, y_down: bool = False
+) -> None:
     """Front views of a few clips, one row each, with what was pasted in colour.
 
     Args:
         clips: title -> [C, T, V, M] joint coordinates; the last row is the mixed one.
         changed: [T, V] bool, where the last row differs from the first.
+        y_down: y grows downwards, as in an image.
     """
     figure = Figure(figsize=(1.25 * frames, 1.75 * len(clips)), layout="constrained")
     shown = np.linspace(0, changed.shape[0] - 1, frames).astype(int).tolist()
-    clips = {title: front(clip, 0) for title, clip in clips.items()}
+    clips = {title: front(clip, 0, y_down=y_down) for title, clip in clips.items()}
     seen = torch.stack([clip[:, shown, :, 0] for clip in clips.values()])
     low, high = seen.amin((0, 2, 3)), seen.amax((0, 2, 3))
     high = torch.where(high > low, high, low + 1)  # nothing moves along this axis
@@ -67,6 +81,7 @@ def plot_mixed_clip(path: Path, clips: dict[str, Tensor], changed: Tensor, layou
     figure.savefig(path, dpi=120)
 
 
+@plain_text
 def _heat_map(
     path: Path, values: np.ndarray, columns: list[str], rows: list[str], *, x: str, y: str, title: str, signed: bool = False
 ) -> None:
@@ -86,20 +101,30 @@ def _heat_map(
     figure.savefig(path, dpi=120)
 
 
+@plain_text
 def plot_parts(
-    path: Path, values: Tensor, standard_errors: Tensor, pose: Tensor, layout: Layout, titles: list[str], *, columns: int = 6
+    path: Path,
+    values: Tensor,
+    standard_errors: Tensor,
+    pose: Tensor,
+    layout: Layout,
+    titles: list[str],
+    *,
+    columns: int = 6,
+    y_down: bool = False,
 ) -> None:
     """Front views of one pose, a class each, bones in the colour of their part's value, and the values with their errors.
 
     Args:
         values, standard_errors: [L, P], NaN where an error is unknown.
-        pose: [V, C] coordinates, y upwards.
+        pose: [V, C] coordinates.
+        y_down: y grows downwards, as in an image.
     """
     largest = float(values.abs().max()) or 1.0
     colours = colormaps["RdBu"]
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.9 * rows), layout="constrained")
-    x, y = front(pose.double(), 1).unbind(1)
+    x, y = front(pose.double(), 1, y_down=y_down).unbind(1)
     for index, (title, value, error) in enumerate(zip(titles, values.tolist(), standard_errors.tolist(), strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
         panel.set_title(title, fontsize=8)
@@ -128,6 +153,7 @@ def plot_parts(
     figure.savefig(path, dpi=110)
 
 
+@plain_text
 def plot_waterfall(path: Path, values: Tensor, base: float, parts: list[str], unit: str) -> None:
     """From v(none) = `base` to v(all) by the parts' values [P], the largest first."""
     order = values.abs().argsort(descending=True).tolist()
@@ -140,7 +166,12 @@ def plot_waterfall(path: Path, values: Tensor, base: float, parts: list[str], un
         value = float(values[part])
         axes.barh(row, value, left=at, color="#2166ac" if value >= 0 else "#d95f02")
         axes.annotate(
-            f"{value:+.3f}", (max(at, at + value), row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+            f"{value:+.{_decimals(values)}f}",
+            (max(at, at + value), row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
         at += value
         names.append(parts[part].replace("_", " "))
@@ -153,8 +184,11 @@ def plot_waterfall(path: Path, values: Tensor, base: float, parts: list[str], un
     figure.savefig(path, dpi=110)
 
 
+@plain_text
 def plot_interactions(path: Path, values: Tensor, layout: Layout) -> None:
     """Parts on a circle, size and colour by their own values, joined by the interactions of the pairs.
+
+    A pair whose value is zero at the shown precision, or that has no room left for its number, shows its line alone.
 
     Args:
         values: [P + P (P - 1) / 2], single parts then pairs, in the order of `shapmix.shapley.interaction_sets`.
@@ -163,43 +197,60 @@ def plot_interactions(path: Path, values: Tensor, layout: Layout) -> None:
     count = len(parts)
     angle = np.pi / 2 - 2 * np.pi * np.arange(count) / count
     places = np.stack([np.cos(angle), np.sin(angle)], 1)
-    singles, pairs = values[:count], values[count:]
-    largest_pair, largest = float(pairs.abs().max()) or 1.0, float(singles.abs().max()) or 1.0
-    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    singles, pairs = values[:count].tolist(), values[count:].tolist()
+    ends_of = [[part for part in range(count) if bits >> part & 1] for bits in range(1 << count) if bits.bit_count() == 2]
+    decimals = _decimals(values)
+    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
-    for index, bits in enumerate(bits for bits in range(1 << count) if bits.bit_count() == 2):
-        ends = [part for part in range(count) if bits >> part & 1]
-        value = float(pairs[index])
+    largest_pair, largest = max(map(abs, pairs)) or 1.0, max(map(abs, singles)) or 1.0
+    taken = [(x, y, 0.2, 0.2) for x, y in places]  # centre and half the size of what stands there
+    for value, ends in sorted(zip(pairs, ends_of, strict=True), key=lambda pair: -abs(pair[0])):
         colour = "#2166ac" if value >= 0 else "#d95f02"
         axes.plot(*places[ends].T, color=colour, linewidth=0.5 + 9 * abs(value) / largest_pair, alpha=0.65, zorder=1)
-        middle = places[ends].mean(0) * 1.02 + 0.08 * (places[ends[0]] - places[ends[1]])
-        axes.annotate(f"{value:+.3f}", middle, fontsize=7, ha="center", va="center", zorder=3)
+        room = _room(places[ends], taken, half=(0.035 * (decimals + 3), 0.06))
+        if round(value, decimals) and room is not None:
+            taken.append(room)
+            label = axes.annotate(f"{value:+.{decimals}f}", room[:2], fontsize=7, ha="center", va="center", zorder=3)
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
     for part, (x, y) in enumerate(places):
-        value = float(singles[part])
+        value = round(singles[part], decimals) + 0.0  # no -0.000
         colour = "#2166ac" if value >= 0 else "#d95f02"
-        axes.scatter(x, y, s=300 + 1500 * abs(value) / largest, color=colour, edgecolor="white", zorder=2)
-        axes.annotate(f"{parts[part].replace('_', ' ')}\n{value:+.3f}", (1.32 * x, 1.32 * y), ha="center", va="center", fontsize=9)
-    axes.set(aspect="equal", xlim=(-1.75, 1.75), ylim=(-1.6, 1.6))
+        axes.scatter(x, y, s=300 + 1000 * abs(value) / largest, color=colour, edgecolor="white", zorder=2)
+        name = f"{parts[part].replace('_', ' ')}\n{value:+.{decimals}f}"
+        axes.annotate(name, (1.38 * x, 1.32 * y), ha="center", va="center", fontsize=9)
+    axes.set(aspect="equal", xlim=(-1.85, 1.85), ylim=(-1.65, 1.65))
     axes.axis("off")
     figure.savefig(path, dpi=110)
 
 
-def plot_curves(path: Path, insertion: Tensor, deletion: Tensor, mean: Tensor, unit: str) -> None:
-    """Insertion and deletion [N, P + 1] along the ranking against the mean over all orders, and the spread over clips."""
+Box = tuple[float, float, float, float]  # centre x, y, half the width, half the height
+
+
+def _room(ends: np.ndarray, taken: list[Box], half: tuple[float, float]) -> Box | None:
+    """Where on the line [2, 2] a label covers nothing that stands there yet, the closest to the middle; None: nowhere."""
+    for along in (0.5, 0.42, 0.58, 0.36, 0.64, 0.3, 0.7):
+        x, y = ((1 - along) * ends[0] + along * ends[1]).tolist()
+        if all(abs(x - u) >= half[0] + a or abs(y - v) >= half[1] + b for u, v, a, b in taken):
+            return x, y, *half
+    return None
+
+
+def _decimals(values: Tensor) -> int:
+    """So many that the largest value has two digits that count, at least 3."""
+    largest = float(values.abs().max())
+    return 3 if largest == 0 else min(max(3, 1 - floor(log10(largest))), 8)
+
+
+@plain_text
+def plot_curves(path: Path, faithfulness: Faithfulness, unit: str) -> None:
+    """Parts shown and parts hidden along the ranking, against random rankings: their mean and a band of 95% of them."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    steps = np.arange(insertion.shape[1])
-    for axes, title, ranked, any_order in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("parts shown", "parts hidden"),
-        (insertion, deletion),
-        (mean, mean.flip(1)),
-        strict=True,
-    ):
-        for values, colour, label in ((ranked, "#2166ac", "by Shapley value"), (any_order, "#8a94a0", "any order")):
-            middle = values.mean(0)
-            error = values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.zeros_like(middle)
-            axes.plot(steps, middle, color=colour, marker="o", markersize=3, label=label)
-            axes.fill_between(steps, middle - error, middle + error, color=colour, alpha=0.2, linewidth=0)
+    steps = np.arange(faithfulness.ranked.shape[1])
+    low, high = faithfulness.band
+    for index, (axes, title) in enumerate(zip(figure.subplots(1, 2, sharey=True), ("parts shown", "parts hidden"), strict=True)):
+        axes.fill_between(steps, low[index], high[index], color="#8a94a0", alpha=0.25, linewidth=0, label="95% of random rankings")
+        axes.plot(steps, faithfulness.random[index], color="#8a94a0", label="random order")
+        axes.plot(steps, faithfulness.ranked[index], color="#2166ac", marker="o", markersize=3, label="most important first")
         axes.set_xlabel(title)
         axes.set_xticks(steps)
         axes.spines[["top", "right"]].set_visible(False)

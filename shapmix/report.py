@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import sys
 import tempfile
@@ -26,11 +25,14 @@ from torch import Tensor, nn
 
 from shapmix import metrics, plots
 from shapmix.checkpoint import CheckpointError
+from shapmix.command import check_output_file, ended
 from shapmix.config import ConfigError
 from shapmix.data.clips import DataError, Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.explanation import explain
+from shapmix.files import write_whole
 from shapmix.game import PartGame
+from shapmix.kernels import BackendError
 from shapmix.layout import LayoutError
 from shapmix.mixing import ShapMix
 from shapmix.run import RunError, read_metrics
@@ -58,24 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = tyro.cli(ReportConfig, args=argv, prog="python -m shapmix.report", description=ReportConfig.__doc__)
-    try:
-        page = write_report(config)
-    except (CheckpointError, ConfigError, DataError, LayoutError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"report: {page}")
-    return 0
+
+    def work() -> int:
+        print(f"report: {write_report(config)}")
+        return 0
+
+    return ended(work, (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))
 
 
 def write_report(config: ReportConfig) -> Path:
     """Measures the checkpoint on the test split and writes the page, whole or not at all.
 
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: a run or data that cannot be read.
+        OSError: the page cannot be written where it should; nothing was measured.
+        ConfigError, CheckpointError, DataError: a run or data that cannot be read.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = config.run
+    run, path = config.run, config.out or config.run / "report.html"
+    check_output_file(path)
     trained, splits, network, sampler, mixer = open_with_data(run, config.checkpoint)
     store, counts = splits.store, splits.class_counts()
     logits, labels = predict(network, sampler, splits.test, trained.batch_size, torch.device("cpu"))
@@ -86,7 +89,9 @@ def write_report(config: ReportConfig) -> Path:
     mix = example_mix(trained, splits, sampler, mixer)
     if mix is not None:
         last = list(mix.clips)[-1]
-        views = [moving(title, clip, mix.changed if title == last else None) for title, clip in mix.clips.items()]
+        views = [
+            moving(title, clip, mix.changed if title == last else None, y_down=store.y_down) for title, clip in mix.clips.items()
+        ]
         scenes.append({"heading": "A mixed clip", "caption": "Orange: what the mix took from the partner.", "views": views})
     scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
 
@@ -122,12 +127,9 @@ def write_report(config: ReportConfig) -> Path:
         ],
         pictures=pictures,
         scenes=scenes,
-        data=json.dumps({"edges": store.layout.edges, "scenes": [scene["views"] for scene in scenes]}),
+        data={"edges": store.layout.edges, "scenes": [scene["views"] for scene in scenes]},
     )
-    path = config.out or run / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, page)
     return path
 
 
@@ -145,9 +147,9 @@ def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: Cli
     return torch.stack([every[owners == label].mean(0) for label in range(store.num_classes)])
 
 
-def moving(title: str, clip: Tensor, changed: Tensor | None = None) -> dict[str, Any]:
-    """A front view [T, M V, 2] of a clip [C, T, V, M], in the unit square, and where [T, V] it is coloured."""
-    points = plots.front(clip, 0).permute(1, 3, 2, 0)  # [T, M, V, 2]
+def moving(title: str, clip: Tensor, changed: Tensor | None = None, *, y_down: bool = False) -> dict[str, Any]:
+    """A front view [T, M V, 2] of a clip [C, T, V, M], in the unit square with y upwards, and where [T, V] it is coloured."""
+    points = plots.front(clip, 0, y_down=y_down).permute(1, 3, 2, 0)  # [T, M, V, 2]
     stands = points.abs().amax((0, 2, 3)) > 0
     points = points[:, stands] if stands.any() else points[:, :1]
     low, high = points.amin((0, 1, 2)), points.amax((0, 1, 2))
@@ -173,7 +175,10 @@ def worst_confusions(
         typical = splits.train[torch.nonzero(store.labels[splits.train] == taken)[0]]
         shown = ClipSampler(store, sampler.pipeline, "joint", sampler.num_frames).evaluation(torch.cat([mistaken, typical]))
         names = store.class_names
-        views = [moving(f"test clip: {names[true]}", shown[0]), moving(f"training clip: {names[taken]}", shown[1])]
+        views = [
+            moving(title, clip, y_down=store.y_down)
+            for title, clip in zip((f"test clip: {names[true]}", f"training clip: {names[taken]}"), shown, strict=True)
+        ]
         caption = f"{count} of {int(confusion[true].sum())} test clips of '{names[true]}' were taken for '{names[taken]}'."
         scenes.append({"heading": f"{names[true]} taken for {names[taken]}", "caption": caption, "views": views})
     return scenes

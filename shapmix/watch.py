@@ -105,7 +105,7 @@ def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: Cli
     """Draws `example_mix`, where there is one."""
     found = example_mix(config, splits, sampler, mixer)
     if found is not None:
-        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout)
+        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout, y_down=sampler.store.y_down)
 
 
 def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> MixExample | None:

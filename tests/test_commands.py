@@ -206,3 +206,44 @@ def test_doctor_tells_of_bfloat16(has: bool | None, told: str, monkeypatch: pyte
 def test_force_is_no_property_of_a_run(tmp_path: Path) -> None:
     save_config(TrainConfig(force=True), tmp_path / "config.yaml")
     assert "force" not in (tmp_path / "config.yaml").read_text()
+
+
+@pytest.fixture
+def tiny_run(small_data: None, tmp_path: Path) -> Path:
+    assert train.main([*TINY, "--epochs", "1", "--saliency.warmup-epochs", "0", "--run-dir", "finished"]) == 0
+    return tmp_path / "finished"
+
+
+def test_pages_are_tried_before_the_work_and_stop_without_a_word(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No place to write: said before anything is forwarded; Ctrl-C: exit code 130, and no page."""
+    worked: list[str] = []
+    for module in (explain, report):
+        monkeypatch.setattr(module, "open_with_data", lambda *arguments: worked.append("work"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    capsys.readouterr()
+    for command, out in ((explain, "file"), (report, "file/page.html"), (report, "folder")):
+        assert command.main([str(tiny_run), "--out", str(tmp_path / out)]) == 1
+        assert str(tmp_path / out.split("/")[0]) in one_line(capsys.readouterr().err)
+
+    def refuse(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shapmix.command.tempfile.TemporaryFile", refuse)
+        for command in (explain, report):
+            assert command.main([str(tiny_run)]) == 1
+            assert "cannot write there: Permission denied" in one_line(capsys.readouterr().err)
+    assert not worked
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for module in (explain, report):
+        monkeypatch.setattr(module, "open_with_data", interrupted)
+        assert module.main([str(tiny_run)]) == 130
+        assert capsys.readouterr().err.splitlines() == ["stopped"]
+    assert not (tiny_run / "report.html").exists()
+    assert not (tiny_run / "explanation").exists()

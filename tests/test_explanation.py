@@ -57,10 +57,59 @@ def test_curves_follow_the_ranking() -> None:
     """v is the number of the best parts shown: insertion rises at once, deletion falls at once."""
     found = explanation(1)
     count = torch.tensor([(bits & 1) + (bits >> 3 & 1) for bits in range(32)], dtype=torch.float64)
-    insertion, deletion, mean = replace(found, games=count[None]).curves()
+    found = replace(found, games=count[None])
+    insertion, deletion = found.curves(found.parts.argsort(1, descending=True))
+    mean = found.mean_curve()
     assert insertion[0].tolist() == [0, 1, 2, 2, 2, 2]
     assert deletion[0].tolist() == [2, 1, 0, 0, 0, 0]
     torch.testing.assert_close(mean[0], torch.arange(6, dtype=torch.float64) * 2 / 5)
+
+
+def planted(n: int, labels: int, spread: float, *, of: str) -> Explanation:
+    """Additive games in which one part of each label brings 0.3, or no part anything, and noise of the size `spread`."""
+    generator = torch.Generator().manual_seed(1)
+    label = torch.arange(n) % labels
+    value = spread * torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    if of == "label":
+        value[torch.arange(n), label % 5] += 0.3
+    if of == "half":  # what counts for one clip counts against the other one of its label
+        value[:, 0] += torch.where(torch.arange(n) < n // 2, 0.3, -0.3)
+    member = (torch.arange(32)[:, None] >> torch.arange(5) & 1).double()
+    return Explanation(value @ member.T, label, [f"clip{i}" for i in range(n)], NTU, "probability", 31 * n + 1)
+
+
+def test_a_part_that_matters_is_ranked_better_than_random() -> None:
+    for labels in (5, 1):  # over labels; over the clips of one
+        found = planted(30, labels, 0.05, of="label").faithfulness()
+        assert found.sign == 1
+        assert "The ranking is clearly better than random." in found.verdict("probability")
+        assert labels == 1 or bool(found.ranked[1, 1] < found.band[0, 1, 1])  # below the band of random rankings
+        assert found.lost[0] == pytest.approx(0.3 / 2, abs=0.02)  # shown by a random order for half of the steps
+    torch.testing.assert_close(found.ranked[:, [0, -1]], found.random[:, [0, -1]])
+
+
+def test_noise_is_not_told_from_random_although_each_clips_own_ranking_follows_it() -> None:
+    found = planted(60, 6, 0.1, of="nothing")
+    _, own = found.curves(found.parts.argsort(1, descending=True))
+    assert float((found.mean_curve().flip(1) - own).mean()) > 0.05
+    assert found.faithfulness().sign == 0
+    assert "not distinguishable from random with 60 clips of 6 classes" in found.faithfulness().verdict("probability")
+
+
+def test_a_ranking_that_others_contradict_is_worse() -> None:
+    found = planted(12, 6, 0.001, of="half").faithfulness()
+    assert found.sign == -1
+    assert "The ranking is worse than random, with 12 clips of 6 classes." in found.verdict("probability")
+
+
+def test_clips_without_others_of_their_label_do_not_count() -> None:
+    alone = planted(4, 4, 0.05, of="label").faithfulness()
+    assert (alone.sign, alone.ranked_by_others) == (0, False)
+    assert "Give --per-class 2 or more" in alone.verdict("probability")
+    assert planted(7, 4, 0.05, of="label").faithfulness().clips == 6
+    one = planted(1, 1, 0.05, of="label").faithfulness()
+    assert one.lost[1] is None
+    assert one.sign == 0
 
 
 def test_files_hold_everything_and_no_pickle(tmp_path: Path) -> None:
@@ -94,6 +143,9 @@ def test_a_run_is_explained_in_one_page(run: Path, tmp_path: Path, capsys: pytes
     assert "index.html" in capsys.readouterr().out
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.count("<img") == 5
+    # one epoch on 8 clips a class: the network is at chance
+    assert "The ranking is not distinguishable from random with 48 clips of 24 classes: the clips bring nothing" in page
+    assert "faithful." not in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # nothing is fetched
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     found = Explanation.load(tmp_path / "explanation.npz", NTU)

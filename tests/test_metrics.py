@@ -43,6 +43,25 @@ def test_empty_buckets_and_untested_classes_are_not_counted() -> None:
     assert "n/a" in metrics.table({"run": measured})
 
 
+def test_names_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@sum", "\tx", "'quoted", "plain", "a=b"]
+    marked = ["'" + name if name not in ("plain", "a=b") else name for name in names]
+    confusion = torch.eye(8, dtype=torch.int64)
+    confusion[6, 0] = 2
+    metrics.write_class_table(tmp_path / "classes.csv", confusion, torch.full((8,), 50), names)
+    metrics.write_confusion(tmp_path / "confusion.csv", confusion, names)
+    with (tmp_path / "classes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == marked
+    assert rows[6]["most_taken_for"] == marked[0]
+    assert [row["train_clips"] for row in rows] == ["50"] * 8
+    with (tmp_path / "confusion.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    assert head == ["true \\ predicted", *marked]
+    assert [line[0] for line in lines] == marked
+    assert [[int(cell) for cell in line[1:]] for line in lines] == confusion.tolist()
+
+
 def test_class_table(tmp_path: Path) -> None:
     labels = torch.tensor([0, 0, 1, 1])
     confusion = metrics.confusion_matrix(logits_for([0, 1, 1, 1], 3), labels)

@@ -6,12 +6,15 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 
-from shapmix import report, train
+from shapmix import explain, recipe, report, train
+from shapmix.data.clips import Splits
 from shapmix.trained import open_with_data
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--threads", "1"]
@@ -79,6 +82,61 @@ def test_the_page_moves_in_a_browser(page: Path) -> None:
     done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
     assert 'max="7"' in done.stdout  # the script has run: there are 8 frames
+
+
+class Page(HTMLParser):
+    """Tags, and the text of each script and of the rest, as a browser sees them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attributes)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+
+HOSTILE = [
+    "<!--<script>",
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7*7 }}&lt;b&gt;",
+    "$\\frac{",
+    "=cmd",
+]
+
+
+def test_hostile_names_are_text_on_both_pages(tmp_path: Path, small_splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = small_splits.store
+    names = [f"{HOSTILE[at % len(HOSTILE)]} {at}" for at in range(len(store.names))]
+    hostile = replace(small_splits, store=replace(store, class_names=HOSTILE[: store.num_classes], names=names))
+    monkeypatch.setattr(recipe, "read_splits", lambda config: hostile)
+    run = tmp_path / "<b>run"
+    assert train.main([*TINY, "--epochs", "1", "--saliency.warmup-epochs", "0", "--run-dir", str(run)]) == 0
+    assert report.main([str(run)]) == 0
+    assert explain.main([str(run), "--per-class", "2"]) == 0
+    for path, scripts in ((run / "report.html", 2), (run / "explanation" / "index.html", 0)):
+        page = Page(path.read_text(encoding="utf-8"))
+        assert page.tags.count("script") == scripts == len(page.scripts)
+        assert "b" not in page.tags
+        assert page.tags.count("img") == (4 if scripts else 5)
+        assert "<b>run" in page.text
+        for name in hostile.store.class_names:
+            assert name in page.text
+    data = json.loads(Page((run / "report.html").read_text(encoding="utf-8")).scripts[0])
+    titles = " ".join(view["title"] for views in data["scenes"] for view in views)
+    assert any(name in titles for name in hostile.store.class_names)
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,11 @@ class ClipStore:
     scores: bool = False
     sha256: str | None = None
 
+    @property
+    def y_down(self) -> bool:
+        """Whether y grows downwards: two coordinates (beside a score, if any) are pixels of an image."""
+        return self.frames.shape[3] - int(self.scores) == 2
+
     def __post_init__(self) -> None:
         if self.frames.dim() != 4 or 0 in self.frames.shape:
             raise DataError(f"frames must be [frames, people, joints, coordinates], none of them 0, not {list(self.frames.shape)}")
