@@ -66,6 +66,16 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    with named(path), path.open("ab") as file:
+        file.write(line.encode() + b"\n")
+
+
 def synced(file: IO[bytes]) -> None:
     """What was written is on the disk."""
     file.flush()

@@ -24,7 +24,7 @@ from shapmix import metrics, parallel
 from shapmix.checkpoint import CheckpointError
 from shapmix.config import ConfigError, TrainConfig
 from shapmix.data.clips import Splits
-from shapmix.files import UNFINISHED, InUseError, named, only_writer, write_whole
+from shapmix.files import UNFINISHED, InUseError, append_line, named, only_writer, write_whole
 
 log = logging.getLogger("shapmix")
 
@@ -167,8 +167,7 @@ def record_start(path: Path, data: str, device: torch.device, changed: dict[str,
         "threads": torch.get_num_threads(),
         "environment": {key: value for key, value in os.environ.items() if key.startswith(("SHAPMIX_", "OMP_", "CUBLAS_"))},
     }
-    with named(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
+    append_line(path, json.dumps(content))
 
 
 def versions() -> dict[str, str | None]:

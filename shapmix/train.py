@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 from shapmix import metrics, parallel, plots, watch
 from shapmix.checkpoint import CheckpointError, load_checkpoint, load_newest, load_weights, save_checkpoint
@@ -27,6 +26,7 @@ from shapmix.config import Baseline, ConfigError, TrainConfig, changed_on_resume
 from shapmix.data.clips import DataError, Splits
 from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.data.sampling import ClipSampler, resident, training_batches
+from shapmix.files import append_line, named
 from shapmix.game import undisturbed
 from shapmix.interruption import Interruption, StopRequest, end_with_parent, stop_requests
 from shapmix.kernels import BackendError
@@ -226,10 +226,9 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
     log.info("%s; %s; %s", describe(config, splits, network, device), where, how)
 
     with ExitStack() as files:
-        lines = board = None
+        board = None
         if writes:
-            board = files.enter_context(closing(SummaryWriter(run_dir / "tensorboard", purge_step=run.progress.epoch + 1)))
-            lines = files.enter_context((run_dir / "metrics.jsonl").open("a", encoding="utf-8"))
+            board = files.enter_context(watch.open_board(run_dir / "tensorboard", run.progress.epoch + 1))
         while run.progress.epoch < config.epochs and not out_of_patience(config, run.progress):
             rates = train_epoch(config, splits, sampler, run, model, captured, rows, steps, device, run_dir, save, request)
             done, seen = run.progress, max(1, steps - run.progress.skipped)
@@ -252,9 +251,8 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
                 if measured.class_mean >= run.progress.best:
                     run.progress.best, run.progress.best_epoch = measured.class_mean, run.progress.epoch
                     save(best)
-            if lines is not None and board is not None:
-                lines.write(json.dumps(row) + "\n")
-                lines.flush()
+            if board is not None:
+                append_line(run_dir / "metrics.jsonl", json.dumps(row))
                 watch.log_scalars(board, row)
                 if run.progress.epoch % config.picture_every == 0 or run.progress.epoch == config.epochs:
                     watch.log_pictures(board, run_dir, config, splits, sampler, mixer, run.progress.epoch)
@@ -278,8 +276,11 @@ def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRe
         accuracy[path.stem] = metrics.accuracy(logits, labels, class_counts)
         if writes:
             confusion = metrics.confusion_matrix(logits, labels)
-            metrics.write_class_table(run_dir / f"per_class_{path.stem}.csv", confusion, class_counts, store.class_names)
-            plots.plot_confusion(run_dir / f"confusion_{path.stem}.png", confusion, store.class_names)
+            table, picture = run_dir / f"per_class_{path.stem}.csv", run_dir / f"confusion_{path.stem}.png"
+            with named(table):
+                metrics.write_class_table(table, confusion, class_counts, store.class_names)
+            with named(picture):
+                plots.plot_confusion(picture, confusion, store.class_names)
     if writes:
         watch.log_pictures(None, run_dir, config, splits, sampler, mixer, run.progress.epoch)
         write_result(run_dir, config, accuracy)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from shapmix.config import TrainConfig
 from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches
 from shapmix.data.sampling import ClipSampler
+from shapmix.files import named
 from shapmix.mixing import ShapMix
 
 Item = TypeVar("Item")
@@ -68,10 +71,37 @@ def show_figures(line: tqdm[Any], pace: Pace, loss: float, accuracy: float, clip
     line.set_postfix({**shown, "run_left": f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"}, refresh=False)
 
 
+@contextmanager
+def open_board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's files from `epoch` on; what its thread cannot write is raised with the next point, and not printed."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not (type(failed.thread).__module__.startswith("tensorboard.") and isinstance(failed.exc_value, OSError)):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        with named(folder):
+            board = SummaryWriter(folder, purge_step=epoch)
+        try:
+            yield board
+        except BaseException:
+            with suppress(OSError):  # the error that is on its way says more
+                board.close()
+            raise
+        with named(folder):
+            board.close()
+    finally:
+        threading.excepthook = before
+
+
 def log_scalars(board: SummaryWriter, row: dict[str, Any]) -> None:
     """One point an epoch for each number of a row of `metrics.jsonl`."""
-    for key, value in row.items():
-        board.add_scalar(key, value, row["epoch"])
+    with named(Path(board.log_dir)):
+        for key, value in row.items():
+            board.add_scalar(key, value, row["epoch"])
+        board.flush()  # a full disk shows in the epoch that it comes in
 
 
 def log_pictures(
@@ -85,13 +115,16 @@ def log_pictures(
 ) -> None:
     """`saliency.png` and `mixed_clip.png` of the run as they are now, in TensorBoard too."""
     if config.mix == "shapmix":
-        plots.plot_saliency(run_dir / "saliency.png", mixer.saliency.cpu(), splits.store.layout, splits.store.class_names)
+        with named(run_dir / "saliency.png"):
+            plots.plot_saliency(run_dir / "saliency.png", mixer.saliency.cpu(), splits.store.layout, splits.store.class_names)
     if config.mix != "none":
-        picture_mixing(run_dir / "mixed_clip.png", config, splits, sampler, mixer)
+        with named(run_dir / "mixed_clip.png"):
+            picture_mixing(run_dir / "mixed_clip.png", config, splits, sampler, mixer)
     for name in ("saliency", "mixed_clip"):
         path = run_dir / f"{name}.png"
         if board is not None and path.exists():
-            board.add_image(name, imread(path), epoch, dataformats="HWC")
+            with named(Path(board.log_dir)):
+                board.add_image(name, imread(path), epoch, dataformats="HWC")
 
 
 class MixExample(NamedTuple):

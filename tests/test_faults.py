@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from shapmix import train
-from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoint, load_newest, save_checkpoint
+from shapmix import files, train
+from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoint, load_newest, read_checkpoint, save_checkpoint
 from shapmix.data.order import epoch_batches, passes
 from shapmix.interruption import stop_requests
 
@@ -329,3 +330,48 @@ def test_a_stop_is_saved_though_nothing_can_be_said(tmp_path: Path) -> None:
         "    os._exit(request.signal)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == signal.SIGHUP
+
+
+QUICK = [*TINY, "--epochs", "2", "--mix", "stmix", "--run-dir", "run"]
+
+
+@pytest.mark.parametrize(
+    ("where", "file"),
+    [
+        ("tensorboard.summary.writer.record_writer.RecordWriter.write", "run/tensorboard"),
+        ("shapmix.train.append_line", "run/metrics.jsonl"),
+        ("shapmix.metrics.csv.writer", "run/per_class_last.csv"),
+        ("matplotlib.figure.Figure.savefig", "run/mixed_clip.png"),
+        ("shapmix.run.append_line", "run/environment.jsonl"),
+        ("shapmix.config.write_whole", "run/config.yaml"),
+    ],
+)
+def test_a_full_disk_names_the_file_and_the_run_goes_on(
+    where: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In any file beside the checkpoints; writing to a thread's file is told by the thread that trains."""
+    monkeypatch.chdir(tmp_path)
+
+    def full(*given: object, **options: object) -> None:
+        with files.named(given[0]) if isinstance(given[0], Path) and "savefig" not in where else nullcontext():
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        assert train.main(QUICK) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {file}: No space left on device"
+    assert all(read_checkpoint(path) for path in Path("run").glob("checkpoints/*.pt"))
+    assert train.main(["--resume", "run"] if Path("run/config.yaml").exists() else QUICK) == 0
+
+
+COMMANDS = ["train", "evaluate", "experiment", "prepare", "predict", "export", "explain", "report", "doctor"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_while_a_command_imports(name: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", f"shapmix.{name}"]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    # Python ends itself by the signal, which a shell shows as 130
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "stopped\n")
