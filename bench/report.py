@@ -1,4 +1,4 @@
-"""Results files as the README's tables, and as a roofline picture.
+"""Results files as tables in Markdown, and as a roofline picture.
 
     python -m bench.report FILE... [--shapes ntu large] [--dtypes float32] [--ptxas LOG] [--roofline OUT.png]
 

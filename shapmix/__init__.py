@@ -7,7 +7,7 @@ from shapmix.layout import Layout, load_layout
 from shapmix.mixing import MixedBatch, ShapMix
 
 
-def installed_version() -> str:
+def _installed_version() -> str:
     """Version of the installed package, `0+unknown` in a checkout that is not installed."""
     try:
         return metadata.version("shapmix")
@@ -15,6 +15,6 @@ def installed_version() -> str:
         return "0+unknown"
 
 
-__version__ = installed_version()
+__version__ = _installed_version()
 
 __all__ = ["Layout", "MixedBatch", "ShapMix", "__version__", "load_layout"]

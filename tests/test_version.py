@@ -61,7 +61,7 @@ def test_a_checkout_that_is_not_installed_imports(monkeypatch: pytest.MonkeyPatc
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert shapmix.installed_version() == UNKNOWN
+    assert shapmix._installed_version() == UNKNOWN
 
 
 def test_the_tag_is_the_version(tmp_path: Path, built_version: Callable[[], str]) -> None:
