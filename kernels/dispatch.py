@@ -23,6 +23,10 @@ class BackendError(RuntimeError):
     """A back end was asked for by name and cannot run; the message says why and what to do."""
 
 
+class UnknownBackendError(BackendError, ValueError):
+    """There is no back end of that name."""
+
+
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = None, op: str | None = None) -> str | None:
     """Why a back end cannot run (an op, on an element type) on tensors of a device, None where it can.
 
@@ -30,7 +34,7 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = 
         ValueError: no back end of that name.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend is '{backend}'; give one of {', '.join(BACKENDS)}")
+        raise UnknownBackendError(f"backend is '{backend}'; give one of {', '.join(BACKENDS)}")
     if backend == "reference":
         return None
     if backend == "triton" and (reason := _triton_missing()):
@@ -67,7 +71,7 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
     if backend == "auto":
         return _fastest(op, tensor.device, tensor.dtype)
     if backend not in BACKENDS:
-        raise ValueError(f"{asked_by} is '{backend}'; give one of auto, {', '.join(BACKENDS)}")
+        raise UnknownBackendError(f"{asked_by} is '{backend}'; give one of auto, {', '.join(BACKENDS)}")
     if reason := _reason(backend, tensor.device, tensor.dtype, op):
         raise BackendError(f"{op}: {asked_by}={backend} cannot run on {tensor.device}: {reason}")
     return backend

@@ -25,6 +25,7 @@ from shapmix.config import ConfigError, parse_config
 from shapmix.data.clips import DataError, Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.game import undisturbed
+from shapmix.kernels import BackendError
 from shapmix.layout import LayoutError
 from shapmix.parallel import SharedForward
 from shapmix.recipe import PRECISIONS, choose_device, load_splits, make_network, make_sampler
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config = tyro.cli(EvaluateConfig, args=argv, prog="python -m shapmix.evaluate")
-    return ended(lambda: _main(config), (CheckpointError, ConfigError, DataError, LayoutError, RunError))
+    return ended(lambda: _main(config), (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))
 
 
 def _main(config: EvaluateConfig) -> int:

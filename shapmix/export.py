@@ -25,6 +25,7 @@ from shapmix.command import check_output_file, ended
 from shapmix.config import ConfigError
 from shapmix.ctrgcn import CTRGCN
 from shapmix.data.clips import DataError
+from shapmix.kernels import BackendError
 from shapmix.layout import LayoutError
 from shapmix.reference import ctrgcn as reference
 from shapmix.run import RunError
@@ -51,7 +52,7 @@ class ExportError(RuntimeError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     config = tyro.cli(ExportConfig, args=argv, prog="python -m shapmix.export", description=ExportConfig.__doc__)
-    return ended(lambda: _main(config), (CheckpointError, ConfigError, DataError, ExportError, LayoutError, RunError))
+    return ended(lambda: _main(config), (BackendError, CheckpointError, ConfigError, DataError, ExportError, LayoutError, RunError))
 
 
 def _main(config: ExportConfig) -> int:

@@ -35,6 +35,7 @@ from shapmix.data.sources.plain import ARRAY, TABLE, read_array
 from shapmix.data.store import INDEX, open_store
 from shapmix.explanation import explain
 from shapmix.game import PartGame
+from shapmix.kernels import BackendError
 from shapmix.layout import Layout, LayoutError, layout_text, parse_layout
 from shapmix.run import RunError
 from shapmix.trained import Trained, open_run
@@ -85,7 +86,7 @@ class Prediction:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     config = tyro.cli(PredictConfig, args=argv, prog="python -m shapmix.predict", description=PredictConfig.__doc__)
-    return ended(lambda: _main(config), (CheckpointError, ConfigError, DataError, LayoutError, RunError))
+    return ended(lambda: _main(config), (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))
 
 
 def _main(config: PredictConfig) -> int:

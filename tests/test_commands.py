@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -212,6 +213,21 @@ def test_force_is_no_property_of_a_run(tmp_path: Path) -> None:
 def tiny_run(small_data: None, tmp_path: Path) -> Path:
     assert train.main([*TINY, "--epochs", "1", "--saliency.warmup-epochs", "0", "--run-dir", "finished"]) == 0
     return tmp_path / "finished"
+
+
+@pytest.mark.parametrize(("name", "message"), [("cuda", "cannot run on cpu"), ("fast", "SHAPMIX_BACKEND is 'fast'")])
+def test_the_variable_for_back_ends_is_one_line_of_every_command(
+    name: str, message: str, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHAPMIX_BACKEND", name)
+    np.save("clip.npy", np.random.default_rng(0).normal(size=(12, 25, 3)).astype(np.float32))
+    capsys.readouterr()
+    for command in ("evaluate", "explain", "predict", "report"):
+        arguments = [argument.replace("RUN", str(tiny_run)) for argument in OF_A_RUN[command]]
+        assert COMMANDS[command](arguments) == 1, command
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "coalitions" not in line]
+        assert line.startswith("error: ")
+        assert message in line
 
 
 def test_pages_are_tried_before_the_work_and_stop_without_a_word(
