@@ -26,7 +26,7 @@ from torch import Tensor
 from shapmix.checkpoint import CheckpointError
 from shapmix.command import ended
 from shapmix.config import ConfigError
-from shapmix.data.bounded import UNREADABLE, read_file
+from shapmix.data.bounded import UNREADABLE, check_name, read_file
 from shapmix.data.clips import DataError
 from shapmix.data.sources import Source
 from shapmix.data.sources.find import find_source
@@ -162,7 +162,7 @@ def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
     source = find_source(file, scores=trained.scores and (file / TABLE).is_file())
     _check_fits(file, trained, parse_layout(layout_text(source.layout), where=source.layout), source.scores)
     for index, name in enumerate(source.names):
-        yield Unread(name, partial(_read_of, source, index))
+        yield Unread(check_name(name, "recording", str(file)), partial(_read_of, source, index))
 
 
 def _read_of(source: Source, index: int) -> Tensor:

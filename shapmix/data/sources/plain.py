@@ -15,7 +15,8 @@ my_data/
 - `split` (if wanted): `train`, `val` or `test`.
 - `subject`, `camera`, `setup`, `replication` (if wanted): numbers; protocols and held-out clips go by them.
 
-C is 2 or 3 coordinates, or 2 and a score of the pose's estimator (`--scores`). A joint that was not found is zero in all of them.
+C is 2 or 3 coordinates, or 2 and a score of the pose's estimator (`--scores`). A joint that was not found is zero in all of them. A
+clip whose coordinates are all zero is an error (`--skip-damaged` leaves it out), as is a name with a line break in it.
 """
 
 from __future__ import annotations
