@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -50,8 +51,9 @@ DONE = b"\0"
 OURS, OURS_FLOAT32 = "ours, bf16", "ours, float32"
 EAGER, EAGER_HALF = "reference, eager, float32", "reference, eager, bf16"
 COMPILED = "reference, torch.compile, bf16"
-STEPS = (OURS, EAGER, OURS_FLOAT32, EAGER_HALF, COMPILED)
+STEPS = (OURS, EAGER, EAGER_HALF, OURS_FLOAT32, COMPILED)
 HEADLINES = ((OURS, EAGER), (OURS, COMPILED), (OURS_FLOAT32, EAGER), (OURS, EAGER_HALF))
+BESIDE = "torch.compile compiled beside it"
 CORRECTNESS, PROFILE, COPY, PRODUCT_NAME = "correctness", "profile", "copy", "bf16 product"
 
 
@@ -62,7 +64,7 @@ def items(workload: Workload, device: torch.device, compiling: CompilingProcess 
         def run(left: float) -> Content:
             beside = compiling is not None and compiling.compiles
             found = measure_step(workload, device, eager=eager, autocast=autocast)
-            return found | {"torch.compile ran beside it": True} if beside else found
+            return found | {BESIDE: True} if beside else found
 
         return Item(name, estimate, run)
 
@@ -71,17 +73,33 @@ def items(workload: Workload, device: torch.device, compiling: CompilingProcess 
             raise CannotRunError(NO_GPU if device.type == "cpu" else "--compiler none")
         return compiling.result(left)
 
-    return [
+    found = [
         Item(COPY, 4, lambda left: copy_bandwidth(device, COPIED[device.type])),
         Item(PRODUCT_NAME, 2, lambda left: measure_product(device)),
         step(OURS, 15, eager=False, autocast=HALF),
         step(EAGER, 8, eager=True, autocast=None),
         Item(CORRECTNESS, 8, lambda left: compare(workload, device)),
+        # not behind the profile, whose hooks stay in the process: op by op, launches are what a step waits for
+        step(EAGER_HALF, 6, eager=True, autocast=HALF),
         Item(PROFILE, 8, lambda left: measure_profile(workload, device)),
         step(OURS_FLOAT32, 10, eager=False, autocast=None),
-        step(EAGER_HALF, 6, eager=True, autocast=HALF),
         Item(COMPILED, 6, compiled),
     ]
+    return [replace(item, run=partial(measured_alone, item.run, device)) for item in found]
+
+
+def measured_alone(run: Callable[[float], Content], device: torch.device, left: float) -> Content:
+    """An item's run, which finds and leaves the device's memory empty."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        return run(left)
+    finally:
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
 
 
 def is_complete(record: Record) -> bool:
@@ -105,21 +123,20 @@ def measure_product(device: torch.device) -> Content:
 
 def measure_step(workload: Workload, device: torch.device, *, eager: bool, autocast: torch.dtype | None) -> Content:
     """Wall time of whole steps, the device idle before and after each; on a GPU also memory, and what the host waited for."""
-    with emptied(device):
-        on_gpu = device.type == "cuda"
-        before = torch.cuda.memory_allocated(device) if on_gpu else 0
-        step = prepared(workload, device, eager=eager, autocast=autocast)
-        times = [seconds(step.run, device) for _ in range(min(workload.rounds, EAGER_ROUNDS) if eager else workload.rounds)]
-        found: Content = {
-            "seconds": quantiles(times),
-            "rounds": len(times),
-            "captured": step.captured,
-            "precision": "float32" if autocast is None else "bf16",
-            "losses": step.check_losses(),
-        }
-        if on_gpu:
-            found["bytes_at_most"] = torch.cuda.max_memory_allocated(device) - before
-            found["host_read"] = without_host_reads(step.run)
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    step = prepared(workload, device, eager=eager, autocast=autocast)
+    times = [seconds(step.run, device) for _ in range(min(workload.rounds, EAGER_ROUNDS) if eager else workload.rounds)]
+    found: Content = {
+        "seconds": quantiles(times),
+        "rounds": len(times),
+        "captured": step.captured,
+        "precision": "float32" if autocast is None else "bf16",
+        "losses": step.check_losses(),
+    }
+    if on_gpu:
+        found["bytes_at_most"] = torch.cuda.max_memory_allocated(device) - before
+        found["host_read"] = without_host_reads(step.run)
     return found
 
 
@@ -131,24 +148,10 @@ def prepared(workload: Workload, device: torch.device, *, eager: bool, autocast:
     return step
 
 
-@contextmanager
-def emptied(device: torch.device) -> Iterator[None]:
-    """Leaves nothing on the device to what comes next."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        yield
-    finally:
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
 def measure_profile(workload: Workload, device: torch.device) -> Content:
     """Which kernels our step in bf16 launches, how often, and how long they take; on a CPU, which ops."""
-    with emptied(device):
-        step = prepared(workload, device, eager=False, autocast=HALF)
-        return {"of": OURS, "steps": PROFILED, **profiled(step.run, device, PROFILED)}
+    step = prepared(workload, device, eager=False, autocast=HALF)
+    return {"of": OURS, "steps": PROFILED, **profiled(step.run, device, PROFILED)}
 
 
 def profiled(run: Callable[[], object], device: torch.device, steps: int) -> Content:
@@ -209,7 +212,7 @@ def table(record: Record) -> str:
         times = of["seconds"]
         body.append(
             [
-                name + ", one CUDA graph" * of.get("captured", False),
+                name + ", one CUDA graph" * of.get("captured", False) + " *" * of.get(BESIDE, False),
                 in_units(times["p50"]) + mark,
                 f"{in_units(times['p20'])} to {in_units(times['p80'])}",
                 in_bytes(of["bytes_at_most"]) if "bytes_at_most" in of else "",
@@ -230,6 +233,8 @@ def table(record: Record) -> str:
         *(line for pair in HEADLINES if (line := headline(found, *pair, mark))),
         f"ours against the reference in float64: {verdict['word']}{': ' * bool(verdict['reason'])}{verdict['reason']}",
     ]
+    if any(of.get(BESIDE) for of in found.values()):
+        lines.append(f"* {BESIDE}")
     if not record.has(PROFILE):
         lines.append(f"profile: {reason_of(found.get(PROFILE, {'not run': 'cut off'}))}")
     return "\n".join(lines)

@@ -171,6 +171,7 @@ def test_a_failed_comparison_marks_every_line(compared: Content | None, word: st
     items = dict.fromkeys(headline.STEPS, TIMES) | ({headline.CORRECTNESS: compared} if compared is not None else {})
     record = record_of(tmp_path, json.loads(json.dumps(items)))
     table = headline.table(record)
+    assert headline.BESIDE not in table
     assert table.count(f"| {shown}") == len(headline.STEPS)
     assert table.count(f"({word})") == (0 if word == "green" else len(headline.STEPS) + len(headline.HEADLINES))
     assert f"in float64: {word}" in table
@@ -196,13 +197,23 @@ def test_what_failed_is_said_and_ends_with_1(
     assert "| reference, eager, float32 | 100 ms (unproved) |" in shown
 
 
+def test_what_torch_compile_compiled_beside_is_marked(tmp_path: Path) -> None:
+    class Compiling:
+        compiles = True
+
+    (ours,) = (item for item in headline.items(LEAST, CPU, Compiling()) if item.name == headline.OURS)  # type: ignore[arg-type]
+    shown = headline.table(record_of(tmp_path, {headline.OURS: ours.run(100)}))
+    assert "| ours, bf16 * |" in shown
+    assert f"* {headline.BESIDE}" in shown
+
+
 # What is measured
 
 
 def test_what_is_worth_most_comes_first_and_fits() -> None:
     kept = headline.items(PUBLISHED, CPU, None)
-    order = [headline.COPY, headline.PRODUCT_NAME, headline.OURS, headline.EAGER, headline.CORRECTNESS, headline.PROFILE]
-    assert [item.name for item in kept] == [*order, headline.OURS_FLOAT32, headline.EAGER_HALF, headline.COMPILED]
+    order = [headline.COPY, headline.PRODUCT_NAME, headline.OURS, headline.EAGER, headline.CORRECTNESS, headline.EAGER_HALF]
+    assert [item.name for item in kept] == [*order, headline.PROFILE, headline.OURS_FLOAT32, headline.COMPILED]
     assert sum(item.estimate for item in kept) < headline.SECONDS / 2  # the rest is for torch.compile
     assert (PUBLISHED.clips, PUBLISHED.frames, PUBLISHED.rounds, len(PUBLISHED.widths)) == (64, 64, 30, 10)
 
