@@ -114,7 +114,7 @@ def test_each_test_clip_counts_once(one: tuple[Path, list[dict]], two: tuple[Pat
 
 def test_a_run_goes_on_with_another_number_of_processes(two: tuple[Path, list[list[dict]]], tmp_path: Path) -> None:
     folder = tmp_path / "other"
-    options = ["--network.backbone", "backbone:linear", "--schedule.decay", "step", "--schedule.milestones", "2"]  # constant
+    options = ["--network.backbone", "backbone:linear", "--schedule.decay", "step", "--schedule.milestones"]  # none: constant
     run(2, folder, *options, "--epochs", "2")
     process = launch(1, folder, ["--resume", "run", "--epochs", "3"])
     said, _ = process.communicate(timeout=200)
