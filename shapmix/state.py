@@ -121,30 +121,32 @@ def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str
 
 
 def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None:
-    """The optimizer's averages, at the learning rate that the configuration gives to `epoch`, whose number of epochs may be new."""
-    start = [group["lr"] for group in run.optimizer.param_groups]
+    """The optimizer's averages. Its options and the rate of `epoch` are the configuration's, whose number of epochs may be new."""
+    groups = run.optimizer.state_dict()["param_groups"]
     try:
-        run.optimizer.load_state_dict(saved | {"param_groups": _with_own_kernels(saved, run.optimizer)})
+        if not set(saved["state"]) <= {number for group in groups for number in group["params"]}:
+            raise ValueError("it has more parameters")
+        run.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         for group in run.optimizer.param_groups:
             for parameter in group["params"]:
                 for name, value in run.optimizer.state[parameter].items():
-                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                        raise ValueError(f"{name} has shape {list(value.shape)}, its parameter {list(parameter.shape)}")
+                    _check_average(name, value, parameter)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"the run's checkpoint: the optimizer's state is of another network: {reason}") from error
-    for group, rate in zip(run.optimizer.param_groups, start, strict=True):
-        group["lr"] = rate
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps of these epochs were made before
         for _ in range(epoch):
             run.scheduler.step()
 
 
-def _with_own_kernels(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The saved groups, computed as this optimizer is: how that is done goes by the device, which may be another."""
-    own = [{key: group[key] for key in ("fused", "foreach", "capturable") if key in group} for group in optimizer.param_groups]
-    return [group | kept for group, kept in zip(saved["param_groups"], own, strict=True)]
+def _check_average(name: str, value: Any, parameter: Tensor) -> None:
+    if value is None and name == "momentum_buffer":
+        return
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    if value.shape != (() if name == "step" else parameter.shape):
+        raise ValueError(f"{name} has shape {list(value.shape)}, its parameter {list(parameter.shape)}")
 
 
 def seed_all(seed: int, step: int, rank: int) -> None:

@@ -15,14 +15,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shapmix import files, train
 from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoint, load_newest, read_checkpoint, save_checkpoint
+from shapmix.config import TrainConfig, parse_config
+from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches, passes
 from shapmix.interruption import stop_requests
+from shapmix.layout import LayoutError
+from shapmix.recipe import load_splits, make_mixer, make_network, make_optimizer, make_sampler, make_scheduler
+from shapmix.state import Training, restore
+from shapmix.trained import open_run
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--n-max", "8", "--imbalance", "4"]
 TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
@@ -375,3 +382,116 @@ def test_ctrl_c_while_a_command_imports(name: str, tmp_path: Path) -> None:
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
     # Python ends itself by the signal, which a shell shows as 130
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "stopped\n")
+
+
+def made(config: TrainConfig, splits: Splits) -> Training:
+    network, sampler = make_network(config, splits.store), make_sampler(config, splits.store)
+    optimizer = make_optimizer(network, config)
+    return Training(network, make_mixer(config, splits, sampler, 1), optimizer, make_scheduler(optimizer, config), None)
+
+
+def mutated(state: Any, generator: random.Random) -> Any:
+    """A copy with one value, at any depth, replaced or missing."""
+    odd = [None, -1, 3.5, "x", [], {}, True, 10**30, torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64), torch.tensor(-1.0)]
+    if not isinstance(state, (dict, list)) or not state or generator.random() < 0.15:
+        return generator.choice(odd)
+    key = generator.choice(list(state) if isinstance(state, dict) else range(len(state)))
+    copy = state.copy()
+    if generator.random() < 0.2:
+        del copy[key]
+    else:
+        copy[key] = mutated(state[key], generator)
+    return copy
+
+
+def test_odd_checkpoints_are_read_or_refused_in_one_line(whole: Path, tmp_path: Path) -> None:
+    """With a checksum that is right: the fields are odd."""
+    config = parse_config(["--config", str(whole / "config.yaml")])
+    splits = load_splits(config)
+    good = read_checkpoint(whole / "checkpoints/last.pt")
+    restore(good, config, made(config, splits), good["data_sha256"])
+    shutil.copy(whole / "config.yaml", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    path, generator, refused = tmp_path / "checkpoints/last.pt", random.Random(0), 0
+    for _ in range(60):
+        save_checkpoint(path, mutated(good, generator))
+        for read in (
+            lambda: restore(
+                load_checkpoint(path, layout="ntu25", class_names=splits.store.class_names),
+                config,
+                made(config, splits),
+                good["data_sha256"],
+            ),
+            lambda: open_run(tmp_path, "last"),
+        ):
+            try:
+                read()
+            except (CheckpointError, LayoutError) as error:
+                refused += 1
+                assert "\n" not in str(error)  # noqa: PT017
+    assert refused > 60
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "read"),
+    [
+        ("0.1.0", "0.1.0", True),
+        ("0.1.9", "0.1.0", True),
+        ("0.0.3", "0.1.0", True),
+        ("0.2.0", "0.1.0", False),
+        ("1.0.dev3+g1234", "0.9.1", False),
+        ("0.10.0", "0.9.0", False),
+        ("0+unknown", "0.1.0", True),
+        ("9.0", "0+unknown", True),
+    ],
+)
+def test_checkpoints_of_a_later_release_are_refused(
+    theirs: str, ours: str, read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "last.pt", {**STATE, "network": {}, "shapmix_version": theirs})
+    monkeypatch.setattr("shapmix.__version__", ours)
+    with (
+        nullcontext() if read else pytest.raises(CheckpointError, match=f"written by shapmix .*, this is {ours}; .*update shapmix")
+    ):
+        load_checkpoint(tmp_path / "last.pt", layout="ntu25", class_names=["a"])
+
+
+def kill_often(command: list[str], again: list[str], folder: Path, kills: int) -> None:
+    """kill -9 of all processes of a run, at random moments behind each start, with a checkpoint at every step; then to its end."""
+    generator, record = random.Random(1), folder / "run/environment.jsonl"
+    for number in range(kills + 1):
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        if number < kills:
+            wait_for(lambda number=number: record.exists() and record.read_text().count("\n") > number, process)
+            time.sleep(generator.uniform(0, 1))
+            os.killpg(process.pid, signal.SIGKILL)
+        code, message = finish(process)
+        command = again
+        if code == 0:
+            return
+        assert code == -signal.SIGKILL, message
+    raise AssertionError("the last start was not left alone")
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        (TORCHRUN, []),
+        ([], ["--ema", "0.9"]),
+        ([], ["--saliency.estimator", "exact_subset", "--schedule.optimizer", "adamw"]),
+    ],
+    ids=["two ranks", "ema", "exact_subset"],
+)
+def test_a_run_of_any_kind_survives_kills(launcher: list[str], options: list[str], tmp_path: Path) -> None:
+    arguments = [*TINY, *options, "--checkpoint.every-minutes", "0", "--run-dir", "run"]
+    for kills, name in ((0, "whole"), (4, "cut")):
+        (tmp_path / name).mkdir()
+        command = [sys.executable, *launcher, "-m", "shapmix.train"]
+        kill_often([*command, *arguments], [*command, "--resume", "run"], tmp_path / name, kills)
+    assert_equal_runs(tmp_path / "whole/run", tmp_path / "cut/run")
