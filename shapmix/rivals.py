@@ -31,13 +31,16 @@ class Mixed(NamedTuple):
 class Draws:
     """Uniform numbers of a step, one row a clip."""
 
-    def __init__(self, seed: int, step: int, rows: int, device: torch.device, words: int = 64) -> None:
-        self._words = random_words(seed, _RIVAL, step, rows, words, device)
+    def __init__(self, seed: int, step: int, rows: int, device: torch.device) -> None:
+        self._draw = lambda words: random_words(seed, _RIVAL, step, rows, words, device)
+        self._words = self._draw(64)
         self._rows, self._at = rows, 0
 
     def next(self, columns: int = 1) -> Tensor:
         """[rows, columns] int64 words."""
         self._at += columns
+        if self._at > self._words.shape[1]:  # a row of more words begins with the same ones
+            self._words = self._draw(-(-self._at // 4) * 4)
         return self._words[:, self._at - columns : self._at]
 
     def share(self) -> Tensor:

@@ -12,7 +12,8 @@ from shapmix import ShapMix, load_layout
 from shapmix.layout import Layout, parse_layout
 from shapmix.losses import LOSSES, class_balanced, class_weights, focal, ldam, mix_loss
 from shapmix.mixing import Loss, Mode
-from shapmix.rivals import RIVALS, Mixed
+from shapmix.philox import random_words
+from shapmix.rivals import RIVALS, Draws, Mixed
 
 N, FRAMES = 24, 16
 COUNTS = torch.tensor([300, 90, 60, 8])
@@ -31,6 +32,12 @@ legs = ["foot"]
 rest = ["hip", "hand"]
 """
 )
+NAMES = [f"leg_{joint}" for joint in range(70)] + [f"arm_{joint}" for joint in range(63)]
+MANY = parse_layout(  # more joints than a draw has words at first
+    f"name = 'many'\njoints = {NAMES}\ncentre = 'leg_0'\n[parents]\n"
+    + "\n".join(f"{name} = 'leg_0'" for name in NAMES[1:])
+    + f"\n[parts]\nlegs = {NAMES[:70]}\narms = {NAMES[70:]}\n"
+)
 PASTING = ("cutmix", "cmo", "skelemix", "partial_mixup")
 
 
@@ -40,13 +47,21 @@ def mixed(name: str, step: int = 0, layout: Layout = NTU, dtype: torch.dtype = t
     return clips, RIVALS[name](clips, LABELS, COUNTS, layout, 0, step)
 
 
+def test_a_row_of_more_words_begins_with_the_same() -> None:
+    long, short = (Draws(3, 5, 4, torch.device("cpu")) for _ in range(2))
+    words = long.next(150)
+    assert words.shape == (4, 150)
+    assert torch.equal(torch.cat([short.next(64), short.next(30), short.next(56)], 1), words)
+    assert torch.equal(words[:, :64], random_words(3, 6, 5, 4, 64))
+
+
 def test_every_mixer_and_loss_can_be_asked_for() -> None:
     assert {*RIVALS, "none", "mixup", "stmix", "shapmix"} == set(get_args(Mode))
     assert {*LOSSES, "ce", "balanced"} == set(get_args(Loss))
 
 
 @pytest.mark.parametrize("name", RIVALS)
-@pytest.mark.parametrize("layout", [NTU, ODD], ids=["ntu25", "odd"])
+@pytest.mark.parametrize("layout", [NTU, ODD, MANY], ids=["ntu25", "odd", "133 joints"])
 def test_mixes_are_functions_of_the_step(name: str, layout: Layout) -> None:
     clips, found = mixed(name, 3, layout)
     again = RIVALS[name](clips, LABELS, COUNTS, layout, 0, 3)
