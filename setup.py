@@ -3,6 +3,7 @@
 Environment:
     SHAPMIX_CUDA: `auto` (default: build `shapmix._native_cuda` where nvcc is found), `0` never, `1` fail without nvcc.
     SHAPMIX_CUDA_ARCHS: architectures as CMake writes them; default `80-real;90-real;90-virtual` (sm_80, sm_90 and PTX).
+    SHAPMIX_WERROR: `1` makes warnings errors; default `0`, as other compilers warn of other things.
     CXX, CUDACXX: the compilers, where not the first ones on the PATH.
     SETUPTOOLS_SCM_PRETEND_VERSION: the version, where the tag cannot be read.
 """
@@ -52,6 +53,18 @@ def wanted_nvcc() -> str | None:
     return nvcc
 
 
+def warnings_are_errors() -> bool:
+    """What SHAPMIX_WERROR says.
+
+    Raises:
+        SystemExit: it is not one of its values.
+    """
+    setting = os.environ.get("SHAPMIX_WERROR", "0")
+    if setting not in ("0", "1"):
+        raise SystemExit(f"shapmix: SHAPMIX_WERROR is '{setting}'; set it to 0 or 1")
+    return setting == "1"
+
+
 def required_tool(name: str) -> str:
     """Path of cmake or ninja, which build isolation installs."""
     found = shutil.which(name)
@@ -94,6 +107,7 @@ class CMakeBuild(build_ext):
         check_cxx_compiler()
         tree = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
         nvcc = wanted_nvcc()
+        werror = warnings_are_errors()
         # Build isolation moves the tools at every build, so their paths are given again over the cached ones.
         cmake, ninja = required_tool("cmake"), required_tool("ninja")
         try:
@@ -110,6 +124,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSHAPMIX_CUDA={'ON' if nvcc else 'OFF'}",
+            f"-DSHAPMIX_WERROR={'ON' if werror else 'OFF'}",
         ]
         if nvcc:
             configure += [

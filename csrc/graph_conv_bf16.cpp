@@ -11,7 +11,9 @@
 
 namespace shapmix {
 
-#if defined(__x86_64__)
+// Clang refuses vector operands of an instruction by name outside functions of that instruction set, and cannot inline those;
+// built with it, bfloat16 takes the float32 loops of graph_conv.cpp.
+#if defined(__x86_64__) && !defined(__clang__)
 
 namespace {
 

@@ -12,8 +12,8 @@ namespace shapmix {
 
 template <class Number, int kLanes>
 struct LanesOf {
-  // Channels need no more alignment than one number has.
-  typedef Number type __attribute__((vector_size(kLanes * sizeof(Number)), aligned(alignof(Number))));
+  // Memory has the alignment of one number: vectors are moved from and to it by memcpy, never by a pointer to them.
+  typedef Number type __attribute__((vector_size(kLanes * sizeof(Number))));
 };
 template <class Number, int kLanes>
 using Lanes = typename LanesOf<Number, kLanes>::type;

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -33,6 +35,7 @@ def build(tmp_path: Path, **environment: str) -> str:
         ({}, "shapmix: no C++ compiler was found: install one, e.g. `apt-get install g++`, or set CXX to it"),
         ({"CXX": "g++-99"}, "shapmix: CXX is 'g++-99', which was not found: set CXX to a C++17 compiler, or unset it"),
         ({"CXX": sys.executable}, "shapmix: 'cmake' was not found: run `pip install cmake`, or install with build isolation"),
+        ({"CXX": sys.executable, "SHAPMIX_WERROR": "on"}, "shapmix: SHAPMIX_WERROR is 'on'; set it to 0 or 1"),
         ({"SHAPMIX_CUDA": "yes"}, "shapmix: SHAPMIX_CUDA is 'yes'; set it to auto, 0 or 1"),
         (
             {"SHAPMIX_CUDA": "1", "CUDACXX": "no-nvcc"},
@@ -63,3 +66,32 @@ def test_the_source_folder_is_no_package_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "this folder is the package shapmix.kernels and cannot be imported as 'kernels': install the project" in done.stderr
+
+
+def test_the_sdist_holds_what_the_readmes_commands_need(tmp_path: Path) -> None:
+    """Every file of the repository but git's own: `pip install -c constraints.txt -e .` and the tests run from it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SHAPMIX_CUDA": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("shapmix-*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in listed.stdout.splitlines() if (ROOT / name).exists()} - packed == {".gitignore"}
+    assert not [name for name in packed if name.endswith((".so", ".pyc")) or name.startswith("build/")]
+
+
+COMPILERS = [name for name in ("g++", "clang++", *(f"{of}-{n}" for of in ("g++", "clang++") for n in range(11, 23))) if which(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compilers_take_the_native_code_without_a_warning(tmp_path: Path, compiler: str) -> None:
+    import pybind11
+
+    configure = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), f"-DCMAKE_CXX_COMPILER={compiler}", "-DSHAPMIX_WERROR=ON"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    for command in (configure, ["cmake", "--build", str(tmp_path), "--target", "_native"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
