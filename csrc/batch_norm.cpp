@@ -10,23 +10,60 @@
 #include "lanes.h"
 #include "machine.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace shapmix {
 namespace {
 
-// Rows whose sums are taken in the elements' arithmetic, before they join a float64 total.
+// Rows whose sums are taken in the elements' arithmetic, before they join those of the other rows in float64.
 constexpr std::int64_t kRowsTogether = 64;
+// Up to this many deviations from zero a mean is taken off behind the scaling, which rounds both at its size and saves an
+// instruction an element.
+constexpr double kNear = 2;
 constexpr const char* kNoHalf = "the CPU path of batch_norm takes float32, float64 and bfloat16";
 
+// Two numbers a channel: sums, or the mean and the sum of squared deviations from it.
 struct Totals {
+  std::int64_t rows = 0;
   std::vector<double> first;
   std::vector<double> second;
 };
 
-// Adds, over rows begin..end, two sums a channel; term(row, channel, first, second) adds a row's share of some lanes.
-template <int kLanes, class Sum, class Term>
-SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t channels, Totals& totals, const Term& term) {
+// By the rule of Chan, Golub and LeVeque (1983): no digit is lost to a mean far from zero. `share` is that of the rows that join,
+// `weight` their share times the number of those before.
+SHAPMIX_SIMD_BODY void join_moments(double& mean, double& deviations, double share, double weight, double other,
+                                    double other_deviations) {
+  const double gap = other - mean;
+  mean += gap * share;
+  deviations += other_deviations + gap * gap * weight;
+}
+
+struct Moments {
+  static void join(Totals& totals, const Totals& other) {
+    const auto before = static_cast<double>(totals.rows);
+    const double share = static_cast<double>(other.rows) / static_cast<double>(totals.rows + other.rows);
+    for (std::size_t c = 0; c < totals.first.size(); ++c) {
+      join_moments(totals.first[c], totals.second[c], share, before * share, other.first[c], other.second[c]);
+    }
+  }
+};
+
+struct Added {
+  static void join(Totals& totals, const Totals& other) {
+    for (std::size_t c = 0; c < totals.first.size(); ++c) {
+      totals.first[c] += other.first[c];
+      totals.second[c] += other.second[c];
+    }
+  }
+};
+
+// Over rows begin..end two sums a channel: term(row, block, channel, first, second) adds a row's share of some lanes, and
+// join(block, stop, sums) takes what the rows block..stop have come to: the first sum of each channel, then the second.
+template <int kLanes, class Sum, class Term, class Join>
+SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t channels, const Term& term, const Join& join) {
   constexpr int kTogether = 4;  // vectors of neighbouring channels: whole cache lines of a row
+  const Scratch<Sum> scratch(1, 2 * channels);
+  Sum* sums = scratch.of(0);
   for (std::int64_t block = begin; block < end; block += kRowsTogether) {
     const std::int64_t stop = std::min(block + kRowsTogether, end);
     const auto add = [&](std::int64_t channel, auto lanes, auto together) __attribute__((always_inline)) {
@@ -36,13 +73,11 @@ SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t
       Lanes<Sum, kWidth> second[kVectors] = {};
       for (std::int64_t row = block; row < stop; ++row) {
 #pragma GCC unroll 4
-        for (int j = 0; j < kVectors; ++j) term(row, channel + j * kWidth, first[j], second[j], lanes);
+        for (int j = 0; j < kVectors; ++j) term(row, block, channel + j * kWidth, first[j], second[j], lanes);
       }
       for (int j = 0; j < kVectors; ++j) {
-        for (int lane = 0; lane < kWidth; ++lane) {
-          totals.first[static_cast<std::size_t>(channel + j * kWidth + lane)] += first[j][lane];
-          totals.second[static_cast<std::size_t>(channel + j * kWidth + lane)] += second[j][lane];
-        }
+        store(sums + channel + j * kWidth, first[j]);
+        store(sums + channels + channel + j * kWidth, second[j]);
       }
     };
     std::int64_t channel = 0;
@@ -53,26 +88,47 @@ SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t
       add(channel, std::integral_constant<int, kLanes>{}, std::integral_constant<int, 1>{});
     }
     for (; channel < channels; ++channel) add(channel, std::integral_constant<int, 1>{}, std::integral_constant<int, 1>{});
+    join(block, stop, sums);
   }
 }
 
-// Sums of in - in[0] and of its square: subtracting any one row keeps the digits that a large mean would eat.
+// Mean and squared deviations. The sums of a block are those of the differences from its first row, which keeps the digits that
+// a large mean would eat; and as blocks are short, a first row far from the others costs few.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {
   const auto* in = static_cast<const Element*>(job.in);
   add_up<kLanes, Wide<Element>>(
-      begin, end, job.channels, totals,
-      [&](std::int64_t row, std::int64_t channel, auto& first, auto& second, auto lanes) __attribute__((always_inline)) {
+      begin, end, job.channels,
+      [&](std::int64_t row, std::int64_t block, std::int64_t channel, auto& first, auto& second, auto lanes)
+          __attribute__((always_inline)) {
         constexpr int kWidth = decltype(lanes)::value;
-        const auto value = load<kWidth>(in + row * job.channels + channel) - load<kWidth>(in + channel);
+        const auto value = load<kWidth>(in + row * job.channels + channel) - load<kWidth>(in + block * job.channels + channel);
         first += value;
         second += value * value;
+      },
+      [&](std::int64_t block, std::int64_t stop, const Wide<Element>* sums) __attribute__((always_inline)) {
+        const auto before = static_cast<double>(block - begin);
+        const auto count = static_cast<double>(stop - block);
+        const double share = count / (before + count);
+        const double inverse = 1 / count;
+        const Element* pivots = in + block * job.channels;
+        double* means = totals.first.data();
+        double* deviations = totals.second.data();
+        for (std::int64_t channel = 0; channel < job.channels; ++channel) {
+          const double first = sums[channel];
+          const double offset = first * inverse;
+          const double within = sums[job.channels + channel] - first * offset;
+          const double mean = static_cast<double>(static_cast<Wide<Element>>(pivots[channel])) + offset;
+          join_moments(means[channel], deviations[channel], share, before * share, mean, within < 0 ? 0 : within);
+        }
       });
 }
 
+// A centre that is given is taken off before the elements are scaled.
 template <int kLanes, class Element>
-SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const Wide<Element>* scale, const Wide<Element>* shift, void* out,
-                                  std::int64_t begin, std::int64_t end) {
+SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, const Wide<Element>* scale,
+                                  const Wide<Element>* shift, void* out, std::int64_t begin, std::int64_t end) {
+  const auto* centre = static_cast<const Wide<Element>*>(mean);
   const auto* in = static_cast<const Element*>(job.in);
   const auto* shortcut = static_cast<const Element*>(job.shortcut);
   const auto* lowest = static_cast<const Wide<Element>*>(job.lowest);
@@ -80,7 +136,9 @@ SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const Wide<Element>* 
   for (std::int64_t row = begin; row < end; ++row) {
     over_channels<kLanes>(job.channels, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
       constexpr int kWidth = decltype(lanes)::value;
-      auto value = load<kWidth>(in + row * job.channels + channel) * load<kWidth>(scale + channel) + load<kWidth>(shift + channel);
+      auto value = load<kWidth>(in + row * job.channels + channel);
+      if (centre != nullptr) value -= load<kWidth>(centre + channel);
+      value = value * load<kWidth>(scale + channel) + load<kWidth>(shift + channel);
       if (shortcut != nullptr) value += load<kWidth>(shortcut + row * job.shortcut_stride + channel);
       const auto floor = load<kWidth>(lowest + channel);
       value = value < floor ? floor : value;  // a NaN stays
@@ -108,14 +166,23 @@ SHAPMIX_SIMD_BODY void sum_gradients(const BatchNormJob& job, const void* out, c
   const auto* result = static_cast<const Element*>(out);
   auto* shortcut = static_cast<Element*>(to_shortcut);
   add_up<kLanes, Sum>(
-      begin, end, job.channels, totals,
-      [&](std::int64_t row, std::int64_t channel, auto& first, auto& second, auto lanes) __attribute__((always_inline)) {
+      begin, end, job.channels,
+      [&](std::int64_t row, std::int64_t, std::int64_t channel, auto& first, auto& second, auto lanes)
+          __attribute__((always_inline)) {
         constexpr int kWidth = decltype(lanes)::value;
         const std::int64_t at = row * job.channels + channel;
         const auto value = passed<kWidth>(from + at, result + at, lowest + channel);
         if (shortcut != nullptr) store(shortcut + at, value);
         first += value;
         second += value * (load<kWidth>(in + at) - load<kWidth>(centre + channel));
+      },
+      [&](std::int64_t, std::int64_t, const Sum* sums) __attribute__((always_inline)) {
+        double* first = totals.first.data();
+        double* second = totals.second.data();
+        for (std::int64_t channel = 0; channel < job.channels; ++channel) {
+          first[channel] += static_cast<double>(sums[channel]);
+          second[channel] += static_cast<double>(sums[job.channels + channel]);
+        }
       });
 }
 
@@ -154,9 +221,9 @@ struct Loops {
   TARGET static void sum_##SUFFIX(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {                \
     sum_rows<LANES, Element>(job, totals, begin, end);                                                                            \
   }                                                                                                                               \
-  TARGET static void apply_##SUFFIX(const BatchNormJob& job, const Sum* scale, const Sum* shift, void* out, std::int64_t begin,   \
-                                    std::int64_t end) {                                                                           \
-    apply_rows<LANES, Element>(job, scale, shift, out, begin, end);                                                               \
+  TARGET static void apply_##SUFFIX(const BatchNormJob& job, const void* mean, const Sum* scale, const Sum* shift, void* out,     \
+                                    std::int64_t begin, std::int64_t end) {                                                       \
+    apply_rows<LANES, Element>(job, mean, scale, shift, out, begin, end);                                                         \
   }                                                                                                                               \
   TARGET static void gradients_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,             \
                                         void* to_shortcut, Totals& totals, std::int64_t begin, std::int64_t end) {                \
@@ -190,8 +257,8 @@ Loops<Element> widest_loops() {
 
 int workers_of(const BatchNormJob& job, int threads) { return workers_for(job.rows, job.rows * job.channels * 4, threads); }
 
-// The workers' totals added in their order.
-template <class Body>
+// The workers' totals joined in their order.
+template <class Joined, class Body>
 Totals total(const BatchNormJob& job, int workers, const Body& body) {
   const auto channels = static_cast<std::size_t>(job.channels);
   std::vector<Totals> each(static_cast<std::size_t>(workers));
@@ -200,13 +267,13 @@ Totals total(const BatchNormJob& job, int workers, const Body& body) {
     totals.second.assign(channels, 0);
   }
   parallel_for(job.rows, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
+    each[static_cast<std::size_t>(worker)].rows = end - begin;
     body(each[static_cast<std::size_t>(worker)], begin, end);
   });
   for (std::size_t worker = 1; worker < each.size(); ++worker) {
-    for (std::size_t channel = 0; channel < channels; ++channel) {
-      each[0].first[channel] += each[worker].first[channel];
-      each[0].second[channel] += each[worker].second[channel];
-    }
+    if (each[worker].rows == 0) continue;
+    Joined::join(each[0], each[worker]);
+    each[0].rows += each[worker].rows;
   }
   return each[0];
 }
@@ -217,23 +284,29 @@ void forward(const BatchNormJob& job, void* out, void* mean, void* variance, int
   const Loops<Element> loops = widest_loops<Element>();
   const int workers = workers_of(job, threads);
   const auto channels = static_cast<std::size_t>(job.channels);
-  const Totals totals = total(job, workers, [&](Totals& own, std::int64_t begin, std::int64_t end) { loops.sum(job, own, begin, end); });
+  const Totals totals =
+      total<Moments>(job, workers, [&](Totals& own, std::int64_t begin, std::int64_t end) { loops.sum(job, own, begin, end); });
 
   std::vector<Sum> scale(channels);
   std::vector<Sum> shift(channels);
+  std::vector<double> factors(channels);
+  bool is_far = false;
   for (std::size_t c = 0; c < channels; ++c) {
-    const double rows = static_cast<double>(job.rows);
-    const double offset = totals.first[c] / rows;
-    const double centre = static_cast<double>(static_cast<Wide<Element>>(static_cast<const Element*>(job.in)[c])) + offset;
-    const double spread = std::max(totals.second[c] / rows - offset * offset, 0.0);
-    static_cast<Sum*>(mean)[c] = static_cast<Sum>(centre);
+    const double spread = totals.second[c] / static_cast<double>(job.rows);
+    const auto centre = static_cast<Sum>(totals.first[c]);
+    static_cast<Sum*>(mean)[c] = centre;
     static_cast<Sum*>(variance)[c] = static_cast<Sum>(spread);
-    const double factor = static_cast<const Sum*>(job.weight)[c] / std::sqrt(spread + job.eps);
-    scale[c] = static_cast<Sum>(factor);
-    shift[c] = static_cast<Sum>(static_cast<const Sum*>(job.bias)[c] - centre * factor);
+    factors[c] = static_cast<const Sum*>(job.weight)[c] / std::sqrt(spread + job.eps);
+    scale[c] = static_cast<Sum>(factors[c]);
+    is_far = is_far || std::abs(totals.first[c] * factors[c]) > kNear;
+  }
+  for (std::size_t c = 0; c < channels; ++c) {
+    // With the centre taken off, what its rounding has left of it.
+    const double off = totals.first[c] - (is_far ? static_cast<double>(static_cast<const Sum*>(mean)[c]) : 0);
+    shift[c] = static_cast<Sum>(static_cast<const Sum*>(job.bias)[c] - off * factors[c]);
   }
   parallel_for(job.rows, workers, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    loops.apply(job, scale.data(), shift.data(), out, begin, end);
+    loops.apply(job, is_far ? mean : nullptr, scale.data(), shift.data(), out, begin, end);
   });
 }
 
@@ -244,7 +317,7 @@ void backward(const BatchNormJob& job, const void* out, const void* mean, const 
   const Loops<Element> loops = widest_loops<Element>();
   const int workers = workers_of(job, threads);
   const auto channels = static_cast<std::size_t>(job.channels);
-  const Totals totals = total(job, workers, [&](Totals& own, std::int64_t begin, std::int64_t end) {
+  const Totals totals = total<Added>(job, workers, [&](Totals& own, std::int64_t begin, std::int64_t end) {
     loops.gradients(job, out, mean, grad, to_shortcut, own, begin, end);
   });
 

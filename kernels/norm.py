@@ -10,8 +10,8 @@ from torch import Tensor
 from shapmix import reference
 
 from .checks import DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import choose, implementation, wants_gradient
-from .graph import CHANNELS_LAST, rows_of_channels
+from .dispatch import by_registered_op, choose, run, wants_gradient
+from .graph import CHANNELS_LAST, differentiable_gradients, rows_of_channels
 
 
 def batch_norm(
@@ -36,7 +36,8 @@ def batch_norm(
 
     Returns:
         (result [N, C, T, V] of x's type in channels-last memory, mean [C], biased variance [C]); no gradient flows through
-        the statistics returned. Sums are taken in float64.
+        the statistics returned. Sums of few rows are taken in the type of the weight, of differences from one of them, and
+        joined in float64: a mean far from zero costs no digits of the result.
 
     Raises:
         TypeError: an argument's dtype.
@@ -44,8 +45,14 @@ def batch_norm(
         BackendError: the back end asked for cannot run.
     """
     tensors = (x, weight, bias) if shortcut is None else (x, weight, bias, shortcut)
-    if torch.compiler.is_compiling() or wants_gradient(*tensors):
+    if by_registered_op(*tensors, lowest) or wants_gradient(*tensors):
         return torch.ops.shapmix.batch_norm(x, weight, bias, lowest, shortcut, eps, backend)
+    return _normalise(x, weight, bias, lowest, shortcut, eps, backend)
+
+
+def _normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, lowest: Tensor, shortcut: Tensor | None, eps: float, backend: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
     check_dtype("x", x, DTYPES)
     if x.dim() != 4 or x.numel() == 0:
         raise ValueError(f"x has shape {list(x.shape)}; give [N, C, T, V] with no axis empty")
@@ -60,9 +67,8 @@ def batch_norm(
     x = x.contiguous(memory_format=CHANNELS_LAST)
     out, mean, variance = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     shortcut = None if shortcut is None else rows_of_channels(shortcut)
-    implementation(chosen).batch_norm(
-        out, mean, variance, x, shortcut, weight.contiguous(), bias.contiguous(), lowest.contiguous(), eps
-    )
+    per_channel = (weight.contiguous(), bias.contiguous(), lowest.contiguous())
+    run(chosen, "batch_norm", out, mean, variance, x, shortcut, *per_channel, eps)
     return out, mean, variance
 
 
@@ -79,7 +85,7 @@ def _batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, lowest: Tensor, shortcut: Tensor | None, eps: float, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        out, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=eps, backend=backend)
+        out, mean, variance = _normalise(x, weight, bias, lowest, shortcut, eps, backend)
         return out.contiguous(memory_format=CHANNELS_LAST), mean, variance
 
 
@@ -114,7 +120,9 @@ def _batch_norm_backward(
         to_x, passed, *to_others = reference.batch_norm_backward(grad, out, mean, variance, x, weight, lowest, eps=eps)
         return to_x, to_shortcut.copy_(passed) if with_shortcut else to_shortcut, *to_others
     to_x, to_weight, to_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    implementation(chosen).batch_norm_backward(
+    run(
+        chosen,
+        "batch_norm_backward",
         to_x,
         to_shortcut if with_shortcut else None,
         to_weight,
@@ -159,9 +167,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(ctx: Any, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, grad)
     options = (ctx.with_shortcut, ctx.eps, ctx.backend)
     to_x, to_shortcut, to_weight, to_bias = torch.ops.shapmix.batch_norm_backward(grad, *ctx.saved_tensors, *options)
     return to_x, to_weight, to_bias, None, to_shortcut if ctx.with_shortcut else None, None, None
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """As `_backward`: the rectifier by the result, which a second gradient does not move, the rest by the reference."""
+    out, _, _, x, weight, bias, lowest = ctx.saved_tensors
+    passed = torch.where(out > lowest.to(out.dtype)[:, None, None], grad, 0)
+    nowhere = torch.full_like(lowest, -torch.inf)
+
+    def normalise(*tensors: Tensor) -> Tensor:
+        return reference.batch_norm(*tensors, nowhere, eps=ctx.eps)[0]
+
+    to_x, to_weight, to_bias = differentiable_gradients(normalise, (x, weight, bias), passed)
+    return to_x, to_weight, to_bias, None, passed if ctx.with_shortcut else None, None, None
 
 
 _batch_norm.register_autograd(_backward, setup_context=_save)

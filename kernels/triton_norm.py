@@ -2,7 +2,8 @@
 
 The rows [N * T * V, C] of channels-last memory are read in runs, one program a run and block of channels. Each keeps mean and
 sum of squared deviations by the rule of Chan, Golub and LeVeque (1983), so that a mean far from zero costs no digits, and
-leaves them as partial sums, which are joined in float64 and in a fixed order: no atomics, the same bits each time.
+leaves them as partial sums, which are joined in float64 and in a fixed order: no atomics, the same bits each time. Sums over
+the elements of a tile are taken in float32 (float64 for float64 elements), of their differences from the tile's first row.
 
 The forward reads its input twice and writes once, the backward reads three tensors twice; the floor is those bytes over the
 memory's bandwidth. Shortcut and rectifier ride along in the second pass.
@@ -42,28 +43,31 @@ def moments_kernel(
     """One run of rows: its mean [runs, C] and its sum of squared deviations from that [runs, C]."""
     channel, is_channel, run = tile_of(channels, BLOCK_C)
     begin, end = run * rows_each, tl.minimum((run + 1) * rows_each, rows)
-    mean = tl.zeros([BLOCK_C], SUM)
-    deviation = tl.zeros([BLOCK_C], SUM)
+    mean = tl.zeros([BLOCK_C], tl.float64)
+    deviation = tl.zeros([BLOCK_C], tl.float64)
     for first in range(begin, end, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
         inside = (row < end)[:, None] & is_channel[None, :]
+        pivot = tl.load(x + first * channels + channel, mask=is_channel, other=0.0).to(SUM)
         value = tl.load(x + row[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(SUM)
-        count = tl.minimum(end - first, BLOCK_R).to(SUM)
-        before = (first - begin).to(SUM)
-        tile_mean = tl.sum(value, 0) / count
+        value = tl.where(inside, value - pivot[None, :], 0.0)
+        count = tl.minimum(end - first, BLOCK_R).to(tl.float64)
+        before = (first - begin).to(tl.float64)
+        tile_mean = tl.sum(value, 0) / count.to(SUM)
         from_mean = tl.where(inside, value - tile_mean[None, :], 0.0)
-        gap = tile_mean - mean
-        deviation += tl.sum(from_mean * from_mean, 0) + gap * gap * (before * (count / (before + count)))
-        mean += gap * (count / (before + count))
+        gap = pivot.to(tl.float64) + tile_mean.to(tl.float64) - mean
+        share = count / (before + count)
+        deviation += tl.sum(from_mean * from_mean, 0).to(tl.float64) + gap * gap * (before * share)
+        mean += gap * share
     tl.store(means + run * channels + channel, mean, mask=is_channel)
     tl.store(deviations + run * channels + channel, deviation, mask=is_channel)
 
 
 @triton.jit
 def join_moments_kernel(
-    mean, variance, means, deviations, rows, rows_each, runs, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+    mean, rest, variance, means, deviations, rows, rows_each, runs, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Mean and biased variance [C] of all rows, from those of the runs."""
+    """Mean, what its rounding has left of it, and biased variance [C] of all rows, from those of the runs."""
     channel, is_channel, _ = tile_of(channels, BLOCK_C)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for first in range(0, runs, BLOCK_P):
@@ -82,7 +86,9 @@ def join_moments_kernel(
         gap = tl.load(means + at, mask=inside, other=0.0).to(tl.float64) - centre[None, :]
         within = tl.load(deviations + at, mask=inside, other=0.0).to(tl.float64)
         squares += tl.where(inside, within + gap * gap * count, 0.0)
-    tl.store(mean + channel, centre.to(mean.dtype.element_ty), mask=is_channel)
+    rounded = centre.to(mean.dtype.element_ty)
+    tl.store(mean + channel, rounded, mask=is_channel)
+    tl.store(rest + channel, (centre - rounded.to(tl.float64)).to(rest.dtype.element_ty), mask=is_channel)
     tl.store(variance + channel, (tl.sum(squares, 0) / rows).to(variance.dtype.element_ty), mask=is_channel)
 
 
@@ -92,6 +98,7 @@ def normalise_kernel(
     x,
     shortcut,
     mean,
+    rest,
     variance,
     weight,
     bias,
@@ -112,8 +119,8 @@ def normalise_kernel(
     spread = tl.load(variance + channel, mask=is_channel, other=1.0) + tl.load(eps)
     scale = tl.load(weight + channel, mask=is_channel, other=0.0) / tl.sqrt(spread)
     centre = tl.load(mean + channel, mask=is_channel, other=0.0)
-    value = (tl.load(x + at, mask=inside, other=0.0).to(SUM) - centre[None, :]) * scale[None, :]
-    value += tl.load(bias + channel, mask=is_channel, other=0.0)[None, :]
+    shift = tl.load(bias + channel, mask=is_channel, other=0.0) - tl.load(rest + channel, mask=is_channel, other=0.0) * scale
+    value = (tl.load(x + at, mask=inside, other=0.0).to(SUM) - centre[None, :]) * scale[None, :] + shift[None, :]
     if shortcut is not None:
         value += tl.load(shortcut + row[:, None] * shortcut_stride + channel[None, :], mask=inside, other=0.0).to(SUM)
     floor = tl.load(lowest + channel, mask=is_channel, other=0.0)[None, :]
@@ -232,11 +239,13 @@ def batch_norm(
     """Writes `out` [N, C, T, V] and the statistics [C]; x and out are channels-last, the shortcut rows of channels."""
     rows, channels, tiles, tile = sizes(x, weight)
     rows_each, runs = runs_of(rows, channels, tile["BLOCK_R"], tile["BLOCK_C"])
-    means, deviations = weight.new_empty(runs, channels), weight.new_empty(runs, channels)
+    means, deviations = weight.new_empty(2, runs, channels, dtype=torch.float64)
+    rest = torch.empty_like(mean)
     c_blocks = triton.cdiv(channels, tile["BLOCK_C"])
     moments_kernel[(runs * c_blocks,)](means, deviations, x, rows, rows_each, channels, **tile, num_warps=NUM_WARPS)
     join_moments_kernel[(triton.cdiv(channels, BLOCK_JOINED),)](
         mean,
+        rest,
         variance,
         means,
         deviations,
@@ -253,6 +262,7 @@ def batch_norm(
         x,
         shortcut,
         mean,
+        rest,
         variance,
         weight,
         bias,

@@ -198,6 +198,56 @@ def test_triton_batch_norm_over_many_runs(rows: int, monkeypatch: pytest.MonkeyP
         assert relative(left, right) <= 3e-4  # half an ulp of the elements, of the mean too, over the deviation
 
 
+def far_from_zero(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Inputs [N, C, T, V] that float32 or bfloat16 can just tell apart, and a first row that is unlike the others."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(3, 70, 40, 5, generator=generator)
+    step = 2.0 ** torch.randint(0, 3, normal.shape, generator=generator)
+    cases = {"constant": torch.full_like(normal, 1e8), "a few steps apart": 2.0**26 * (1 + step * torch.finfo(dtype).eps)}
+    if dtype == torch.float32:
+        cases |= {"1e4": 1e4 + normal, "1e6": 1e6 + 0.1 * normal}
+    cases["first row 0"] = (100 + normal).index_fill(2, torch.tensor([0]), 0.0)
+    cases["first row 1e6"] = normal.clone()
+    cases["first row 1e6"][0, :, 0, 0] = 1e6
+    return {name: x.to(dtype) for name, x in cases.items()}
+
+
+def check_far_from_zero(dtype: torch.dtype, backend: str) -> None:
+    """Against torch in float64: elements, means and variances keep their digits."""
+    device = needs(backend)
+    for name, x in far_from_zero(dtype).items():
+        x = x.to(device)
+        line = torch.linspace(-1, 2, 70, device=device)
+        found, mean, variance = batch_norm(x, line, line.flip(0), torch.full_like(line, -torch.inf), backend=backend)
+        double = x.double()
+        expected = torch.nn.functional.batch_norm(double, None, None, line.double(), line.flip(0).double(), training=True)
+        spread, centre = torch.var_mean(double, (0, 2, 3), correction=0)
+        rounding = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0.0
+        error = (found.double() - expected).abs().max() / expected.abs().max()
+        assert float(error) <= 2e-5 + rounding, (name, error)
+        assert bool(((mean.double() - centre).abs() <= 1e-6 * spread.sqrt() + 1.2e-7 * centre.abs()).all()), name
+        torch.testing.assert_close(variance.double(), spread, rtol=5e-5, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batch_norm_keeps_its_digits_far_from_zero(dtype: torch.dtype, backend: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for several in (1, 3):
+            torch.set_num_threads(several)
+            check_far_from_zero(dtype, backend)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("programs", [4, 1024])
+def test_triton_batch_norm_keeps_its_digits_far_from_zero(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("triton")
+    monkeypatch.setattr(import_module("shapmix.kernels.triton_norm"), "PROGRAMS", programs)
+    check_far_from_zero(torch.float32, "triton")
+
+
 def graph_arguments(dtype: torch.dtype = torch.float64, channels: int = 8) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"features": (2, 3 * channels, 4, 5), "relation_terms": (2, 5, 2, 3, 2), "weight": (3, 2, channels)}

@@ -151,7 +151,8 @@ OF_CHANNELS = ("mean", "variance", "weight", "bias", "lowest", "eps", "to_weight
 NORM = Kernel(
     "triton_norm",
     elements=("x", "out", "shortcut", "grad", "to_x", "to_shortcut"),
-    sums=(*OF_CHANNELS, "means", "deviations", "sums", "products"),
+    sums=(*OF_CHANNELS, "rest", "sums", "products"),
+    others={"means": "*fp64", "deviations": "*fp64"},
     numbers=("rows", "rows_each", "runs", "channels", "shortcut_stride"),
     constants={"SUM": "sums", "BLOCK_R": 32, "BLOCK_C": 64},
 )

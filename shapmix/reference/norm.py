@@ -20,13 +20,14 @@ def batch_norm(
 
     Returns:
         (result [N, C, T, V] of x's type, mean [C], biased variance [C]); no gradient flows through the statistics returned.
+        All in float64 on the way: torch's own loses the digits of float32 where a mean is large beside its deviation.
     """
-    wide = x.to(weight.dtype)
+    wide = x.double()
     variance, mean = torch.var_mean(wide.detach(), (0, 2, 3), correction=0)
-    y = functional.batch_norm(wide, None, None, weight, bias, training=True, eps=eps)
+    y = functional.batch_norm(wide, None, None, weight.double(), bias.double(), training=True, eps=eps)
     if shortcut is not None:
         y = y + shortcut
-    return torch.maximum(y, lowest[:, None, None]).to(x.dtype), mean, variance
+    return torch.maximum(y, lowest[:, None, None].double()).to(x.dtype), mean.to(weight.dtype), variance.to(weight.dtype)
 
 
 def batch_norm_backward(
