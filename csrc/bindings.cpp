@@ -17,12 +17,8 @@ namespace {
 using FrameSizes = std::array<std::int64_t, 4>;  // [F, M, V, C]
 using TableSizes = std::array<std::int64_t, 2>;  // [K, Q] or [L, K]
 
-template <class T>
-T* to(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-SampleJob sample_job(Address out, Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
+// All but where the result goes.
+SampleJob sample_job(Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
                      Address start, Address length, Address angles, std::int64_t samples, Address parents,
                      std::int64_t num_frames, bool bone, bool motion, const std::string& dtype) {
   const CropPlan plan = {at<std::int64_t>(clip), at<std::int64_t>(start), at<std::int64_t>(length), at<void>(angles)};
@@ -40,14 +36,14 @@ SampleJob sample_job(Address out, Address frames, const FrameSizes& sizes, Addre
           bone,
           motion,
           dtype_named(dtype),
-          to<void>(out)};
+          nullptr};
 }
 
 SaliencyJob saliency_job(Address marginal, Address table, const TableSizes& table_sizes, const std::string& table_dtype,
                          Address logits, std::int64_t rows, const std::string& logits_dtype, Address labels, Address columns,
                          std::int64_t updates, Address with_rows, Address without_rows, Address weights, std::int64_t contexts,
                          Address joint_counts, double decay, double scale) {
-  return {to<void>(table),
+  return {into<void>(table),
           table_sizes[0],
           table_sizes[1],
           dtype_named(table_dtype),
@@ -59,18 +55,18 @@ SaliencyJob saliency_job(Address marginal, Address table, const TableSizes& tabl
           updates,
           at<std::int64_t>(with_rows),
           at<std::int64_t>(without_rows),
-          at<void>(weights),
+          if_any<void>(weights),
           contexts,
           at<std::int64_t>(joint_counts),
           decay,
           scale,
-          to<void>(marginal)};
+          into<void>(marginal)};
 }
 
 LossJob loss_job(Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype, Address labels,
                  Address partner, std::int64_t samples, Address lam, Address log_prior) {
   const MixTargets targets = {at<std::int64_t>(labels), at<std::int64_t>(partner), samples, sizes[1]};
-  return {at<void>(logits), sizes[0], dtype_named(dtype), targets, at<void>(lam), at<void>(log_prior), to<void>(row_sums)};
+  return {at<void>(logits), sizes[0], dtype_named(dtype), targets, at<void>(lam), at<void>(log_prior), into<void>(row_sums)};
 }
 
 }  // namespace
@@ -124,8 +120,9 @@ PYBIND11_MODULE(_native, module) {
       [](Address out, Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
          Address start, Address length, Address angles, std::int64_t samples, Address parents, std::int64_t num_frames,
          bool bone, bool motion, const std::string& dtype, int threads) {
-        const SampleJob job = sample_job(out, frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents,
-                                         num_frames, bone, motion, dtype);
+        SampleJob job = sample_job(frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, num_frames,
+                                   bone, motion, dtype);
+        job.out = into<void>(out);
         check_crops(job);
         sample_clips_cpu(job, threads);
       },
@@ -155,9 +152,9 @@ PYBIND11_MODULE(_native, module) {
                              guided,
                              temperature,
                              blend_probability,
-                             to<std::int64_t>(fields),
-                             to<double>(lam),
-                             to<bool>(blend)};
+                             into<std::int64_t>(fields),
+                             into<double>(lam),
+                             into<bool>(blend)};
         check_draw(job);
         draw_plan_cpu(job);
       },
@@ -183,7 +180,7 @@ PYBIND11_MODULE(_native, module) {
          Address partner, std::int64_t samples, Address lam, Address log_prior, int threads) {
         const LossJob job = loss_job(row_sums, logits, sizes, dtype, labels, partner, samples, lam, log_prior);
         check_targets(job.targets);
-        balanced_mix_loss_cpu(job, to<void>(losses), threads);
+        balanced_mix_loss_cpu(job, into<void>(losses), threads);
       },
       without_gil);
 
@@ -193,14 +190,21 @@ PYBIND11_MODULE(_native, module) {
          Address labels, Address partner, std::int64_t samples, Address lam, Address log_prior, int threads) {
         const LossJob job = loss_job(row_sums, logits, sizes, dtype, labels, partner, samples, lam, log_prior);
         check_targets(job.targets);
-        balanced_mix_loss_backward_cpu(job, at<void>(grad), to<void>(to_logits), threads);
+        balanced_mix_loss_backward_cpu(job, at<void>(grad), into<void>(to_logits), threads);
       },
       without_gil);
 
   module.def(
       "check_coalitions",
       [](Address coalitions, std::int64_t sets, const Strides& coalition_strides, const Sizes& sizes, Address part_of_joint) {
-        check_coalitions(coalition_job(0, 0, sizes, {0, 0}, 0, 0, coalitions, sets, coalition_strides, part_of_joint, 0, 0));
+        CoalitionJob job{};
+        job.shape = clip_shape(sizes);
+        job.coalitions = at<std::int64_t>(coalitions);
+        job.sets = sets;
+        job.set_stride = coalition_strides[0];
+        job.sample_stride = coalition_strides[1];
+        job.part_of_joint = at<std::int64_t>(part_of_joint);
+        check_coalitions(job);
       },
       "Raises ValueError for the first coalition with a bit that is no part's.");
 
@@ -215,8 +219,8 @@ PYBIND11_MODULE(_native, module) {
       "check_crops",
       [](Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip, Address start,
          Address length, Address angles, std::int64_t samples, Address parents, const std::string& dtype) {
-        check_crops(sample_job(0, frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, 0, false,
-                               false, dtype));
+        check_crops(sample_job(frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, 0, false, false,
+                               dtype));
       },
       "Raises ValueError for the first crop outside its recording, parent that is no joint, or angle that cannot be turned by.");
 
@@ -240,8 +244,18 @@ PYBIND11_MODULE(_native, module) {
       "check_updates",
       [](const TableSizes& table_sizes, std::int64_t rows, Address labels, Address columns, std::int64_t updates,
          Address with_rows, Address without_rows, std::int64_t contexts, Address joint_counts) {
-        check_updates(saliency_job(0, 0, table_sizes, "float32", 0, rows, "float32", labels, columns, updates, with_rows,
-                                   without_rows, 0, contexts, joint_counts, 0, 0));
+        SaliencyJob job{};
+        job.classes = table_sizes[0];
+        job.combinations = table_sizes[1];
+        job.rows = rows;
+        job.labels = at<std::int64_t>(labels);
+        job.columns = at<std::int64_t>(columns);
+        job.updates = updates;
+        job.with_rows = at<std::int64_t>(with_rows);
+        job.without_rows = at<std::int64_t>(without_rows);
+        job.contexts = contexts;
+        job.joint_counts = at<std::int64_t>(joint_counts);
+        check_updates(job);
       },
       "Raises ValueError for the first update that points outside the table or the logits, or combination without joints.");
 

@@ -15,8 +15,6 @@ namespace py = pybind11;
 namespace shapmix {
 namespace {
 
-void* into(Address address) { return reinterpret_cast<void*>(address); }
-
 // sizes: rows, frames, joints, channels, subsets, relations
 GraphConvJob graph_conv_job(Address features, std::int64_t feature_stride, Address relation_terms, Address weight, Address bias,
                             Address shared, const std::array<std::int64_t, 6>& sizes, const std::string& dtype) {
@@ -26,7 +24,7 @@ GraphConvJob graph_conv_job(Address features, std::int64_t feature_stride, Addre
 
 BatchNormJob batch_norm_job(Address in, Address shortcut, std::int64_t shortcut_stride, Address weight, Address bias,
                             Address lowest, std::int64_t rows, std::int64_t channels, double eps, const std::string& dtype) {
-  return {rows,          channels,        dtype_named(dtype), at<void>(in), at<void>(shortcut), shortcut_stride, at<void>(weight),
+  return {rows,          channels,        dtype_named(dtype), at<void>(in), if_any<void>(shortcut), shortcut_stride, at<void>(weight),
           at<void>(bias), at<void>(lowest), eps};
 }
 
@@ -34,6 +32,7 @@ BatchNormJob batch_norm_job(Address in, Address shortcut, std::int64_t shortcut_
 using RowsOf = std::pair<Address, std::int64_t>;
 
 Rows rows_of(const RowsOf& rows) { return {at<void>(rows.first), rows.second}; }
+Rows rows_if_any(const RowsOf& rows) { return {if_any<void>(rows.first), rows.second}; }
 
 }  // namespace
 
@@ -46,7 +45,7 @@ void bind_network_ops(py::module_& module) {
          Address shared, Address offset, Address shortcut, std::int64_t shortcut_stride, const std::array<std::int64_t, 6>& sizes,
          const std::string& dtype, int threads) {
         graph_conv_cpu(graph_conv_job(features, feature_stride, relation_terms, weight, bias, shared, sizes, dtype),
-                       {at<void>(offset), at<void>(shortcut), shortcut_stride}, into(out), threads);
+                       {if_any<void>(offset), if_any<void>(shortcut), shortcut_stride}, into<void>(out), threads);
       },
       without_gil);
 
@@ -57,7 +56,7 @@ void bind_network_ops(py::module_& module) {
          const std::string& dtype, int threads) {
         graph_conv_backward_cpu(
             graph_conv_job(features, feature_stride, relation_terms, weight, bias, shared, sizes, dtype), at<void>(grad),
-            {into(gradients[0]), into(gradients[1]), into(gradients[2]), into(gradients[3]), into(gradients[4])}, threads);
+            {into<void>(gradients[0]), into<void>(gradients[1]), into<void>(gradients[2]), into<void>(gradients[3]), into<void>(gradients[4])}, threads);
       },
       without_gil);
 
@@ -75,10 +74,10 @@ void bind_network_ops(py::module_& module) {
                                  rows_of(branches[1]),
                                  rows_of(branches[2]),
                                  rows_of(branches[3]),
-                                 rows_of(shortcut),
+                                 rows_if_any(shortcut),
                                  at<void>(scale),
                                  at<void>(offset)};
-        join_branches_cpu(job, into(out), threads);
+        join_branches_cpu(job, into<void>(out), threads);
       },
       without_gil);
 
@@ -86,8 +85,8 @@ void bind_network_ops(py::module_& module) {
       "batch_norm",
       [](Address out, Address mean, Address variance, Address in, Address shortcut, std::int64_t shortcut_stride, Address weight,
          Address bias, Address lowest, std::int64_t rows, std::int64_t channels, double eps, const std::string& dtype, int threads) {
-        batch_norm_cpu(batch_norm_job(in, shortcut, shortcut_stride, weight, bias, lowest, rows, channels, eps, dtype), into(out),
-                       into(mean), into(variance), threads);
+        batch_norm_cpu(batch_norm_job(in, shortcut, shortcut_stride, weight, bias, lowest, rows, channels, eps, dtype), into<void>(out),
+                       into<void>(mean), into<void>(variance), threads);
       },
       without_gil);
 
@@ -97,8 +96,8 @@ void bind_network_ops(py::module_& module) {
          Address weight, Address bias, Address lowest, std::int64_t rows, std::int64_t channels, double eps,
          const std::string& dtype, int threads) {
         batch_norm_backward_cpu(batch_norm_job(in, 0, 0, weight, bias, lowest, rows, channels, eps, dtype), at<void>(out),
-                                at<void>(mean), at<void>(variance), at<void>(grad), into(gradients[0]), into(gradients[1]),
-                                into(gradients[2]), into(gradients[3]), threads);
+                                at<void>(mean), at<void>(variance), at<void>(grad), into<void>(gradients[0]), reinterpret_cast<void*>(gradients[1]),
+                                into<void>(gradients[2]), into<void>(gradients[3]), threads);
       },
       without_gil);
 }

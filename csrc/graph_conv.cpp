@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -376,7 +377,10 @@ void backward(const GraphConvJob& job, const void* grad, const GraphConvGradient
 
 void check(const GraphConvJob& job) {
   if (job.channels % 8 != 0) throw std::invalid_argument("channels must be a multiple of 8");
-  if (job.relations > RowBlocks<Wide256<float>, float>::kMostRelations) throw std::invalid_argument("too many relations");
+  if (job.relations > RowBlocks<Wide256<float>, float>::kMostRelations) {
+    throw std::invalid_argument("weight has " + std::to_string(job.relations) + " relations; the CPU path takes up to " +
+                                std::to_string(RowBlocks<Wide256<float>, float>::kMostRelations));
+  }
 }
 
 }  // namespace

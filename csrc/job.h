@@ -3,6 +3,8 @@
 
 #include <array>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #include "coalition.h"
 #include "mix.h"
@@ -14,7 +16,19 @@ using Sizes = std::array<std::int64_t, 5>;    // [N, C, T, V, M]
 using Strides = std::array<std::int64_t, 2>;  // of two axes
 
 template <class T>
+T* into(Address address) {
+  if (address == 0) throw std::invalid_argument("an argument is a tensor without memory; give tensors that hold their values");
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
 const T* at(Address address) {
+  return into<const T>(address);
+}
+
+// Of an argument that may be missing: its address is 0 then.
+template <class T>
+const T* if_any(Address address) {
   return reinterpret_cast<const T*>(address);
 }
 
@@ -44,14 +58,14 @@ inline CoalitionJob coalition_job(Address out, Address clips, const Sizes& sizes
   job.part_of_joint = at<std::int64_t>(part_of_joint);
   job.restored_frames = restored_frames;
   job.element_size = element_size;
-  job.out = reinterpret_cast<void*>(out);
+  job.out = into<void>(out);
   return job;
 }
 
 inline MixJob mix_job(Address out, Address clips, const Sizes& sizes, const Strides& strides, const std::array<Address, 8>& plan,
                       Address part_of_joint, const std::string& dtype) {
   return {clip_shape(sizes),      clip_view(clips, strides),         mix_plan(plan),
-          at<std::int64_t>(part_of_joint), dtype_named(dtype), reinterpret_cast<void*>(out)};
+          at<std::int64_t>(part_of_joint), dtype_named(dtype), into<void>(out)};
 }
 
 }  // namespace shapmix

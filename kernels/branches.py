@@ -8,7 +8,7 @@ from torch import Tensor
 from shapmix import reference
 
 from .checks import DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import choose, implementation, wants_gradient
+from .dispatch import by_registered_op, choose, run, wants_gradient
 from .graph import CHANNELS_LAST, rows_of_channels
 
 
@@ -26,7 +26,8 @@ def join_branches(
 ) -> Tensor:
     """relu([narrow, wide, max_pool(middle) * scale + offset, skip] + shortcut), the branches side by side, in one pass.
 
-    For eval mode without gradient. Where a gradient is wanted, or torch.compile traces, it is the reference's few lines.
+    For eval mode without gradient. Where a gradient is wanted, or torch must see what is done (torch.compile, tensor
+    subclasses), it is the reference's few lines.
 
     Args:
         narrow, wide, skip: [N, Q, T', V], T' = ceil(T / frame_stride). They, `middle` and `shortcut` are copied where the
@@ -46,7 +47,7 @@ def join_branches(
         BackendError: the back end asked for cannot run.
     """
     given = [narrow, wide, middle, skip, scale, offset] + ([] if shortcut is None else [shortcut])
-    if torch.compiler.is_compiling() or wants_gradient(*given):
+    if by_registered_op(*given) or wants_gradient(*given):
         return reference.join_branches(narrow, wide, middle, skip, scale, offset, frame_stride=frame_stride, shortcut=shortcut)
     check_dtype("middle", middle, DTYPES)
     if middle.dim() != 4 or middle.numel() == 0:
@@ -66,7 +67,9 @@ def join_branches(
     if chosen == "reference":
         return reference.join_branches(narrow, wide, middle, skip, scale, offset, frame_stride=frame_stride, shortcut=shortcut)
     out = torch.empty((n, 4 * width, after, joints), dtype=dtype, device=device, memory_format=CHANNELS_LAST)
-    implementation(chosen).join_branches(
+    run(
+        chosen,
+        "join_branches",
         out,
         rows_of_channels(narrow),
         rows_of_channels(wide),

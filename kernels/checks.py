@@ -36,12 +36,40 @@ def check_tensor(
 
 
 def check_out(out: Tensor, shape: tuple[int, ...], beside: Tensor, name: str = "clips") -> None:
-    """A result buffer: contiguous, and no part of the argument it goes with."""
+    """A result buffer: contiguous, like the argument it goes with, and not recorded by autograd."""
     check_tensor("out", out, shape, beside.dtype, beside.device, name)
     if not out.is_contiguous():
         raise ValueError("out is not contiguous; give a buffer from torch.empty")
-    if out.untyped_storage().data_ptr() == beside.untyped_storage().data_ptr():
-        raise ValueError(f"out shares its storage with {name}; give a buffer of its own")
+    check_unrecorded("out", out)
+
+
+def check_unrecorded(name: str, written: Tensor) -> None:
+    """A tensor that is written in place and that autograd does not follow: no gradient would know of the writing."""
+    if torch.is_grad_enabled() and written.requires_grad:
+        raise ValueError(f"{name} requires a gradient; give a buffer that does not, or write it under torch.no_grad()")
+
+
+def check_apart(name: str, written: Tensor, **read: Tensor | None) -> None:
+    """A tensor that is written shares no memory with one that is read, nor does what lies between their elements."""
+    begin, end = _addresses(written)
+    for other, value in read.items():
+        if value is None or value.device != written.device:
+            continue
+        first, last = _addresses(value)
+        if begin < last and first < end:
+            raise ValueError(f"{name} overlaps {other} in memory; give a buffer of its own")
+
+
+def _addresses(x: Tensor) -> tuple[int, int]:
+    """The first byte and the one behind the last, of a tensor that is not empty."""
+    begin = x.data_ptr()
+    return begin, begin + (1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))) * x.element_size()
+
+
+def written_to(out: Tensor) -> Tensor:
+    """`out`, told to autograd as written: what was saved of it for a gradient is no longer there."""
+    torch.autograd.graph.increment_version(out)
+    return out
 
 
 def with_whole_planes(clips: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from shapmix.reference import CropPlan, Stream
 from shapmix.reference.clips import STREAMS
 
 from . import native
-from .checks import DTYPES, check_dtype, check_out, check_tensor, sum_dtype
-from .dispatch import choose, implementation
+from .checks import DTYPES, check_apart, check_dtype, check_out, check_tensor, sum_dtype, written_to
+from .dispatch import by_registered_op, choose, run
 
 
 def sample_clips(
@@ -50,10 +50,26 @@ def sample_clips(
     """
     if stream not in STREAMS:
         raise ValueError(f"stream is '{stream}'; give one of {', '.join(STREAMS)}")
-    if torch.compiler.is_compiling():
-        columns = (plan.clip, plan.start, plan.length, plan.angles)
-        arguments = (frames, offsets, *columns, parents, stream, num_frames, backend)
-        return torch.ops.shapmix.sample_clips(*arguments)
+    columns = (plan.clip, plan.start, plan.length, plan.angles)
+    if not by_registered_op(frames, offsets, *columns, parents, out):
+        return _sample(frames, offsets, plan, parents, stream, num_frames, backend, out)
+    result = torch.ops.shapmix.sample_clips(frames, offsets, *columns, parents, stream, num_frames, backend)
+    if out is None:
+        return result
+    check_out(out, tuple(result.shape), frames, "frames")
+    return out.copy_(result)
+
+
+def _sample(
+    frames: Tensor,
+    offsets: Tensor,
+    plan: CropPlan,
+    parents: Tensor,
+    stream: Stream,
+    num_frames: int,
+    backend: str | None,
+    out: Tensor | None = None,
+) -> Tensor:
     if frames.dim() != 4 or frames.numel() == 0:
         raise ValueError(f"frames has shape {list(frames.shape)}; give [F, M, V, C] with no axis empty")
     check_dtype("frames", frames, DTYPES)
@@ -72,6 +88,7 @@ def sample_clips(
     shape = (n, channels, num_frames, joints, people)
     if out is not None:
         check_out(out, shape, frames, "frames")
+        check_apart("out", out, frames=frames, offsets=offsets, parents=parents, **vars(plan))
 
     chosen = choose("sample_clips", frames, backend)
     angles = plan.angles.to(sum_dtype(frames.dtype)).contiguous()
@@ -84,11 +101,10 @@ def sample_clips(
             result = reference.sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames)
         return result if out is None else out.copy_(result)
 
-    if out is None:
-        out = frames.new_empty(shape)
+    to = frames.new_empty(shape) if out is None else out
     bone, motion = stream in ("bone", "bone_motion"), stream in ("motion", "bone_motion")
-    implementation(chosen).sample_clips(out, frames, offsets, plan, parents, bone, motion)
-    return out
+    run(chosen, "sample_clips", to, frames, offsets, plan, parents, bone, motion)
+    return to if out is None else written_to(out)
 
 
 # The same op for torch.compile, the plan's fields one by one. Recordings are data: they get no gradient.
@@ -112,8 +128,7 @@ def _sample_clips(
     num_frames: int,
     backend: str | None,
 ) -> Tensor:
-    plan = CropPlan(clip, start, length, angles)
-    return sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend)
+    return _sample(frames, offsets, CropPlan(clip, start, length, angles), parents, stream, num_frames, backend)
 
 
 @_sample_clips.register_fake

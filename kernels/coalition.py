@@ -10,8 +10,8 @@ from torch import Tensor
 from shapmix import reference
 
 from . import native
-from .checks import check_clips, check_out, check_tensor, with_whole_planes
-from .dispatch import choose, implementation, wants_gradient
+from .checks import check_apart, check_clips, check_out, check_tensor, with_whole_planes, written_to
+from .dispatch import by_registered_op, choose, run, wants_gradient
 
 
 def coalition_inputs(
@@ -44,33 +44,52 @@ def coalition_inputs(
         ValueError: an argument's shape or device; on CPU tensors also bits that are no part's.
         BackendError: the back end asked for cannot run.
     """
-    if out is None and (torch.compiler.is_compiling() or wants_gradient(clips, mean_motion)):
-        arguments = (clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
+    arguments = (clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
+    if not by_registered_op(*arguments[:4], out) and (out is not None or not wants_gradient(clips, mean_motion)):
+        return _expand(*arguments, out)
+    if out is None:
         return torch.ops.shapmix.coalition_inputs(*arguments)
+    check_out(out, (len(coalitions) * len(clips), *clips.shape[1:]), clips)
+    with torch.no_grad():
+        return out.copy_(torch.ops.shapmix.coalition_inputs(*arguments))
+
+
+def _expand(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    restored_frames: int | None,
+    backend: str | None,
+    out: Tensor | None = None,
+) -> Tensor:
     _check(clips, mean_motion, coalitions, part_of_joint)
     shape = (len(coalitions) * len(clips), *clips.shape[1:])
     if out is not None:
         check_out(out, shape, clips)
+        check_apart("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
 
     chosen = choose("coalition_inputs", clips, backend)
     part_of_joint = part_of_joint.contiguous()
     if clips.is_cpu and chosen != "cpp":
         native.check_coalitions(coalitions, part_of_joint, clips.shape)
     if chosen == "reference":
-        result = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
-        return result if out is None else out.copy_(result)
+        with torch.no_grad():
+            result = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
+            return result if out is None else out.copy_(result)
 
-    if out is None:
-        out = clips.new_empty(shape)
-    implementation(chosen).coalition_inputs(
-        out,
+    to = clips.new_empty(shape) if out is None else out
+    run(
+        chosen,
+        "coalition_inputs",
+        to,
         with_whole_planes(clips),
         with_whole_planes(mean_motion),
         coalitions,
         part_of_joint,
         _restored(restored_frames, clips.shape[2]),
     )
-    return out
+    return to if out is None else written_to(out)
 
 
 def normalised_coalition_inputs(
@@ -98,9 +117,29 @@ def normalised_coalition_inputs(
     Raises:
         TypeError, ValueError, BackendError: as in `coalition_inputs`.
     """
-    if out is None and (torch.compiler.is_compiling() or wants_gradient(clips, mean_motion, weight, bias)):
-        arguments = (clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
+    arguments = (clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
+    recorded = out is None and wants_gradient(clips, mean_motion, weight, bias)
+    if not by_registered_op(*arguments[:6], out) and not recorded:
+        return _expand_normalised(*arguments, out)
+    if out is None:
         return torch.ops.shapmix.normalised_coalition_inputs(*arguments)
+    n, channels, frames, joints, people = clips.shape
+    check_out(out, (len(coalitions) * n * people, channels, frames, joints), clips)
+    with torch.no_grad():
+        return out.copy_(torch.ops.shapmix.normalised_coalition_inputs(*arguments))
+
+
+def _expand_normalised(
+    clips: Tensor,
+    mean_motion: Tensor,
+    coalitions: Tensor,
+    part_of_joint: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    restored_frames: int | None,
+    backend: str | None,
+    out: Tensor | None = None,
+) -> Tensor:
     _check(clips, mean_motion, coalitions, part_of_joint)
     n, channels, frames, joints, people = clips.shape
     for name, value in (("weight", weight), ("bias", bias)):
@@ -108,21 +147,25 @@ def normalised_coalition_inputs(
     shape = (len(coalitions) * n * people, channels, frames, joints)
     if out is not None:
         check_out(out, shape, clips)
+        check_apart("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
+        check_apart("out", out, weight=weight, bias=bias)
 
     chosen = choose("normalised_coalition_inputs", clips, backend)
     part_of_joint = part_of_joint.contiguous()
     if clips.is_cpu and chosen != "cpp":
         native.check_coalitions(coalitions, part_of_joint, clips.shape)
     if chosen == "reference":
-        result = reference.normalised_coalition_inputs(
-            clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames=restored_frames
-        )
-        return result if out is None else out.copy_(result)
+        with torch.no_grad():
+            result = reference.normalised_coalition_inputs(
+                clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames=restored_frames
+            )
+            return result if out is None else out.copy_(result)
 
-    if out is None:
-        out = clips.new_empty(shape)
-    implementation(chosen).normalised_coalition_inputs(
-        out,
+    to = clips.new_empty(shape) if out is None else out
+    run(
+        chosen,
+        "normalised_coalition_inputs",
+        to,
         with_whole_planes(clips),
         with_whole_planes(mean_motion),
         coalitions,
@@ -131,7 +174,7 @@ def normalised_coalition_inputs(
         bias.contiguous(),
         _restored(restored_frames, frames),
     )
-    return out
+    return to if out is None else written_to(out)
 
 
 def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor) -> None:
@@ -166,8 +209,7 @@ def _coalition_inputs(
     restored_frames: int | None,
     backend: str | None,
 ) -> Tensor:
-    with torch.no_grad():
-        return coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames, backend=backend)
+    return _expand(clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
 
 
 @_coalition_inputs.register_fake
@@ -198,10 +240,7 @@ def _normalised_coalition_inputs(
     restored_frames: int | None,
     backend: str | None,
 ) -> Tensor:
-    with torch.no_grad():
-        return normalised_coalition_inputs(
-            clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames=restored_frames, backend=backend
-        )
+    return _expand_normalised(clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
 
 
 @_normalised_coalition_inputs.register_fake

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .checks import dtype_name
 
@@ -55,6 +58,16 @@ def implementation(backend: str) -> ModuleType:
     return import_module(f".{_MODULES[backend]}", __package__)
 
 
+def run(backend: str, op: str, *arguments: Any) -> None:
+    """Runs an op of a back end on the device of its first argument, a buffer that it writes.
+
+    Triton launches on the current device, whatever device the addresses belong to.
+    """
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        getattr(implementation(backend), op)(*arguments)
+
+
 def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
     """Name of the back end that runs `op` on `tensor`; the first choice on a device logs those of all ops.
 
@@ -75,6 +88,21 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
     if reason := _reason(backend, tensor.device, tensor.dtype, op):
         raise BackendError(f"{op}: {asked_by}={backend} cannot run on {tensor.device}: {reason}")
     return backend
+
+
+def by_registered_op(*tensors: torch.Tensor | None) -> bool:
+    """True where torch must see a call before a back end takes the tensors' addresses.
+
+    Under torch.compile and dispatch modes such as `FakeTensorMode`, for subclasses, whose memory may lie elsewhere, and for
+    negations that torch has put off.
+    """
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not all(map(_is_plain, tensors))
+
+
+def _is_plain(tensor: torch.Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_neg()
 
 
 def wants_gradient(*tensors: torch.Tensor) -> bool:

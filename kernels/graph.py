@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from shapmix import reference
 
 from .checks import DTYPES, check_dtype, check_tensor, row_stride, sum_dtype
-from .dispatch import choose, implementation, wants_gradient
+from .dispatch import by_registered_op, choose, run, wants_gradient
 
 CHANNELS_LAST = torch.channels_last
 
@@ -51,15 +52,29 @@ def graph_conv(
         ValueError: an argument's shape or device, a shortcut without an offset.
         BackendError: the back end asked for cannot run.
     """
-    if torch.compiler.is_compiling() or wants_gradient(features, relation_terms, weight, bias, shared):
-        if offset is not None and not torch.compiler.is_compiling():
-            raise ValueError("offset is given where a gradient is wanted; use torch.no_grad(), or add and rectify outside")
-        arguments = (features, relation_terms, weight, bias, shared, offset, shortcut, backend)
-        return torch.ops.shapmix.graph_conv(*arguments)
+    tensors = (features, relation_terms, weight, bias, shared)
+    if not torch.compiler.is_compiling() and offset is not None and wants_gradient(*tensors):
+        raise ValueError("offset is given where a gradient is wanted; use torch.no_grad(), or add and rectify outside")
+    if by_registered_op(*tensors, offset, shortcut) or wants_gradient(*tensors):
+        return torch.ops.shapmix.graph_conv(*tensors, offset, shortcut, backend)
+    return _convolve(*tensors, offset, shortcut, backend)
+
+
+def _convolve(
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+    offset: Tensor | None,
+    shortcut: Tensor | None,
+    backend: str | None,
+) -> Tensor:
     check_dtype("features", features, DTYPES)
-    if weight.dim() != 3 or features.dim() != 4:
+    if weight.dim() != 3 or features.dim() != 4 or 0 in (*weight.shape, *features.shape):
         raise ValueError(
-            f"features and weight have shapes {list(features.shape)} and {list(weight.shape)}; give [N, S * C, T, V] and [S, K, C]"
+            f"features and weight have shapes {list(features.shape)} and {list(weight.shape)}; give [N, S * C, T, V] and [S, K, C] "
+            "with no axis empty"
         )
     n, _, frames, joints = features.shape
     subsets, relations, channels = weight.shape
@@ -83,7 +98,9 @@ def graph_conv(
     if chosen == "reference":
         return reference.graph_conv(features, relation_terms, weight, bias, shared, offset=offset, shortcut=shortcut)
     out = torch.empty(shape, dtype=features.dtype, device=device, memory_format=CHANNELS_LAST)
-    implementation(chosen).graph_conv(
+    run(
+        chosen,
+        "graph_conv",
         out,
         rows_of_channels(features),
         relation_terms.contiguous(),
@@ -102,6 +119,13 @@ def rows_of_channels(x: Tensor) -> Tensor:
     A slice of the channels of a channels-last tensor is taken as it is.
     """
     return x.contiguous(memory_format=CHANNELS_LAST) if row_stride(x) is None else x
+
+
+def differentiable_gradients(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
+    """Gradients of `forward`, made of torch's own ops, which autograd records: for gradients of gradients."""
+    wanted = [value for value in inputs if value.requires_grad]
+    found = iter(torch.autograd.grad(forward(*inputs), wanted, grad, create_graph=True))
+    return [next(found) if value.requires_grad else None for value in inputs]
 
 
 # The op and its gradient, an op too, for autograd and torch.compile.
@@ -124,7 +148,7 @@ def _graph_conv(
     backend: str | None,
 ) -> Tensor:
     with torch.no_grad():
-        y = graph_conv(features, relation_terms, weight, bias, shared, offset=offset, shortcut=shortcut, backend=backend)
+        y = _convolve(features, relation_terms, weight, bias, shared, offset, shortcut, backend)
         return y.contiguous(memory_format=CHANNELS_LAST)
 
 
@@ -155,7 +179,7 @@ def _graph_conv_backward(
     to_others = [torch.empty_like(value) for value in others]
     features = features.contiguous(memory_format=CHANNELS_LAST)
     grad = grad.contiguous(memory_format=CHANNELS_LAST)
-    implementation(chosen).graph_conv_backward(to_features, *to_others, grad, features, *others)
+    run(chosen, "graph_conv_backward", to_features, *to_others, grad, features, *others)
     return to_features, *to_others
 
 
@@ -173,6 +197,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return *differentiable_gradients(reference.graph_conv, ctx.saved_tensors, grad), None, None, None
     return *torch.ops.shapmix.graph_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
 
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from shapmix import reference
 
 from . import native
 from .checks import DTYPES, SUM_DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import choose, implementation, wants_gradient
+from .dispatch import by_registered_op, choose, run, wants_gradient
 
 
 def balanced_mix_loss(
@@ -40,7 +39,7 @@ def balanced_mix_loss(
         BackendError: the back end asked for cannot run.
     """
     arguments = (logits, labels, partner, lam, log_prior, backend)
-    if torch.compiler.is_compiling():
+    if by_registered_op(*arguments[:5]):
         clean, mixed = torch.ops.shapmix.balanced_mix_loss(*arguments)[0].unbind()
     elif wants_gradient(logits):
         clean, mixed = _Recorded.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -74,7 +73,7 @@ def _forward(
         return losses, (logits + log_prior).logsumexp(1)
 
     losses, row_sums = log_prior.new_empty(2), log_prior.new_empty(len(logits))
-    implementation(chosen).balanced_mix_loss(losses, row_sums, logits.contiguous(), labels, partner, lam, log_prior)
+    run(chosen, "balanced_mix_loss", losses, row_sums, logits.contiguous(), labels, partner, lam, log_prior)
     return losses, row_sums
 
 
@@ -99,10 +98,16 @@ def _gradient(
     if chosen == "reference":
         return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam, log_prior)
     to_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    implementation(chosen).balanced_mix_loss_backward(
-        to_logits, grad.contiguous(), row_sums, logits.contiguous(), labels, partner, lam, log_prior
-    )
+    rest = (row_sums, logits.contiguous(), labels, partner, lam, log_prior)
+    run(chosen, "balanced_mix_loss_backward", to_logits, grad.contiguous(), *rest)
     return to_logits
+
+
+def _differentiable_gradient(
+    grad: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
+) -> Tensor:
+    """As `_gradient`, in torch's own ops, which autograd records: for gradients of gradients, of the logits alone."""
+    return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam.detach(), log_prior.detach())
 
 
 class _Recorded(torch.autograd.Function):
@@ -117,9 +122,11 @@ class _Recorded(torch.autograd.Function):
         return clean.clone(), mixed.clone()  # one of the views alone may be changed in place
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, clean: Tensor, mixed: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradient(torch.stack((clean, mixed)), *(*ctx.saved_tensors, ctx.backend)), None, None, None, None, None
+        grad, (row_sums, *tensors) = torch.stack((clean, mixed)), ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_gradient(grad, *tensors), None, None, None, None, None
+        return _gradient(grad, row_sums, *(*tensors, ctx.backend)), None, None, None, None, None
 
 
 # The op and its gradient, an op too, for torch.compile.
@@ -174,6 +181,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_row_sums: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _differentiable_gradient(grad, *ctx.saved_tensors[1:]), None, None, None, None, None
     to_logits = torch.ops.shapmix.balanced_mix_loss_backward(grad, *ctx.saved_tensors, ctx.backend)
     return to_logits, None, None, None, None, None
 

@@ -13,8 +13,8 @@ from shapmix.reference import MixPlan
 from shapmix.reference.mix import replaced, source_frames
 
 from . import native
-from .checks import check_clips, check_out, check_tensor, with_whole_planes
-from .dispatch import choose, implementation, wants_gradient
+from .checks import check_apart, check_clips, check_out, check_tensor, with_whole_planes, written_to
+from .dispatch import by_registered_op, choose, run, wants_gradient
 
 _FIELDS = tuple(field.name for field in fields(MixPlan))
 _FIELD_DTYPES = {"lam": torch.float64, "blend": torch.bool}
@@ -42,9 +42,17 @@ def mix_clips(
         ValueError: an argument's shape or device; on CPU tensors also a row of the plan that points outside.
         BackendError: the back end asked for cannot run.
     """
-    if out is None and (torch.compiler.is_compiling() or wants_gradient(clips)):
-        columns = [getattr(plan, name) for name in _FIELDS]
+    columns = [getattr(plan, name) for name in _FIELDS]
+    if not by_registered_op(clips, *columns, part_of_joint, out) and (out is not None or not wants_gradient(clips)):
+        return _mix(clips, plan, part_of_joint, backend, out)
+    if out is None:
         return torch.ops.shapmix.mix_clips(clips, *columns, part_of_joint, backend)
+    check_out(out, (2 * len(clips), *clips.shape[1:]), clips)
+    with torch.no_grad():
+        return out.copy_(torch.ops.shapmix.mix_clips(clips, *columns, part_of_joint, backend))
+
+
+def _mix(clips: Tensor, plan: MixPlan, part_of_joint: Tensor, backend: str | None, out: Tensor | None = None) -> Tensor:
     check_clips(clips)
     device = clips.device
     n, *clip_shape = clips.shape
@@ -53,19 +61,20 @@ def mix_clips(
     check_tensor("part_of_joint", part_of_joint, (clip_shape[2],), torch.int64, device)
     if out is not None:
         check_out(out, (2 * n, *clip_shape), clips)
+        check_apart("out", out, clips=clips, part_of_joint=part_of_joint, **vars(plan))
 
     chosen = choose("mix_clips", clips, backend)
     plan, part_of_joint = _contiguous(plan), part_of_joint.contiguous()
     if clips.is_cpu and chosen != "cpp":
         native.check_plan(plan, part_of_joint, clips.shape)
     if chosen == "reference":
-        result = reference.mix_clips(clips, plan, part_of_joint)
-        return result if out is None else out.copy_(result)
+        with torch.no_grad():
+            result = reference.mix_clips(clips, plan, part_of_joint)
+            return result if out is None else out.copy_(result)
 
-    if out is None:
-        out = clips.new_empty((2 * n, *clip_shape))
-    implementation(chosen).mix_clips(out, with_whole_planes(clips), plan, part_of_joint)
-    return out
+    to = clips.new_empty((2 * n, *clip_shape)) if out is None else out
+    run(chosen, "mix_clips", to, with_whole_planes(clips), plan, part_of_joint)
+    return to if out is None else written_to(out)
 
 
 def _contiguous(plan: MixPlan) -> MixPlan:
@@ -86,8 +95,7 @@ def _contiguous(plan: MixPlan) -> MixPlan:
 )
 def _mix_clips(clips: Tensor, *columns: Any) -> Tensor:
     *plan, part_of_joint, backend = columns
-    with torch.no_grad():
-        return mix_clips(clips, MixPlan(*plan), part_of_joint, backend=backend)
+    return _mix(clips, MixPlan(*plan), part_of_joint, backend)
 
 
 @_mix_clips.register_fake

@@ -11,7 +11,7 @@ from shapmix.reference.plan import window_range
 
 from . import native
 from .checks import SUM_DTYPES, check_dtype, check_tensor
-from .dispatch import choose, implementation
+from .dispatch import by_registered_op, choose, run
 
 
 def draw_plan(
@@ -59,11 +59,28 @@ def draw_plan(
             not positive; on CPU tensors also a label outside the classes or bits that are no part's.
         BackendError: the back end asked for cannot run.
     """
-    if torch.compiler.is_compiling():
-        on_host, on_device = (0, step) if isinstance(step, Tensor) else (step, None)
-        options = (num_frames, seed, on_host, on_device, guided, temperature, blend_probability, backend)
-        fields, lam, blend = torch.ops.shapmix.draw_plan(labels, saliency, priority, combinations, part_of_joint, *options)
-        return _plan(fields, lam, blend)
+    tensors = (labels, saliency, priority, combinations, part_of_joint)
+    options = (guided, temperature, blend_probability, backend)
+    on_host, on_device = (0, step) if isinstance(step, Tensor) else (step, None)
+    if not by_registered_op(*tensors, on_device):
+        return _draw(*tensors, num_frames, seed, step, *options)
+    return _plan(*torch.ops.shapmix.draw_plan(*tensors, num_frames, seed, on_host, on_device, *options))
+
+
+def _draw(
+    labels: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    num_frames: int,
+    seed: int,
+    step: int | Tensor,
+    guided: bool,
+    temperature: float,
+    blend_probability: float,
+    backend: str | None,
+) -> MixPlan:
     device, n = labels.device, len(labels)
     if n < 3:
         raise ValueError(f"mixing needs a batch of at least 3 clips, not {n}: the partner shift is drawn from 1..N-2")
@@ -106,7 +123,9 @@ def draw_plan(
 
     fields = labels.new_empty((6, n))
     lam, blend = fields.new_empty(n, dtype=torch.float64), fields.new_empty(n, dtype=torch.bool)
-    implementation(chosen).draw_plan(
+    run(
+        chosen,
+        "draw_plan",
         fields,
         lam,
         blend,
@@ -158,19 +177,19 @@ def _draw_plan(
     blend_probability: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = draw_plan(
+    plan = _draw(
         labels,
         saliency,
         priority,
         combinations,
         part_of_joint,
         num_frames,
-        seed=seed,
-        step=step if step_on_device is None else step_on_device,
-        guided=guided,
-        temperature=temperature,
-        blend_probability=blend_probability,
-        backend=backend,
+        seed,
+        step if step_on_device is None else step_on_device,
+        guided,
+        temperature,
+        blend_probability,
+        backend,
     )
     *fields, lam, blend = vars(plan).values()
     return torch.stack(fields), lam, blend

@@ -8,8 +8,8 @@ from torch import Tensor
 from shapmix import reference
 
 from . import native
-from .checks import DTYPES, SUM_DTYPES, check_dtype, check_tensor
-from .dispatch import choose, implementation
+from .checks import DTYPES, SUM_DTYPES, check_apart, check_dtype, check_tensor, check_unrecorded, written_to
+from .dispatch import by_registered_op, choose, run
 
 
 def saliency_update(
@@ -54,13 +54,32 @@ def saliency_update(
             combination without joints. The table is then as it was.
         BackendError: the back end asked for cannot run.
     """
-    if torch.compiler.is_compiling():
-        arguments = (table, logits, labels, columns, with_rows, without_rows, joint_counts, decay, weights, scale, backend)
-        return torch.ops.shapmix.saliency_update(*arguments)
+    tensors = (table, logits, labels, columns, with_rows, without_rows, joint_counts)
+    if not torch.compiler.is_compiling() and table.is_neg():
+        raise ValueError("table holds a negation that torch has put off; give table.resolve_neg()")
+    if by_registered_op(*tensors, weights):
+        return torch.ops.shapmix.saliency_update(*tensors, decay, weights, scale, backend)
+    return _update(*tensors, decay, weights, scale, backend)
+
+
+def _update(
+    table: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    columns: Tensor,
+    with_rows: Tensor,
+    without_rows: Tensor,
+    joint_counts: Tensor,
+    decay: float,
+    weights: Tensor | None,
+    scale: float,
+    backend: str | None,
+) -> Tensor:
     if table.dim() != 2 or table.numel() == 0:
         raise ValueError(f"table has shape {list(table.shape)}; give [K, Q] with no axis empty")
     if not table.is_contiguous():
         raise ValueError("table is not contiguous; it is updated in place, so give it as one block")
+    check_unrecorded("table", table)
     check_dtype("table", table, SUM_DTYPES)
     check_dtype("logits", logits, DTYPES)
     device, dtype = table.device, table.dtype
@@ -79,6 +98,8 @@ def saliency_update(
         check_tensor("weights", weights, (updates, with_rows[0].numel()), dtype, device, "table")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay is {decay}; give a number in 0..1")
+    check_apart("table", table, logits=logits, labels=labels, columns=columns, with_rows=with_rows, without_rows=without_rows)
+    check_apart("table", table, joint_counts=joint_counts, weights=weights)
 
     chosen = choose("saliency_update", logits, backend)
     logits, labels, columns = logits.detach().contiguous(), labels.contiguous(), columns.contiguous()
@@ -92,9 +113,9 @@ def saliency_update(
         )
 
     marginal = table.new_empty(updates)
-    implementation(chosen).saliency_update(
-        marginal, table, logits, labels, columns, with_rows, without_rows, weights, joint_counts, decay, scale
-    )
+    rows = (with_rows, without_rows)
+    run(chosen, "saliency_update", marginal, table, logits, labels, columns, *rows, weights, joint_counts, decay, scale)
+    written_to(table)
     return marginal
 
 
@@ -120,19 +141,7 @@ def _saliency_update(
     scale: float,
     backend: str | None,
 ) -> Tensor:
-    return saliency_update(
-        table,
-        logits,
-        labels,
-        columns,
-        with_rows,
-        without_rows,
-        joint_counts,
-        decay,
-        weights=weights,
-        scale=scale,
-        backend=backend,
-    )
+    return _update(table, logits, labels, columns, with_rows, without_rows, joint_counts, decay, weights, scale, backend)
 
 
 @_saliency_update.register_fake

@@ -72,9 +72,10 @@ def sample_kernel(
     BLOCK: tl.constexpr,
 ):
     """One block of the elements [T, V, M] of one sample, all coordinates."""
-    sample = tl.program_id(1).to(tl.int64)
     plane = num_frames * ROW
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(plane, BLOCK)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = at < plane
     frame, in_row = at // ROW, at % ROW
     joint, person = in_row // PEOPLE, in_row % PEOPLE
@@ -125,7 +126,8 @@ def sample_kernel(
 def sample_clips(out: Tensor, frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, bone: bool, motion: bool) -> None:
     """Writes `out` [N, C, T, V, M]; everything is contiguous, the plan's values in range, its angles in the type of the sums."""
     n, channels, num_frames, joints, people = out.shape
-    sample_kernel[(triton.cdiv(num_frames * joints * people, BLOCK), n)](
+    # On one axis: the others end at 65,535 programs, which a large batch of samples would pass.
+    sample_kernel[(triton.cdiv(num_frames * joints * people, BLOCK) * n,)](
         out,
         frames,
         offsets,
