@@ -180,8 +180,8 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     passed = torch.where(out > lowest.to(out.dtype)[:, None, None], grad, 0)
     nowhere = torch.full_like(lowest, -torch.inf)
 
-    def normalise(*tensors: Tensor) -> Tensor:
-        return reference.batch_norm(*tensors, nowhere, eps=ctx.eps)[0]
+    def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return reference.batch_norm(x, weight, bias, nowhere, eps=ctx.eps)[0]
 
     to_x, to_weight, to_bias = differentiable_gradients(normalise, (x, weight, bias), passed)
     return to_x, to_weight, to_bias, None, passed if ctx.with_shortcut else None, None, None

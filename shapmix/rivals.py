@@ -32,15 +32,14 @@ class Draws:
     """Uniform numbers of a step, one row a clip."""
 
     def __init__(self, seed: int, step: int, rows: int, device: torch.device) -> None:
-        self._draw = lambda words: random_words(seed, _RIVAL, step, rows, words, device)
-        self._words = self._draw(64)
-        self._rows, self._at = rows, 0
+        self._of, self._rows, self._device, self._at = (seed, _RIVAL, step), rows, device, 0
+        self._words = random_words(*self._of, rows, 64, device)
 
     def next(self, columns: int = 1) -> Tensor:
         """[rows, columns] int64 words."""
         self._at += columns
         if self._at > self._words.shape[1]:  # a row of more words begins with the same ones
-            self._words = self._draw(-(-self._at // 4) * 4)
+            self._words = random_words(*self._of, self._rows, -(-self._at // 4) * 4, self._device)
         return self._words[:, self._at - columns : self._at]
 
     def share(self) -> Tensor:
