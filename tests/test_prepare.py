@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -218,6 +219,25 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert "going on behind 'clip0" in said
     for name in (FRAMES, INDEX):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_the_same_store(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "raw", clips(list(range(1, 61))))
+    make(folder, tmp_path / "whole")
+    out, generator = tmp_path / "store", random.Random(0)
+    for _ in range(6):
+        process = start(folder, out)
+        while process.poll() is None and not (tmp_path / "store.partial").exists() and not out.exists():
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+    if not out.exists():
+        assert run(folder, out, "--layout", "ucla20") == 0
+    for name in (FRAMES, INDEX):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.glob("store.*"))
 
 
 def test_a_changed_source_starts_again(
