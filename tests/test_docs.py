@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from shapmix import load_layout
+from shapmix import load_layout, train
 from tests.test_ntu_raw import made, text_of
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -265,6 +265,20 @@ def test_every_page_with_commands_or_code_is_run_by_a_test_above() -> None:
         for language in ("bash", "python"):
             if blocks(page.name, language):
                 assert f'blocks("{page.name}", "{language}")' in here, (page.name, language)
+
+
+def test_the_page_of_experiments_lists_the_choices_of_the_trainer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a choice is not cut
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    page = (DOCS / "experiments.md").read_text(encoding="utf-8")
+    for option, default in (("mix", "shapmix"), ("loss", "balanced"), ("sampler", "instance")):
+        (choices,) = re.findall(rf"--{option} \{{([\w,]+)\}}", shown)
+        (row,) = re.findall(rf"^\| `--{option}` \| (.*) \|$", page, re.MULTILINE)
+        assert {default, *re.findall(r"`(\w+)`", row)} == set(choices.split(",")), option
 
 
 def test_links_of_the_pages_exist() -> None:
