@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -237,20 +238,22 @@ def test_the_explanation_lines_explain_any_network() -> None:
     torch.testing.assert_close(found.parts.sum(1), found.full_values - found.base_values)
 
 
-def test_an_own_data_set_trains_explains_and_predicts(tmp_path: Path) -> None:
+def test_an_own_data_set_trains_explains_and_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one process, as each command by itself would import torch anew."""
+    monkeypatch.chdir(tmp_path)
     (code,) = blocks("own_data.md", "python")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    commands = [line for block in blocks("own_data.md", "bash") for line in block.splitlines()]
+    exec(code, {})
+    commands = [shlex.split(line) for block in blocks("own_data.md", "bash") for line in block.splitlines()]
     modules = [f"shapmix.{name}" for name in ("prepare", "train", "explain", "predict", "export")]
-    assert [command.split()[2] for command in commands] == modules
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert [command[:3] for command in commands] == [["python", "-m", module] for module in modules]
     said = {}
-    for command in commands:
-        words = shlex.split(command)
-        assert words[0] == "python"
-        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, env=alone)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        said[words[2]] = done.stdout
+    for _, _, module, *arguments in commands:
+        status = importlib.import_module(module).main(arguments)
+        captured = capsys.readouterr()
+        assert status == 0, f"{module} {arguments}\n{captured.out}{captured.err}"
+        said[module] = captured.out
     top1 = float(re.search(r"shapmix best +([\d.]+)%", said["shapmix.train"]).group(1))
     assert top1 > 80  # chance is 60, for the most frequent class
     assert said["shapmix.predict"].splitlines()[0].split(": ")[1].startswith("kick ")
