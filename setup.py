@@ -151,7 +151,7 @@ setup(
     version=version(),
     packages=[*find_packages(include=["shapmix", "shapmix.*"]), "shapmix.kernels"],
     package_dir={"shapmix": "shapmix", "shapmix.kernels": "kernels"},
-    package_data={"shapmix": ["layouts/*.toml", "presets/*.yaml", "templates/*.html", "py.typed"]},
+    package_data={"shapmix": ["skeleton/layouts/*.toml", "training/presets/*.yaml", "pages/templates/*.html", "py.typed"]},
     ext_modules=native,
     cmdclass={"build_ext": CMakeBuild},
 )

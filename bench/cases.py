@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shapmix import reference
+from shapmix.draws.crops import draw_crops
 from shapmix.kernels import (
     balanced_mix_loss,
     batch_norm,
@@ -25,9 +26,8 @@ from shapmix.kernels import (
     saliency_update,
     sample_clips,
 )
-from shapmix.layout import Layout, load_layout
-from shapmix.plan import draw_crops
 from shapmix.reference import CropPlan, MixPlan, log_class_prior
+from shapmix.skeleton.layout import Layout, load_layout
 
 REAL, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
 ALL = (*REAL, *HALF)

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from bench.cases import Batch, Shape
 from bench.step import Workload
-from shapmix import ctrgcn as ours
-from shapmix.reference import ctrgcn as theirs
+from shapmix.networks import ctrgcn, ctrgcn_reference
 
 CLIPS = 4
 MARGIN = 4.0  # two draws of one size hardly differ by more, also where they are of few numbers
@@ -56,17 +55,17 @@ def whole_float32() -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def compare(workload: Workload, device: torch.device, network: type[theirs.CTRGCN] = ours.CTRGCN) -> dict[str, Any]:
+def compare(workload: Workload, device: torch.device, network: type[ctrgcn_reference.CTRGCN] = ctrgcn.CTRGCN) -> dict[str, Any]:
     """Distances of a network from the reference in float64 beside what is allowed; `failed` names those that are too large."""
     shape = workload.shape
     _, channels, frames, joints, people = shape.size
     batch = Batch(Shape("compared", shape.layout, (CLIPS, channels, frames, joints, people), shape.classes), torch.float32, device)
 
-    def made(kind: type[theirs.CTRGCN]) -> theirs.CTRGCN:
+    def made(kind: type[ctrgcn_reference.CTRGCN]) -> ctrgcn_reference.CTRGCN:
         torch.manual_seed(0)
         own = kind(batch.layout, shape.classes, num_people=people, in_channels=channels, widths=widths, graph_gain=1.0)
         for module in own.modules():
-            if isinstance(module, theirs.GraphUnit):
+            if isinstance(module, ctrgcn_reference.GraphUnit):
                 nn.init.constant_(module.alpha, ALPHA)
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0  # eval mode then norms as training did
@@ -77,9 +76,9 @@ def compare(workload: Workload, device: torch.device, network: type[theirs.CTRGC
     sizes = {"rows": rows, "activations": rows * widths[0], "rectified": RECTIFIED * len(widths)}
     found: dict[str, Any] = {"clips": CLIPS, "widths": list(widths), "margin": MARGIN, "distances": {}, "failed": []}
     with whole_float32():
-        exact = values_of(made(theirs.CTRGCN).double(), batch.clips.double(), batch.labels, None)
+        exact = values_of(made(ctrgcn_reference.CTRGCN).double(), batch.clips.double(), batch.labels, None)
         for name, autocast in PRECISIONS.items():
-            own, base = (values_of(made(kind), batch.clips, batch.labels, autocast) for kind in (network, theirs.CTRGCN))
+            own, base = (values_of(made(kind), batch.clips, batch.labels, autocast) for kind in (network, ctrgcn_reference.CTRGCN))
             found["distances"][name] = judged = distances(own, base, exact, autocast or torch.float32, **sizes)
             found["failed"] += [
                 f"{name} {what}: {of['distance']:.2g} from the reference in float64, {of['allowed']:.2g} allowed"

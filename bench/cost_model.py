@@ -21,9 +21,9 @@ from torch.nn.functional import conv2d, cross_entropy
 
 from bench.machine import commit, machine
 from bench.timing import copy_of, seconds
-from shapmix.ctrgcn import CTRGCN
-from shapmix.game import PartGame
-from shapmix.layout import load_layout
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.shapley.game import PartGame
+from shapmix.skeleton.layout import load_layout
 
 PEOPLE, CHANNELS, ROUNDS = 2, 3, 5
 BASE = {"clips": 4, "frames": 64, "layout": "ntu25", "classes": 60}

@@ -27,7 +27,7 @@ from shapmix.data.order import epoch_batches
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.sources.ntu_raw import read_skeletons
 from shapmix.data.store import FRAMES, INDEX, LAYOUT, NUMBERS, VERSION, open_store
-from shapmix.layout import layout_text
+from shapmix.skeleton.layout import layout_text
 
 ROUNDS = 7
 CLIPS, MEAN_FRAMES = 40_091, 82

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from bench.machine import commit, machine, peak_bytes
 from bench.timing import in_turns, quantiles
-from shapmix.game import PartGame
-from shapmix.layout import Layout
-from shapmix.reference import ctrgcn as reference
+from shapmix.networks import ctrgcn_reference
 from shapmix.reference.coalition import coalition_inputs
-from shapmix.shapley import shapley_values
-from shapmix.trained import open_with_data
+from shapmix.shapley.game import PartGame
+from shapmix.shapley.values import shapley_values
+from shapmix.skeleton.layout import Layout
+from shapmix.training.trained import open_with_data
 
 CLIPS = 32
 SECONDS = 60.0
@@ -58,7 +58,7 @@ class Task:
     def __init__(self, run: Path, clips: int) -> None:
         config, splits, ours, sampler, mixer = open_with_data(run, "last")
         store = splits.store
-        eager = reference.CTRGCN(
+        eager = ctrgcn_reference.CTRGCN(
             store.layout,
             store.num_classes,
             num_people=store.num_people,

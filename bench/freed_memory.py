@@ -1,4 +1,4 @@
-"""What `shapmix.memory.keep_freed_memory` saves: the training step of a preset on the CPU, with and without it, in turns.
+"""What `shapmix.process.memory.keep_freed_memory` saves: the training step of a preset on the CPU, with and without it, in turns.
 
     python -m bench.freed_memory --out FILE [--threads 1]
 
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from bench.machine import commit, machine
-from shapmix.config import parse_config
 from shapmix.data.order import epoch_batches
-from shapmix.memory import keep_freed_memory
-from shapmix.recipe import load_splits, make_mixer, make_network, make_optimizer, make_sampler
+from shapmix.process.memory import keep_freed_memory
+from shapmix.training.build import load_splits, make_mixer, make_network, make_optimizer, make_sampler
+from shapmix.training.config import parse_config
 
 KINDS = ("given back", "kept")
 WARM_UP, STEPS = 3, 10

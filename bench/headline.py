@@ -38,7 +38,7 @@ from bench.step import PUBLISHED, WholeStep, Workload, without_host_reads
 from bench.tables import in_bytes, in_units, markdown
 from bench.timing import quantiles, seconds
 from bench.verdicts import OPS, as_result, may_show
-from shapmix.step import WARM_UP
+from shapmix.training.step import WARM_UP
 
 SECONDS = 170.0
 BEGUN = time.monotonic()

@@ -31,7 +31,7 @@ from bench.saliency_estimators import Truth, read_truth
 from shapmix.data.longtail import buckets
 from shapmix.data.order import epoch_batches
 from shapmix.kernels import draw_plan
-from shapmix.trained import open_with_data
+from shapmix.training.trained import open_with_data
 
 EPOCHS = 20  # of batches whose plans are drawn
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from bench.cases import NTU, Batch, Shape, total
 from bench.machine import commit, machine, peak_bytes
 from bench.timing import in_turns, quantiles
-from shapmix import ShapMix, ctrgcn
-from shapmix.reference import ctrgcn as reference
+from shapmix import ShapMix
+from shapmix.networks import ctrgcn, ctrgcn_reference
 
 CLIPS = 16
 SECONDS = 40.0  # of rounds, each of the three comparisons
@@ -36,7 +36,7 @@ def networks(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
     _, channels, _, _, people = shape.size
     layout = Batch(shape, torch.float32, device).layout
     torch.manual_seed(0)
-    theirs = reference.CTRGCN(layout, shape.classes, num_people=people, in_channels=channels, graph_gain=1.0)
+    theirs = ctrgcn_reference.CTRGCN(layout, shape.classes, num_people=people, in_channels=channels, graph_gain=1.0)
     ours = ctrgcn.CTRGCN(layout, shape.classes, num_people=people, in_channels=channels, graph_gain=1.0)
     ours.load_state_dict(theirs.state_dict())
     return {"reference": theirs.to(device), "op": ours.to(device)}

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from bench.machine import commit, machine
 from shapmix.data.order import epoch_batches
-from shapmix.estimators import ESTIMATORS, Estimator, propose
-from shapmix.game import PartGame
-from shapmix.layout import Layout
+from shapmix.mixing.estimators import ESTIMATORS, Estimator, propose
+from shapmix.mixing.saliency import SALIENCY_SCALE, ClassSaliency
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import contexts
-from shapmix.saliency import SALIENCY_SCALE, ClassSaliency
-from shapmix.trained import open_with_data
+from shapmix.shapley.game import PartGame
+from shapmix.skeleton.layout import Layout
+from shapmix.training.trained import open_with_data
 
 SEEDS = 5
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from bench.cases import NTU, Batch, Shape, total
 from bench.timing import device_seconds, in_turns, quantiles
 from shapmix import ShapMix, kernels, reference
-from shapmix import ctrgcn as ours
 from shapmix.data.clips import ClipStore
 from shapmix.data.sampling import ClipSampler
+from shapmix.draws.crops import draw_crops
 from shapmix.kernels import unavailable
-from shapmix.parallel import SharedForward
-from shapmix.plan import draw_crops
-from shapmix.reference import ctrgcn as theirs
-from shapmix.step import TrainingStep
+from shapmix.networks import ctrgcn, ctrgcn_reference
+from shapmix.process.parallel import SharedForward
+from shapmix.training.step import TrainingStep
 
 TARGET = 60e-6  # seconds of device time, of the augment path at 64 NTU clips
 
@@ -140,7 +139,7 @@ class WholeStep:
         store = ClipStore(frames, offsets, batch.labels, names, batch.layout, classes)
         _, channels, _, _, people = workload.shape.size
         torch.manual_seed(0)
-        made = theirs.CTRGCN if eager else ours.CTRGCN
+        made = ctrgcn_reference.CTRGCN if eager else ctrgcn.CTRGCN
         self.network = made(
             batch.layout, workload.shape.classes, num_people=people, in_channels=channels, widths=workload.widths
         ).to(device)

@@ -1,4 +1,4 @@
-// Counter-based random numbers, the same as shapmix.philox: Philox-4x32-10 keyed by the seed.
+// Counter-based random numbers, the same as shapmix.draws.philox: Philox-4x32-10 keyed by the seed.
 #pragma once
 
 #include <cstdint>

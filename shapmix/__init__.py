@@ -2,9 +2,9 @@
 
 from importlib import metadata
 
-import shapmix.command  # noqa: F401 (first: what it says of Ctrl-C is to hold while torch is imported)
-from shapmix.layout import Layout, load_layout
-from shapmix.mixing import MixedBatch, ShapMix
+import shapmix.process.ending  # noqa: F401 (first: what it says of Ctrl-C is to hold while torch is imported)
+from shapmix.mixing.mixer import MixedBatch, ShapMix
+from shapmix.skeleton.layout import Layout, load_layout
 
 
 def _installed_version() -> str:

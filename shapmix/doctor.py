@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shapmix import __version__, cpu, kernels, reference
+from shapmix import __version__, kernels, reference
 from shapmix.kernels import BACKENDS, cuda, native, unavailable
 from shapmix.kernels.checks import DTYPES
+from shapmix.process import cpu
 from shapmix.reference import CropPlan, MixPlan
 
 # Odd sizes, one sample, one joint, and a batch large enough for every thread to get work.

@@ -5,7 +5,6 @@ Writes pictures, the exact games (`explanation.npz`) and one self-contained page
 
 from __future__ import annotations
 
-import base64
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,26 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jinja2
 import torch
 import tyro
-from torch import Tensor
 from tqdm import tqdm
 
-from shapmix import plots
-from shapmix.checkpoint import CheckpointError
-from shapmix.command import check_output_folder, ended
-from shapmix.config import ConfigError
-from shapmix.data.clips import DataError
-from shapmix.explanation import Explanation, explain
-from shapmix.files import write_whole
-from shapmix.game import Output, PartGame
 from shapmix.kernels import BackendError
-from shapmix.layout import LayoutError
-from shapmix.run import RunError
-from shapmix.trained import open_with_data
-
-log = logging.getLogger("shapmix")
+from shapmix.pages.explanation import choose_clips, write_page
+from shapmix.process.ending import check_output_folder, ended
+from shapmix.process.errors import DataError, RunError
+from shapmix.shapley.explanation import explain
+from shapmix.shapley.game import Output, PartGame
+from shapmix.skeleton.layout import LayoutError
+from shapmix.training.checkpoint import CheckpointError
+from shapmix.training.config import ConfigError
+from shapmix.training.trained import open_with_data
 
 
 @dataclass(frozen=True)
@@ -54,10 +47,6 @@ class ExplainConfig:
     max_rows: int = 64
     """Clips forwarded at once."""
     threads: int | None = None
-
-
-class ExplainError(RunError):
-    """A request that cannot be met; the message names what and the remedy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,84 +101,6 @@ def run(config: ExplainConfig) -> Path:
         f"{config.run.name}, {config.checkpoint} checkpoint",
         y_down=store.y_down,
     )
-
-
-def choose_clips(config: ExplainConfig, split: Tensor, labels: Tensor, names: list[str]) -> Tensor:
-    """Indices of the clips that are asked for by name, or of the first few of each class of the split.
-
-    Raises:
-        ExplainError: a name that no clip has, or nothing to explain.
-    """
-    if config.clips:
-        index = {name: clip for clip, name in enumerate(names)}
-        for name in config.clips:
-            if name not in index:
-                raise ExplainError(f"--clips: no clip is named '{name}'; the first of the data set is '{names[0]}'")
-        return torch.tensor([index[name] for name in config.clips])
-    if config.per_class < 1:
-        raise ExplainError(f"--per-class: at least 1, not {config.per_class}")
-    first = [split[labels[split] == label][: config.per_class] for label in labels[split].unique()]
-    if not first:
-        raise ExplainError(f"--split {config.split}: it holds no clip")
-    return torch.cat(first)
-
-
-def write_page(
-    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, y_down: bool = False
-) -> Path:
-    """Draws every picture into `out` and the page that holds them all; `pose` [V, C] is the skeleton that is coloured."""
-    layout = explanation.layout
-    parts = list(layout.parts)
-    by_class, combinations = explanation.by_label(explanation.parts), explanation.by_label(explanation.rectified)
-    shown = [class_names[label] for label in by_class.labels.tolist()]
-    strongest = int((explanation.full_values - explanation.base_values).argmax())
-
-    plots.plot_saliency(out / "combinations.png", combinations.mean, layout, shown)
-    plots.plot_parts(out / "parts.png", by_class.mean, by_class.standard_error, pose, layout, shown, y_down=y_down)
-    plots.plot_waterfall(
-        out / "waterfall.png", explanation.parts[strongest], float(explanation.base_values[strongest]), parts, explanation.output
-    )
-    pairs = explanation.interactions("k_sii", 2).mean(0)
-    plots.plot_interactions(out / "interactions.png", pairs, layout)
-    faithfulness = explanation.faithfulness()
-    plots.plot_curves(out / "curves.png", faithfulness, explanation.output)
-    example = f"'{explanation.names[strongest]}' of class '{class_names[int(explanation.labels[strongest])]}'"
-    pictures = [
-        (
-            "Body parts",
-            "parts.png",
-            "Mean Shapley value of each part over a class's clips, on the skeleton; the whisker is the standard error of the mean.",
-        ),
-        (
-            "Combinations",
-            "combinations.png",
-            "What a combination of parts adds to the other parts on average, never below zero: what training mixes by.",
-        ),
-        ("One clip", "waterfall.png", f"From the mean motion to the whole clip {example}, part by part."),
-        (
-            "Interactions",
-            "interactions.png",
-            "Pairs of parts that are worth more together (blue) or less (orange) than apart, by the k-Shapley interaction index.",
-        ),
-        ("Is it faithful?", "curves.png", faithfulness.verdict(explanation.output.replace("_", "-"))),
-    ]
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("shapmix"), autoescape=True, undefined=jinja2.StrictUndefined)
-    table = [
-        (name, int(count), [f"{value:+.3f}" for value in row])
-        for name, count, row in zip(shown, by_class.clips.tolist(), by_class.mean.tolist(), strict=True)
-    ]
-    page = environment.get_template("explain.html").render(
-        title=title,
-        clips=len(explanation),
-        rows=explanation.rows_forwarded,
-        output=explanation.output.replace("_", "-"),
-        parts=[part.replace("_", " ") for part in parts],
-        table=table,
-        pictures=[(heading, base64.b64encode((out / file).read_bytes()).decode(), caption) for heading, file, caption in pictures],
-    )
-    path = out / "index.html"
-    write_whole(path, page)
-    return path
 
 
 if __name__ == "__main__":

@@ -11,34 +11,22 @@ from __future__ import annotations
 
 import json
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, NoReturn
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
-from shapmix.checkpoint import CheckpointError
-from shapmix.command import ended
-from shapmix.config import ConfigError
-from shapmix.data.bounded import UNREADABLE, check_name, read_file
-from shapmix.data.clips import DataError
-from shapmix.data.sources import Source
-from shapmix.data.sources.find import find_source
-from shapmix.data.sources.ntu_raw import ENDING, LARGEST_FILE, actors, read_skeletons
-from shapmix.data.sources.plain import ARRAY, TABLE, read_array
-from shapmix.data.store import INDEX, open_store
-from shapmix.explanation import explain
-from shapmix.game import PartGame
 from shapmix.kernels import BackendError
-from shapmix.layout import Layout, LayoutError, layout_text, parse_layout
-from shapmix.run import RunError
-from shapmix.trained import Trained, open_run
+from shapmix.process.ending import ended
+from shapmix.process.errors import DataError, RunError
+from shapmix.skeleton.layout import LayoutError
+from shapmix.training.checkpoint import CheckpointError
+from shapmix.training.config import ConfigError
+from shapmix.training.prediction import describe, predict, recordings_of
+from shapmix.training.trained import open_run
 
 
 @dataclass(frozen=True)
@@ -61,26 +49,6 @@ class PredictConfig:
     json: bool = False
     """One line of JSON a clip in place of text."""
     threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Of one clip.
-
-    Attributes:
-        name: of the recording.
-        begin, end: its frames, the end exclusive.
-        classes: the most probable ones with their probabilities, first the most probable.
-        parts: part -> its share of the first class's probability; together with `without` they sum to it. Empty if not asked for.
-        without: the first class's probability when every part moves as the mean of the training clips.
-    """
-
-    name: str
-    begin: int
-    end: int
-    classes: list[tuple[str, float]]
-    parts: dict[str, float]
-    without: float | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,139 +92,6 @@ def _main(config: PredictConfig) -> int:
     if failed:
         print(f"error: {failed} of {total} recordings are without a prediction, for the reasons above", file=sys.stderr)
     return 1 if failed else 0
-
-
-class Unread(NamedTuple):
-    """A recording that nobody has read yet; `read` gives [T, M, V, C] float32, or raises a DataError."""
-
-    name: str
-    read: Callable[[], Tensor]
-
-
-def recordings_of(file: Path, trained: Trained) -> Iterator[Unread]:
-    """The recordings of a file or data set; one that fails to be read, where the file cannot be opened."""
-    if file.suffix == ENDING:
-        yield Unread(file.stem, lambda: _read_skeletons(file))
-    elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
-        yield Unread(file.stem, lambda: torch.from_numpy(read_array(file)))
-    else:
-        try:
-            yield from _recordings_of_set(file, trained)
-        except (DataError, LayoutError, OSError) as error:
-            reason = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-            yield Unread(file.stem, partial(_fail, reason))
-
-
-def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
-    """Of a prepared store, or of a data set in one of the known formats.
-
-    Raises:
-        DataError, LayoutError, OSError: it cannot be opened, or has other joints or coordinates than the network.
-    """
-    if (file / INDEX).is_file():
-        store = open_store(file).clips
-        _check_fits(file, trained, store.layout, store.scores)
-        yield from (Unread(name, partial(store.clip, index)) for index, name in enumerate(store.names))
-        return
-    # the plain form does not say whether it has scores: it is taken as what the network was trained on
-    source = find_source(file, scores=trained.scores and (file / TABLE).is_file())
-    _check_fits(file, trained, parse_layout(layout_text(source.layout), where=source.layout), source.scores)
-    for index, name in enumerate(source.names):
-        yield Unread(check_name(name, "recording", str(file)), partial(_read_of, source, index))
-
-
-def _read_of(source: Source, index: int) -> Tensor:
-    return torch.from_numpy(np.array(source.read(index).joints, dtype=np.float32))
-
-
-def _read_skeletons(file: Path) -> Tensor:
-    return torch.from_numpy(actors(read_skeletons(read_file(file, LARGEST_FILE), str(file)), str(file)))
-
-
-def _fail(reason: str) -> NoReturn:
-    raise DataError(reason)
-
-
-def _check_fits(file: Path, trained: Trained, layout: Layout, scores: bool) -> None:
-    for theirs, ours in zip(layout.joints, trained.layout.joints, strict=False):
-        if theirs != ours:
-            raise DataError(f"{file}: its joints are not those that the network was trained on: '{theirs}' in place of '{ours}'")
-    if scores != trained.scores:
-        having = ("has no scores", "with them") if trained.scores else ("has scores", "without")
-        raise DataError(f"{file}: {having[0]}, the network was trained {having[1]}")
-
-
-def predict(
-    trained: Trained,
-    recording: Tensor,
-    name: str = "recording",
-    *,
-    top: int = 3,
-    parts: bool = True,
-    window: int | None = None,
-    stride: int | None = None,
-) -> list[Prediction]:
-    """Predictions of a recording [T, M, V, C], one, or one for each window of it.
-
-    Windows begin every `stride` frames; the last one ends with the recording. A recording shorter than a window is one clip.
-
-    Raises:
-        DataError: joints or coordinates that the network was not trained on.
-        ValueError: a window, stride or top below 1.
-    """
-    if top < 1 or (window is not None and window < 1) or (stride is not None and stride < 1):
-        raise ValueError("top, window and stride are at least 1")
-    frames = len(recording)
-    length = min(window or frames, frames)
-    begins = list(range(0, frames - length + 1, stride or max(1, length // 2)))
-    if begins and begins[-1] + length < frames:
-        begins.append(frames - length)
-    names = [f"{name} [{begin}:{begin + length}]" for begin in begins]
-    store = trained.store([recording[begin : begin + length] for begin in begins], names)
-    clips = trained.sampler(store).evaluation(torch.arange(len(begins)))
-    with torch.no_grad():
-        probability = torch.cat([trained.network(part).float().softmax(1) for part in clips.split(16)])
-    best = probability.topk(min(top, probability.shape[1]), dim=1)
-    shares: list[dict[str, float]] = [{} for _ in begins]
-    without: list[float | None] = [None] * len(begins)
-    if parts:
-        game = PartGame(trained.network, trained.layout, trained.mean_motion)
-        found = explain(game, clips, best.indices[:, 0], names)
-        shares = [dict(zip(trained.layout.parts, row, strict=True)) for row in found.parts.tolist()]
-        without = list(found.base_values.tolist())
-    return [
-        Prediction(
-            name,
-            begin,
-            begin + length,
-            [(trained.class_names[label], chance) for label, chance in zip(labels, chances, strict=True)],
-            share,
-            base,
-        )
-        for begin, labels, chances, share, base in zip(
-            begins, best.indices.tolist(), best.values.tolist(), shares, without, strict=True
-        )
-    ]
-
-
-def describe(found: Prediction) -> str:
-    """A line for the classes, and one for the parts."""
-    classes = ", ".join(f"{name} {100 * chance:.1f}%" for name, chance in found.classes)
-    lines = [f"{found.name} [{found.begin}:{found.end}]: {classes}"]
-    if found.without is not None:
-        ranked = sorted(found.parts.items(), key=lambda item: -item[1])
-        lines.append(
-            f"    {100 * found.without:.1f}% without motion; " + ", ".join(f"{part} {100 * share:+.1f}" for part, share in ranked)
-        )
-    return "\n".join(lines)
-
-
-def _is_array(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return f"{ARRAY}.npy" in archive.namelist()
-    except UNREADABLE:
-        return False
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import bench  # noqa: F401  finds shapmix.kernels where the project is not insta
 from bench.verdicts import proofs_of
 from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
-from shapmix.layout import load_layout
 from shapmix.reference import MixPlan, draw_plan
+from shapmix.skeleton.layout import load_layout
 
 try:
     from hypothesis import settings
@@ -75,9 +75,9 @@ def small_splits() -> Splits:
 @pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch, small_splits: Splits, tmp_path: Path) -> None:
     """Whatever a configuration asks for, the trainer gets the small data, in a folder of its own."""
-    from shapmix import recipe  # here, as most tests need nothing of what it imports
+    from shapmix.training import build  # here, as most tests need nothing of what it imports
 
-    monkeypatch.setattr(recipe, "read_splits", lambda config: small_splits)
+    monkeypatch.setattr(build, "read_splits", lambda config: small_splits)
     monkeypatch.chdir(tmp_path)
 
 

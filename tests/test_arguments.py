@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.synthetic import make_synthetic
-from shapmix.estimators import propose
-from shapmix.game import PartGame
-from shapmix.layout import load_layout
-from shapmix.mixing import ShapMix
-from shapmix.rivals import RIVALS
-from shapmix.saliency import ClassSaliency
-from shapmix.shapley import interaction_matrix
+from shapmix.mixing.estimators import propose
+from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.rivals import RIVALS
+from shapmix.mixing.saliency import ClassSaliency
+from shapmix.shapley.game import PartGame
+from shapmix.shapley.values import interaction_matrix
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 COUNTS = torch.tensor([90, 30, 9, 3])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from shapmix import backbones, load_layout, train
-from shapmix.fold import Folded
+from shapmix import load_layout, networks, train
+from shapmix.networks.fold import Folded
 
-MAKERS = [backbones.stgcn, backbones.aagcn, backbones.attention]
+MAKERS = [networks.stgcn, networks.aagcn, networks.attention]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -38,8 +38,8 @@ def test_any_layout_is_mapped_to_logits(make: Callable[..., nn.Module], layout: 
 @pytest.mark.parametrize(
     ("make", "millions"),
     [
-        (backbones.stgcn, 3.10),  # 3.1 M: MMAction2's model zoo and the table of CTR-GCN's paper
-        (backbones.aagcn, 3.77),  # 3.77 M: MMAction2's model zoo, 2s-AGCN with its attention
+        (networks.stgcn, 3.10),  # 3.1 M: MMAction2's model zoo and the table of CTR-GCN's paper
+        (networks.aagcn, 3.77),  # 3.77 M: MMAction2's model zoo, 2s-AGCN with its attention
     ],
 )
 def test_sizes_are_the_published_ones(make: Callable[..., nn.Module], millions: float) -> None:
@@ -63,5 +63,5 @@ def test_folding_is_exact(make: Callable[..., nn.Module]) -> None:
 
 def test_the_trainer_takes_them(tmp_path: object) -> None:
     options = ["--num-frames", "8", "--n-max", "8", "--imbalance", "4", "--batch-size", "8", "--epochs", "1", "--mix", "none"]
-    options += ["--network.backbone", "shapmix.backbones:stgcn", "--threads", "1", "--run-dir", f"{tmp_path}/run"]
+    options += ["--network.backbone", "shapmix.networks:stgcn", "--threads", "1", "--run-dir", f"{tmp_path}/run"]
     assert train.main(options) == 0

@@ -20,15 +20,15 @@ import pytest
 import torch
 
 from shapmix import prepare
-from shapmix.data import bounded
-from shapmix.data.clips import DataError
 from shapmix.data.nw_ucla import load_nw_ucla
+from shapmix.data.sources import bounded
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import read_skeletons
 from shapmix.data.sources.plain import Plain, read_array
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.data.store import INDEX, NUMBERS, open_store
-from shapmix.layout import LayoutError, layout_text, load_layout
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import LayoutError, layout_text, load_layout
 from tests.fuzz.readers import Readers, mutated
 
 RNG = np.random.default_rng(0)

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from shapmix import evaluate, predict, prepare, train
-from shapmix.checkpoint import read_checkpoint
-from shapmix.data.clips import ClipStore, DataError, join_clips
+from shapmix.data.clips import ClipStore, join_clips
 from shapmix.data.protocols import store_splits
 from shapmix.data.store import NUMBERS, Prepared
-from shapmix.layout import load_layout
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import load_layout
+from shapmix.training.checkpoint import read_checkpoint
 
 LAYOUT = load_layout("ucla20")
 OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "4", "--epochs", "1", "--mix", "none", "--threads", "1"]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from shapmix import cpu, doctor, evaluate, experiment, explain, export, predict, prepare, recipe, report, train
-from shapmix.config import TrainConfig, parse_config, presets, save_config
+from shapmix import doctor, evaluate, experiment, explain, export, predict, prepare, report, train
+from shapmix.process import cpu
+from shapmix.training import build
+from shapmix.training.config import TrainConfig, parse_config, presets, save_config
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor.main,
@@ -188,12 +190,12 @@ def test_bf16_without_products_needs_force(monkeypatch: pytest.MonkeyPatch, caps
     assert "--force" in line
     assert not os.path.exists("run")
     assert train.main([*TINY, "--run-dir", "float32"]) == 0
-    recipe.check_machine(parse_config(bf16), torch.device("cuda", 0))  # a GPU multiplies bf16
-    recipe.check_machine(parse_config([*bf16, "--force"]), torch.device("cpu"))
+    build.check_machine(parse_config(bf16), torch.device("cuda", 0))  # a GPU multiplies bf16
+    build.check_machine(parse_config([*bf16, "--force"]), torch.device("cpu"))
     monkeypatch.setattr(cpu, "multiplies_bf16", lambda: None)  # what is not known is not refused
-    recipe.check_machine(parse_config(bf16), torch.device("cpu"))
+    build.check_machine(parse_config(bf16), torch.device("cpu"))
     monkeypatch.setattr(cpu, "multiplies_bf16", lambda: True)
-    recipe.check_machine(parse_config(bf16), torch.device("cpu"))
+    build.check_machine(parse_config(bf16), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_pages_are_tried_before_the_work_and_stop_without_a_word(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr("shapmix.command.tempfile.TemporaryFile", refuse)
+        patched.setattr("shapmix.process.ending.tempfile.TemporaryFile", refuse)
         for command in (explain, report):
             assert command.main([str(tiny_run)]) == 1
             assert "cannot write there: Permission denied" in one_line(capsys.readouterr().err)

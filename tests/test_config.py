@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shapmix.config import (
+from shapmix.training.config import (
     ON_RESUME,
     PRESETS,
     ConfigError,

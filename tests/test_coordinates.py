@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from shapmix import ShapMix, evaluate, explain, export, predict, prepare, recipe, report, train
-from shapmix.ctrgcn import CTRGCN
+from shapmix import ShapMix, evaluate, explain, export, predict, prepare, report, train
 from shapmix.data.clips import ClipStore, join_clips
 from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.store import open_store
-from shapmix.layout import load_layout
-from shapmix.step import TrainingStep
-from shapmix.trained import open_run
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.skeleton.layout import load_layout
+from shapmix.training import build
+from shapmix.training.step import TrainingStep
+from shapmix.training.trained import open_run
 
 OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--saliency.warmup-epochs", "1"]
 OPTIONS += ["--threads", "1", "--device", "cpu"]
@@ -175,7 +176,7 @@ def test_clips_that_are_zero_throughout_train_to_finite_weights(
     for clip in [*splits.train[:9].tolist(), int(splits.val[0]), int(splits.test[0])]:
         frames[splits.store.offsets[clip] : splits.store.offsets[clip + 1]] = 0
     still = replace(splits, store=replace(splits.store, frames=frames))
-    monkeypatch.setattr(recipe, "read_splits", lambda config: still)
+    monkeypatch.setattr(build, "read_splits", lambda config: still)
     assert train_on(tmp_path / "store", tmp_path / "run", kind.stream) == 0
     opened = open_run(tmp_path / "run", "last")
     assert all(value.isfinite().all() for value in opened.network.state_dict().values())

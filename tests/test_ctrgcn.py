@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapmix.ctrgcn import CTRGCN, check_state_dict
-from shapmix.layout import Layout, load_layout
-from shapmix.reference import ctrgcn as reference
+from shapmix.networks import ctrgcn_reference
+from shapmix.networks.ctrgcn import CTRGCN, check_state_dict
+from shapmix.skeleton.layout import Layout, load_layout
 
 NTU, COCO = load_layout("ntu25"), load_layout("coco17")
 
@@ -38,7 +38,7 @@ def test_merged_form_is_the_reference(
     layout: Layout, n: int, frames: int, people: int, channels: int, widths: list[int], training: bool
 ) -> None:
     shape = {"num_people": people, "in_channels": channels, "widths": widths}
-    theirs = reference.CTRGCN(layout, 5, **shape).double()
+    theirs = ctrgcn_reference.CTRGCN(layout, 5, **shape).double()
     lively(theirs)
     ours = CTRGCN(layout, 5, **shape).double()
     ours.load_state_dict(theirs.state_dict())
@@ -60,7 +60,7 @@ def test_merged_form_is_the_reference(
 
 
 def test_float32_gradients_stay_within_relative_1e_4() -> None:
-    theirs, ours = reference.CTRGCN(NTU, 12, widths=(16, 16, 32)), CTRGCN(NTU, 12, widths=(16, 16, 32))
+    theirs, ours = ctrgcn_reference.CTRGCN(NTU, 12, widths=(16, 16, 32)), CTRGCN(NTU, 12, widths=(16, 16, 32))
     lively(theirs)
     ours.load_state_dict(theirs.state_dict())
     clips, labels = torch.randn(4, 3, 16, 25, 2), torch.tensor([0, 3, 7, 11])
@@ -89,12 +89,12 @@ def test_gradients_are_as_close_to_float64_as_the_references(widths: tuple[int, 
     errors = []
     for seed in range(3):
         torch.manual_seed(seed)
-        exact = reference.CTRGCN(NTU, 12, widths=widths, graph_gain=1.0)
+        exact = ctrgcn_reference.CTRGCN(NTU, 12, widths=widths, graph_gain=1.0)
         lively(exact)
         torch.manual_seed(seed)
         clips, labels = torch.randn(8, 3, 16, 25, 2), torch.arange(8) % 12
         found = []
-        for kind in (reference.CTRGCN, CTRGCN):
+        for kind in (ctrgcn_reference.CTRGCN, CTRGCN):
             network = kind(NTU, 12, widths=widths, graph_gain=1.0)
             network.load_state_dict(exact.state_dict())
             found.append(gradient(network, clips, labels, half))
@@ -109,7 +109,7 @@ def test_defaults_are_the_published_network() -> None:
     assert [layer.gcn1.bn.num_features for layer in network.layers] == [64] * 4 + [128] * 3 + [256] * 3
     assert [layer.tcn1.branches[3][0].stride[0] for layer in network.layers] == [1, 1, 1, 1, 2, 1, 1, 2, 1, 1]
     assert network.layers[0].residual is None
-    graph_units = [module for module in network.modules() if isinstance(module, reference.GraphUnit)]
+    graph_units = [module for module in network.modules() if isinstance(module, ctrgcn_reference.GraphUnit)]
     assert all(float(unit.bn.weight.detach().max()) == pytest.approx(1e-6) for unit in graph_units)
 
 

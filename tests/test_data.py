@@ -17,11 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapmix.data.clips import DataError, Splits
-from shapmix.data.kinematics import CHAIN, JOINT, LAYOUT, Body, pose
+from shapmix.data.clips import Splits
 from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list, read_list, write_list
-from shapmix.data.nw_ucla import ACTION_NUMBERS, CLASS_NAMES, load_nw_ucla
+from shapmix.data.nw_ucla import load_nw_ucla
+from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES
 from shapmix.data.synthetic import BLOCKS, CLASSES, IDLE, MOTIONS, PARTS, make_clip, make_synthetic
+from shapmix.process.errors import DataError
+from shapmix.skeleton.kinematics import CHAIN, JOINT, LAYOUT, Body, pose
 
 # --- long-tailed lists -----------------------------------------------------------------------------------------------
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from shapmix import command, evaluate, export, predict, prepare, train
-from shapmix.data.clips import DataError
+from shapmix import evaluate, export, predict, prepare, train
 from shapmix.data.store import open_store
-from shapmix.recipe import load_splits
-from shapmix.run import RunError
-from shapmix.trained import open_run
+from shapmix.process import ending
+from shapmix.process.errors import DataError, RunError
+from shapmix.training import prediction, scores
+from shapmix.training.build import load_splits
+from shapmix.training.trained import open_run
 
 OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "1", "--mix", "none", "--threads", "1"]
 OPTIONS += ["--device", "cpu"]
@@ -65,10 +66,10 @@ def test_weights_of_seeds_are_fitted_on_clips_that_none_trains_on(runs: list[Pat
     assert validated[0] & trained[1]  # what must not be taken
     expected = (validated[0] | validated[1]) - trained[0] - trained[1]
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(evaluate, "fit_weights", lambda values, labels: seen.append(values) or torch.ones(2, dtype=torch.float64))
+    monkeypatch.setattr(scores, "fit_weights", lambda values, labels: seen.append(values) or torch.ones(2, dtype=torch.float64))
     assert evaluate.main([*map(str, runs), "--fit-weights", "--device", "cpu"]) == 0
     assert seen[0].shape == (2, len(expected), 2)
-    chosen = evaluate.weight_clips(splits, runs)
+    chosen = scores.weight_clips(splits, runs)
     for each, clips in zip(splits, chosen, strict=True):
         assert {each.store.names[clip] for clip in clips.tolist()} == expected
 
@@ -77,7 +78,7 @@ def test_seeds_without_a_clip_in_common_say_so(runs: list[Path]) -> None:
     splits = [load_splits(open_run(run).config) for run in runs]
     everything = torch.tensor([clip for clip in range(len(splits[0].store)) if clip not in splits[0].test.tolist()])
     with pytest.raises(RunError, match="no validation clip that no run trains on; give --weights"):
-        evaluate.weight_clips([replace(splits[0], train=everything), splits[1]], runs)
+        scores.weight_clips([replace(splits[0], train=everything), splits[1]], runs)
 
 
 # predict
@@ -121,7 +122,7 @@ def test_a_bad_file_does_not_lose_the_others(
 
 def test_a_bad_recording_does_not_lose_its_data_set(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_plain(tmp_path / "raw", clips=16)
-    (folder / "layout.toml").write_text((Path(predict.__file__).parent / "layouts" / "ucla20.toml").read_text())
+    (folder / "layout.toml").write_text((Path(layout.__file__).parent / "layouts" / "ucla20.toml").read_text())
     (folder / "clip05.npy").write_bytes(b"nothing")
     assert predict.main([str(runs[0]), str(folder), "--json", "--no-parts"]) == 1
     captured = capsys.readouterr()
@@ -141,14 +142,14 @@ def test_predict_checks_numbers_once(
 def test_other_joints_and_scores_are_refused(data: Path, runs: list[Path], tmp_path: Path) -> None:
     trained = open_run(runs[0])
     folder = write_plain(tmp_path / "raw", clips=16)
-    text = (Path(predict.__file__).parent / "layouts" / "ucla20.toml").read_text()
+    text = (Path(layout.__file__).parent / "layouts" / "ucla20.toml").read_text()
     (folder / "layout.toml").write_text(text.replace("hip_centre", "middle"))
     with pytest.raises(DataError, match="joints are not those that the network was trained on: 'middle'"):
-        next(predict.recordings_of(folder, trained)).read()
+        next(prediction.recordings_of(folder, trained)).read()
     (folder / "layout.toml").unlink()
     assert prepare.main([str(folder), str(tmp_path / "scored"), "--layout", "ucla20", "--scores"]) == 0
     with pytest.raises(DataError, match="has scores, the network was trained without"):
-        next(predict.recordings_of(tmp_path / "scored", trained)).read()
+        next(prediction.recordings_of(tmp_path / "scored", trained)).read()
 
 
 # What cannot be written
@@ -174,7 +175,7 @@ def test_evaluate_says_so_before_any_work(
     option: str, where: str, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(evaluate, "open_member", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(scores, "open_member", lambda *_: pytest.fail("work was done"))
     assert evaluate.main([str(runs[0]), option, str(tmp_path / where)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: /")
@@ -203,7 +204,7 @@ def test_an_interrupt_is_no_traceback(
     monkeypatch.setattr(module, {"predict": "predict", "export": "plain_network", "evaluate": "predict_views"}[name], interrupted)
     clip, network = str(data / "raw" / "clip00.npy"), str(tmp_path / "x.pt2")
     rest = {"predict": [clip], "export": [network], "evaluate": ["--device", "cpu"]}[name]
-    assert module.main([str(runs[0]), *rest]) == command.INTERRUPTED
+    assert module.main([str(runs[0]), *rest]) == ending.INTERRUPTED
     assert capsys.readouterr().err.splitlines()[-1] == "stopped"
     assert not list(tmp_path.iterdir())
 
@@ -213,10 +214,10 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(tmp_path: Path)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         imported = iter(process.stderr.readline, "")  # -X importtime names each module when it has been imported
-        assert any(line.rstrip().endswith(" shapmix.command") for line in imported)
+        assert any(line.rstrip().endswith(" shapmix.process.ending") for line in imported)
         assert any(line.rstrip().endswith(" torch.torch_version") for line in imported)
         process.send_signal(signal.SIGINT)
         said = "".join(imported)
-        assert process.wait() in (-signal.SIGINT, command.INTERRUPTED)
+        assert process.wait() in (-signal.SIGINT, ending.INTERRUPTED)
     assert "Traceback" not in said
     assert said.endswith("stopped\n")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from shapmix.estimators import ESTIMATORS, Estimator, Measurement, pair_values, propose
-from shapmix.layout import load_layout
+from shapmix.mixing.estimators import ESTIMATORS, Estimator, Measurement, pair_values, propose
 from shapmix.reference import expected_marginals
-from shapmix.shapley import group_values
+from shapmix.shapley.values import group_values
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 

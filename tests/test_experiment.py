@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from shapmix import experiment
-from shapmix.experiment import Cell, PlanError, interval, only, read_plan, summaries, table
+from shapmix.training import grid_table
+from shapmix.training.grid import Cell, PlanError, only, read_plan
+from shapmix.training.grid_table import interval, summaries, table
 
 PLAN = """
 base: {network: {widths: [8]}, num_frames: 8, batch_size: 8, n_max: 8, imbalance: 4, epochs: 2, saliency: {warmup_epochs: 1}}
@@ -137,7 +139,7 @@ def test_rows_are_compared_at_the_same_seeds() -> None:
     reached = {("a", 0): 0.2, ("a", 1): 0.6, ("a", 2): 0.9, ("b", 0): 0.3, ("b", 1): 0.72}
     cells = [Cell("one", row, seed, {}) for seed in range(3) for row in "ab"]
     results = {
-        cell.name: {"test": {"last": dict.fromkeys(experiment.COLUMNS, reached[cell.row, cell.seed])}, "seconds": None}
+        cell.name: {"test": {"last": dict.fromkeys(grid_table.COLUMNS, reached[cell.row, cell.seed])}, "seconds": None}
         for cell in cells
         if (cell.row, cell.seed) in reached
     }
@@ -154,7 +156,7 @@ def test_a_row_is_paired_with_each_other_one_over_all_settings() -> None:
     cells = [Cell(setting, row, seed, {}) for row, setting, seed in reached]
     tests = [{"last": {"class_mean": value, "few": None if row == "b" else value}} for (row, *_), value in reached.items()]
     results = {cell.name: {"test": test} for cell, test in zip(cells, tests, strict=True)}
-    text = experiment.pair_table(cells, results, "a")
+    text = grid_table.pair_table(cells, results, "a")
     assert text.splitlines()[2:] == ["| b | +5.0 ± 190.6 | n/a | 1 of 2 pairs |"]  # 12.706 times 0.15; c shares no seed with a
 
 
@@ -162,7 +164,7 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     rows = "rows: {a: {epochs: 7, mix: none, picture-every: 3}}\n"
     (cell,) = read_plan(written(tmp_path, rows))
     options = {"epochs": 7, "mix": "none", "seed": 0}
-    test = {"last": dict.fromkeys(experiment.COLUMNS, 0.5)}
+    test = {"last": dict.fromkeys(grid_table.COLUMNS, 0.5)}
     (tmp_path / "cells").mkdir()
     path = tmp_path / "cells" / f"{cell.name}.json"
     path.write_text(json.dumps({"options": options, "test": test, "seconds": 1, "device": "cpu"}))

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from shapmix import explain
-from shapmix.explanation import Explanation
-from shapmix.layout import load_layout
+from shapmix.shapley.explanation import Explanation
+from shapmix.skeleton.layout import load_layout
 from shapmix.train import main as train
 
 NTU, COCO = load_layout("ntu25"), load_layout("coco17")

@@ -20,16 +20,24 @@ from typing import Any
 import pytest
 import torch
 
-from shapmix import files, train
-from shapmix.checkpoint import CheckpointError, kept_checkpoints, load_checkpoint, load_newest, read_checkpoint, save_checkpoint
-from shapmix.config import TrainConfig, parse_config
+from shapmix import train
 from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches, passes
-from shapmix.interruption import stop_requests
-from shapmix.layout import LayoutError
-from shapmix.recipe import load_splits, make_mixer, make_network, make_optimizer, make_sampler, make_scheduler
-from shapmix.state import Training, restore
-from shapmix.trained import open_run
+from shapmix.process import files
+from shapmix.process.signals import stop_requests
+from shapmix.skeleton.layout import LayoutError
+from shapmix.training.build import load_splits, make_mixer, make_network, make_optimizer, make_sampler, make_scheduler
+from shapmix.training.checkpoint import (
+    CheckpointError,
+    kept_checkpoints,
+    load_checkpoint,
+    load_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
+from shapmix.training.config import TrainConfig, parse_config
+from shapmix.training.state import Training, restore
+from shapmix.training.trained import open_run
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--n-max", "8", "--imbalance", "4"]
 TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
@@ -191,7 +199,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {**STATE, "network": {"w": torch.ones(3)}}, keep=2)
     code = (
-        "import resource, signal, torch; from pathlib import Path; from shapmix.checkpoint import *\n"
+        "import resource, signal, torch; from pathlib import Path; from shapmix.training.checkpoint import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         f"save_checkpoint(Path({str(path)!r}), {{'network': torch.ones(100000)}}, keep=2)"
     )
@@ -331,7 +339,7 @@ def test_nohup_stays_deaf_to_sighup(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stop_is_saved_though_nothing_can_be_said(tmp_path: Path) -> None:
     """A signal's line goes to a terminal that is gone: the handler raises nothing, and what is said later goes nowhere."""
     code = (
-        "import os, signal\nfrom shapmix.interruption import stop_requests\n"
+        "import os, signal\nfrom shapmix.process.signals import stop_requests\n"
         "master, slave = os.openpty()\nos.dup2(slave, 2)\nos.close(slave)\nos.close(master)\n"
         "with stop_requests() as request:\n    os.kill(os.getpid(), signal.SIGHUP)\n    os.write(2, b'x')\n"
         "    os._exit(request.signal)"
@@ -347,10 +355,10 @@ QUICK = [*TINY, "--epochs", "2", "--mix", "stmix", "--run-dir", "run"]
     [
         ("tensorboard.summary.writer.record_writer.RecordWriter.write", "run/tensorboard"),
         ("shapmix.train.append_line", "run/metrics.jsonl"),
-        ("shapmix.metrics.csv.writer", "run/per_class_last.csv"),
+        ("shapmix.training.metrics.csv.writer", "run/per_class_last.csv"),
         ("matplotlib.figure.Figure.savefig", "run/mixed_clip.png"),
-        ("shapmix.run.append_line", "run/environment.jsonl"),
-        ("shapmix.config.write_whole", "run/config.yaml"),
+        ("shapmix.training.run_folder.append_line", "run/environment.jsonl"),
+        ("shapmix.training.config.write_whole", "run/config.yaml"),
     ],
 )
 def test_a_full_disk_names_the_file_and_the_run_goes_on(

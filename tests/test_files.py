@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shapmix.files import InUseError, named, only_writer, whole_file, write_whole
+from shapmix.process.files import InUseError, named, only_writer, whole_file, write_whole
 
 HOLD = """
 import sys, time

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from shapmix.fold import Folded, FoldError
-from shapmix.game import PartGame
-from shapmix.layout import load_layout
+from shapmix.networks.fold import Folded, FoldError
+from shapmix.shapley.game import PartGame
+from shapmix.skeleton.layout import load_layout
 
 
 class GraphNet(nn.Module):

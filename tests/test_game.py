@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shapmix.ctrgcn import CTRGCN
-from shapmix.game import AliveTensors, PartGame
-from shapmix.layout import load_layout
+from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import coalition_inputs
-from shapmix.shapley import shapley_values
+from shapmix.shapley.game import AliveTensors, PartGame
+from shapmix.shapley.values import shapley_values
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 MEAN = torch.randn(3, 8, 25, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

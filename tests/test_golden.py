@@ -12,10 +12,9 @@ import torch
 from conftest import recorded
 from torch import Tensor
 
-from shapmix.ctrgcn import CTRGCN, check_state_dict
-from shapmix.layout import Layout, load_layout
-from shapmix.official import joint_counts, restored_frames
-from shapmix.plan import centre_crops, even_frames
+from shapmix.draws.crops import centre_crops, even_frames
+from shapmix.mixing.official import joint_counts, restored_frames
+from shapmix.networks.ctrgcn import CTRGCN, check_state_dict
 from shapmix.reference import (
     CropPlan,
     FramePlan,
@@ -32,6 +31,7 @@ from shapmix.reference import (
     sample_frames,
 )
 from shapmix.reference.plan import Window, mix_plan, partner_of, pasted_parts
+from shapmix.skeleton.layout import Layout, load_layout
 
 
 def load(path: Path) -> dict[str, Tensor]:

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from shapmix import kernels
-from shapmix.ctrgcn import CTRGCN
 from shapmix.kernels import dispatch, native
-from shapmix.layout import load_layout
+from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import CropPlan, MixPlan
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shapmix import reference
+from shapmix.draws.crops import draw_crops
 from shapmix.kernels import sample_clips
 from shapmix.kernels.checks import sum_dtype
-from shapmix.layout import load_layout
-from shapmix.plan import draw_crops
 from shapmix.reference import CropPlan, Stream
 from shapmix.reference.clips import STREAMS
+from shapmix.skeleton.layout import load_layout
 
 
 class Problem(NamedTuple):

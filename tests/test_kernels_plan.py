@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shapmix import reference
 from shapmix.kernels import draw_plan, mix_clips
-from shapmix.layout import load_layout
 from shapmix.reference import MixPlan
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 

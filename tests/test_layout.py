@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix.layout import BUILT_IN, LayoutError, load_layout, parse_layout
+from shapmix.skeleton.layout import BUILT_IN, LayoutError, load_layout, parse_layout
 
 STICK = """
 name = "stick"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix.config import parse_config
 from shapmix.data.clips import Splits
-from shapmix.recipe import load_splits
-from shapmix.train import Result, train
+from shapmix.training.build import load_splits
+from shapmix.training.config import parse_config
+from shapmix.training.trainer import Result, train
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix import metrics
+from shapmix.training import metrics
 
 
 def logits_for(predictions: list[int], classes: int) -> torch.Tensor:

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shapmix import official
-from shapmix.data.clips import DataError
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
-from shapmix.estimators import ESTIMATORS, ON_DEVICE, Estimator
-from shapmix.game import PartGame
-from shapmix.layout import load_layout
-from shapmix.mixing import Compat, Mode, ShapMix
-from shapmix.plan import draw_marginals
+from shapmix.mixing import official
+from shapmix.mixing.estimators import ESTIMATORS, ON_DEVICE, Estimator
+from shapmix.mixing.marginals import draw_marginals
+from shapmix.mixing.mixer import Compat, Mode, ShapMix
+from shapmix.mixing.saliency import SALIENCY_START
+from shapmix.process.errors import DataError
 from shapmix.reference import coalition_inputs, expected_marginals, label_probability
-from shapmix.saliency import SALIENCY_START
+from shapmix.shapley.game import PartGame
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 COUNTS = torch.tensor([90, 30, 9, 3])

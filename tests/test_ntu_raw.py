@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shapmix.data.clips import DataError
 from shapmix.data.protocols import NTU_SUBJECTS
 from shapmix.data.sources.names import ntu_classes
 from shapmix.data.sources.ntu_raw import NtuRaw, actors, read_skeletons
+from shapmix.process.errors import DataError
 
 NAME = "S001C002P003R001A007"
 

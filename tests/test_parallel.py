@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from shapmix import parallel
+from shapmix.networks import synced_norm
+from shapmix.process import parallel
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "4", "--n-max", "24", "--imbalance", "8"]
 TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu", "--run-dir", "run"]
@@ -213,8 +214,8 @@ def test_a_synced_norm_alone_is_torchs(norm: nn.Module) -> None:
     shape = (5, 6, 7) if isinstance(norm, nn.BatchNorm1d) else (5, 6, 7, 3)
     ours = nn.Sequential(type(norm)(6, affine=norm.affine, momentum=norm.momentum)).double()
     norm = norm.double()
-    parallel.sync_norms(ours)
-    assert type(ours[0]) is parallel.SyncedBatchNorm
+    synced_norm.sync_norms(ours)
+    assert type(ours[0]) is synced_norm.SyncedBatchNorm
     for module in (norm, ours):
         for train in (True, True, False):
             module.train(train)

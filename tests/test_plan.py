@@ -8,17 +8,12 @@ from conftest import stmix_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shapmix.layout import load_layout
-from shapmix.philox import integers, philox, random_words, uniform
-from shapmix.plan import (
-    centre_crops,
-    draw_crops,
-    draw_frames,
-    draw_marginals,
-    even_frames,
-)
+from shapmix.draws.crops import centre_crops, draw_crops, draw_frames, even_frames
+from shapmix.draws.philox import integers, philox, random_words, uniform
+from shapmix.mixing.marginals import draw_marginals
 from shapmix.reference import draw_plan
 from shapmix.reference.plan import draw_window, pasted_parts, window_range
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 

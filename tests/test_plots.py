@@ -9,9 +9,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from shapmix import plots, report
 from shapmix.data.clips import ClipStore
-from shapmix.layout import load_layout
+from shapmix.pages import run
+from shapmix.pictures import plots
+from shapmix.skeleton.layout import load_layout
 
 COCO, NTU = load_layout("coco17"), load_layout("ntu25")
 
@@ -62,7 +63,7 @@ def test_heads_are_up(down: bool, drawn: list[Figure], tmp_path: Path) -> None:
         # bones from the nose down to an ankle, by COCO's order of joints: the first bone is eye to nose, the last ankle to knee
         first, last = axes.lines[0].get_ydata(), axes.lines[-1].get_ydata()
         assert axes.transData.transform((0, first[1]))[1] > axes.transData.transform((0, last[0]))[1]
-    moving = report.moving("clip", clip, y_down=down)["frames"][0]
+    moving = run.moving("clip", clip, y_down=down)["frames"][0]
     assert moving[0][1] > moving[11][1] > moving[15][1]  # nose, hip, ankle; the page draws y upwards
     assert all(0 <= value <= 1 for joint in moving for value in joint)
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from shapmix import export as export_module
 from shapmix import load_layout, predict, train
-from shapmix.checkpoint import CheckpointError
-from shapmix.config import parse_config
-from shapmix.ctrgcn import CTRGCN
-from shapmix.data.clips import DataError
-from shapmix.export import ExportError, export
-from shapmix.layout import layout_toml, parse_layout
-from shapmix.predict import Prediction
-from shapmix.recipe import load_splits, make_sampler
-from shapmix.trained import Trained, open_run
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import layout_toml, parse_layout
+from shapmix.training import export, prediction
+from shapmix.training.build import load_splits, make_sampler
+from shapmix.training.checkpoint import CheckpointError
+from shapmix.training.config import parse_config
+from shapmix.training.export import ExportError, export
+from shapmix.training.prediction import Prediction
+from shapmix.training.trained import Trained, open_run
 
 TINY = [
     "--num-frames",
@@ -74,7 +74,7 @@ def test_a_clip_gets_what_the_trainer_measured(trained: Trained, run: Path) -> N
     with torch.no_grad():
         expected = trained.network(sampler.evaluation(chosen)).softmax(1)
     for clip, probability in zip(chosen.tolist(), expected, strict=True):
-        (found,) = predict.predict(trained, splits.store.clip(clip), top=2)
+        (found,) = prediction.predict(trained, splits.store.clip(clip), top=2)
         best = probability.topk(2)
         assert [name for name, _ in found.classes] == [trained.class_names[label] for label in best.indices.tolist()]
         assert [chance for _, chance in found.classes] == pytest.approx(best.values.tolist(), abs=1e-6)
@@ -83,27 +83,27 @@ def test_a_clip_gets_what_the_trainer_measured(trained: Trained, run: Path) -> N
 
 
 def test_a_window_gets_what_its_frames_alone_get(trained: Trained, recording: torch.Tensor) -> None:
-    found = predict.predict(trained, recording, "a", window=10, stride=4)
+    found = prediction.predict(trained, recording, "a", window=10, stride=4)
     frames = len(recording)
     assert [window.begin for window in found[:-1]] == list(range(0, 4 * (len(found) - 1), 4))
     assert found[-1].end == frames
     for window in found:
         assert window.end - window.begin == 10
-        (alone,) = predict.predict(trained, recording[window.begin : window.end], "a")
+        (alone,) = prediction.predict(trained, recording[window.begin : window.end], "a")
         assert [name for name, _ in alone.classes] == [name for name, _ in window.classes]
         np.testing.assert_allclose([chance for _, chance in alone.classes], [chance for _, chance in window.classes], atol=1e-6)
         np.testing.assert_allclose(list(alone.parts.values()), list(window.parts.values()), atol=1e-6)
-    (whole,) = predict.predict(trained, recording, window=10_000)
+    (whole,) = prediction.predict(trained, recording, window=10_000)
     assert (whole.begin, whole.end) == (0, frames)
 
 
 def test_people_are_fitted_and_joints_are_not(trained: Trained, recording: torch.Tensor) -> None:
     more = torch.cat([recording, torch.randn_like(recording)], dim=1)
-    assert predict.predict(trained, more, parts=False) == predict.predict(trained, recording, parts=False)
+    assert prediction.predict(trained, more, parts=False) == prediction.predict(trained, recording, parts=False)
     with pytest.raises(DataError, match=r"the network takes \[frames, people, 25 joints, 3 coordinates\]"):
-        predict.predict(trained, recording[:, :, :20])
+        prediction.predict(trained, recording[:, :, :20])
     with pytest.raises(ValueError, match="at least 1"):
-        predict.predict(trained, recording, window=0)
+        prediction.predict(trained, recording, window=0)
 
 
 def test_files_of_each_kind_are_read(
@@ -134,9 +134,9 @@ def test_a_clip_takes_less_than_two_seconds(trained: Trained) -> None:
     config = replace(trained.config, num_frames=64)
     full = replace(trained, network=network, config=config, mean_motion=torch.zeros(3, 64, 25, 1))
     clip = torch.randn(100, 1, 25, 3)
-    predict.predict(full, clip)
+    prediction.predict(full, clip)
     begin = time.perf_counter()
-    predict.predict(full, clip)
+    prediction.predict(full, clip)
     assert time.perf_counter() - begin < 2
 
 
@@ -167,7 +167,7 @@ def test_what_is_exported_computes_the_same(ending: str, trained: Trained, tmp_p
 
 def test_an_export_that_differs_is_not_written(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(trained.mean_motion.numel(), len(trained.class_names)))
-    monkeypatch.setattr(export_module, "plain_network", lambda trained: other)
+    monkeypatch.setattr(export, "plain_network", lambda trained: other)
     with pytest.raises(ExportError, match="nothing was written"):
         export(trained, tmp_path / "network.pt2")
     assert not list(tmp_path.iterdir())

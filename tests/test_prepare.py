@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from shapmix import prepare
-from shapmix.data.clips import DataError
+from shapmix.data import store_writer
 from shapmix.data.longtail import write_list
 from shapmix.data.protocols import NTU_SUBJECTS, store_splits
 from shapmix.data.sources.find import find_source
 from shapmix.data.store import FRAMES, INDEX, Prepared, open_store
-from shapmix.layout import load_layout
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import load_layout
 
 RNG = np.random.default_rng(0)
 LAYOUT = load_layout("ucla20")
@@ -411,7 +412,7 @@ def test_nw_ucla_from_a_store_trains_as_from_its_files(tmp_path: Path) -> None:
     folder = os.environ.get("SHAPMIX_NW_UCLA")
     if not folder:
         pytest.skip("SHAPMIX_NW_UCLA is not set: no NW-UCLA recordings")
-    prepare.prepare(find_source(Path(folder)), tmp_path / "store")
+    store_writer.prepare(find_source(Path(folder)), tmp_path / "store")
     splits = store_splits(open_store(tmp_path / "store"), imbalance=10, n_max=100)
     published = Path(folder) / "lt_exp_10.txt"
     names = [splits.store.names[row] for row in splits.train.tolist()]

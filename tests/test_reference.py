@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shapmix.ctrgcn import CTRGCN
-from shapmix.layout import load_layout
-from shapmix.plan import draw_marginals
+from shapmix.mixing.marginals import draw_marginals
+from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import (
     CropPlan,
     FramePlan,
@@ -32,6 +31,7 @@ from shapmix.reference import (
     sample_frames,
     to_stream,
 )
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 PARENTS = torch.tensor(NTU.parents)

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix import explain, recipe, report, train
+from shapmix import explain, report, train
 from shapmix.data.clips import Splits
-from shapmix.trained import open_with_data
+from shapmix.pages import run
+from shapmix.training import build
+from shapmix.training.trained import open_with_data
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--threads", "1"]
 TINY += ["--n-max", "8", "--imbalance", "4", "--saliency.warmup-epochs", "1"]
@@ -50,11 +52,11 @@ def test_the_page_shows_what_the_run_reached(page: Path) -> None:
 
 def test_part_values_are_those_of_the_networks_test_clips(page: Path) -> None:
     found = open_with_data(page.parent, "last")
-    values = report.part_values(found.network, found.mixer, found.splits, found.sampler)
+    values = run.part_values(found.network, found.mixer, found.splits, found.sampler)
     store, test = found.splits.store, found.splits.test
     assert values.shape == (24, 5)
     for label in (0, 23):
-        clips = found.sampler.evaluation(test[store.labels[test] == label][: report.EXPLAINED])
+        clips = found.sampler.evaluation(test[store.labels[test] == label][: run.EXPLAINED])
         nothing = found.mixer.mean_motion[None]
         with torch.no_grad():
             whole, none = (found.network(some).softmax(1)[:, label].mean() for some in (clips, nothing))
@@ -121,7 +123,7 @@ def test_hostile_names_are_text_on_both_pages(tmp_path: Path, small_splits: Spli
     store = small_splits.store
     names = [f"{HOSTILE[at % len(HOSTILE)]} {at}" for at in range(len(store.names))]
     hostile = replace(small_splits, store=replace(store, class_names=HOSTILE[: store.num_classes], names=names))
-    monkeypatch.setattr(recipe, "read_splits", lambda config: hostile)
+    monkeypatch.setattr(build, "read_splits", lambda config: hostile)
     run = tmp_path / "<b>run"
     assert train.main([*TINY, "--epochs", "1", "--saliency.warmup-epochs", "0", "--run-dir", str(run)]) == 0
     assert report.main([str(run)]) == 0

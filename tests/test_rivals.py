@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from shapmix import ShapMix, load_layout
-from shapmix.layout import Layout, parse_layout
-from shapmix.losses import LOSSES, class_balanced, class_weights, focal, ldam, mix_loss
-from shapmix.mixing import Loss, Mode
-from shapmix.philox import random_words
-from shapmix.rivals import RIVALS, Draws, Mixed
+from shapmix.draws.philox import random_words
+from shapmix.mixing.losses import LOSSES, class_balanced, class_weights, focal, ldam, mix_loss
+from shapmix.mixing.mixer import Loss, Mode
+from shapmix.mixing.rivals import RIVALS, Draws, Mixed
+from shapmix.skeleton.layout import Layout, parse_layout
 
 N, FRAMES = 24, 16
 COUNTS = torch.tensor([300, 90, 60, 8])

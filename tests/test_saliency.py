@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shapmix.estimators import ESTIMATORS, Estimator, propose
-from shapmix.layout import load_layout
+from shapmix.mixing.estimators import ESTIMATORS, Estimator, propose
+from shapmix.mixing.saliency import SALIENCY_SCALE, ClassSaliency, average_in
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import average_in as looped
 from shapmix.reference.saliency import contexts
-from shapmix.saliency import SALIENCY_SCALE, ClassSaliency, average_in
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 JOINTS = NTU.joints_in(NTU.combinations)

@@ -10,9 +10,9 @@ import torch
 from shapmix.data import sampling
 from shapmix.data.clips import ClipStore, join_clips
 from shapmix.data.sampling import ClipSampler, mean_motion, resident, training_batches
-from shapmix.layout import load_layout
-from shapmix.plan import draw_segments, middle_segments
+from shapmix.draws.crops import draw_segments, middle_segments
 from shapmix.reference import to_stream
+from shapmix.skeleton.layout import load_layout
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shapmix.layout import load_layout
-from shapmix.plan import draw_marginals
+from shapmix.mixing.marginals import draw_marginals
 from shapmix.reference import expected_marginals, marginals
-from shapmix.shapley import (
+from shapmix.shapley.values import (
     Interaction,
     banzhaf_values,
     group_matrix,
@@ -24,6 +23,7 @@ from shapmix.shapley import (
     moebius,
     shapley_values,
 )
+from shapmix.skeleton.layout import load_layout
 
 NTU = load_layout("ntu25")
 INDICES: tuple[Interaction, ...] = ("sii", "k_sii", "stii", "banzhaf")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shapmix.data.clips import DataError
 from shapmix.data.nw_ucla import load_nw_ucla
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.msg3d import Msg3d
@@ -21,6 +20,7 @@ from shapmix.data.sources.ntu_npz import NtuNpz
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.sources.restricted import load_pickle
+from shapmix.process.errors import DataError
 
 NAMES = ["S001C001P001R001A003", "S001C002P001R001A001", "S002C001P003R002A003"]
 RNG = np.random.default_rng(0)

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shapmix import mixing, reference
-from shapmix import step as step_module
-from shapmix.ctrgcn import CTRGCN
+from shapmix import reference
 from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
-from shapmix.estimators import ON_DEVICE, Estimator
-from shapmix.mixing import Mode, ShapMix
-from shapmix.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
+from shapmix.mixing import mixer
+from shapmix.mixing.estimators import ON_DEVICE, Estimator
+from shapmix.mixing.mixer import Mode, ShapMix
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.training import step
+from shapmix.training.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
 
 FRAMES, BATCH, STEPS = 16, 8, 4
 
@@ -99,7 +100,7 @@ def test_nothing_is_read_back(splits: Splits, number: int, estimator: Estimator,
     setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
     # the C++ back end takes the step's number by value, from memory that is the host's
-    monkeypatch.setattr(mixing, "draw_plan", lambda *tensors, backend, **options: reference.draw_plan(*tensors, **options))
+    monkeypatch.setattr(mixer, "draw_plan", lambda *tensors, backend, **options: reference.draw_plan(*tensors, **options))
 
     def read(self: Tensor, *_: object) -> None:
         raise AssertionError("tolist, numpy or cpu reads a value")
@@ -250,7 +251,7 @@ class PretendedGraphs:
             pretended.current.append(name)
             return nullcontext()
 
-        monkeypatch.setattr(step_module, "check_capturable", lambda optimizer, device: None)
+        monkeypatch.setattr(step, "check_capturable", lambda optimizer, device: None)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
         monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
         monkeypatch.setattr(torch.cuda, "Stream", Stream)

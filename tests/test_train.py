@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from shapmix import train
-from shapmix.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from shapmix.run import RunError, forget_later_epochs, read_metrics
+from shapmix.process.errors import RunError
+from shapmix.training import trainer
+from shapmix.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from shapmix.training.run_folder import forget_later_epochs, read_metrics
 
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
 SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1", "--device", "cpu"]  # bit for bit is the CPU's promise
@@ -221,18 +223,18 @@ def test_a_folder_in_which_no_step_was_saved_is_taken_by_the_same_command(capsys
 
 def test_a_baseline_that_stopped_before_its_first_step_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*SMALL, "--epochs", "1", "--saliency.warmup-epochs", "0", "--mix", "none", "--baselines", "plain"]
-    step = train.train_epoch
+    step = trainer.train_epoch
 
     def fails_below(*given: object) -> dict[str, float]:
         if any(isinstance(each, Path) and each.name == "plain" for each in given):
             raise ZeroDivisionError
         return step(*given)
 
-    monkeypatch.setattr(train, "train_epoch", fails_below)
+    monkeypatch.setattr(trainer, "train_epoch", fails_below)
     with pytest.raises(ZeroDivisionError):
         train.main([*arguments, "--run-dir", "run"])
     assert not Path("run/plain").exists()
-    monkeypatch.setattr(train, "train_epoch", step)
+    monkeypatch.setattr(trainer, "train_epoch", step)
     assert train.main(["--resume", "run"]) == 0
     assert "plain last" in Path("run/result.json").read_text()
 

@@ -18,12 +18,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from shapmix import recipe, train
-from shapmix.config import parse_config, presets
-from shapmix.ctrgcn import CTRGCN
+from shapmix import train
 from shapmix.data import sampling
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.process import device
+from shapmix.training import build, eager_step
+from shapmix.training.config import parse_config, presets
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1"]
@@ -42,14 +44,14 @@ def linear(*, layout: object, num_classes: int, num_people: int, in_channels: in
 def test_an_average_of_the_weights_is_evaluated_and_resumed(monkeypatch: pytest.MonkeyPatch, small_splits: Splits) -> None:
     arguments = [*TINY, "--ema", "0.9", "--checkpoint.every-steps", "2"]
     assert train.main([*arguments, "--run-dir", "whole"]) == 0
-    step, calls = train.forward_backward, iter(range(10_000))
+    step, calls = eager_step.forward_backward, iter(range(10_000))
 
     def cut_off(*given: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if next(calls) == 9:
             raise KeyboardInterrupt
         return step(*given)
 
-    monkeypatch.setattr(train, "forward_backward", cut_off)
+    monkeypatch.setattr(eager_step, "forward_backward", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train.main([*arguments, "--run-dir", "cut"])
     assert train.main(["--resume", "cut"]) == 0
@@ -120,7 +122,7 @@ def test_a_backbone_that_cannot_be_made_says_why(backbone: str, message: str, ca
 
 def poisoned(at: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """`forward_backward` whose call number `at` finds a loss that is not finite, and leaves NaN in the statistics."""
-    step, calls = train.forward_backward, iter(range(10_000))
+    step, calls = eager_step.forward_backward, iter(range(10_000))
 
     def once(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits, clean, mixed = step(model, *arguments)
@@ -135,7 +137,7 @@ def poisoned(at: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def test_a_step_without_a_finite_loss_can_be_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(train, "forward_backward", poisoned(at=4))
+    monkeypatch.setattr(eager_step, "forward_backward", poisoned(at=4))
     assert train.main([*TINY, "--non-finite", "skip", "--run-dir", "run"]) == 0
     assert "the loss of step 4 (epoch 1) is nan and the step is left out; clips of the batch: train_c0" in caplog.text
     assert all(value.isfinite().all() for value in state("run")["network"].values())
@@ -186,7 +188,7 @@ def test_a_clip_that_is_not_finite_is_left_out_of_all_state(
 def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
     skip: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step, calls = train.forward_backward, iter(range(10_000))
+    step, calls = eager_step.forward_backward, iter(range(10_000))
 
     def once(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         found = step(model, *arguments)
@@ -194,7 +196,7 @@ def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
             dict(model.named_parameters())["fc.weight"].grad[0, 0] = math.inf
         return found
 
-    monkeypatch.setattr(train, "forward_backward", once)
+    monkeypatch.setattr(eager_step, "forward_backward", once)
     options = ["--non-finite", "skip"] if skip else []
     assert train.main([*TINY, *options, "--run-dir", "run"]) == (0 if skip else 1)
     said = caplog.text if skip else capsys.readouterr().err
@@ -205,7 +207,7 @@ def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
 
 
 def test_what_is_saved_of_a_failure_is_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "forward_backward", poisoned(at=4))
+    monkeypatch.setattr(eager_step, "forward_backward", poisoned(at=4))
     assert train.main([*TINY, "--run-dir", "run"]) == 1
     failed = state("run", "failed")
     assert all(value.isfinite().all() for value in (failed["network"] | failed["mixer"]).values())
@@ -226,8 +228,8 @@ def test_a_gpu_becomes_the_current_one_before_anything_is_launched(
     monkeypatch.setattr(train, "load_splits", enough)
     assert train.main([*TINY, "--device", name, "--run-dir", "run"]) == 1
     assert f"with cuda:{1 if name == 'cuda:1' else 0} as the current device" in capsys.readouterr().err
-    assert recipe.choose_device("cuda:1") == current[-1] == torch.device("cuda:1")  # what the other commands call
-    assert recipe.choose_device("cpu") == torch.device("cpu")
+    assert device.choose_device("cuda:1") == current[-1] == torch.device("cuda:1")  # what the other commands call
+    assert device.choose_device("cpu") == torch.device("cpu")
     assert len(current) == 2
 
 
@@ -254,7 +256,7 @@ def test_records_say_what_a_run_was(
     assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
     store = small_splits.store
     changed = train.replace(small_splits, store=train.replace(store, frames=store.frames + 1e-3))
-    monkeypatch.setattr(recipe, "read_splits", lambda config: changed)
+    monkeypatch.setattr(build, "read_splits", lambda config: changed)
     assert train.main(["--resume", "run", "--epochs", "3"]) == 1
     assert "the data is not what the run was started with" in capsys.readouterr().err
 
@@ -274,13 +276,13 @@ def test_tensorboard_shows_saliency_and_a_mixed_clip() -> None:
 
 def test_deterministic_is_of_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not fill every new tensor, which is a pass over each."""
-    step, seen, fills = train.forward_backward, set(), torch.utils.deterministic
+    step, seen, fills = eager_step.forward_backward, set(), torch.utils.deterministic
 
     def noted(*given: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         seen.add((torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory))
         return step(*given)
 
-    monkeypatch.setattr(train, "forward_backward", noted)
+    monkeypatch.setattr(eager_step, "forward_backward", noted)
     assert train.main([*TINY, "--deterministic", "--run-dir", "run"]) == 0
     assert seen == {(True, False)}
     assert not torch.are_deterministic_algorithms_enabled()

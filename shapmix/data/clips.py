@@ -8,13 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from shapmix.layout import Layout
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import Layout
 
 SHOWN_CLASSES = 10  # in a message
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file or clip, what is wrong with it, and what to do."""
 
 
 @dataclass(frozen=True)

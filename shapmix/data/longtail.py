@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapmix.data.clips import DataError
+from shapmix.process.errors import DataError
 
 MANY_ABOVE = 100
 FEW_BELOW = 20

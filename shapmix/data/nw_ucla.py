@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shapmix.data.bounded import numbers, parse_json, read_file, read_table, show, tar_files
-from shapmix.data.clips import DataError, Splits, join_clips
+from shapmix.data.clips import Splits, join_clips
 from shapmix.data.longtail import longtail_counts, longtail_list, match_list, nearest
 from shapmix.data.protocols import held_out, left_over
-from shapmix.layout import load_layout
+from shapmix.data.sources.bounded import read_table, show
+from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES, Performed, find_clips, read_clips
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import load_layout
 
-CLASS_NAMES = (
-    "pick up with one hand", "pick up with two hands", "drop trash", "walk around", "sit down",
-    "stand up", "donning", "doffing", "throw", "carry",
-)  # fmt: skip
-# The recordings have no actions 7 and 10: the aAA of a name is not the label plus one.
-ACTION_NUMBERS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)
 N_MAX = 100
+
 TRAIN_VIEWS = (1, 2)
+
 HELD_OUT_SHARE = 0.1
-LARGEST_FILE = 16 << 20  # bytes of a JSON clip: 15,000 frames; the longest real one has 127 kB
-LARGEST_SET = 1 << 30  # bytes of all clips together, which are read at once; the real ones have 38 MB
-DAMAGED = "the file is damaged, fetch it again"
 
-_NAME = re.compile(r"(?P<performance>a(?P<action>\d\d)_s\d\d_e\d\d)_v(?P<view>\d\d)")
 _log = logging.getLogger("shapmix")
-
-
-@dataclass(frozen=True)
-class _Clip:
-    name: str
-    frames: Tensor
-    """[T, 1, 20, 3] float32"""
-    label: int
-    performance: str
-    """What the views of one performance have in common: `a01_s02_e03`."""
-    view: int
 
 
 def load_nw_ucla(
@@ -143,103 +125,9 @@ def load_nw_ucla(
     return Splits(store, kept(train), kept(val), kept(range(len(train_pool), len(clips))))
 
 
-def find_clips(root: Path) -> Path:
-    """The folder or the archive of JSON files that `root` names or holds."""
-    if root.is_file():
-        return root
-    if not root.exists():
-        raise DataError(f"{root}: no such folder; give the folder that holds NW-UCLA's all_sqe/ or all_sqe.tar.xz")
-    for candidate in (root / "all_sqe", root / "all_sqe.tar.xz"):
-        if candidate.exists():
-            return candidate
-    raise DataError(f"{root}: holds neither all_sqe/ nor all_sqe.tar.xz; give the folder that holds one of them")
-
-
-def json_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """(path for messages, content) of every JSON file, one at a time."""
-    left = LARGEST_SET
-    for where, content in _folder(source) if source.is_dir() else _archive(source):
-        left -= len(content)
-        if left < 0:
-            raise DataError(f"{source}: more than {LARGEST_SET} bytes of clips; NW-UCLA has 38 MB. Give the folder that holds it")
-        yield where, content
-    if left == LARGEST_SET:
-        raise DataError(f"{source}: holds no .json clips; NW-UCLA has 1,484, named like a01_s01_e00_v01.json")
-
-
-def read_clips(source: Path) -> dict[str, _Clip]:
-    """Every clip of the folder or the archive, by name.
-
-    Raises:
-        DataError: as `parse_clip`, or a name that comes twice.
-    """
-    found: dict[str, _Clip] = {}
-    for where, content in json_files(source):
-        clip = parse_clip(where, content)
-        if clip.name in found:
-            raise DataError(f"{where}: a second clip of this name; remove one")
-        found[clip.name] = clip
-    return found
-
-
-def _folder(source: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(source.glob("*.json")):
-        yield str(path), read_file(path, LARGEST_FILE)
-
-
-def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
-    for name, read in tar_files(source, ".json", LARGEST_FILE):
-        yield f"{source}: {name}", read()
-
-
-def parse_clip(where: str, content: bytes) -> _Clip:
-    """One clip from its JSON text; every error begins with `where`."""
-    stem = PurePosixPath(where.replace("\\", "/")).stem
-    named = _NAME.fullmatch(stem)
-    if named is None or int(named["action"]) not in ACTION_NUMBERS:
-        actions = ", ".join(map(str, ACTION_NUMBERS))
-        raise DataError(f"{where}: not the name of an NW-UCLA clip (aAA_sSS_eEE_vVV with AA one of {actions}); remove or rename it")
-    data = parse_json(content, where, DAMAGED)
-    if not isinstance(data, dict) or not {"skeletons", "label"} <= set(data):
-        raise DataError(f"{where}: must be an object with the keys 'skeletons' and 'label'")
-    skeletons, label = data["skeletons"], data["label"]
-    if type(label) is not int or label not in range(1, len(CLASS_NAMES) + 1):
-        raise DataError(f"{where}: label {show(label)} is out of range; NW-UCLA's labels are 1 to {len(CLASS_NAMES)}")
-    expected = ACTION_NUMBERS.index(int(named["action"])) + 1
-    if label != expected:
-        raise DataError(f"{where}: label {label} contradicts the name, whose action {named['action']} has label {expected}")
-    frames = torch.from_numpy(_coordinates(where, skeletons)).unsqueeze(1)
-    return _Clip(stem, frames, label - 1, named["performance"], int(named["view"]))
-
-
-def _coordinates(where: str, skeletons: object) -> np.ndarray:
-    """[T, 20, 3] float32 of a clip's nested lists, naming the frame that does not fit."""
-    if not isinstance(skeletons, list) or not skeletons:
-        raise DataError(f"{where}: 'skeletons' holds no frames; remove the clip or fetch it again")
-    for number, frame in enumerate(skeletons):
-        joints = len(frame) if isinstance(frame, list) else 0
-        if joints != 20:
-            raise DataError(f"{where}: frame {number} has {joints} joints, NW-UCLA's skeleton has 20")
-        if not all(isinstance(joint, list) and len(joint) == 3 for joint in frame) or not numbers(frame):
-            joint, value = next((at, one) for at, one in enumerate(frame) if not _is_joint(one))
-            raise DataError(f"{where}: frame {number}, joint {joint} is {show(value)}, not three numbers x y z; {DAMAGED}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused
-        frames = np.array(skeletons, dtype=np.float32)
-    if not np.isfinite(frames).all():
-        number, joint, _ = np.argwhere(~np.isfinite(frames))[0]
-        raise DataError(f"{where}: frame {number}, joint {joint} has a coordinate that is not finite; repair or remove the clip")
-    if not frames.any():
-        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or fetch it again")
-    return frames
-
-
-def _is_joint(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and numbers([value])
-
-
-def _cross_view(read: dict[str, _Clip], folder: Path) -> tuple[list[_Clip], list[_Clip]]:
+def _cross_view(read: dict[str, Performed], folder: Path) -> tuple[list[Performed], list[Performed]]:
     """Training and test clips, in the order of `train.csv` and `test.csv` where they exist, else by name."""
-    pools: list[list[_Clip]] = []
+    pools: list[list[Performed]] = []
     for table, training in (("train.csv", True), ("test.csv", False)):
         members = {name: clip for name, clip in sorted(read.items()) if (clip.view in TRAIN_VIEWS) == training}
         path = folder / table
@@ -247,9 +135,9 @@ def _cross_view(read: dict[str, _Clip], folder: Path) -> tuple[list[_Clip], list
     return pools[0], pools[1]
 
 
-def _in_table_order(path: Path, members: dict[str, _Clip]) -> list[_Clip]:
+def _in_table_order(path: Path, members: dict[str, Performed]) -> list[Performed]:
     """The clips that a table with the columns name and label lists, in its order."""
-    clips: list[_Clip] = []
+    clips: list[Performed] = []
     for line, row in read_table(path, ("name", "label")):
         where = f"{path}, line {line}"
         name, label = row["name"], row["label"]
@@ -264,8 +152,8 @@ def _in_table_order(path: Path, members: dict[str, _Clip]) -> list[_Clip]:
 
 
 def _without_empty(
-    train_pool: list[_Clip], test_pool: list[_Clip], listed: Sequence[int] | None
-) -> tuple[list[_Clip], list[_Clip], list[str]]:
+    train_pool: list[Performed], test_pool: list[Performed], listed: Sequence[int] | None
+) -> tuple[list[Performed], list[Performed], list[str]]:
     """Both pools and the class names without the classes that no clip of the list (or of the training pool) has."""
     used = train_pool if listed is None else [train_pool[row] for row in listed]
     kept = sorted({clip.label for clip in used})

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shapmix.data.clips import DataError, Splits, check_classes, without_classes
+from shapmix.data.clips import Splits, check_classes, without_classes
 from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list
 from shapmix.data.store import Prepared
+from shapmix.process.errors import DataError
 
 # Subjects of NTU RGB+D 120 that train; those up to 40 are the subjects of NTU RGB+D 60 that train.
 NTU_SUBJECTS = (

@@ -10,10 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from shapmix.arguments import check_choice
-from shapmix.data.clips import ClipStore, DataError
-from shapmix.kernels import sample_clips
-from shapmix.plan import (
+from shapmix.data.clips import ClipStore
+from shapmix.draws.crops import (
     MAX_DEGREES,
     MAX_ROTATION,
     centre_crops,
@@ -23,7 +21,11 @@ from shapmix.plan import (
     even_frames,
     middle_segments,
 )
-from shapmix.reference.clips import CropPlan, FramePlan, Stream, pick_frames, sample_frames
+from shapmix.draws.plans import CropPlan, FramePlan
+from shapmix.kernels import sample_clips
+from shapmix.process.choices import check_choice
+from shapmix.process.errors import DataError
+from shapmix.reference.clips import Stream, pick_frames, sample_frames
 
 Pipeline = Literal["crop", "frames", "segments"]
 NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "skip_bone_motion"]

@@ -20,9 +20,19 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from shapmix.data.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, MOST_SPLITS, check_name, parse_json, read_file, show
-from shapmix.data.clips import ClipStore, DataError
-from shapmix.layout import layout_text, parse_layout
+from shapmix.data.clips import ClipStore
+from shapmix.data.sources.bounded import (
+    LARGEST_TABLE,
+    MOST_CLASSES,
+    MOST_CLIPS,
+    MOST_SPLITS,
+    check_name,
+    parse_json,
+    read_file,
+    show,
+)
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import layout_text, parse_layout
 
 FRAMES, INDEX, LAYOUT = "frames.npy", "store.json", "layout.toml"
 VERSION = 1

@@ -15,9 +15,10 @@ from itertools import product
 import numpy as np
 import torch
 
-from shapmix.data.clips import DataError, Splits, join_clips
-from shapmix.data.kinematics import JOINT, LAYOUT, Body, pose, rotations
+from shapmix.data.clips import Splits, join_clips
 from shapmix.data.longtail import longtail_counts
+from shapmix.process.errors import DataError
+from shapmix.skeleton.kinematics import JOINT, LAYOUT, Body, pose, rotations
 
 FRAMES_PER_SECOND = 30
 MIN_FRAMES, MAX_FRAMES = 30, 150

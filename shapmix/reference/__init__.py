@@ -3,12 +3,13 @@
 The kernels have the same names and signatures; tests and benchmarks compare them with these.
 """
 
+from shapmix.draws.plans import CropPlan, FramePlan, MixPlan
 from shapmix.reference.branches import join_branches
-from shapmix.reference.clips import CropPlan, FramePlan, Stream, pick_frames, sample_clips, sample_frames, to_stream
+from shapmix.reference.clips import Stream, pick_frames, sample_clips, sample_frames, to_stream
 from shapmix.reference.coalition import coalition_inputs, normalised_coalition_inputs
 from shapmix.reference.graph import graph_conv, graph_conv_backward
 from shapmix.reference.loss import balanced_mix_loss, balanced_mix_loss_backward, log_class_prior
-from shapmix.reference.mix import MixPlan, mix_clips
+from shapmix.reference.mix import mix_clips
 from shapmix.reference.norm import batch_norm, batch_norm_backward
 from shapmix.reference.plan import draw_plan
 from shapmix.reference.saliency import average_in, expected_marginals, label_probability, marginals, saliency_update

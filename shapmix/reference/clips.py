@@ -6,48 +6,17 @@ Two pipelines, as the field's feeders have them: `sample_clips` (NTU: crop, resi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from shapmix.draws.plans import CropPlan, FramePlan
+
 Stream = Literal["joint", "bone", "motion", "bone_motion"]
+
 STREAMS: tuple[Stream, ...] = ("joint", "bone", "motion", "bone_motion")
-
-
-@dataclass(frozen=True)
-class CropPlan:
-    """What `sample_clips` reads, one row a sample; made by `shapmix.plan.draw_crops` or `centre_crops`.
-
-    Attributes:
-        clip: [N] int64, index of the recording.
-        start, length: [N] int64 frames within the recording.
-        angles: [N, 3] floating point radians about x, y, z.
-    """
-
-    clip: Tensor
-    start: Tensor
-    length: Tensor
-    angles: Tensor
-
-
-@dataclass(frozen=True)
-class FramePlan:
-    """What `sample_frames` reads, one row a sample; made by `shapmix.plan.draw_frames` or `even_frames`.
-
-    Attributes:
-        clip: [N] int64, index of the recording.
-        frames: [N, T] int64, frames within the recording.
-        angles_deg: [N, 2] degrees about x, y.
-        scale: [N] factor on the coordinates.
-    """
-
-    clip: Tensor
-    frames: Tensor
-    angles_deg: Tensor
-    scale: Tensor
 
 
 def sample_clips(
@@ -134,7 +103,7 @@ def pick_frames(
     Args:
         frames: [F, M, V, C] floating point, the ragged recordings.
         offsets: [n + 1] int64.
-        plan: one row a sample; made by `shapmix.plan.draw_segments` or `middle_segments`.
+        plan: one row a sample; made by `shapmix.draws.crops.draw_segments` or `middle_segments`.
         parents: [V] int64.
         stream, scores: as in `to_stream`.
 

@@ -61,7 +61,7 @@ def normalised_coalition_inputs(
         [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
         rounded one after the other.
 
-    Source: `CTRGCN.normalised` of the expanded clips (shapmix.reference.ctrgcn).
+    Source: `CTRGCN.normalised` of the expanded clips (shapmix.networks.ctrgcn_reference).
     """
     x = coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
     x = x.permute(0, 4, 1, 2, 3)  # [S N, M, C, T, V]

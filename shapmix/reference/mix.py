@@ -2,42 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class MixPlan:
-    """What to mix, one row a sample; made by `shapmix.plan`, applied by `mix_clips`.
-
-    Attributes:
-        partner: [N] int64, the sample that is mixed in.
-        parts: [N] int64 bit set of the parts taken from the partner.
-        start, length: [N] int64 frames, the window that is overwritten.
-        source_start, source_length: [N] int64 frames, the partner's window, resized to `length`.
-        lam: [N] float64, the partner's share of the label.
-        blend: [N] bool, True where the whole clips are blended by `lam` (Mixup) and the windows are not used.
-    """
-
-    partner: Tensor
-    parts: Tensor
-    start: Tensor
-    length: Tensor
-    source_start: Tensor
-    source_length: Tensor
-    lam: Tensor
-    blend: Tensor
-
-    @property
-    def label_share(self) -> Tensor:
-        """[N] float32: lam as the labels are mixed with it; the published code rounds it there and nowhere else."""
-        return self.lam.float()
-
-    def to(self, device: torch.device) -> MixPlan:
-        """The same plan on another device."""
-        return MixPlan(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+from shapmix.draws.plans import MixPlan
 
 
 def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:

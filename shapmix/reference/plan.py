@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shapmix.philox import integers, random_words, uniform
-from shapmix.reference.mix import MixPlan
+from shapmix.draws.philox import integers, random_words, uniform
+from shapmix.draws.plans import MixPlan
 
-# What a random word is for; the numbers are part of what a seed means, so they never change. `shapmix.plan` has 3 and 4.
+# What a random word is for; the numbers are part of what a seed means, so they never change. `shapmix.draws.crops` has 3 and 4.
 WINDOW, COMBINATION = 1, 2
 
 FRAMES_PER_UNIT = 4  # windows start and end on multiples of this

@@ -23,7 +23,7 @@ def marginals(with_parts: Tensor, without_parts: Tensor) -> Tensor:
 def expected_marginals(values: Tensor, combinations: Tensor, num_parts: int) -> Tensor:
     """Mean of the rectified marginal of each combination over all contexts, weighted as they are drawn.
 
-    What the sampled marginal of `shapmix.plan.draw_marginals` is an estimate of: the context's size uniform on
+    What the sampled marginal of `shapmix.mixing.mixer.marginals.draw_marginals` is an estimate of: the context's size uniform on
     0..parts outside the combination, then the context uniform of that size.
 
     Args:

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from shapmix.data.clips import DataError
 from shapmix.data.longtail import read_list
-from shapmix.data.nw_ucla import parse_clip
 from shapmix.data.sources import Source
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import actors, read_skeletons
+from shapmix.data.sources.nw_ucla import parse_clip
 from shapmix.data.sources.plain import read_array
 from shapmix.data.store import FRAMES, INDEX, damaged_clips, open_store
-from shapmix.layout import LayoutError, layout_text, parse_layout
-from shapmix.prepare import prepare
+from shapmix.data.store_writer import prepare
+from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import LayoutError, layout_text, parse_layout
 
 NAME = "S001C001P001R001A003"
 UCLA = "a08_s01_e00_v01"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["shapmix.data", "shapmix.layout"]):
+with atheris.instrument_imports(include=["shapmix.data", "shapmix.skeleton.layout"]):
     from readers import Readers
 
 

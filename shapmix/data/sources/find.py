@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from shapmix.data.bounded import UNREADABLE, is_tar, tar_files
-from shapmix.data.clips import DataError
 from shapmix.data.sources import Source
+from shapmix.data.sources.bounded import UNREADABLE, is_tar, tar_files
 from shapmix.data.sources.msg3d import DATA, Msg3d
 from shapmix.data.sources.ntu_npz import NtuNpz, is_ntu_npz
 from shapmix.data.sources.ntu_raw import NtuRaw
 from shapmix.data.sources.nw_ucla import NwUcla
 from shapmix.data.sources.plain import TABLE, Plain
 from shapmix.data.sources.pyskl import Pyskl
+from shapmix.process.errors import DataError
 
 Format = Literal["auto", "ntu_raw", "ntu_npz", "pyskl", "nw_ucla", "msg3d", "plain"]
 LOOKED_FOR = {

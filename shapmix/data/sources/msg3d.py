@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shapmix.data.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, show
-from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
+from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, show
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
 from shapmix.data.sources.restricted import load_pickle
+from shapmix.process.errors import DataError
 
 LAYOUTS = {25: "ntu25", 17: "coco17"}
 DATA, LABEL = "_data_joint.npy", "_label.pkl"

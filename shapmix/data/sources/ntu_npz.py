@@ -17,10 +17,10 @@ from typing import IO
 
 import numpy as np
 
-from shapmix.data.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE
-from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
+from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
+from shapmix.process.errors import DataError
 
 PEOPLE, JOINTS, COORDINATES = 2, 25, 3
 ROW = PEOPLE * JOINTS * COORDINATES

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from shapmix.data.bounded import UNREADABLE, read_file, tar_files, zip_files
-from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
+from shapmix.data.sources.bounded import UNREADABLE, read_file, tar_files, zip_files
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
+from shapmix.process.errors import DataError
 
 ENDING = ".skeleton"
 JOINTS = 25

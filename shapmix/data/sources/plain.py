@@ -27,9 +27,18 @@ from typing import IO
 
 import numpy as np
 
-from shapmix.data.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_SPLITS, check_label, check_name, read_npy, read_table, show
-from shapmix.data.clips import DataError
 from shapmix.data.sources import Recording
+from shapmix.data.sources.bounded import (
+    LARGEST_CLIP,
+    MOST_CLASSES,
+    MOST_SPLITS,
+    check_label,
+    check_name,
+    read_npy,
+    read_table,
+    show,
+)
+from shapmix.process.errors import DataError
 
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
 NUMBERS = ("subject", "camera", "setup", "replication")
@@ -48,7 +57,7 @@ class Plain:
         self.scores = scores
         self._folder, self._table = folder, folder / TABLE
         if layout is None and not (folder / LAYOUT).is_file():
-            raise DataError(f"{folder}: has no {LAYOUT}; add one (copy one of shapmix/layouts) or give --layout")
+            raise DataError(f"{folder}: has no {LAYOUT}; add one (copy one of shapmix/skeleton/layouts) or give --layout")
         self.layout = layout or str(folder / LAYOUT)
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}

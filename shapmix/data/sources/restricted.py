@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from shapmix.data.bounded import show
-from shapmix.data.clips import DataError
+from shapmix.data.sources.bounded import show
+from shapmix.process.errors import DataError
 
 KINDS = "biufSU"  # of array elements; not objects and not records
 CODINGS = ("latin1", "ascii", "utf-8")

@@ -1,0 +1,1 @@
+"""Every random draw, as a function of (seed, step)."""

@@ -1,0 +1,101 @@
+"""What to crop and what to measure: random choices drawn before any arithmetic is done on clips.
+
+Each `draw_*` is a pure function of its arguments, the seed and the step; the ops of `shapmix.reference` and
+`shapmix.kernels` apply what it returns. The mixing plan is an op of its own, `draw_plan`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shapmix.draws.philox import integers, random_words, uniform
+from shapmix.draws.plans import CropPlan, FramePlan
+
+_CROP = 4
+
+MAX_ROTATION = 0.3  # radians about each axis, the NTU feeder's
+
+MAX_DEGREES = 60  # about x and y, the NW-UCLA feeder's
+
+
+def draw_crops(
+    clips: Tensor,
+    lengths: Tensor,
+    *,
+    num_frames: int,
+    seed: int,
+    step: int | Tensor,
+    shortest: float = 0.5,
+    max_rotation: float = MAX_ROTATION,
+) -> CropPlan:
+    """Training crops of the NTU feeder: a share U[shortest, 1] of each clip, at least T frames where it has them, and a rotation.
+
+    Args:
+        clips: [N] int64 indices.
+        lengths: [N] int64 frames of those clips.
+        max_rotation: radians about each axis; 0 where coordinates are not x, y and z, the only ones that can be turned.
+    """
+    words = random_words(seed, _CROP, step, len(clips), 8, clips.device)
+    share = shortest + (1 - shortest) * uniform(words[:, 0])
+    length = (lengths * share).long().clamp(min=num_frames).minimum(lengths)
+    start = integers(words[:, 1], 0, lengths - length)
+    angles = (uniform(words[:, 2:5]) * 2 - 1) * max_rotation
+    return CropPlan(clips, start, length, angles)
+
+
+def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> CropPlan:
+    """Evaluation crops of the NTU feeder: the central 95% of each clip, not turned."""
+    margin = ((1 - share) * lengths.double() / 2).long()
+    return CropPlan(clips, margin, lengths - 2 * margin, torch.zeros(len(clips), 3, dtype=torch.float64, device=clips.device))
+
+
+def draw_frames(
+    clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int, max_degrees: int = MAX_DEGREES
+) -> FramePlan:
+    """Training draw of the NW-UCLA feeder: integer degrees U{-60..60} about x and y, scale U(0.5, 1.5), sorted frames.
+
+    Frames are drawn without replacement from every index repeated 100 times, so that short clips repeat frames.
+
+    Args:
+        clips: [N] int64 indices.
+        lengths: [N] int64 frames of those clips.
+        max_degrees: 0 where coordinates are not x, y and z, the only ones that can be turned.
+    """
+    words = random_words(seed, _CROP, step, len(clips), 4)
+    frames = np.empty((len(clips), num_frames), dtype=np.int64)
+    for row, length in enumerate(lengths.tolist()):
+        drawn = np.random.default_rng((seed, step, row)).choice(length * 100, num_frames, replace=False)
+        frames[row] = np.sort(drawn) // 100
+    angles = integers(words[:, :2], -max_degrees, max_degrees).double()
+    return FramePlan(clips, torch.from_numpy(frames), angles, 0.5 + uniform(words[:, 2]))
+
+
+def draw_segments(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor) -> FramePlan:
+    """One frame, drawn uniformly, of each of T equal segments of a clip; a clip shorter than T repeats frames.
+
+    Source: the uniform sampling of 2D poses in pyskl.
+    """
+    words = random_words(seed, _CROP, step, len(clips), -(-num_frames // 4) * 4, clips.device)
+    return _segments(clips, lengths, uniform(words[:, :num_frames]))
+
+
+def middle_segments(clips: Tensor, lengths: Tensor, *, num_frames: int) -> FramePlan:
+    """The middle frame of each of T equal segments."""
+    return _segments(clips, lengths, torch.full((len(clips), num_frames), 0.5, dtype=torch.float64, device=clips.device))
+
+
+def _segments(clips: Tensor, lengths: Tensor, place: Tensor) -> FramePlan:
+    num_frames = place.shape[1]
+    at = (torch.arange(num_frames, device=clips.device) + place.double()) * lengths.unsqueeze(1) / num_frames
+    frames = at.long().minimum(lengths.unsqueeze(1) - 1)
+    still = torch.zeros(len(clips), 2, dtype=torch.float64, device=clips.device)
+    return FramePlan(clips, frames, still, torch.ones(len(clips), dtype=torch.float64, device=clips.device))
+
+
+def even_frames(clips: Tensor, lengths: Tensor, *, num_frames: int) -> FramePlan:
+    """Evaluation frames of the NW-UCLA feeder: evenly spaced, no rotation, scale 1."""
+    frames = np.stack([np.linspace(0, length - 1, num_frames).astype(np.int64) for length in lengths.tolist()])
+    none = torch.zeros(len(clips), 2, dtype=torch.float64)
+    return FramePlan(clips, torch.from_numpy(frames), none, torch.ones(len(clips), dtype=torch.float64))

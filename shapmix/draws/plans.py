@@ -1,0 +1,73 @@
+"""What a draw decides, as plain tensors that the ops apply: crops, picked frames, mixes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """What `sample_clips` reads, one row a sample; made by `shapmix.draws.crops.draw_crops` or `centre_crops`.
+
+    Attributes:
+        clip: [N] int64, index of the recording.
+        start, length: [N] int64 frames within the recording.
+        angles: [N, 3] floating point radians about x, y, z.
+    """
+
+    clip: Tensor
+    start: Tensor
+    length: Tensor
+    angles: Tensor
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """What `sample_frames` reads, one row a sample; made by `shapmix.draws.crops.draw_frames` or `even_frames`.
+
+    Attributes:
+        clip: [N] int64, index of the recording.
+        frames: [N, T] int64, frames within the recording.
+        angles_deg: [N, 2] degrees about x, y.
+        scale: [N] factor on the coordinates.
+    """
+
+    clip: Tensor
+    frames: Tensor
+    angles_deg: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """What to mix, one row a sample; made by `shapmix.draws.crops`, applied by `mix_clips`.
+
+    Attributes:
+        partner: [N] int64, the sample that is mixed in.
+        parts: [N] int64 bit set of the parts taken from the partner.
+        start, length: [N] int64 frames, the window that is overwritten.
+        source_start, source_length: [N] int64 frames, the partner's window, resized to `length`.
+        lam: [N] float64, the partner's share of the label.
+        blend: [N] bool, True where the whole clips are blended by `lam` (Mixup) and the windows are not used.
+    """
+
+    partner: Tensor
+    parts: Tensor
+    start: Tensor
+    length: Tensor
+    source_start: Tensor
+    source_length: Tensor
+    lam: Tensor
+    blend: Tensor
+
+    @property
+    def label_share(self) -> Tensor:
+        """[N] float32: lam as the labels are mixed with it; the published code rounds it there and nowhere else."""
+        return self.lam.float()
+
+    def to(self, device: torch.device) -> MixPlan:
+        """The same plan on another device."""
+        return MixPlan(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

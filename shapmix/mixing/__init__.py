@@ -1,0 +1,1 @@
+"""Shap-Mix: mixing clips by body part, guided by the class saliency."""

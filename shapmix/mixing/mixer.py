@@ -1,0 +1,266 @@
+"""Shap-Mix for any training loop: observe the saliency, mix the batch, weigh the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from shapmix.kernels import BACKENDS, balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
+from shapmix.mixing import official
+from shapmix.mixing.estimators import ESTIMATORS, ON_DEVICE, Estimator, propose, propose_on_device
+from shapmix.mixing.losses import LOSSES, mix_loss
+from shapmix.mixing.rivals import RIVALS
+from shapmix.mixing.saliency import ClassSaliency
+from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion, whole_counts
+from shapmix.networks.modes import in_eval_mode, undisturbed
+from shapmix.process.choices import check_choice
+from shapmix.reference import log_class_prior
+from shapmix.skeleton.layout import Layout
+
+Mode = Literal[
+    "none", "mixup", "stmix", "shapmix",
+    "remix", "cutmix", "cmo", "skelemix", "partial_mixup", "spatial_mix", "temporal_mix", "bone_mix",
+]  # fmt: skip
+Loss = Literal["ce", "balanced", "class_balanced", "focal", "ldam"]
+Compat = Literal["default", "official"]
+
+
+class MixedBatch(NamedTuple):
+    """A batch [clean; mixed] and how its labels are mixed.
+
+    clips [2N, C, T, V, M] (or [N, ...] where nothing is mixed), labels [N], partner [N], the partner's share [N], and the step.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    partner: Tensor
+    share: Tensor
+    step: int = 0
+
+
+class ShapMix(nn.Module):
+    """Mixing guided by the class saliency of body parts, with the saliency as its state.
+
+    A step of any training loop:
+
+        mixer.observe(network, clips, labels, step)
+        batch = mixer.mix(clips, labels, step)
+        loss = sum(mixer.loss(network(batch.clips), batch))
+
+    Args:
+        layout: skeleton and parts of the clips.
+        class_counts: [K] training clips of each class, whole numbers > 0; a tensor, an array or a list.
+        mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`); V is
+            the layout's number of joints. Clips are of its shape, in any floating-point type.
+        mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or one of `shapmix.mixing.rivals.RIVALS`.
+        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or one of `shapmix.mixing.losses.LOSSES`.
+        estimator: of the saliency (`shapmix.mixing.estimators`); all but "exact" forward about 2N rows a step. None takes "official" where
+            `compat` does, else "exact_subset", whose error at that cost is the lowest (`bench/results/saliency_estimators.json`).
+        compat: "official" reproduces the published code's departures from its paper (`shapmix.mixing.official`).
+        temperature: of the softmax over a class's combinations, in units of the saliency.
+        blend_probability: of Mixup of whole clips in place of pasting, drawn once a batch, in the modes "shapmix" and "stmix".
+        decay: of the class average, for one update a sample; estimators that update more often forget less each time.
+        warmup_steps: steps at the start in which mixing is ST-Mix and the saliency is measured with empty contexts.
+        replace_steps: steps at the start in which a measurement replaces the class average instead of joining it;
+            by default `warmup_steps`.
+        deferred_steps: steps at the start in which the loss "ldam" does not weight its classes.
+        seed: of every draw; a draw depends on (seed, step) alone.
+        backend: of the kernels (see `shapmix.kernels`); None chooses.
+
+    Raises:
+        TypeError, ValueError: a choice that is unknown (with the nearest one), an argument of another shape or type, a number
+            outside its range, a class without training clips, or `compat="official"` on a layout it has no rule for.
+
+    The table `saliency` [K, Q] has the layout's combinations as columns; it and what else is known of the classes are buffers of
+    `class_saliency` and travel in `state_dict`.
+    """
+
+    mean_motion: Tensor
+    class_counts: Tensor
+    log_prior: Tensor
+    priority: Tensor
+    part_of_joint: Tensor
+    combinations: Tensor
+
+    def __init__(
+        self,
+        layout: Layout,
+        class_counts: Tensor | Sequence[int],
+        mean_motion: Tensor,
+        *,
+        mode: Mode = "shapmix",
+        loss: Loss = "balanced",
+        estimator: Estimator | None = None,
+        compat: Compat = "default",
+        temperature: float = 0.2,
+        blend_probability: float = 0.25,
+        decay: float = 0.9,
+        warmup_steps: int = 0,
+        replace_steps: int | None = None,
+        deferred_steps: int = 0,
+        seed: int = 0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("mode", mode, get_args(Mode))
+        check_choice("loss", loss, get_args(Loss))
+        check_choice("compat", compat, get_args(Compat))
+        if estimator is None:
+            estimator = "official" if compat == "official" else "exact_subset"
+        check_choice("estimator", estimator, ESTIMATORS)
+        if backend is not None:
+            check_choice("backend", backend, ("auto", *BACKENDS))
+        if not isinstance(layout, Layout):
+            raise TypeError(f"layout is a {type(layout).__name__}; give a Layout: load_layout('ntu25')")
+        class_counts = whole_counts("class_counts", class_counts)
+        empty = torch.nonzero(class_counts < 1).flatten().tolist()
+        if empty:
+            raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
+        check_mean_motion(mean_motion, layout.num_joints, layout.name)
+        if not (temperature > 0 and isfinite(temperature)):
+            raise ValueError(f"temperature is {temperature}; give a number above 0")
+        if not 0 <= blend_probability <= 1:
+            raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
+        for name, steps in (("warmup", warmup_steps), ("replace", replace_steps), ("deferred", deferred_steps)):
+            if steps is not None and steps < 0:
+                raise ValueError(f"{name}_steps is {steps}; give 0 or more")
+        self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
+        self.estimator: Estimator = estimator
+        self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
+        self.blend_probability = 1.0 if mode == "mixup" else blend_probability
+        self.warmup_steps = warmup_steps
+        self.replace_steps = warmup_steps if replace_steps is None else replace_steps
+        classes = len(class_counts)
+        combinations = layout.combinations
+        if compat == "official":
+            priority, joint_counts = official.priority(classes), official.joint_counts(layout)
+            self.restored_frames = official.restored_frames(layout)
+        else:
+            priority, joint_counts = class_counts, layout.joints_in(combinations)
+            self.restored_frames = None
+        log_prior = log_class_prior(class_counts) if loss == "balanced" else torch.zeros(classes)
+        self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay)
+        self.register_buffer("mean_motion", mean_motion)
+        self.register_buffer("class_counts", class_counts.clone(), persistent=False)
+        self.register_buffer(
+            "log_prior", log_prior.to(torch.float64 if mean_motion.dtype == torch.float64 else torch.float32), persistent=False
+        )
+        self.register_buffer("priority", priority.clone(), persistent=False)
+        self.register_buffer("part_of_joint", layout.part_of_joint, persistent=False)
+        self.register_buffer("combinations", combinations, persistent=False)
+
+    @torch.no_grad()
+    def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> None:
+        """Measures the saliency on the batch, in eval mode, and updates the class table; about 2N rows are forwarded.
+
+        Args:
+            network: any module that maps [N, C, T, V, M] to logits [N, K]; every submodule's mode is restored.
+            clips: [N, C, T, V, M] of the mean motion's shape; labels: [N] int64.
+            step: of the training loop.
+            counter: the same number as a 0-dim int64 tensor beside the clips. With it nothing is read back to the host, and
+                `step` only says whether the warm-up is over: the calls of a phase are the same work on the device. The
+                network must leave its buffers and torch's random state alone in eval mode, as they are not restored then.
+
+        A marginal that is not finite, such as every one of a clip with a NaN, is left out: the table keeps what it had, and
+        the class does not count as measured. Labels are checked for their range on the CPU, and without a counter, alone.
+
+        Raises:
+            TypeError, ValueError: clips, labels, or a network's result of another shape, type or device; a counter with an
+                estimator that is drawn on the host.
+        """
+        self._check(clips, labels, counter)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network is a {type(network).__name__}; give a torch.nn.Module")
+        if self.mode != "shapmix":
+            return
+        shared, naive = self.compat == "official", step < self.warmup_steps
+        times_measured = self.class_saliency.measured[labels]
+        if counter is None or self.estimator.startswith("exact"):
+            found = propose(self.estimator, times_measured, self.layout, seed=self.seed, step=step, shared=shared, naive=naive)
+        elif self.estimator == "official":
+            found = propose_on_device(
+                len(labels), self.layout, self.combinations, seed=self.seed, step=counter, shared=shared, naive=naive
+            )
+        else:
+            raise ValueError(
+                f"estimator '{self.estimator}' is drawn on the host; leave the counter out, or take one of {', '.join(ON_DEVICE)}"
+            )
+        device, mean_motion = clips.device, self.mean_motion.to(clips.dtype)
+        rows = coalition_inputs(
+            clips[found.samples.to(device)],
+            mean_motion,
+            found.coalitions[None].to(device),
+            self.part_of_joint,
+            restored_frames=self.restored_frames,
+            backend=self.backend,
+        )
+        with undisturbed(network) if counter is None else in_eval_mode(network):
+            logits = network(torch.cat([mean_motion[None], rows]))
+        check_logits("the network's result", logits, 1 + len(rows), len(self.class_counts))
+        self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
+
+    @property
+    def saliency(self) -> Tensor:
+        """[K, Q]: mean saliency of every combination of the layout for each class."""
+        return self.class_saliency.mean
+
+    def mix(self, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> MixedBatch:
+        """The training batch of a step; `counter` as in `observe`.
+
+        Clips are mixed as they are: one with a NaN makes that of every clip it is mixed into.
+
+        Raises:
+            TypeError, ValueError: clips or labels of another shape, type or device; fewer than 3 clips, a clip length that is
+                not a multiple of 4, or a counter with one of the rivals.
+        """
+        self._check(clips, labels, counter)
+        n, num_frames = len(labels), clips.shape[2]
+        if self.mode == "none":
+            itself = torch.arange(n, device=labels.device)
+            return MixedBatch(clips, labels, itself, torch.zeros(n, device=clips.device), step)
+        if self.mode in RIVALS:
+            if counter is not None:
+                raise ValueError(f"mode '{self.mode}' draws on the host; leave the counter out")
+            mixed = RIVALS[self.mode](clips, labels, self.class_counts, self.layout, self.seed, step)
+            return MixedBatch(torch.cat([clips, mixed.clips]), labels, mixed.partner, mixed.share, step)
+        plan = draw_plan(
+            labels,
+            self.saliency,
+            self.priority,
+            self.combinations,
+            self.part_of_joint,
+            num_frames,
+            seed=self.seed,
+            step=step if counter is None else counter,
+            guided=self.mode == "shapmix" and step >= self.warmup_steps,
+            temperature=self.temperature,
+            blend_probability=self.blend_probability,
+            backend=self.backend,
+        )
+        both = mix_clips(clips, plan, self.part_of_joint, backend=self.backend)
+        return MixedBatch(both, labels, plan.partner, plan.label_share, step)
+
+    def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
+        """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum.
+
+        Where it is not finite, leave the step out: the network's own running statistics (BatchNorm) hold the batch by then, so
+        put back copies of them too, as the trainer's `--non-finite skip` and `shapmix.training.step.TrainingStep` do.
+
+        Raises:
+            TypeError, ValueError: logits of another shape or type than [2N, K] ([N, K] where nothing was mixed).
+        """
+        check_logits("logits", logits, len(batch.clips), len(self.class_counts))
+        if self.loss_name in LOSSES:
+            deferred = batch.step >= self.deferred_steps
+            counts = self.class_counts
+            return mix_loss(LOSSES[self.loss_name], logits, batch.labels, batch.partner, batch.share, counts, deferred)
+        log_prior = self.log_prior.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, log_prior, backend=self.backend)
+
+    def _check(self, clips: Tensor, labels: Tensor, counter: Tensor | None) -> None:
+        check_clips(clips, self.mean_motion)
+        check_labels(labels, clips, len(self.class_counts), values=counter is None)

@@ -1,0 +1,76 @@
+"""AAGCN: Shi, Zhang, Cheng, Lu, Skeleton-Based Action Recognition with Multi-Stream Adaptive Graph Convolutional Networks, 2020."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shapmix.networks.skeleton_graph import SkeletonNetwork, shortcut, temporal_conv
+from shapmix.skeleton.layout import Layout
+
+
+class AdaptiveGraph(nn.Module):
+    """Aggregation over learned graphs and, for each clip, graphs of how alike its joints are (section III-B)."""
+
+    def __init__(self, graphs: Tensor, channels: int, width: int) -> None:
+        super().__init__()
+        subsets, inner = len(graphs), width // 4
+        self.graphs = nn.Parameter(graphs.clone())
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.theta = nn.ModuleList(nn.Conv2d(channels, inner, 1) for _ in range(subsets))
+        self.phi = nn.ModuleList(nn.Conv2d(channels, inner, 1) for _ in range(subsets))
+        self.features = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in range(subsets))
+        self.norm = nn.BatchNorm2d(width)
+        self.down = shortcut(channels, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor | None = None
+        for subset, (theta, phi, features) in enumerate(zip(self.theta, self.phi, self.features, strict=True)):
+            a, b = theta(x), phi(x)
+            alike = torch.tanh(torch.einsum("nctv,nctw->nvw", a, b) / (a.shape[1] * a.shape[2]))
+            part = torch.einsum("nctv,nvw->nctw", features(x), self.graphs[subset] + self.alpha * alike)
+            y = part if y is None else y + part
+        return torch.relu(self.norm(y) + self.down(x))
+
+
+class Attention(nn.Module):
+    """Gates over joints, frames and channels, one after the other, each added to what it gates (section III-C)."""
+
+    def __init__(self, width: int, num_joints: int) -> None:
+        super().__init__()
+        odd = num_joints - (1 - num_joints % 2)
+        self.joints = nn.Conv1d(width, 1, odd, padding=odd // 2)
+        self.frames = nn.Conv1d(width, 1, 9, padding=4)
+        last = nn.Linear(width // 2, width)
+        self.channels = nn.Sequential(nn.Linear(width, width // 2), nn.ReLU(), last)
+        for parameter in (*self.joints.parameters(), *self.frames.parameters(), *last.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + x * torch.sigmoid(self.joints(x.mean(2)))[:, :, None]
+        x = x + x * torch.sigmoid(self.frames(x.mean(3)))[..., None]
+        return x + x * torch.sigmoid(self.channels(x.mean((2, 3))))[..., None, None]
+
+
+class Layer(nn.Module):
+    """Adaptive graph, attention, nine frames."""
+
+    def __init__(self, graphs: Tensor, channels: int, width: int, stride: int, residual: bool) -> None:
+        super().__init__()
+        self.gcn = nn.Sequential(AdaptiveGraph(graphs, channels, width), Attention(width, graphs.shape[-1]))
+        self.tcn = temporal_conv(width, width, stride=stride)
+        self.residual = shortcut(channels, width, stride) if residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.tcn(self.gcn(x))
+        return torch.relu(y if self.residual is None else y + self.residual(x))
+
+
+def aagcn(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3) -> nn.Module:
+    """AAGCN with adaptive graphs and STC attention, ten layers."""
+    graphs = torch.from_numpy(layout.adjacency())
+
+    def layer(channels: int, width: int, stride: int, residual: bool) -> nn.Module:
+        return Layer(graphs, channels, width, stride, residual)
+
+    return SkeletonNetwork(layout, num_classes, num_people=num_people, in_channels=in_channels, make_layer=layer)

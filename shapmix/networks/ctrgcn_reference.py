@@ -1,0 +1,211 @@
+"""CTR-GCN, the network of the paper, written as its formulas read; `shapmix.networks.ctrgcn` computes the same function faster.
+
+Module names follow the field's checkpoints, so that `load_state_dict` takes them and `state_dict` exports to them.
+Source: Chen et al., "Channel-wise Topology Refinement Graph Convolution", ICCV 2021; fixtures `ctrgcn_*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from shapmix.skeleton.layout import Layout
+
+SUBSETS = 3  # graphs a layer: self, inward, outward
+RELATION_CHANNELS = 8  # of the first layer; an eighth of the input's channels in the others
+
+
+class RelationGC(nn.Module):
+    """One subset: a graph that every channel refines by how its joints differ.
+
+    [N, C, T, V] and the shared graph [V, V] -> [N, C', T, V].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, relation_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, relation_channels, 1)
+        self.conv2 = nn.Conv2d(in_channels, relation_channels, 1)
+        self.conv3 = nn.Conv2d(in_channels, out_channels, 1)
+        self.conv4 = nn.Conv2d(relation_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, graph: Tensor, alpha: Tensor) -> Tensor:
+        a, b = self.conv1(x).mean(2), self.conv2(x).mean(2)  # [N, R, V]
+        relation = torch.tanh(a.unsqueeze(-1) - b.unsqueeze(-2))  # [N, R, V, V]
+        refined = self.conv4(relation) * alpha + graph  # [N, C', V, V]
+        return torch.einsum("ncuv,nctv->nctu", refined, self.conv3(x))
+
+
+class GraphUnit(nn.Module):
+    """Sum of the three subsets, BatchNorm, shortcut, ReLU: [N, C, T, V] -> [N, C', T, V]."""
+
+    def __init__(self, in_channels: int, out_channels: int, relation_channels: int, graphs: Tensor) -> None:
+        super().__init__()
+        self.PA = nn.Parameter(graphs.clone())
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.convs = nn.ModuleList(RelationGC(in_channels, out_channels, relation_channels) for _ in range(SUBSETS))
+        self.down: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = sum(conv(x, graph, self.alpha) for conv, graph in zip(self.convs, self.PA, strict=True))
+        return torch.relu(self.bn(y) + self.down(x))
+
+
+class TemporalConv(nn.Module):
+    """Convolution over time, padded to keep its length (before the stride), and BatchNorm."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class TemporalUnit(nn.Module):
+    """Four temporal branches, concatenated: kernel 5, kernel 5 dilated by 2, max-pool 3, and 1x1."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        width = channels // 4
+
+        def reduce() -> list[nn.Module]:
+            return [nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU()]
+
+        self.branches = nn.ModuleList(
+            [
+                nn.Sequential(*reduce(), TemporalConv(width, width, 5, stride, dilation=1)),
+                nn.Sequential(*reduce(), TemporalConv(width, width, 5, stride, dilation=2)),
+                nn.Sequential(*reduce(), nn.MaxPool2d((3, 1), (stride, 1), (1, 0)), nn.BatchNorm2d(width)),
+                nn.Sequential(nn.Conv2d(channels, width, 1, (stride, 1)), nn.BatchNorm2d(width)),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class Layer(nn.Module):
+    """Graph unit, temporal unit and residual: [N, C, T, V] -> [N, C', T / stride, V]."""
+
+    def __init__(
+        self, gcn1: GraphUnit, tcn1: TemporalUnit, in_channels: int, out_channels: int, stride: int, *, residual: bool
+    ) -> None:
+        super().__init__()
+        self.gcn1 = gcn1
+        self.tcn1 = tcn1
+        self.residual: nn.Module | None = None
+        if residual and in_channels == out_channels and stride == 1:
+            self.residual = nn.Identity()
+        elif residual:
+            self.residual = TemporalConv(in_channels, out_channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.tcn1(self.gcn1(x))
+        return torch.relu(y if self.residual is None else y + self.residual(x))
+
+
+class CTRGCN(nn.Module):
+    """Clips [N, C, T, V, M] -> logits [N, K].
+
+    Args:
+        layout: the skeleton of the clips.
+        num_classes: K.
+        num_people: M.
+        in_channels: C.
+        widths: channels of each layer, multiples of 8; the published network has 64 x 4, 128 x 3, 256 x 3.
+        halve: indices into `widths` of the layers that halve the frames; by default those that change the width.
+        graph_gain: start of the weight of the graph units' BatchNorm. The published 1e-6 lets a layer begin as its shortcut;
+            1 learns faster in short runs of small networks.
+
+    Raises:
+        ValueError: a width that is not a multiple of 8.
+    """
+
+    graph_unit: type[GraphUnit] = GraphUnit
+    temporal_unit: type[TemporalUnit] = TemporalUnit
+    layer: type[Layer] = Layer
+
+    def __init__(
+        self,
+        layout: Layout,
+        num_classes: int,
+        *,
+        num_people: int = 2,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64,) * 4 + (128,) * 3 + (256,) * 3,
+        halve: Sequence[int] | None = None,
+        graph_gain: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        for width in widths:
+            if width % 8 or width < 8:
+                raise ValueError(f"layer width {width} is not a multiple of 8: a layer has 4 branches and width / 8 relations")
+        if halve is None:
+            halve = [layer + 1 for layer, (before, after) in enumerate(pairwise(widths)) if before != after]
+        self.layout_name = layout.name
+        self.input_shape = (in_channels, layout.num_joints, num_people)
+        self.depth = len(widths)
+        self.data_bn = nn.BatchNorm1d(num_people * layout.num_joints * in_channels)
+        graphs = torch.from_numpy(layout.adjacency())
+        before = in_channels
+        for layer, width in enumerate(widths):
+            relations = RELATION_CHANNELS if layer == 0 else before // 8
+            stride = 2 if layer in halve else 1
+            gcn1 = self.graph_unit(before, width, relations, graphs)
+            tcn1 = self.temporal_unit(width, stride)
+            setattr(self, f"l{layer + 1}", self.layer(gcn1, tcn1, before, width, stride, residual=layer > 0))
+            before = width
+        self.fc = nn.Linear(before, num_classes)
+        self._initialise(graph_gain)
+
+    def _initialise(self, graph_gain: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, GraphUnit):
+                nn.init.constant_(module.bn.weight, graph_gain)
+        nn.init.normal_(self.fc.weight, 0, (2 / self.fc.out_features) ** 0.5)
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [cast(Layer, self.get_submodule(f"l{layer + 1}")) for layer in range(self.depth)]
+
+    def normalised(self, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N * M, C, T, V]: what the first layer sees, one row a person.
+
+        Raises:
+            ValueError: a clip shape that the network was not built for.
+        """
+        n, channels, frames, joints, people = clips.shape
+        if (channels, joints, people) != self.input_shape:
+            raise ValueError(
+                f"clips have (coordinates, joints, people) = {(channels, joints, people)}; "
+                f"this network was built for {self.input_shape} (layout '{self.layout_name}')"
+            )
+        x = clips.permute(0, 4, 3, 1, 2).reshape(n, people * joints * channels, frames)  # [N, M V C, T]
+        return self.data_bn(x).view(n * people, joints, channels, frames).permute(0, 2, 3, 1).contiguous()
+
+    def features(self, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.
+
+        Raises:
+            ValueError: a clip shape that the network was not built for.
+        """
+        x = self.normalised(clips)
+        for layer in self.layers:
+            x = layer(x)
+        return x.mean((2, 3)).view(clips.shape[0], clips.shape[4], -1).mean(1)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.fc(self.features(clips))

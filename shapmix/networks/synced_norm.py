@@ -1,0 +1,81 @@
+"""BatchNorm over the batch of all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shapmix.process.parallel import summed
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm with the statistics of the batch of all processes, on every device (torch's own is for GPUs alone).
+
+    `sync_norms` turns the norms of a network into it; names and state dict stay.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, ...] -> the same shape."""
+        if not self.training:
+            return super().forward(input)
+        y, mean, variance, rows = synced_batch_norm(input, self.weight, self.bias, self.eps)
+        keep_statistics(self, mean, variance * (rows / (rows - 1).clamp(min=1)))
+        return y
+
+
+def sync_norms(network: nn.Module) -> None:
+    """Turns every BatchNorm of a network into one over all processes, in place."""
+    for module in network.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SyncedBatchNorm
+
+
+@torch.no_grad()
+def keep_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Moves a norm's running statistics [C] towards those of a batch; `variance` unbiased."""
+    if norm.running_mean is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+    norm.running_var.lerp_(variance.to(norm.running_var), momentum)
+
+
+def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(result of x's shape and type, mean [C], biased variance [C], rows) over the batch of all processes.
+
+    The sums are taken in float32, or float64 for float64 x; deviations are from the common mean, as the variance needs it.
+    """
+    dims = [0, *range(2, x.dim())]
+    shape = [1, -1, *(1 for _ in dims[1:])]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    with torch.autocast(x.device.type, enabled=False):
+        rows = summed(torch.tensor(float(x.numel() // x.shape[1]), device=x.device, dtype=wide.dtype))
+        mean = _sum_over_processes(wide.sum(dims)) / rows
+        centred = wide - mean.view(shape)
+        variance = _sum_over_processes(centred.square().sum(dims)) / rows
+        y = centred * (variance + eps).rsqrt().view(shape)
+        if weight is not None and bias is not None:
+            y = y * weight.view(shape) + bias.view(shape)
+    return y.to(x.dtype), mean.detach(), variance.detach(), rows
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    return _SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum and its gradient, which is a sum too: every process's result depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return summed(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return summed(grad.contiguous().clone())

@@ -1,0 +1,100 @@
+"""The page of `python -m shapmix.explain`."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import jinja2
+import torch
+from torch import Tensor
+
+from shapmix.explain import ExplainConfig
+from shapmix.pictures import plots
+from shapmix.process.errors import RunError
+from shapmix.process.files import write_whole
+from shapmix.shapley.explanation import Explanation
+
+
+class ExplainError(RunError):
+    """A request that cannot be met; the message names what and the remedy."""
+
+
+def choose_clips(config: ExplainConfig, split: Tensor, labels: Tensor, names: list[str]) -> Tensor:
+    """Indices of the clips that are asked for by name, or of the first few of each class of the split.
+
+    Raises:
+        ExplainError: a name that no clip has, or nothing to explain.
+    """
+    if config.clips:
+        index = {name: clip for clip, name in enumerate(names)}
+        for name in config.clips:
+            if name not in index:
+                raise ExplainError(f"--clips: no clip is named '{name}'; the first of the data set is '{names[0]}'")
+        return torch.tensor([index[name] for name in config.clips])
+    if config.per_class < 1:
+        raise ExplainError(f"--per-class: at least 1, not {config.per_class}")
+    first = [split[labels[split] == label][: config.per_class] for label in labels[split].unique()]
+    if not first:
+        raise ExplainError(f"--split {config.split}: it holds no clip")
+    return torch.cat(first)
+
+
+def write_page(
+    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, y_down: bool = False
+) -> Path:
+    """Draws every picture into `out` and the page that holds them all; `pose` [V, C] is the skeleton that is coloured."""
+    layout = explanation.layout
+    parts = list(layout.parts)
+    by_class, combinations = explanation.by_label(explanation.parts), explanation.by_label(explanation.rectified)
+    shown = [class_names[label] for label in by_class.labels.tolist()]
+    strongest = int((explanation.full_values - explanation.base_values).argmax())
+
+    plots.plot_saliency(out / "combinations.png", combinations.mean, layout, shown)
+    plots.plot_parts(out / "parts.png", by_class.mean, by_class.standard_error, pose, layout, shown, y_down=y_down)
+    plots.plot_waterfall(
+        out / "waterfall.png", explanation.parts[strongest], float(explanation.base_values[strongest]), parts, explanation.output
+    )
+    pairs = explanation.interactions("k_sii", 2).mean(0)
+    plots.plot_interactions(out / "interactions.png", pairs, layout)
+    faithfulness = explanation.faithfulness()
+    plots.plot_curves(out / "curves.png", faithfulness, explanation.output)
+    example = f"'{explanation.names[strongest]}' of class '{class_names[int(explanation.labels[strongest])]}'"
+    pictures = [
+        (
+            "Body parts",
+            "parts.png",
+            "Mean Shapley value of each part over a class's clips, on the skeleton; the whisker is the standard error of the mean.",
+        ),
+        (
+            "Combinations",
+            "combinations.png",
+            "What a combination of parts adds to the other parts on average, never below zero: what training mixes by.",
+        ),
+        ("One clip", "waterfall.png", f"From the mean motion to the whole clip {example}, part by part."),
+        (
+            "Interactions",
+            "interactions.png",
+            "Pairs of parts that are worth more together (blue) or less (orange) than apart, by the k-Shapley interaction index.",
+        ),
+        ("Is it faithful?", "curves.png", faithfulness.verdict(explanation.output.replace("_", "-"))),
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("shapmix.pages"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    table = [
+        (name, int(count), [f"{value:+.3f}" for value in row])
+        for name, count, row in zip(shown, by_class.clips.tolist(), by_class.mean.tolist(), strict=True)
+    ]
+    page = environment.get_template("explain.html").render(
+        title=title,
+        clips=len(explanation),
+        rows=explanation.rows_forwarded,
+        output=explanation.output.replace("_", "-"),
+        parts=[part.replace("_", " ") for part in parts],
+        table=table,
+        pictures=[(heading, base64.b64encode((out / file).read_bytes()).decode(), caption) for heading, file, caption in pictures],
+    )
+    path = out / "index.html"
+    write_whole(path, page)
+    return path

@@ -1,0 +1,186 @@
+"""The page of `python -m shapmix.report`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from shapmix.data.clips import Splits
+from shapmix.data.sampling import ClipSampler
+from shapmix.mixing.mixer import ShapMix
+from shapmix.pictures import plots
+from shapmix.process.ending import check_output_file
+from shapmix.process.files import write_whole
+from shapmix.report import ReportConfig
+from shapmix.shapley.explanation import explain
+from shapmix.shapley.game import PartGame
+from shapmix.training import metrics
+from shapmix.training.example_mix import example_mix
+from shapmix.training.run_folder import read_metrics
+from shapmix.training.scores import predict
+from shapmix.training.trained import open_with_data
+
+WORST = 3  # confusions that are shown
+
+EXPLAINED = 4  # test clips of each class whose parts are valued
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Measures the checkpoint on the test split and writes the page, whole or not at all.
+
+    Raises:
+        OSError: the page cannot be written where it should; nothing was measured.
+        ConfigError, CheckpointError, DataError: a run or data that cannot be read.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    run, path = config.run, config.out or config.run / "report.html"
+    check_output_file(path)
+    trained, splits, network, sampler, mixer = open_with_data(run, config.checkpoint)
+    store, counts = splits.store, splits.class_counts()
+    logits, labels = predict(network, sampler, splits.test, trained.batch_size, torch.device("cpu"))
+    accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
+    rows = read_metrics(run / "metrics.jsonl")
+
+    scenes = []
+    mix = example_mix(trained, splits, sampler, mixer)
+    if mix is not None:
+        last = list(mix.clips)[-1]
+        views = [
+            moving(title, clip, mix.changed if title == last else None, y_down=store.y_down) for title, clip in mix.clips.items()
+        ]
+        scenes.append({"heading": "A mixed clip", "caption": "Orange: what the mix took from the partner.", "views": views})
+    scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
+
+    pictures = [
+        ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
+        ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Share of the true class."),
+        (
+            "Parts",
+            drawn(
+                lambda path: plots.plot_part_values(
+                    path, part_values(network, mixer, splits, sampler), store.layout, store.class_names
+                )
+            ),
+            f"What each part brings to the probability of its class: exact Shapley values, mean of {EXPLAINED} test clips a class.",
+        ),
+    ]
+    if trained.mix == "shapmix":
+        caption = "What each combination of parts adds to the probability of a class, as training measured it to guide the mixing."
+        saliency = drawn(lambda path: plots.plot_saliency(path, mixer.saliency, store.layout, store.class_names))
+        pictures.append(("Class saliency", saliency, caption))
+    by_class = metrics.class_accuracy(confusion)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("shapmix.pages"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html").render(
+        title=run.name,
+        about=f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
+        f"clips, {len(rows)} epochs, seed {trained.seed}; the {config.checkpoint} checkpoint",
+        buckets=[(name, _percent(value)) for name, value in accuracy.as_dict().items() if name != "clips"],
+        classes=[
+            (name, int(count), int(tested), _percent(share), 0.0 if share != share else 100 * share)
+            for name, count, tested, share in zip(
+                store.class_names, counts.tolist(), confusion.sum(1).tolist(), by_class.tolist(), strict=True
+            )
+        ],
+        pictures=pictures,
+        scenes=scenes,
+        data={"edges": store.layout.edges, "scenes": [scene["views"] for scene in scenes]},
+    )
+    write_whole(path, page)
+    return path
+
+
+def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: ClipSampler) -> Tensor:
+    """[K, P]: exact Shapley values of the parts, means over the first test clips of each class; NaN for a class without."""
+    store, test = splits.store, splits.test
+    labels = store.labels[test]
+    chosen = torch.cat([test[labels == label][:EXPLAINED] for label in range(store.num_classes)])
+    game = PartGame(network, store.layout, mixer.mean_motion, restored_frames=mixer.restored_frames)
+    values = [
+        explain(game, sampler.evaluation(some), store.labels[some], [store.names[clip] for clip in some.tolist()]).parts
+        for some in chosen.split(64)
+    ]
+    every, owners = torch.cat(values), store.labels[chosen]
+    return torch.stack([every[owners == label].mean(0) for label in range(store.num_classes)])
+
+
+def moving(title: str, clip: Tensor, changed: Tensor | None = None, *, y_down: bool = False) -> dict[str, Any]:
+    """A front view [T, M V, 2] of a clip [C, T, V, M], in the unit square with y upwards, and where [T, V] it is coloured."""
+    points = plots.front(clip, 0, y_down=y_down).permute(1, 3, 2, 0)  # [T, M, V, 2]
+    stands = points.abs().amax((0, 2, 3)) > 0
+    points = points[:, stands] if stands.any() else points[:, :1]
+    low, high = points.amin((0, 1, 2)), points.amax((0, 1, 2))
+    unit = (points - (low + high) / 2) / (high - low).max().clamp(min=1e-6) + 0.5
+    coloured = [] if changed is None else changed.int().tolist()
+    frames = unit.flatten(1, 2).mul(1000).round().div(1000).tolist()  # [T, M V, 2]
+    return {"title": title, "frames": frames, "people": unit.shape[1], "changed": coloured}
+
+
+def worst_confusions(
+    splits: Splits, sampler: ClipSampler, predicted: Tensor, labels: Tensor, confusion: Tensor
+) -> list[dict[str, Any]]:
+    """The pairs of classes that are confused most: a test clip that was, beside a training clip of what it was taken for."""
+    wrong = confusion.clone()
+    wrong.fill_diagonal_(0)
+    store, scenes = splits.store, []
+    for place in wrong.flatten().argsort(descending=True, stable=True)[:WORST].tolist():
+        true, taken = divmod(place, len(wrong))
+        count = int(wrong[true, taken])
+        if count == 0:
+            break
+        mistaken = splits.test[torch.nonzero((labels == true) & (predicted == taken))[0]]
+        typical = splits.train[torch.nonzero(store.labels[splits.train] == taken)[0]]
+        shown = ClipSampler(store, sampler.pipeline, "joint", sampler.num_frames).evaluation(torch.cat([mistaken, typical]))
+        names = store.class_names
+        views = [
+            moving(title, clip, y_down=store.y_down)
+            for title, clip in zip((f"test clip: {names[true]}", f"training clip: {names[taken]}"), shown, strict=True)
+        ]
+        caption = f"{count} of {int(confusion[true].sum())} test clips of '{names[true]}' were taken for '{names[taken]}'."
+        scenes.append({"heading": f"{names[true]} taken for {names[taken]}", "caption": caption, "views": views})
+    return scenes
+
+
+def draw_curves(rows: Sequence[dict[str, Any]]) -> str:
+    """Losses, accuracies and learning rate by epoch, as base64 PNG."""
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = {
+        "loss": ("loss_clean", "loss_mixed"),
+        "accuracy": ("accuracy", "val_top1", "val_class_mean"),
+        "learning rate": ("lr",),
+    }
+    for axis, (name, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for key in keys:
+            found = [(row["epoch"], row[key]) for row in rows if key in row]
+            if found:
+                axis.plot(*zip(*found, strict=True), label=key.replace("_", " "), marker="o" if len(found) < 20 else None)
+        axis.set_xlabel("epoch")
+        axis.set_title(name, fontsize="medium")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize="small")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def drawn(draw: Callable[[Path], None]) -> str:
+    """What `draw` writes to a path, as base64."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        draw(path)
+        return base64.b64encode(path.read_bytes()).decode()
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None or value != value else f"{100 * value:.1f}%"

@@ -1,0 +1,1 @@
+"""What concerns the process: other processes, signals, memory, errors."""

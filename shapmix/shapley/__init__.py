@@ -1,0 +1,1 @@
+"""Shapley values of body parts: the game, its exact values, explanations."""

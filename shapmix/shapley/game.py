@@ -1,0 +1,204 @@
+"""The game that body parts play: v(A) is what the network says of a clip that shows the motion of the parts in A alone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from shapmix.kernels import coalition_inputs
+from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion
+from shapmix.networks.modes import undisturbed
+from shapmix.process.choices import check_choice
+from shapmix.skeleton.layout import Layout
+
+Output = Literal["probability", "logit", "log_prob"]
+
+OUTPUTS: dict[Output, Callable[[Tensor], Tensor]] = {
+    "probability": lambda logits: logits.softmax(-1),
+    "logit": lambda logits: logits,
+    "log_prob": lambda logits: logits.log_softmax(-1),
+}
+
+DEFAULT_ROWS = 64  # as many as a training batch has
+
+Progress = Callable[[int, int], None]
+
+
+class PartGame:
+    """Values of every coalition of body parts, exactly, by forwarding each once.
+
+    Args:
+        model: any module that maps [N, C, T, V, M] to logits [N, K].
+        layout: skeleton and parts of the clips, 2 to 8 parts.
+        mean_motion: [C, T, V, M], what the joints outside a coalition show.
+        output: v is the softmax probability of a class, its logit, or its log-probability.
+        max_rows: clips forwarded at once; None takes 64. Halved when memory runs out, down to 1.
+        memory_budget: bytes instead of `max_rows`: the tensors that one clip's forward keeps alive are measured, and as many
+            clips go together as fit.
+        autocast: element type of `torch.autocast` for the forwards, None for none.
+        restored_frames: as in `coalition_inputs`.
+        backend: of the kernels; None chooses.
+
+    `rows_forwarded` counts the clips of the last call.
+
+    Raises:
+        ValueError: both `max_rows` and `memory_budget`, or one that is not positive; an unknown output.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        mean_motion: Tensor,
+        output: Output = "probability",
+        *,
+        max_rows: int | None = None,
+        memory_budget: int | None = None,
+        autocast: torch.dtype | None = None,
+        restored_frames: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        check_choice("output", output, tuple(OUTPUTS))
+        check_mean_motion(mean_motion, layout.num_joints, layout.name)
+        if max_rows is not None and memory_budget is not None:
+            raise ValueError("max_rows and memory_budget are both given; give one of them")
+        for name, value in (("max_rows", max_rows), ("memory_budget", memory_budget)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give a positive number")
+        self.model, self.layout, self.mean_motion, self.output = model, layout, mean_motion, output
+        self.max_rows, self.memory_budget, self.autocast = max_rows, memory_budget, autocast
+        self.restored_frames, self.backend = restored_frames, backend
+        self.rows_forwarded = 0
+
+    def table(
+        self, clips: Tensor, labels: Tensor | None = None, *, logits: Tensor | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """v of every coalition, in bit-set order: column A is the coalition whose bit p says that part p is shown.
+
+        With P parts, (2^P - 1) N + 1 rows are forwarded: the empty coalition is the same for every sample. The model is in
+        eval mode without gradient meanwhile; its modules' modes, its buffers and torch's random state are as before when the
+        call ends, also by an exception.
+
+        Args:
+            clips: [N, C, T, V, M].
+            labels: [N] int64, the class whose value is wanted; None wants all classes.
+            logits: [N, K] of the clips themselves, from a forward in eval mode that was made anyway: the N rows of the full
+                coalition are then not forwarded again.
+            progress: called with (rows done, rows in total) after every forward; it does not change what is forwarded when.
+
+        Returns:
+            [N, 2^P], or [N, 2^P, K] for all classes; in the type of the logits.
+
+        Raises:
+            ValueError: clips that do not fit the mean motion, or labels and logits that do not fit the clips.
+            torch.OutOfMemoryError: not even one clip fits.
+        """
+        n = len(clips)
+        check_clips(clips, self.mean_motion)
+        if labels is not None:
+            check_labels(labels, clips, None)  # their range below: the network says how many classes there are
+        if logits is not None:
+            check_logits("logits", logits, n, None)
+        sets = torch.arange(1, self.layout.all_parts + (logits is None), device=clips.device)
+        total, self.rows_forwarded = len(sets) * n + 1, 0
+        part_of_joint = self.layout.part_of_joint.to(clips.device)
+
+        def inputs(begin: int, end: int) -> Tensor:
+            """Rows begin..end of the samples' coalitions, sample by sample; the mean motion is row -1."""
+            if begin < 0:
+                return self.mean_motion[None].to(clips)
+            first, last = begin // len(sets), (end - 1) // len(sets)
+            some = clips[first : last + 1]
+            if begin % len(sets) == 0 and end % len(sets) == 0:
+                wanted = sets
+            else:  # part of one sample
+                wanted = sets[begin - first * len(sets) : end - first * len(sets)]
+            rows = coalition_inputs(
+                some,
+                self.mean_motion.to(clips.dtype),
+                wanted,
+                part_of_joint,
+                restored_frames=self.restored_frames,
+                backend=self.backend,
+            )
+            return rows.unflatten(0, (len(wanted), len(some))).transpose(0, 1).flatten(0, 1)
+
+        def forward(begin: int, end: int) -> Tensor:
+            with torch.autocast(clips.device.type, self.autocast, enabled=self.autocast is not None):
+                found: Tensor = self.model(inputs(begin, end))
+            check_logits("the network's result", found, end - begin, None)
+            self.rows_forwarded += end - begin
+            if progress is not None:
+                progress(self.rows_forwarded, total)
+            return found
+
+        with undisturbed(self.model), torch.no_grad():
+            none = forward(-1, 0)
+            if labels is not None:
+                check_labels(labels, clips, none.shape[1])
+            rows = self._rows_together(lambda: self.model(inputs(0, 1)))
+            found: list[Tensor] = []
+            begin = 0
+            while begin < len(sets) * n:
+                end = _end_of_chunk(begin, len(sets), len(sets) * n, rows)
+                try:
+                    found.append(forward(begin, end))
+                except torch.OutOfMemoryError:
+                    if rows == 1:
+                        raise
+                    rows = max(1, min(rows, end - begin) // 2)
+                    continue
+                begin = end
+        each = torch.cat(found).unflatten(0, (n, len(sets)))
+        columns = [none.expand(n, 1, -1), each] if logits is None else [none.expand(n, 1, -1), each, logits[:, None].to(each)]
+        value = OUTPUTS[self.output](torch.cat(columns, 1).float() if each.dtype.itemsize < 4 else torch.cat(columns, 1))
+        return value if labels is None else value.gather(2, labels.view(n, 1, 1).expand(-1, value.shape[1], 1)).squeeze(2)
+
+    def _rows_together(self, one: Callable[[], Any]) -> int:
+        if self.memory_budget is None:
+            return self.max_rows or DEFAULT_ROWS
+        with AliveTensors() as alive:
+            one()
+        return max(1, self.memory_budget // max(alive.peak, 1))
+
+
+def _end_of_chunk(begin: int, sets: int, total: int, rows: int) -> int:
+    """Where a forward of at most `rows` rows ends: whole samples where they fit, else part of one sample."""
+    if begin % sets == 0 and rows >= sets:
+        return min(begin + rows // sets * sets, total)
+    return min(begin + rows, (begin // sets + 1) * sets)
+
+
+class AliveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside it and alive at once; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._seen:
+            return
+        self._seen[address] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._release, address)
+
+    def _release(self, address: int) -> None:
+        self.now -= self._seen.pop(address, 0)

@@ -1,0 +1,1 @@
+"""Skeletons: joints, parts, bones."""

@@ -1,0 +1,64 @@
+"""A run and its baselines, side by side in one table."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from shapmix.process import parallel
+from shapmix.process.signals import StopRequest
+from shapmix.training import metrics
+from shapmix.training.build import load_splits
+from shapmix.training.config import Baseline, TrainConfig, changed_on_resume, parse_config
+from shapmix.training.run_folder import check_run_dir, hold_run_dir, of_process_0, write_result
+from shapmix.training.trainer import train
+
+
+def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) -> dict[str, metrics.Accuracy]:
+    """Trains, then the baselines below the run's directory; prints one table and writes it to `result.json`."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with ExitStack() as held:  # the directories that are written
+        if config.resume is not None:
+            of_process_0(partial(resumed_run_dir, config, held))
+        elif config.run_dir is not None:
+            check_run_dir(config.run_dir)  # before the data is read; it is made before the first step
+        splits = load_splits(config)
+        result = train(config, splits, held, request)
+        run_dir, rows = result.run_dir, dict(result.accuracy)
+        for name in config.baselines:
+            below = run_dir / name
+            resume = below if (below / "config.yaml").exists() else None
+            again = replace(baseline_config(config, name), run_dir=below, resume=resume)
+            if resume is not None:
+                of_process_0(partial(resumed_run_dir, again, held))
+            rows |= {f"{name} {checkpoint}": row for checkpoint, row in train(again, splits, held, request).accuracy.items()}
+        rows = {(name if " " in name else f"{config.mix} {name}"): row for name, row in rows.items()}
+        if parallel.rank() == 0:
+            write_result(run_dir, config, rows)
+    if parallel.rank() == 0:
+        print(f"\nTest accuracy ({splits.store.class_counts(splits.test).sum()} clips); run: {run_dir}")
+        print(metrics.table(rows))
+    return rows
+
+
+def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
+    """The directory of the run that goes on, held for this process until `held` closes.
+
+    Raises:
+        RunError: another process writes there.
+        ConfigError: an option that a run keeps is another.
+    """
+    assert config.resume is not None
+    hold_run_dir(config.resume, held)
+    changed_on_resume(parse_config(["--config", str(config.resume / "config.yaml")]), config)
+    return config.resume
+
+
+def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
+    """The same run without mixing."""
+    return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", baselines=())

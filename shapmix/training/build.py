@@ -1,0 +1,223 @@
+"""What a configuration asks for: the data set and its clips, the network, the mixer, the optimiser, the device."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
+
+from shapmix.data import nw_ucla, synthetic
+from shapmix.data.clips import ClipStore, Splits
+from shapmix.data.protocols import store_splits
+from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.data.store import open_store
+from shapmix.kernels import unavailable
+from shapmix.mixing import official
+from shapmix.mixing.mixer import ShapMix
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.process import cpu, parallel
+from shapmix.process.errors import RunError, RunRefusedError
+from shapmix.training.config import TrainConfig
+from shapmix.training.state import Training
+from shapmix.training.step import TrainingStep, draws_on_host
+
+DEFERRED = 0.8  # of the epochs, before LDAM weights its classes, its paper's
+
+MIXER_OPS = ("coalition_inputs", "mix_clips", "draw_plan", "saliency_update", "balanced_mix_loss")  # that `backend` is for
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+def load_splits(config: TrainConfig) -> Splits:
+    """The data set that the configuration names, with the people it asks for.
+
+    Raises:
+        DataError: data that cannot be read, or that no classifier can be trained and tested on.
+        RunError: more people than are recorded.
+    """
+    splits = read_splits(config)
+    splits.check()
+    if config.people is None:
+        return splits
+    if config.people > splits.store.num_people:
+        raise RunError(f"people: {config.people} asked for, the clips have {splits.store.num_people}")
+    store = replace(splits.store, frames=splits.store.frames[:, : config.people].contiguous())
+    return replace(splits, store=store)
+
+
+def read_splits(config: TrainConfig) -> Splits:
+    """The data set as it is recorded."""
+    if config.dataset == "synthetic":
+        return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
+    assert config.data_root is not None  # check_config
+    if config.dataset == "store":
+        return store_splits(
+            open_store(config.data_root),
+            protocol=config.protocol,
+            imbalance=config.imbalance,
+            n_max=config.n_max,
+            train_list=config.train_list,
+            min_frames=config.min_frames,
+            drop_empty_classes=config.drop_empty_classes,
+            seed=config.seed,
+        )
+    return nw_ucla.load_nw_ucla(
+        config.data_root,
+        imbalance=config.imbalance,
+        n_max=config.n_max or nw_ucla.N_MAX,
+        train_list=config.train_list,
+        min_frames=config.min_frames,
+        drop_empty_classes=config.drop_empty_classes,
+        seed=config.seed,
+    )
+
+
+def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
+    """The feeder that the data set's field uses."""
+    pipeline: Pipeline = "segments" if store.scores else "frames" if store.layout.name == "ucla20" else "crop"
+    return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
+
+
+def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
+    """CTR-GCN for the store's skeletons and classes, or the backbone that the configuration names.
+
+    Raises:
+        RunError: the backbone cannot be imported or made.
+    """
+    if config.network.backbone is not None:
+        module, _, name = config.network.backbone.partition(":")
+        try:
+            make = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise RunError(f"network.backbone '{config.network.backbone}': {error}") from error
+        network = make(
+            layout=store.layout, num_classes=store.num_classes, num_people=store.num_people, in_channels=store.num_coordinates
+        )
+        if not isinstance(network, nn.Module):
+            raise RunError(f"network.backbone '{config.network.backbone}' made a {type(network).__name__}, not a torch module")
+        return network
+    return CTRGCN(
+        store.layout,
+        store.num_classes,
+        num_people=store.num_people,
+        in_channels=store.num_coordinates,
+        widths=config.network.widths,
+        halve=config.network.halve,
+        graph_gain=config.network.graph_gain,
+    )
+
+
+def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int) -> ShapMix:
+    """Shap-Mix with the data's class counts and mean motion; schedules in epochs become steps."""
+    store = splits.store
+    if config.compat == "official":
+        motion = official.mean_motion(store.frames, store.offsets, splits.train, config.num_frames)
+    else:
+        motion = mean_motion(sampler, splits.train)
+    warmup = config.saliency.warmup_epochs
+    return ShapMix(
+        store.layout,
+        splits.class_counts(),
+        motion,
+        mode=config.mix,
+        loss=config.loss,
+        estimator=config.saliency.estimator,
+        compat=config.compat,
+        temperature=config.saliency.temperature,
+        blend_probability=config.blend,
+        decay=config.saliency.decay,
+        warmup_steps=warmup * steps,
+        # the published code's averaging begins one epoch after its contexts do
+        replace_steps=(warmup + 1 if config.compat == "official" else warmup) * steps,
+        deferred_steps=int(DEFERRED * config.epochs) * steps,
+        seed=config.seed,
+        backend=None if config.backend == "auto" else config.backend,
+    )
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """Weight decay applies to every parameter, as published; `fused` is torch's one kernel for all of them, for GPUs."""
+    schedule = config.schedule
+    options: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": fused or None}
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), **options)
+    return torch.optim.SGD(network.parameters(), momentum=schedule.momentum, nesterov=True, **options)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
+    """Stepped once an epoch."""
+    schedule, chain = config.schedule, list[LRScheduler]()
+    if schedule.warmup_epochs > 1:
+        chain.append(LinearLR(optimizer, 1 / schedule.warmup_epochs, total_iters=schedule.warmup_epochs - 1))
+    if schedule.decay == "step":
+        chain.append(MultiStepLR(optimizer, [round(share * config.epochs) for share in schedule.milestones], gamma=0.1))
+    else:
+        chain.append(CosineAnnealingLR(optimizer, config.epochs))
+    return ChainedScheduler(chain, optimizer)
+
+
+def make_step(config: TrainConfig, run: Training, sampler: ClipSampler, device: torch.device) -> tuple[TrainingStep | None, str]:
+    """The step as one CUDA graph where that is asked for, or possible and not refused; and a few words on what was chosen.
+
+    Raises:
+        RunError: it was asked for and cannot be.
+    """
+    reason = "as asked for" if config.cuda_graph == "never" else not_captured(config, run.mixer, device)
+    if reason is None and config.cuda_graph == "auto" and config.network.backbone is not None:
+        reason = "a backbone may read values on the host; --cuda-graph always captures it all the same"
+    if reason is not None:
+        if config.cuda_graph == "always":
+            raise RunError(f"cuda_graph: a step cannot be one CUDA graph: {reason}")
+        return None, f"a step is launched op by op ({reason})"
+    on_device = sampler.store.frames.device == device
+    step = TrainingStep(
+        run.network,
+        run.mixer,
+        run.optimizer,
+        sampler,
+        config.batch_size,
+        clips_given=sampler.pipeline != "crop" or not on_device,
+        autocast=PRECISIONS[config.precision],
+    )
+    return step, "a step is one CUDA graph"
+
+
+def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> str | None:
+    """Why a run's step cannot be one CUDA graph, None where it can."""
+    if device.type != "cuda":
+        return f"the device is {device}"
+    if parallel.ranks() > 1:
+        return "several processes exchange their gradients"
+    if config.accumulate > 1:
+        return f"a step is {config.accumulate} passes"
+    if config.compile:
+        return "--compile"
+    return draws_on_host(mixer)
+
+
+def check_machine(config: TrainConfig, device: torch.device) -> None:
+    """What the machine has to say before anything is trained.
+
+    Raises:
+        RunError: back ends that cannot run on the device.
+        RunRefusedError: bfloat16 on a CPU that has no products of it, without `force`.
+    """
+    for key, name, ops in (("backend", config.backend, MIXER_OPS), ("SHAPMIX_BACKEND", os.environ.get("SHAPMIX_BACKEND"), (None,))):
+        if name in (None, "auto"):
+            continue
+        try:
+            reason = next(filter(None, (unavailable(str(name), device, torch.float32, op) for op in ops)), None)
+        except ValueError as error:
+            raise RunError(f"{key}: {error}, or auto") from error
+        if reason is not None:
+            raise RunError(f"{key}: '{name}' cannot run on {device}: {reason}")
+    if config.precision == "bf16" and device.type == "cpu" and not config.force and cpu.multiplies_bf16() is False:
+        raise RunRefusedError(
+            "precision: this CPU has no bfloat16 products (no avx512_bf16, no amx_bf16), so that bf16 trains several times slower "
+            "than fp32; leave --precision out, or insist with --force"
+        )

@@ -1,0 +1,181 @@
+"""Checkpoints: written whole or not at all, checked by their SHA-256 when they are read, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import shapmix
+from shapmix.process.files import synced, whole_file
+
+log = logging.getLogger("shapmix")
+
+# Behind the archive that torch writes, where readers of torch files do not look.
+_TRAILER = b"\nshapmix sha256 "
+_TRAILER_LENGTH = len(_TRAILER) + 64
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used or written; the message names the file and the reason."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
+    """Writes tensors, numbers, strings and containers of them to `path` through a temporary file and a rename.
+
+    Of `keep` checkpoints the newest is `path`; `last.pt` makes room as `last-1.pt`, that as `last-2.pt` and so on. A process
+    that dies at any moment leaves whole checkpoints behind.
+
+    Raises:
+        CheckpointError: the folder cannot be written; what was there before is as it was.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    content.write(_TRAILER + hashlib.sha256(content.getbuffer()).hexdigest().encode())
+    try:
+        with whole_file(path) as file:
+            file.write(content.getbuffer())
+            synced(file)  # before the checkpoints there make room
+            for age in range(keep - 1, 0, -1):
+                older, newer = _aged(path, age), _aged(path, age - 1)
+                if newer.exists():
+                    newer.replace(older)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot write the checkpoint: {error.strerror}; earlier checkpoints are intact, "
+            f"make room or give write permission, then go on with --resume {path.parent.parent}"
+        ) from error
+
+
+def kept_checkpoints(path: Path) -> list[Path]:
+    """Those of `save_checkpoint(path, keep=...)` that exist, the newest first."""
+    older = path.parent.glob(f"{path.stem}-*{path.suffix}")
+    aged = sorted((int(each.stem.rpartition("-")[2]), each) for each in older if each.stem.rpartition("-")[2].isdigit())
+    return [each for each in (path, *(each for _, each in aged)) if each.exists()]
+
+
+def load_newest(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any] | None:
+    """The newest checkpoint of `path` that is whole; damaged ones are named in the log. None where none was ever written.
+
+    Raises:
+        CheckpointError: all are damaged, or the first whole one is of another layout or class list.
+    """
+    found = kept_checkpoints(path)
+    for each in found:
+        try:
+            state = _read(each)
+        except CheckpointError as error:
+            log.warning("%s; trying the one before", error)
+            continue
+        _check(each, state, layout, class_names)
+        log.info("resuming from %s: epoch %d, batch %d", each, state.get("epoch", 0) + 1, state.get("batch", 0))
+        return state
+    if found:
+        raise CheckpointError(f"{path.parent}: all {len(found)} checkpoints are damaged; start anew with another --run-dir")
+    return None
+
+
+def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any]:
+    """Reads a checkpoint of the same layout and classes.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another layout or class list.
+    """
+    state = _read(path)
+    _check(path, state, layout, class_names)
+    return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint whose layout and classes nobody has to compare with.
+
+    Raises:
+        CheckpointError: missing, damaged, or not of this trainer.
+    """
+    state = _read(path)
+    check_fields(path, state, {"layout_toml": str, "class_names": list, "network": dict, "mixer": dict})
+    return state
+
+
+def check_fields(path: Path | str, state: Any, fields: dict[str, type | tuple[type, ...]]) -> None:
+    """That a checkpoint holds these fields in these types, and class names that are names.
+
+    Raises:
+        CheckpointError: with the first field that it does not.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: it holds a {type(state).__name__}, not fields")
+    for key, kind in fields.items():
+        if key not in state:
+            raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{key}' is missing")
+        if not isinstance(state[key], kind) or isinstance(state[key], bool):
+            raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{key}' is a {type(state[key]).__name__}")
+    if not all(isinstance(name, str) for name in state.get("class_names", ())):
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: a class name is no text")
+
+
+def load_weights(module: nn.Module, state: dict[str, Any], path: Path | str) -> None:
+    """Fills a module with what a checkpoint holds of it.
+
+    Raises:
+        CheckpointError: it is of another module.
+    """
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: the checkpoint is of another network: {reason}") from error
+
+
+def _aged(path: Path, age: int) -> Path:
+    return path if age == 0 else path.with_stem(f"{path.stem}-{age}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror}") from error
+    body, trailer = memoryview(content)[:-_TRAILER_LENGTH], content[-_TRAILER_LENGTH:]
+    if not trailer.startswith(_TRAILER):
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: it does not end with a checksum")
+    if trailer[len(_TRAILER) :] != hashlib.sha256(body).hexdigest().encode():
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: its checksum does not match")
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # the bytes are as they were written, so whoever wrote them is at fault
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: {reason}") from error
+    check_fields(path, state, {})
+    theirs, ours = _release(state.get("shapmix_version")), _release(shapmix.__version__)
+    if theirs is not None and ours is not None and theirs > ours:
+        raise CheckpointError(
+            f"{path}: written by shapmix {state['shapmix_version']}, this is {shapmix.__version__}; a later release may mean "
+            "something else by the same fields: update shapmix"
+        )
+    return state
+
+
+def _release(version: object) -> tuple[int, int] | None:
+    """Major and minor number; of one release every checkpoint is read, of an earlier one as far as the fields go."""
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", version) if isinstance(version, str) else None
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _check(path: Path, state: dict[str, Any], layout: str, class_names: list[str]) -> None:
+    check_fields(path, state, {"layout": str, "class_names": list, "network": dict})
+    if state["layout"] != layout:
+        raise CheckpointError(f"{path}: trained on layout '{state['layout']}', the data has layout '{layout}'")
+    if len(state["class_names"]) != len(class_names):
+        raise CheckpointError(f"{path}: trained on {len(state['class_names'])} classes, the data has {len(class_names)}")
+    for label, (theirs, ours) in enumerate(zip(state["class_names"], class_names, strict=True)):
+        if theirs != ours:
+            raise CheckpointError(f"{path}: class {label} was '{theirs}', in the data it is '{ours}'")

@@ -1,0 +1,448 @@
+"""What a run can be told: one typed configuration, from a data set's preset, a YAML file and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from math import inf, isfinite
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+from shapmix.data.order import Sampler
+from shapmix.data.sampling import NetworkStream
+from shapmix.mixing.estimators import Estimator
+from shapmix.mixing.mixer import Compat, Loss, Mode
+from shapmix.process.files import write_whole
+
+DatasetName = Literal["synthetic", "nw-ucla", "store"]
+Baseline = Literal["plain", "balanced"]
+
+NOT_SAVED = ("config", "preset", "resume", "run_dir", "force")  # where a run came from, not what it is
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """CTR-GCN, or a network of your own."""
+
+    backbone: str | None = None
+    """`module:function` of your own, in place of CTR-GCN: called with layout, num_classes, num_people and in_channels, it
+    returns a module that maps clips [N, C, T, V, M] to logits [N, K]."""
+    widths: tuple[int, ...] = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
+    """Channels of each layer, multiples of 8; their number is the depth."""
+    halve: tuple[int, ...] | None = None
+    """Layers (counted from 0) that halve the frames; None: those that change the width."""
+    graph_gain: float = 1e-6
+    """Start of the graph units' BatchNorm weight; the published 1e-6 suits long runs, 1 short runs of small networks."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Optimiser and learning rate: linear warm-up, then steps or a cosine."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd is with Nesterov momentum, as published."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 4e-4
+    """Applied to every parameter."""
+    warmup_epochs: int = 5
+    decay: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    """Shares of the epochs after which a step schedule divides the rate by 10."""
+
+
+@dataclass(frozen=True)
+class SaliencyConfig:
+    """Class saliency of the body parts."""
+
+    estimator: Estimator | None = None
+    """exact_subset: every coalition on a sixteenth of the samples; official: one drawn marginal on every sample; chain,
+    chain_reverse: the prefixes of random orders of the parts; pair_table: a coalition and its complement, without rectifying. All
+    at the same cost. exact: every coalition of every sample. None: official with --compat official, else exact_subset."""
+    temperature: float = 0.2
+    """Of the softmax over a class's combinations."""
+    decay: float = 0.9
+    """Of the class average."""
+    warmup_epochs: int = 5
+    """Epochs of ST-Mix, in which the saliency is measured with empty contexts."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is written, besides the end of each epoch and a SIGTERM or Ctrl-C."""
+
+    every_minutes: float = 10.0
+    """0 for every step."""
+    every_steps: int | None = None
+    keep: int = 2
+    """Newest checkpoints that are kept beside the best: last.pt, last-1.pt, and so on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a skeleton network with Shap-Mix; `DESCRIPTION` says where values come from."""
+
+    preset: str | None = None
+    """A recipe: kinetics, ntu120, ntu120-lt, ntu60, ntu60-lt, nw-ucla, nw-ucla-lt, synthetic; None: the one named like the data
+    set. nw-ucla-lt, ntu60-lt and ntu120-lt are the paper's recipe for long-tailed lists. ntu60, ntu120 and kinetics apply that to
+    every training clip; it is not the recipe published for the balanced benchmarks."""
+    config: Path | None = None
+    """YAML file with any of the options below (nested as here)."""
+    resume: Path | None = None
+    """Run directory to go on with; its configuration holds, the command line may extend it (--epochs)."""
+    run_dir: Path | None = None
+    """Where to write; must be new. Default: the next free runs/DATASET-MIX-N."""
+
+    dataset: DatasetName = "synthetic"
+    """synthetic is generated from the seed; nw-ucla is read from --data-root; store is a folder that shapmix.prepare wrote."""
+    data_root: Path | None = None
+    """Folder of the data set."""
+    protocol: str | None = None
+    """Split of a store, such as xsub or xset."""
+    imbalance: float | None = None
+    """Largest over smallest class of the long-tailed training list; None keeps every training clip."""
+    n_max: int | None = None
+    """Training clips of the largest class; None: 100 of nw-ucla, 150 of synthetic."""
+    train_list: Path | None = None
+    """File with one training clip name a line, in place of a list made by rule."""
+    min_frames: int = 1
+    """Clips with fewer frames are left out, and named."""
+    drop_empty_classes: bool = False
+    """Leave out, and name, the classes without training clips; the others are renumbered. Otherwise such a class is an error."""
+    people: int | None = None
+    """People of a clip that the network sees, the first ones; None: all that are recorded."""
+    stream: NetworkStream = "joint"
+    """bone is a joint less its parent, skip_bone less its parent's parent (the field's k); motion is the next frame less this."""
+    num_frames: int = 64
+    """Frames that a clip is resized to, or that are picked of it; a multiple of 4."""
+
+    sampler: Sampler = "instance"
+    """How often clips come: each once, or with classes drawn by the square root of their size, all alike, or the tail repeated."""
+    mix: Mode = "shapmix"
+    """stmix is Shap-Mix without saliency, mixup blends whole clips; the others are those of shapmix.mixing.rivals."""
+    loss: Loss = "balanced"
+    """balanced adjusts the logits by the class prior; ce is plain cross-entropy; the others are those of shapmix.mixing.losses."""
+    blend: float = 0.25
+    """Share of the batches that shapmix and stmix mix by Mixup of whole clips in place of pasting, as published."""
+    compat: Compat = "default"
+    """official reproduces the published code's departures from its paper."""
+    baselines: tuple[Baseline, ...] = ()
+    """Also train the same network without mixing (plain: cross-entropy; balanced: adjusted logits), and show all side by side."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+
+    epochs: int = 100
+    batch_size: int = 64
+    """Of a step, over all processes and passes; at least 3. The learning rate is for this batch."""
+    accumulate: int = 1
+    """Passes that a process takes its share of the batch in; BatchNorm sees one pass at a time."""
+    sync_batchnorm: bool = True
+    """Several processes: BatchNorm over the clips of all, so that a run is that of one process."""
+    eval_every: int = 1
+    """Epochs between evaluations on the validation split."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better one."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: float | None = None
+    """Decay a step of an average of the weights, such as 0.999; the average is what is evaluated."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the network runs under torch.autocast; weights, losses and saliency stay float32."""
+    force: bool = False
+    """Train in bf16 on a CPU without bf16 products too, where it is several times slower than fp32."""
+    cuda_graph: Literal["auto", "always", "never"] = "auto"
+    """A training step on a GPU as one CUDA graph, which the host only starts. auto: where that can be, with CTR-GCN."""
+    compile: bool = False
+    """torch.compile of the network; meant for a backbone of your own (CTR-GCN is fused by hand)."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is NaN or infinite does: stop with the state saved, or leave the step out and go on."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    picture_every: int = 10
+    """Epochs between pictures of the saliency and of a mixed clip in TensorBoard."""
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; under torchrun cuda is the GPU of the process."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time; an operation that has none is an error."""
+    backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
+    """Of the kernels."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's choice."""
+
+
+DESCRIPTION = """Train a skeleton network with Shap-Mix.
+
+Values come from the preset, then from --config, then from the command line; --preset, --dataset, --resume or --config beside --help
+show the values that they bring."""
+
+LARGEST_FILE, MOST_KEYS = 1 << 20, 1000  # bytes and keys of a configuration
+PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> list[str]:
+    """Names for --preset."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and what it takes."""
+
+
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Preset, then the resumed run, then the file, then the command line; the later wins.
+
+    Raises:
+        ConfigError: an unreadable file, or values that contradict each other.
+        SystemExit: an unknown key (the message names the nearest) or a value of the wrong type.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--resume", type=Path)
+    early.add_argument("--dataset")
+    early.add_argument("--preset")
+    early.add_argument("--run-dir")
+    known, _ = early.parse_known_args(argv)
+    if known.resume is not None and known.run_dir is not None:
+        raise ConfigError(f"run_dir: --resume {known.resume} goes on in that directory; leave --run-dir out")
+    files = []
+    if known.resume is not None:
+        files.append(known.resume / "config.yaml")
+    if known.config is not None:
+        files.append(known.config)
+    given = [(str(path), _read_yaml(path)) for path in files]
+    dataset = known.dataset or next((values["dataset"] for _, values in reversed(given) if "dataset" in values), "synthetic")
+    name = known.preset or dataset
+    if known.preset is not None and known.preset not in presets():
+        raise ConfigError(f"preset: '{known.preset}' is unknown; give one of {', '.join(presets())}")
+    if name in presets():  # an unknown data set is reported by the parser below
+        # one that is asked for says more than the run that goes on with it, which may then refuse it
+        place = 1 if known.preset is not None and known.resume is not None else 0
+        given.insert(place, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
+    config = TrainConfig()
+    for name, values in given:
+        config = _parse_file(name, values, config)
+    whose = " and ".join(name for name, _ in given) or "no preset"
+    config = _parse(
+        list(argv), config, prog="python -m shapmix.train", description=f"{DESCRIPTION} The defaults below are those of {whose}."
+    )
+    check_config(config)
+    return config
+
+
+def _at_least(least: float) -> Callable[[float], bool]:
+    return lambda value: least <= value < inf
+
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it takes a value, and what it takes
+    **dict.fromkeys(
+        (
+            *("people", "min_frames", "n_max", "batch_size", "epochs", "accumulate", "eval_every", "picture_every", "threads"),
+            *("patience", "checkpoint.keep", "checkpoint.every_steps"),
+        ),
+        (_at_least(1), "must be at least 1"),
+    ),
+    "imbalance": (_at_least(1), "largest over smallest class, at least 1"),
+    "ema": (lambda value: 0 < value < 1, "a decay between 0 and 1"),
+    "blend": (lambda value: 0 <= value <= 1, "a share of the batches, between 0 and 1"),
+    "seed": (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+    "network.widths": (lambda value: value >= 8 and value % 8 == 0, "each a multiple of 8"),
+    "network.graph_gain": (isfinite, "a finite number"),
+    "schedule.lr": (lambda value: 0 < value < inf, "above 0"),
+    "schedule.weight_decay": (_at_least(0), "at least 0"),
+    "schedule.warmup_epochs": (_at_least(0), "at least 0"),
+    "schedule.milestones": (lambda value: 0 <= value <= 1, "each a share of the epochs, between 0 and 1"),
+    "saliency.temperature": (lambda value: 0 < value < inf, "above 0"),
+    "saliency.decay": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "saliency.warmup_epochs": (_at_least(0), "at least 0"),
+    "checkpoint.every_minutes": (_at_least(0), "at least 0"),
+}
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises ConfigError where values are out of range or contradict each other."""
+    if config.mix != "none" and config.batch_size < 3:
+        raise ConfigError(f"batch_size: mixing needs at least 3 clips in a batch, not {config.batch_size}")
+    for key, (takes, words) in RANGES.items():
+        value = attrgetter(key)(config)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and not takes(one):
+                raise ConfigError(f"{key}: {words}, not {one:g}")
+    if not config.network.widths:
+        raise ConfigError("network.widths: at least one layer")
+    if config.schedule.optimizer == "sgd" and not 0 < config.schedule.momentum < 1:  # Nesterov's needs one
+        raise ConfigError(f"schedule.momentum: above 0 and below 1, not {config.schedule.momentum:g}")
+    if config.network.backbone is not None and ":" not in config.network.backbone:
+        raise ConfigError(f"network.backbone: give module:function, not '{config.network.backbone}'")
+    if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
+        raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
+    if config.imbalance is not None and config.train_list is not None:
+        raise ConfigError("imbalance and train_list both choose the training clips; give one")
+    if config.dataset == "synthetic" and (config.data_root is not None or config.train_list is not None):
+        raise ConfigError("data_root and train_list are for data sets on disk; dataset 'synthetic' is generated")
+    if config.dataset != "synthetic" and config.data_root is None:
+        raise ConfigError(f"data_root: dataset '{config.dataset}' is read from a folder; give --data-root DIR")
+    if config.mix == "shapmix" and config.saliency.warmup_epochs >= config.epochs:
+        raise ConfigError(
+            f"saliency.warmup_epochs: Shap-Mix would begin after epoch {config.saliency.warmup_epochs} of {config.epochs}; "
+            "lower it, or choose --mix stmix"
+        )
+
+
+# What --resume may change: how, where and how long a run goes on. "kept" is what it computes, of which `config.yaml` has one value.
+ON_RESUME: dict[str, Literal["free", "kept", "of the start"]] = {
+    **dict.fromkeys(
+        (
+            *("data_root", "train_list"),  # where the data lies: that it is the same is checked by its hash
+            *("epochs", "eval_every", "patience", "non_finite", "baselines", "picture_every"),
+            *("checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep"),
+            *("device", "threads", "backend", "cuda_graph", "compile", "deterministic"),  # the same numbers up to rounding
+        ),
+        "free",
+    ),
+    **dict.fromkeys(
+        (
+            *("dataset", "protocol", "imbalance", "n_max", "min_frames", "drop_empty_classes", "people", "stream", "num_frames"),
+            *(
+                "sampler",
+                "mix",
+                "loss",
+                "blend",
+                "compat",
+                "batch_size",
+                "accumulate",
+                "sync_batchnorm",
+                "ema",
+                "precision",
+                "seed",
+            ),
+            *("network.backbone", "network.widths", "network.halve", "network.graph_gain"),
+            *("saliency.estimator", "saliency.temperature", "saliency.decay", "saliency.warmup_epochs"),
+            *("schedule.optimizer", "schedule.lr", "schedule.momentum", "schedule.weight_decay"),
+            *("schedule.warmup_epochs", "schedule.decay", "schedule.milestones"),
+        ),
+        "kept",
+    ),
+    **dict.fromkeys(NOT_SAVED, "of the start"),
+}
+
+
+def changed_on_resume(before: TrainConfig, now: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Option -> (value that the run had, value that it goes on with), of those that differ.
+
+    Raises:
+        ConfigError: one that a run keeps.
+    """
+    old, new = options(before), options(now)
+    changed = {key: (old[key], new[key]) for key in new if old[key] != new[key] and ON_RESUME[key] != "of the start"}
+    for key, (had, wanted) in changed.items():
+        if ON_RESUME[key] == "kept":
+            raise ConfigError(
+                f"{key}: the run was started with {had} and cannot go on with {wanted}; "
+                "leave it out, or start a new run with --run-dir"
+            )
+    return changed
+
+
+def options(config: TrainConfig) -> dict[str, Any]:
+    """Every option by its name on the command line, such as schedule.lr, as plain values."""
+    flat: dict[str, Any] = {}
+    for key, value in plain(asdict(config)).items():
+        flat |= {f"{key}.{below}": each for below, each in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Writes the resolved configuration as YAML that --config takes, whole or not at all."""
+    values = {key: value for key, value in plain(asdict(config)).items() if key not in NOT_SAVED}
+    write_whole(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def _parse(arguments: list[str], default: TrainConfig, prog: str, description: str = DESCRIPTION) -> TrainConfig:
+    return tyro.cli(TrainConfig, args=arguments, default=default, prog=prog, description=description, console_outputs=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{path}: more than {LARGEST_FILE} bytes are no configuration")
+    try:
+        values = yaml.safe_load(content)
+    except Exception as error:  # YAML's constructors raise whatever Python makes of a value, such as KeyError for !!bool x
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values, not a {type(values).__name__}")
+    _check_values(path, values)
+    return values
+
+
+def _check_values(path: Path, values: dict[Any, Any], group: str = "") -> None:
+    """That a file holds names, values and lists of values, in groups one deep; aliases may make a large tree of a small file."""
+    if len(values) > MOST_KEYS:
+        raise ConfigError(f"{path}: {group or 'the file'} has {len(values)} keys, more than there are options")
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: keys are names of options, not {_short(key)}")
+        if isinstance(value, dict):
+            if key.replace("-", "_") in ON_RESUME:
+                raise ConfigError(f"{path}: {_short(key)}: a value or a list of values, not a group")
+            if group:
+                raise ConfigError(f"{path}: {group}.{_short(key)} is a group inside a group; the options of {group} are values")
+            _check_values(path, value, key)
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, (str, int, float, bool, type(None))):
+                raise ConfigError(f"{path}: {_short(key)}: a value or a list of values, not a {type(item).__name__} in one")
+            if isinstance(item, int) and item.bit_length() > 64:
+                raise ConfigError(f"{path}: {_short(key)}: a number of {item.bit_length()} bits is out of range")
+
+
+def _short(value: object) -> str:
+    return f"{value!r:.60}" if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+
+
+def _parse_file(name: str, values: dict[str, Any], default: TrainConfig) -> TrainConfig:
+    """The options of a file, whose errors are told as those of the file and not of the command line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            return _parse(list(as_arguments(values)), default, prog=name)
+    except SystemExit:
+        # without the frame around the message, of whichever characters
+        words = re.sub(r"[╭╮╰╯│─+|]|-{3,}", " ", said.getvalue()).partition("For full helptext")[0].split()
+        raise ConfigError(f"{name}: {' '.join(words)[:600]}") from None
+
+
+def as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    """Nested YAML -> the arguments that say the same, so that file and command line share one parser and its errors."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from as_arguments(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            yield f"{prefix}{key}" if value else f"{prefix}no-{key}"
+        else:
+            yield f"{prefix}{key}"
+            yield from (str(item) for item in (value if isinstance(value, list) else [value]))
+
+
+def plain(value: Any) -> Any:
+    """Paths and tuples as text and lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value

@@ -1,0 +1,63 @@
+"""A mixed clip to look at."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from shapmix.data.clips import Splits
+from shapmix.data.order import epoch_batches
+from shapmix.data.sampling import ClipSampler
+from shapmix.mixing.mixer import ShapMix
+from shapmix.pictures import plots
+from shapmix.training.config import TrainConfig
+
+
+class MixExample(NamedTuple):
+    """A clip, its partner and their mix: title -> [C, T, V, M] in joint space, and where [T, V] the mix is not the clip."""
+
+    clips: dict[str, Tensor]
+    changed: Tensor
+
+
+def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
+    """Draws `example_mix`, where there is one."""
+    found = example_mix(config, splits, sampler, mixer)
+    if found is not None:
+        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout, y_down=sampler.store.y_down)
+
+
+def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> MixExample | None:
+    """The first clip in the order of an epoch in which the rarer class keeps, or brings, the parts that its saliency ranks first.
+
+    Without saliency the first that pastes a window; None where no clip of the epoch is one.
+    """
+    sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
+    mixer = deepcopy(mixer).cpu()
+    favourite = layout.combinations[mixer.saliency.argmax(1)]  # [K]
+    for index, chosen in enumerate(epoch_batches(splits.train, config.batch_size, config.seed, config.epochs)):
+        labels = store.labels[chosen]
+        batch = mixer.mix(sampler.evaluation(chosen).cpu(), labels, mixer.warmup_steps + index)
+        clean, mixed = batch.clips.chunk(2)
+        changed = (mixed != clean).any(1).any(-1)  # [N, T, V]
+        sizes = mixer.class_counts[labels]
+        for row, partner in enumerate(batch.partner.tolist()):
+            pasted = sum(1 << part for part in layout.part_of_joint[changed[row].any(0)].unique().tolist())
+            if changed[row].any(1).all() or not pasted:
+                continue  # blended, or nothing to see
+            brings = bool(sizes[row] > sizes[partner])
+            kept = pasted if brings else layout.all_parts ^ pasted
+            if config.mix == "shapmix" and kept != int(favourite[labels[partner if brings else row]]):
+                continue
+            titles = [
+                f"{kind}: {store.class_names[int(labels[of])]} ({int(sizes[of])} training clips)"
+                for kind, of in (("clip", row), ("partner", partner))
+            ]
+            share = float(batch.share[row])
+            titles.append(f"mixed: {1 - share:.2f} of the clip's label, {share:.2f} of the partner's")
+            return MixExample(dict(zip(titles, (clean[row], clean[partner], mixed[row]), strict=True)), changed[row])
+    return None

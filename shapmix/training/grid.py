@@ -1,0 +1,268 @@
+"""A grid of runs: reads a plan, trains its cells, reads what they reached."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from queue import Queue
+from typing import Any, NamedTuple
+
+import yaml
+from tqdm import tqdm
+
+from shapmix.process.errors import RunError
+from shapmix.process.files import write_whole
+from shapmix.process.signals import PARENT, Interruption, StopRequest
+from shapmix.training.config import as_arguments, parse_config, plain
+from shapmix.training.grid_table import COLUMNS
+from shapmix.training.run_folder import commit, read_metrics, versions
+
+log = logging.getLogger("shapmix")
+
+
+IRRELEVANT = (
+    "data_root",
+    "preset",
+    "config",
+    "run_dir",
+    "picture_every",
+    "device",
+    "threads",
+    "checkpoint",
+    "cuda_graph",
+)  # to what a run reaches
+
+
+class Cell(NamedTuple):
+    """A run of the grid."""
+
+    setting: str
+    row: str
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^\w.]+", "-", f"{self.setting} {self.row} seed {self.seed}".lower())
+
+
+class PlanError(ValueError):
+    """A plan that cannot be run; the message names the key."""
+
+
+def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
+    """The cells of a plan, seed by seed, so that a grid that is cut off has whole tables of fewer seeds.
+
+    Args:
+        path: YAML file.
+        data_root: where the data lies, in place of what the plan says.
+
+    Raises:
+        PlanError: not a plan, or two cells that would share a name.
+        ConfigError, SystemExit: options that the trainer does not take.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(plan, dict) or set(plan) - {"base", "settings", "rows", "seeds"} or not plan.get("rows"):
+        raise PlanError(f"{path}: a plan is a mapping of base, settings, rows and seeds")
+    settings = plan.get("settings") or {"all": {}}
+    base = plan.get("base") or {}
+    if data_root is not None and isinstance(base, dict):
+        base = {key: value for key, value in base.items() if not _is_data_root(key)} | {"data-root": str(data_root)}
+    for name, options in {"base": base, **settings, **plan["rows"]}.items():
+        if not isinstance(options, dict):
+            raise PlanError(f"{path}: '{name}' is a {type(options).__name__}, not options of the trainer")
+    cells = [
+        Cell(setting, row, seed, {**base, **of_setting, **of_row, "seed": seed})
+        for seed in plan.get("seeds") or [0]
+        for setting, of_setting in settings.items()
+        for row, of_row in plan["rows"].items()
+    ]
+    names = [cell.name for cell in cells]
+    for cell in cells:
+        if names.count(cell.name) > 1:
+            raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
+        parse_config(list(as_arguments(cell.options)))
+    return cells
+
+
+def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
+    """The cells of these rows, all where none is named.
+
+    Raises:
+        PlanError: a row that the plan lacks.
+    """
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    for row in rows:
+        if row not in names:
+            raise PlanError(f"the plan has no row '{row}'; it has {', '.join(names)}")
+    return [cell for cell in cells if not rows or cell.row in rows]
+
+
+def run_cells(cells: list[Cell], out: Path, devices: Sequence[str], request: StopRequest) -> list[Cell]:
+    """Trains the cells that have no result yet, one at a time on each device; returns those that failed.
+
+    Raises:
+        Interruption: a signal asked for a stop; the cells that were training have saved their state.
+    """
+    for folder in ("cells", "runs", "logs"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    waiting = [cell for cell in cells if not (out / "cells" / f"{cell.name}.json").exists()]
+    log.info("%d of %d cells are done; training %d on %s", len(cells) - len(waiting), len(cells), len(waiting), ", ".join(devices))
+    free: Queue[str] = Queue()
+    for device in devices:
+        free.put(device)
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+
+    def train(cell: Cell) -> bool:
+        device = free.get()
+        try:
+            return not request.signal and run_cell(cell, out, device, threads, request)
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        done = list(tqdm(pool.map(train, waiting), total=len(waiting), unit="cell", disable=None))
+    if request.signal and not all(done):
+        raise Interruption(request.signal, f"{out}: stopped after {sum(done)} of {len(waiting)} cells; the same command goes on")
+    return [cell for cell, worked in zip(waiting, done, strict=True) if not worked]
+
+
+def run_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRequest) -> bool:
+    """Trains a cell, or goes on with it, and writes what it reached; False where it failed, which its log tells."""
+    run, logged = out / "runs" / cell.name, out / "logs" / f"{cell.name}.txt"
+    begun = (run / "config.yaml").exists()
+    where = ["--resume", str(run)] if begun else ["--run-dir", str(run)]
+    here = ["--device", device, "--threads", str(threads)]
+    command = [sys.executable, "-m", "shapmix.train", *as_arguments(cell.options), *where, *here]
+    begin = time.monotonic()
+    code = run_child(command, logged, request)
+    if code and request.signal:
+        return False
+    if code:
+        log.warning("%s failed with exit code %d; the end of %s:\n%s", cell.name, code, logged, _end(logged))
+        return False
+    try:
+        test, rows = reached(run / "result.json"), read_metrics(run / "metrics.jsonl")
+    except (PlanError, RunError) as error:
+        log.warning("%s has no result: %s", cell.name, error)
+        return False
+    content = {
+        "setting": cell.setting,
+        "row": cell.row,
+        "seed": cell.seed,
+        "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
+        "test": {name.split()[-1]: accuracy for name, accuracy in test.items()},
+        "epochs": len(rows),
+        "seconds": None if begun else round(time.monotonic() - begin),
+        "device": device,
+        "threads": threads,
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write_whole(out / "cells" / f"{cell.name}.json", json.dumps(content, indent=1) + "\n")
+    return True
+
+
+def run_child(command: Sequence[str], logged: Path, request: StopRequest) -> int:
+    """Runs a command, which ends with this process, and appends what it says to a file; returns its exit code.
+
+    A stop that is asked for is asked of the command too, which may take its time to save.
+    """
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    with logged.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    asked = False
+    while True:
+        try:
+            return child.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            if request.signal and not asked:
+                child.terminate()
+                asked = True
+
+
+def _end(path: Path, lines: int = 5) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
+    """What the cells that are done reached, by their names.
+
+    Raises:
+        PlanError: a cell that was trained with other options.
+    """
+    results = {}
+    for cell in cells:
+        path = out / "cells" / f"{cell.name}.json"
+        if not path.exists():
+            continue
+        found = results[cell.name] = read_cell(path)
+        now = settled(cell.options)
+        then = settled({**{key: value for key, value in cell.options.items() if _is_data_root(key)}, **found["options"]})
+        for key in now:
+            if now[key] != then[key]:
+                raise PlanError(
+                    f"{path} was trained with {key} {then[key]}, and the plan has {now[key]}; rename the row or the setting, or "
+                    "move the cell and its run away"
+                )
+    return results
+
+
+def read_cell(path: Path) -> dict[str, Any]:
+    """What a cell reached, as `run_cell` wrote it.
+
+    Raises:
+        PlanError: it is not that.
+    """
+    content = _read_object(path)
+    known = isinstance(content.get("options"), dict) and isinstance(content.get("device", ""), str)
+    if not known or not isinstance(content.get("seconds"), (int, float, type(None))):
+        raise PlanError(f"{path}: not what a cell reached; move it away, and the cell is measured again")
+    return {**content, "test": reached(path)}
+
+
+def reached(path: Path) -> dict[str, Any]:
+    """Checkpoint -> column -> accuracy, of a run's `result.json` or a cell's file.
+
+    Raises:
+        PlanError: it is not that.
+    """
+    test = _read_object(path).get("test")
+    if not isinstance(test, dict) or not test:
+        raise PlanError(f"{path}: not a result: it has no test accuracy; move it away, and it is measured again")
+    for name, row in test.items():
+        if not isinstance(row, dict) or not all(isinstance(row.get(column, ""), (int, float, type(None))) for column in COLUMNS):
+            raise PlanError(f"{path}: not a result: the accuracies of '{name:.40}' are not those of {', '.join(COLUMNS)}")
+    return test
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"{path}: not a result: a {type(content).__name__}")
+    return content
+
+
+def settled(options: dict[str, Any]) -> dict[str, Any]:
+    """All options of the trainer that bear on what a run reaches, with the values that these options give them."""
+    every = asdict(parse_config(list(as_arguments(options))))
+    return {key: value for key, value in every.items() if key not in IRRELEVANT}
+
+
+def _is_data_root(key: str) -> bool:
+    return key.replace("-", "_") == "data_root"

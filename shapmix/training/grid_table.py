@@ -1,0 +1,124 @@
+"""Tables and plot of a grid's results: means over the seeds, intervals, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from shapmix.shapley.interval import Interval, interval
+from shapmix.training.grid import Cell
+
+HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
+
+COLUMNS = tuple(HEADS)
+
+
+class Summary(NamedTuple):
+    """Of the seeds of a row: how many, each column, and the difference of the class mean from the first row's at the same seeds."""
+
+    setting: str
+    row: str
+    seeds: int
+    columns: dict[str, Interval]
+    gain: Interval
+    minutes: dict[str, float]  # a run, by the kind of device
+
+
+def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> Iterator[Summary]:
+    """One for each setting and row, in the plan's order."""
+    first: dict[str, dict[int, dict[str, Any]]] = {}  # of each setting, what the seeds of its first row reached
+    for setting, row in dict.fromkeys((cell.setting, cell.row) for cell in cells):
+        mine = [cell for cell in cells if (cell.setting, cell.row) == (setting, row) and cell.name in results]
+        reached = {cell.seed: results[cell.name] for cell in mine}
+        found = list(reached.values())
+        columns = {column: interval([cell["test"][checkpoint][column] for cell in found]) for column in COLUMNS}
+        base = first.setdefault(setting, reached)
+        both = [(reached[seed]["test"][checkpoint], base[seed]["test"][checkpoint]) for seed in reached if seed in base]
+        gain = None if base is reached else interval([cell["class_mean"] - other["class_mean"] for cell, other in both])
+        seconds: dict[str, list[float]] = {}
+        for cell in found:
+            if cell["seconds"] is not None:
+                seconds.setdefault(cell["device"].partition(":")[0], []).append(cell["seconds"])
+        minutes = {device: mean(each) / 60 for device, each in seconds.items()}
+        yield Summary(setting, row, len(found), columns, gain, minutes)
+
+
+def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
+    """Markdown, one table a setting, without buckets that the setting leaves empty; rows without a result are named below it."""
+    lines: list[str] = []
+    every = list(summaries(cells, results, checkpoint))
+    for setting in dict.fromkeys(summary.setting for summary in every):
+        rows = [summary for summary in every if summary.setting == setting]
+        missing = [row.row for row in rows if not row.seeds]
+        columns = [name for name in COLUMNS if any(row.columns[name] for row in rows)] or COLUMNS
+        heads = ["", *(HEADS[name] for name in columns), f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
+        lines += [f"**{setting}**", "", _line(heads), "|---" * len(heads) + "|"]
+        for row in rows:
+            if not row.seeds:
+                continue
+            shown = [_shown(row.columns[name]) for name in columns]
+            gain = "" if row.gain is None else _shown(row.gain, "+.1f")
+            minutes = ", ".join(f"{minutes:.0f} ({device})" for device, minutes in row.minutes.items())
+            lines.append(_line([row.row, *shown, gain, str(row.seeds), minutes]))
+        if missing:
+            lines += ["", f"No result yet: {', '.join(missing)}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: str, checkpoint: str = "last") -> str:
+    """Markdown: how far `row` lies from each other row, mean and 95% interval over the pairs of one setting and seed."""
+    reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # of each row, by setting and seed
+    for cell in cells:
+        if cell.name in results:
+            reached.setdefault(cell.row, {})[cell.setting, cell.seed] = results[cell.name]["test"][checkpoint]
+    columns = ("class_mean", "few")
+    lines = [_line([f"{row} less", *(HEADS[name] for name in columns), "class mean is higher in"]), "|---" * 4 + "|"]
+    ours = reached.pop(row, {})
+    for other, theirs in reached.items():
+        same = [(ours[pair], theirs[pair]) for pair in ours if pair in theirs]
+        if not same:
+            continue
+        differences = {
+            name: [mine[name] - its[name] for mine, its in same if None not in (mine[name], its[name])] for name in columns
+        }
+        ahead = sum(difference > 0 for difference in differences["class_mean"])
+        shown = [_shown(interval(differences[name]), "+.1f") for name in columns]
+        lines.append(_line([other, *shown, f"{ahead} of {len(same)} pairs"]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_mean", "few")) -> None:
+    """Mean and 95% interval of each row that has a result, one panel for each setting and column."""
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    rows = [row for row in rows if row.seeds]
+    figure = Figure(figsize=(4.5 * len(columns), 0.8 + 0.35 * max(len(rows), 4)), layout="constrained")
+    axes = figure.subplots(len(settings), len(columns), squeeze=False)
+    for line, setting in zip(axes, settings, strict=True):
+        shown = [row for row in rows if row.setting == setting]
+        for axis, column in zip(line, columns, strict=True):
+            for place, row in enumerate(shown):
+                value = row.columns[column]
+                if value is not None:
+                    axis.errorbar(100 * value[0], place, xerr=100 * (value[1] or 0), fmt="o", color="#1f4e6b", capsize=3)
+            axis.set_yticks(range(len(shown)), [row.row for row in shown])
+            axis.set_ylim(max(len(shown), 1) - 0.5, -0.5)
+            axis.set_xlabel(f"{column.replace('_', ' ')} accuracy, %")
+            axis.set_title(setting, fontsize="medium")
+            axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _shown(value: Interval, form: str = ".1f") -> str:
+    if value is None:
+        return "n/a"
+    middle, half = value
+    return f"{100 * middle:{form}}" + ("" if half is None else f" ± {100 * half:.1f}")

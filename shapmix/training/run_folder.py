@@ -1,0 +1,239 @@
+"""A run's directory: what is written there besides checkpoints and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import shapmix
+from shapmix.data.clips import Splits
+from shapmix.process import parallel
+from shapmix.process.errors import RunError
+from shapmix.process.files import UNFINISHED, InUseError, append_line, named, only_writer, write_whole
+from shapmix.training import metrics
+from shapmix.training.checkpoint import CheckpointError
+from shapmix.training.config import ConfigError, TrainConfig
+
+log = logging.getLogger("shapmix")
+
+
+STARTED = {"lock", "config.yaml", "environment.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}  # before the first checkpoint
+
+
+def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
+    """A directory for a new run, held for this process until `held` closes; where another run got to a checkpoint, none is made.
+
+    A directory that is made here goes again where an error comes before the first checkpoint.
+
+    Raises:
+        RunError: it holds a run, another process writes there, or it cannot be made.
+    """
+    numbered = (Path("runs") / f"{config.dataset}-{config.mix}-{number}" for number in count(1))
+    for run_dir in numbered if config.run_dir is None else [config.run_dir]:
+        try:
+            run_dir.parent.mkdir(parents=True, exist_ok=True)
+            made = _made(run_dir)
+        except OSError as error:
+            raise RunError(f"run directory {run_dir} cannot be made: {error.strerror}; give another --run-dir") from error
+        if not made and config.run_dir is None:
+            continue
+        hold_run_dir(run_dir, held)
+        if made:
+            held.push(partial(_forget, run_dir))
+        check_run_dir(run_dir)
+        return run_dir
+    raise AssertionError("numbers do not end")
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """That a new run can be written to `run_dir`, as far as that is known without making it.
+
+    Raises:
+        RunError: it holds a run, or cannot be made.
+    """
+    there = next(each for each in (run_dir, *run_dir.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {there}" if there.is_dir() else f"{there} is a file"
+        raise RunError(f"run directory {run_dir} cannot be made: {reason}; give another --run-dir")
+    if there == run_dir and has_begun(run_dir):
+        raise RunError(f"run directory {run_dir} exists; give another --run-dir, or --resume {run_dir}")
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether anything would be lost if a run were started anew in `run_dir`: a checkpoint, or files that are no run's."""
+    inside = [path for path in run_dir.iterdir() if not path.name.endswith(UNFINISHED)]
+    checkpoints = run_dir / "checkpoints"
+    saved = checkpoints.is_dir() and any(not path.name.endswith(UNFINISHED) for path in checkpoints.iterdir())
+    return saved or any(path.name not in STARTED for path in inside)
+
+
+def hold_run_dir(run_dir: Path, held: ExitStack) -> None:
+    """Keeps other processes from writing to `run_dir` until `held` closes, and removes what a killed one did not finish.
+
+    Raises:
+        RunError: another process writes there, or it is no directory.
+    """
+    if not run_dir.is_dir():
+        raise RunError(f"run directory {run_dir} does not exist; give the directory of a run")
+    try:
+        held.enter_context(only_writer(run_dir, run_dir / "lock"))
+    except InUseError as error:
+        raise RunError(str(error)) from None
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for path in folder.glob(f"*{UNFINISHED}"):
+            path.unlink(missing_ok=True)
+
+
+def of_process_0(work: Callable[[], Path]) -> Path:
+    """What process 0 alone does for all; its error is every process's.
+
+    Raises:
+        RunError, ConfigError, OSError: as `work` does.
+    """
+    done: Path | RunError | ConfigError | OSError | None = None
+    if parallel.rank() == 0:
+        try:
+            done = work()
+        except (RunError, ConfigError, OSError) as error:
+            done = error
+    done = parallel.shared(done)
+    if isinstance(done, Exception):
+        raise done
+    assert done is not None
+    return done
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
+
+
+def _forget(run_dir: Path, kind: object, error: BaseException | None, trace: object) -> None:
+    full = isinstance(error, (OSError, CheckpointError))  # goes on when there is room
+    if error is not None and not full and run_dir.is_dir() and not has_begun(run_dir):
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def data_hash(splits: Splits) -> str:
+    """SHA-256 of the clips, their names and labels, and of which train, validate and test."""
+    digest, store = hashlib.sha256(), splits.store
+    content = (store.offsets, store.labels) if store.sha256 else (store.frames, store.offsets, store.labels)
+    digest.update((store.sha256 or "").encode())
+    for tensor in (*content, splits.train, splits.val, splits.test):
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
+    digest.update(json.dumps([store.names, store.class_names, store.layout.name]).encode())
+    return digest.hexdigest()
+
+
+def record_start(path: Path, data: str, device: torch.device, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Appends what this start of the run ran on, and which options it changed (option -> [before, now]), as one line of JSON."""
+    content = {
+        "versions": versions(),
+        "commit": commit(),
+        "data_sha256": data,
+        "processes": parallel.ranks(),
+        "changed": changed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "environment": {key: value for key, value in os.environ.items() if key.startswith(("SHAPMIX_", "OMP_", "CUBLAS_"))},
+    }
+    append_line(path, json.dumps(content))
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes."""
+    return {
+        "shapmix": shapmix.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source, with `+` behind it where files differ from it; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def forget_later_epochs(path: Path, epochs: int) -> None:
+    """Drops the lines of `metrics.jsonl` behind the epoch that a run goes on from; one that is damaged is dropped and named."""
+    if not path.exists():
+        return
+    kept = []
+    with named(path):
+        lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        row = _epoch(line)
+        if row is None:
+            log.warning("%s: line %d is not the record of an epoch and is left out", path, number)
+        elif row["epoch"] <= epochs:
+            kept.append(line.decode() + "\n")
+    write_whole(path, "".join(kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's epochs.
+
+    Raises:
+        RunError: it cannot be read, or a line is no record of an epoch.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _epoch(line)
+        if row is None:
+            raise RunError(f"{path}: line {number} is not the record of an epoch; --resume {path.parent} leaves such lines out")
+        rows.append(row)
+    return rows
+
+
+def _epoch(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("epoch")) is int else None
+
+
+def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy]) -> None:
+    """`result.json`: test accuracy by checkpoint and what produced it."""
+    content: dict[str, Any] = {
+        "test": {name: row.as_dict() for name, row in accuracy.items()},
+        "dataset": config.dataset,
+        "mix": config.mix,
+        "loss": config.loss,
+        "compat": config.compat,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    write_whole(run_dir / "result.json", json.dumps(content, indent=2) + "\n")

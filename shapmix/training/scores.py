@@ -1,0 +1,211 @@
+"""Scores of trained networks on named clips, and ensembles of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import nll_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from shapmix.data.clips import Splits
+from shapmix.data.sampling import ClipSampler
+from shapmix.evaluate import EvaluateConfig
+from shapmix.networks.modes import undisturbed
+from shapmix.pictures import plots
+from shapmix.process.device import choose_device
+from shapmix.process.errors import RunError
+from shapmix.process.parallel import SharedForward
+from shapmix.training import metrics
+from shapmix.training.build import PRECISIONS, load_splits, make_network, make_sampler
+from shapmix.training.checkpoint import load_checkpoint, load_weights
+from shapmix.training.config import parse_config
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities [N, K] of named clips and what they are measured against."""
+
+    names: list[str]
+    labels: Tensor
+    probabilities: Tensor
+    class_counts: Tensor
+    class_names: list[str]
+    lengths: Tensor
+    """[N] int64 recorded frames: clips of one name and another length are not the same clip."""
+
+
+class Member(NamedTuple):
+    """A run's network and data."""
+
+    splits: Splits
+    forward: SharedForward
+    sampler: ClipSampler
+    batch_size: int
+    crops: int
+    device: torch.device
+
+    def score(self, clips: Tensor) -> Scores:
+        """Of the store's clips [N]."""
+        store = self.splits.store
+        return Scores(
+            [store.names[clip] for clip in clips.tolist()],
+            store.labels[clips],
+            predict_views(self.forward, self.sampler, clips, self.batch_size, self.crops, self.device),
+            self.splits.class_counts(),
+            store.class_names,
+            store.lengths[clips],
+        )
+
+
+def open_member(run: Path, config: EvaluateConfig) -> Member:
+    """Reads a run's checkpoint and data.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: what cannot be read.
+    """
+    trained = parse_config(["--config", str(run / "config.yaml")])
+    splits = load_splits(trained)
+    store, device = splits.store, choose_device(config.device)
+    path = run / "checkpoints" / f"{config.checkpoint}.pt"
+    state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
+    network = make_network(trained, store)
+    load_weights(network, state["network"], path)
+    forward = SharedForward(network.to(device), PRECISIONS[trained.precision])
+    return Member(splits, forward, make_sampler(trained, store), trained.batch_size, config.crops, device)
+
+
+def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]:
+    """Of each run the same clips, to fit the weights on: those that one of the runs validates on and none trains or tests on.
+
+    Runs of one list share their validation clips. Those of several seeds draw their own, and one's may train another.
+
+    Raises:
+        RunError: there are none.
+    """
+    index = [{name: clip for clip, name in enumerate(each.store.names)} for each in splits]
+    common = set(index[0]).intersection(*index[1:])
+    validated, taken = set[str](), set[str]()
+    for each in splits:
+        names = each.store.names
+        validated.update(names[clip] for clip in each.val.tolist())
+        taken.update(names[clip] for clip in [*each.train.tolist(), *each.test.tolist()])
+    chosen = sorted((validated & common) - taken, key=index[0].__getitem__)
+    if not chosen:
+        raise RunError(f"{', '.join(map(str, runs))} have no validation clip that no run trains on; give --weights")
+    return [torch.tensor([clips[name] for name in chosen]) for clips in index]
+
+
+@torch.no_grad()
+def predict_views(
+    forward: SharedForward, sampler: ClipSampler, clips: Tensor, batch_size: int, crops: int, device: torch.device
+) -> Tensor:
+    """[N, K] float64 probabilities, the mean over `crops` views of each clip."""
+    total: list[Tensor] = []
+    with undisturbed(forward):
+        for part in clips.split(batch_size):
+            views = [sampler.evaluation(part)] if crops == 1 else [sampler.crop(part, number) for number in range(crops)]
+            total.append(sum((forward(view.to(device)).double().softmax(1).cpu() for view in views), torch.zeros(())) / crops)
+    return torch.cat(total)
+
+
+def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
+    """The scores of all runs in the first one's order of clips.
+
+    Raises:
+        RunError: other clips, labels or classes, with the first that differs.
+    """
+    first, aligned = scores[0], []
+    for run, each in zip(runs, scores, strict=True):
+        if each.class_names != first.class_names:
+            raise RunError(f"{run}: its classes are not those of {runs[0]}; an ensemble is of one data set")
+        row = {name: index for index, name in enumerate(each.names)}
+        missing, more = set(first.names) - set(row), set(row) - set(first.names)
+        if missing or more:
+            raise RunError(
+                f"{run}: clip '{min(missing or more)}' is tested {'not here but in' if missing else 'here but not in'} {runs[0]}"
+            )
+        order = torch.tensor([row[name] for name in first.names])
+        if not torch.equal(each.labels[order], first.labels):
+            clip = int((each.labels[order] != first.labels).nonzero()[0])
+            raise RunError(f"{run}: clip '{first.names[clip]}' has another label than in {runs[0]}")
+        if not torch.equal(each.lengths[order], first.lengths):
+            clip = int((each.lengths[order] != first.lengths).nonzero()[0])
+            frames = f"{int(each.lengths[order][clip])} frames, in {runs[0]} {int(first.lengths[clip])}"
+            raise RunError(f"{run}: clip '{first.names[clip]}' has {frames}; the runs are of other recordings")
+        aligned.append(replace(first, probabilities=each.probabilities[order]))
+    return aligned
+
+
+def fit_weights(probabilities: Tensor, labels: Tensor, steps: int = 200) -> Tensor:
+    """[R, N, K] validation probabilities of R runs -> [R] weights, at least 0 with sum 1, of the least log loss."""
+    free = torch.zeros(len(probabilities), dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([free], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        mixed = torch.einsum("r,rnk->nk", free.softmax(0), probabilities)
+        value = nll_loss(mixed.clamp(min=1e-12).log(), labels) + 1e-6 * free.square().sum()  # keeps a weight of 0 finite
+        value.backward()
+        return value
+
+    search.step(loss)
+    return free.detach().softmax(0)
+
+
+def accuracy_of(scores: Scores) -> metrics.Accuracy:
+    """As in training."""
+    return metrics.accuracy(scores.probabilities, scores.labels, scores.class_counts)
+
+
+def calibration_error(scores: Scores) -> float:
+    """Expected calibration error: how far confidence and accuracy lie apart, the mean over the clips, between 0 and 1."""
+    return float(
+        multiclass_calibration_error(
+            scores.probabilities, scores.labels, num_classes=scores.probabilities.shape[1], n_bins=CALIBRATION_BINS
+        )
+    )
+
+
+def write_tables(out: Path, scores: Scores, result: dict[str, object]) -> None:
+    """`result.json`, `per_class.csv`, `confusion.csv` and `confusion.png`."""
+    out.mkdir(parents=True, exist_ok=True)
+    confusion = metrics.confusion_matrix(scores.probabilities, scores.labels)
+    metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
+    plots.plot_confusion(out / "confusion.png", confusion, scores.class_names)
+    metrics.write_confusion(out / "confusion.csv", confusion, scores.class_names)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def save_scores(path: Path, scores: Scores) -> None:
+    """Names [N], labels [N], probabilities [N, K] and class names [K], without pickles; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        np.savez(
+            temporary,
+            names=np.array(scores.names),
+            labels=scores.labels.numpy(),
+            probabilities=scores.probabilities.numpy(),
+            class_names=np.array(scores.class_names),
+        )
+        temporary.replace(path)
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] and labels [N] of the evaluation views of `clips`, on the CPU."""
+    with undisturbed(network):
+        logits = [network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)]
+    return torch.cat(logits), sampler.store.labels[clips]

@@ -1,0 +1,172 @@
+"""The state of a run: what changes while it goes, as a checkpoint holds it, and where randomness comes from."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+import shapmix
+from shapmix.data.clips import Splits
+from shapmix.mixing.mixer import ShapMix
+from shapmix.skeleton.layout import layout_toml
+from shapmix.training.checkpoint import CheckpointError, check_fields, load_weights
+from shapmix.training.config import TrainConfig
+
+
+@dataclass
+class Progress:
+    """Where a run is: epochs and batches of the present one done, the best validation accuracy (class mean) and its epoch."""
+
+    epoch: int = 0
+    batch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    clean: float = 0.0  # sums over the epoch's batches
+    mixed: float = 0.0
+    right: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Training:
+    """Everything that changes while a run goes."""
+
+    network: nn.Module
+    mixer: ShapMix
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    average: AveragedModel | None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that accuracy is measured of."""
+        return self.network if self.average is None else self.average.module
+
+
+PROGRESS = {each.name: type(each.default) for each in fields(Progress)}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    **{name: (int, float) if kind is float else kind for name, kind in PROGRESS.items()},
+    "batch_size": int,
+    "data_sha256": str,
+    "mixer": dict,
+    "optimizer": dict,
+    "shapmix_version": str,
+}
+
+
+def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> dict[str, Any]:
+    """Everything that a later process needs to go on as if nothing had happened.
+
+    `network` holds the weights that are evaluated; `trained` those that are trained, where an average is evaluated.
+    """
+    state = {
+        "layout": splits.store.layout.name,
+        "layout_toml": layout_toml(splits.store.layout),
+        "scores": splits.store.scores,
+        "class_names": splits.store.class_names,
+        **asdict(run.progress),
+        "batch_size": config.batch_size,
+        "data_sha256": data,
+        "network": run.evaluated.state_dict(),
+        "mixer": run.mixer.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "shapmix_version": shapmix.__version__,
+    }
+    if run.average is not None:
+        state |= {"trained": run.network.state_dict(), "averaged_steps": run.average.n_averaged}
+    return state
+
+
+def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str) -> None:
+    """The reverse of `snapshot`.
+
+    Raises:
+        CheckpointError: a checkpoint of another network, of other data, or inside an epoch of other batches.
+    """
+    where = "the run's checkpoint"
+    check_fields(where, state, FIELDS)
+    if not 0 <= state["epoch"] <= 10**9 or not 0 <= state["batch"] <= 10**9:
+        raise CheckpointError(f"{where}: epoch {state['epoch']}, batch {state['batch']} are no place in a run")
+    if config.epochs < state["epoch"] + (state["batch"] > 0):
+        raise CheckpointError(
+            f"epochs: the run is in epoch {state['epoch'] + (state['batch'] > 0)} and cannot end after {config.epochs}"
+        )
+    if state["data_sha256"] != data:
+        raise CheckpointError("the data is not what the run was started with (its clips, names or lists differ); start a new run")
+    if state["batch"] and state["batch_size"] != config.batch_size:
+        raise CheckpointError(f"the run stopped inside an epoch with --batch-size {state['batch_size']}; resume it with the same")
+    if (run.average is None) != ("trained" not in state):
+        raise CheckpointError("ema: a run begins with or without an average of its weights; resume it as it was started")
+    load_weights(run.network, state["network"] if run.average is None else state["trained"], where)
+    load_weights(run.mixer, state["mixer"], where)
+    if run.average is not None:
+        check_fields(where, state, {"averaged_steps": Tensor})
+        if state["averaged_steps"].shape or state["averaged_steps"].dtype != torch.int64:
+            raise CheckpointError(f"{where}: not a checkpoint of this trainer: 'averaged_steps' is no number")
+        load_weights(run.average.module, state["network"], where)
+        run.average.n_averaged.copy_(state["averaged_steps"])
+    _restore_optimizer(state["optimizer"], run, state["epoch"])
+    run.progress = Progress(**{name: state[name] for name in PROGRESS})
+
+
+def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None:
+    """The optimizer's averages. Its options and the rate of `epoch` are the configuration's, whose number of epochs may be new."""
+    groups = run.optimizer.state_dict()["param_groups"]
+    try:
+        if not set(saved["state"]) <= {number for group in groups for number in group["params"]}:
+            raise ValueError("it has more parameters")
+        run.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        for group in run.optimizer.param_groups:
+            for parameter in group["params"]:
+                for name, value in run.optimizer.state[parameter].items():
+                    _check_average(name, value, parameter)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"the run's checkpoint: the optimizer's state is of another network: {reason}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps of these epochs were made before
+        for _ in range(epoch):
+            run.scheduler.step()
+
+
+def _check_average(name: str, value: Any, parameter: Tensor) -> None:
+    if value is None and name == "momentum_buffer":
+        return
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    if value.shape != (() if name == "step" else parameter.shape):
+        raise ValueError(f"{name} has shape {list(value.shape)}, its parameter {list(parameter.shape)}")
+
+
+def seed_all(seed: int, step: int, rank: int) -> None:
+    """Every global generator as a function of (seed, step, process).
+
+    The trainer's own draws need none; the layers of a user's network may. Nothing has to be saved to resume them.
+    """
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(3)
+    torch.manual_seed(int(words[0]))
+    random.seed(int(words[1]))
+    np.random.seed(int(words[2]))  # noqa: NPY002 (for layers that use it)
+
+
+def deterministic(settings: ExitStack) -> None:
+    """torch's deterministic algorithms until `settings` closes."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    memory: Any = torch.utils.deterministic
+    settings.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # what is read is written first: filling every new tensor finds faults of that, and costs a pass over each
+    settings.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
+    memory.fill_uninitialized_memory = False

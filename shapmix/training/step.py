@@ -1,0 +1,301 @@
+"""A whole training step that the host only starts: sample, measure, mix, forward, backward and optimiser on the device.
+
+Batch indices (or clips) and the step's number lie on the device, every draw is a function of them, and no value is read back. On a
+GPU the step is thus one CUDA graph; elsewhere the same code runs as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from shapmix.data.sampling import ClipSampler
+from shapmix.kernels import sample_clips
+from shapmix.mixing.estimators import ON_DEVICE
+from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.rivals import RIVALS
+from shapmix.process.parallel import SharedForward
+
+WARM_UP = 3  # steps of a phase on a side stream before its capture, torch's recommendation; Triton compiles in them
+
+
+class StepResult(NamedTuple):
+    """0-dim tensors of the device: losses of the clean and the mixed half, clean clips that were right, largest |gradient|.
+
+    The next step may overwrite them.
+    """
+
+    clean: Tensor
+    mixed: Tensor
+    right: Tensor
+    gradient: Tensor
+
+
+class TrainingStep:
+    """The trainer's step: `step(chosen, number)` trains on the store's clips `chosen`.
+
+        step = TrainingStep(network, mixer, optimizer, sampler, batch_size)
+        for number, chosen in enumerate(batches):
+            result = step(chosen, number)
+
+    Args:
+        network: maps [N, C, T, V, M] to logits [N, K]. In eval mode it must leave its buffers and random state alone.
+        mixer: on the network's device, with an estimator that is drawn on the device: one of `ON_DEVICE`.
+        optimizer: of the network's parameters. To be captured it must be `fused=True`; schedulers may change its learning rate.
+        sampler: whose recordings are copied to the mixer's device; its pipeline must be "crop", unless clips are given.
+        batch_size: N, of every batch.
+        clips_given: clips come with every call, made elsewhere; for other pipelines, and for recordings too large for the device.
+        autocast: element type of `torch.autocast` for the network, None for none; the losses are float32 or float64.
+        capture: as a CUDA graph; None captures on a GPU.
+
+    Where the loss or a gradient is not finite, the step is left out: weights, optimizer, the network's buffers and the mixer's
+    tables are what they were. With a `fused=True` optimizer nothing is read back for it.
+
+    A graph belongs to a phase of the schedule, of which there is one at a time, and to where weights, buffers and the optimizer's
+    state lie; a change of either (`network.to`, `optimizer.load_state_dict`) is detected, and the step captured anew.
+
+    Raises:
+        ValueError: a pipeline or an estimator that draws on the host; an optimizer that cannot be captured; a capture on a CPU.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mixer: ShapMix,
+        optimizer: torch.optim.Optimizer,
+        sampler: ClipSampler,
+        batch_size: int,
+        *,
+        clips_given: bool = False,
+        autocast: torch.dtype | None = None,
+        capture: bool | None = None,
+    ) -> None:
+        device = mixer.saliency.device
+        if sampler.pipeline != "crop" and not clips_given:
+            raise ValueError(f"pipeline '{sampler.pipeline}' draws on the host; only 'crop' is drawn on the device")
+        if reason := draws_on_host(mixer):
+            raise ValueError(reason)
+        self.capture = device.type == "cuda" if capture is None else capture
+        if self.capture:
+            check_capturable(optimizer, device)
+        self.network, self.mixer, self.optimizer, self.sampler = network, mixer, optimizer, sampler
+        self.autocast, self.clips_given = autocast, clips_given
+        self.observer = SharedForward(network, autocast)
+        self.device = device
+        store = sampler.store
+        self.labels = store.labels.to(device)
+        self.clips: Tensor | None = None  # [N, C, T, V, M], where they are given
+        if not clips_given:
+            self.frames, self.offsets, self.lengths = (part.to(device) for part in (store.frames, store.offsets, store.lengths))
+            parents, self.stream = sampler.bones
+            self.parents = parents.to(device)
+        self.chosen = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self._running = running(network, mixer)
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self._fused = all(group.get("fused") for group in optimizer.param_groups)
+        self._captured: tuple[torch.cuda.CUDAGraph, StepResult] | None = None
+        self._phase: tuple[bool, bool] | None = None
+        self._run_before = 0  # steps of the phase
+        self._addresses: list[object] = []
+        self._stream = torch.cuda.Stream(device) if self.capture else None
+
+    def __call__(self, chosen: Tensor, number: int, clips: Tensor | None = None) -> StepResult:
+        """One step on clips `chosen` [N] int64 of the store; `number` counts the steps of the training.
+
+        Args:
+            chosen: which clips, and so their labels.
+            number: decides every draw.
+            clips: [N, C, T, V, M] those clips, where they are given.
+
+        Raises:
+            ValueError: another batch size; clips where none are taken, or none where they are.
+        """
+        if chosen.shape != self.chosen.shape:
+            raise ValueError(f"chosen has shape {list(chosen.shape)}; give {list(self.chosen.shape)}, the batch size")
+        if (clips is not None) != self.clips_given:
+            raise ValueError("clips are given with every call of a step that was made with clips_given=True, and with no other")
+        self.chosen.copy_(chosen, non_blocking=True)
+        self.number.fill_(number)
+        if clips is not None:
+            if self.clips is None:
+                self.clips = torch.empty_like(clips, device=self.number.device)
+            self.clips.copy_(clips, non_blocking=True)
+        if self._stream is None:
+            return self._run(number)
+        with torch.cuda.device(self.device):  # capture and replay go by the current one
+            return self._replayed(number)
+
+    def _replayed(self, number: int) -> StepResult:
+        """The step by its graph, or what leads to one."""
+        for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        # the schedule's phases are different work, and a graph keeps the memory of all its activations: there is one at a time
+        phase = (number < self.mixer.warmup_steps, number < self.mixer.replace_steps)
+        if phase != self._phase or (self._captured is not None and self._addresses != self._held()):
+            self._captured, self._phase, self._run_before = None, phase, 0
+        if self._captured is None:
+            if self._run_before < WARM_UP:
+                self._run_before += 1
+                return self._beside(number)
+            self._captured = self._record(number)
+            self._addresses = self._held()
+        graph, result = self._captured
+        graph.replay()
+        return result
+
+    def _held(self) -> list[object]:
+        """Where everything lies that a graph reads and writes and that others hold."""
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [id(self.optimizer.state), *(tensor.data_ptr() for tensor in (*parameters, *self._running))]
+
+    def _run(self, number: int) -> StepResult:
+        """The step as the device sees it; the number given here only says in which phase it is."""
+        mixer, before = self.mixer, copied(self._running)
+        labels = self.labels[self.chosen]
+        clips = self._sampled() if self.clips is None else self.clips
+        mixer.observe(self.observer, clips, labels, number, counter=self.number)
+        batch = mixer.mix(clips, labels, number, counter=self.number)
+        with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():
+            logits = self.network(batch.clips)
+        logits = logits.to(clips.dtype)
+        clean, mixed = mixer.loss(logits, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = clean + mixed
+        loss.backward()
+        gradient = largest_gradient(self.optimizer)
+        finite = (loss.detach() + gradient).isfinite()
+        self._update(finite)
+        keep_where(finite, before)
+        right = (logits[: len(labels)].argmax(1) == labels).sum()
+        return StepResult(clean.detach(), mixed.detach(), right, gradient)
+
+    def _sampled(self) -> Tensor:
+        frames = self.sampler.num_frames
+        lengths = self.lengths[self.chosen]
+        plan = self.sampler.crops(self.chosen, lengths, self.number)
+        return sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=frames)
+
+    def _update(self, finite: Tensor) -> None:
+        """The optimizer's step, where loss and gradients are finite."""
+        if not self._fused:
+            if finite:
+                self.optimizer.step()
+            return
+        start_momentum(self.optimizer)
+        with self._following_device(finite):
+            self.optimizer.step()
+
+    @contextmanager
+    def _following_device(self, finite: Tensor) -> Iterator[None]:
+        """The optimizer takes its learning rate, and whether the step counts, from the device: a graph keeps numbers."""
+        optimizer: Any = self.optimizer
+        before = [dict(group) for group in optimizer.param_groups]
+        if self.capture:
+            for rate, group in zip(self._rates, optimizer.param_groups, strict=True):
+                group["lr"] = rate
+                if "capturable" in group:  # only where it is captured, as torch warns of it elsewhere
+                    group["capturable"] = torch.cuda.is_current_stream_capturing()
+        optimizer.found_inf = (~finite).float()
+        try:
+            yield
+        finally:
+            del optimizer.found_inf
+            for group, values in zip(optimizer.param_groups, before, strict=True):
+                group.update(values)
+
+    def _beside(self, number: int) -> StepResult:
+        """The step on the stream that captures."""
+        assert self._stream is not None
+        others = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(others)
+        with torch.cuda.stream(self._stream):
+            result = self._run(number)
+        others.wait_stream(self._stream)
+        return result
+
+    def _record(self, number: int) -> tuple[torch.cuda.CUDAGraph, StepResult]:
+        self.optimizer.zero_grad(set_to_none=True)  # the graph keeps gradients in its own memory
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: another thread may be making the next batch
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            result = self._run(number)
+        return graph, result
+
+
+def running(network: nn.Module, mixer: ShapMix) -> list[Tensor]:
+    """What a step changes besides weights: the network's buffers and the mixer's tables."""
+    buffers = (*network.buffers(), *mixer.class_saliency.buffers())
+    return [buffer for buffer in buffers if 0 not in buffer.stride() or buffer.numel() <= 1]  # what `expand` made is constant
+
+
+Copies = list[tuple[list[Tensor], Tensor]]  # tensors of one type and device, and their values end to end
+
+
+def copied(tensors: Iterable[Tensor]) -> Copies:
+    """The values of tensors, in few launches however many there are."""
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    return [(group, _end_to_end(group)) for group in alike.values()]
+
+
+@torch.no_grad()
+def keep_where(finite: Tensor, before: Copies) -> None:
+    """Puts back the values of `copied` where the 0-dim bool tensor `finite` is False; nothing is read by the host."""
+    for group, old in before:
+        values = torch.where(finite, _end_to_end(group), old).split([tensor.numel() for tensor in group])
+        torch._foreach_copy_(group, [value.view(tensor.shape) for value, tensor in zip(values, group, strict=True)])
+
+
+def _end_to_end(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def largest_gradient(optimizer: torch.optim.Optimizer) -> Tensor:
+    """0-dim: the largest absolute value of the gradients, not finite where any of theirs is not."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], float("inf"))
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """SGD's momentum begins as zeros, with which its first step is the one that it makes of none.
+
+    Where that step is left out on the device, torch's fused SGD would take for momentum what lay in the memory.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            state = optimizer.state[parameter]
+            if parameter.requires_grad and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def draws_on_host(mixer: ShapMix) -> str | None:
+    """What of a mixer's draws or schedules needs the host in every step, None where nothing does."""
+    if mixer.mode in RIVALS or mixer.loss_name == "ldam":
+        what = f"mode '{mixer.mode}'" if mixer.mode in RIVALS else "loss 'ldam'"
+        return f"{what} goes by a step that the host knows; train with it in a plain loop"
+    if mixer.mode == "shapmix" and mixer.estimator not in ON_DEVICE:
+        return f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(ON_DEVICE)}"
+    return None
+
+
+def check_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """That the optimizer's step can be part of a CUDA graph.
+
+    Raises:
+        ValueError: what is missing, and how to give it.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"a step on {device} cannot be captured as a CUDA graph; leave capture out")
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} reads its state on the host; make it with fused=True")
+    if any(group.get("dampening") for group in optimizer.param_groups):
+        raise ValueError("dampening makes the first step another one than those that a graph holds; make the optimizer without it")
