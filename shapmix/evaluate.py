@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from shapmix.kernels import BackendError
+from shapmix.process.device import choose_device
 from shapmix.process.ending import check_output_folder, ended
 from shapmix.process.errors import DataError, RunError
 from shapmix.skeleton.layout import LayoutError
@@ -68,7 +69,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float | int | None]:
     """Prints one table, writes what was asked for, and returns the ensemble's (or the one run's) metrics."""
     check(config)
     out = config.out or (config.runs[0] / "evaluation" if len(config.runs) == 1 else None)
-    members = [open_member(run, config) for run in config.runs]
+    device = choose_device(config.device)
+    members = [open_member(run, config.checkpoint, config.crops, device) for run in config.runs]
     tests = align([member.score(member.splits.test) for member in members], config.runs)
     weights = torch.tensor(config.weights or [1.0] * len(tests), dtype=torch.float64)
     if config.fit_weights:

@@ -75,9 +75,8 @@ def run(config: ExplainConfig) -> Path:
     check_output_folder(out)
     _, splits, network, sampler, mixer = open_with_data(config.run, config.checkpoint)
     store = splits.store
-    chosen = choose_clips(
-        config, {"test": splits.test, "val": splits.val, "train": splits.train}[config.split], store.labels, store.names
-    )
+    split = {"test": splits.test, "val": splits.val, "train": splits.train}[config.split]
+    chosen = choose_clips(store, split, config.clips, config.per_class)
     labels, names = store.labels[chosen], [store.names[clip] for clip in chosen.tolist()]
     game = PartGame(
         network, store.layout, mixer.mean_motion, config.output, max_rows=config.max_rows, restored_frames=mixer.restored_frames

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from shapmix.kernels import BackendError
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.cli(ReportConfig, args=argv, prog="python -m shapmix.report", description=ReportConfig.__doc__)
 
     def work() -> int:
-        print(f"report: {write_report(config)}")
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        print(f"report: {write_report(config.run, config.checkpoint, config.out)}")
         return 0
 
     return ended(work, (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))

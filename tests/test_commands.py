@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shapmix import doctor, evaluate, experiment, explain, export, predict, prepare, report, train
+from shapmix.pages import run as run_page
 from shapmix.process import cpu
 from shapmix.training import build
 from shapmix.training.config import TrainConfig, parse_config, presets, save_config
@@ -237,7 +238,7 @@ def test_pages_are_tried_before_the_work_and_stop_without_a_word(
 ) -> None:
     """No place to write: said before anything is forwarded; Ctrl-C: exit code 130, and no page."""
     worked: list[str] = []
-    for module in (explain, report):
+    for module in (explain, run_page):
         monkeypatch.setattr(module, "open_with_data", lambda *arguments: worked.append("work"))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
@@ -259,9 +260,9 @@ def test_pages_are_tried_before_the_work_and_stop_without_a_word(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    for module in (explain, report):
+    for module, command in ((explain, explain), (run_page, report)):
         monkeypatch.setattr(module, "open_with_data", interrupted)
-        assert module.main([str(tiny_run)]) == 130
+        assert command.main([str(tiny_run)]) == 130
         assert capsys.readouterr().err.splitlines() == ["stopped"]
     assert not (tiny_run / "report.html").exists()
     assert not (tiny_run / "explanation").exists()

@@ -17,6 +17,8 @@ from shapmix import evaluate, export, predict, prepare, train
 from shapmix.data.store import open_store
 from shapmix.process import ending
 from shapmix.process.errors import DataError, RunError
+from shapmix.skeleton.layout import layout_toml, load_layout
+from shapmix.training import export as exporting
 from shapmix.training import prediction, scores
 from shapmix.training.build import load_splits
 from shapmix.training.trained import open_run
@@ -66,7 +68,7 @@ def test_weights_of_seeds_are_fitted_on_clips_that_none_trains_on(runs: list[Pat
     assert validated[0] & trained[1]  # what must not be taken
     expected = (validated[0] | validated[1]) - trained[0] - trained[1]
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(scores, "fit_weights", lambda values, labels: seen.append(values) or torch.ones(2, dtype=torch.float64))
+    monkeypatch.setattr(evaluate, "fit_weights", lambda values, labels: seen.append(values) or torch.ones(2, dtype=torch.float64))
     assert evaluate.main([*map(str, runs), "--fit-weights", "--device", "cpu"]) == 0
     assert seen[0].shape == (2, len(expected), 2)
     chosen = scores.weight_clips(splits, runs)
@@ -122,7 +124,7 @@ def test_a_bad_file_does_not_lose_the_others(
 
 def test_a_bad_recording_does_not_lose_its_data_set(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_plain(tmp_path / "raw", clips=16)
-    (folder / "layout.toml").write_text((Path(layout.__file__).parent / "layouts" / "ucla20.toml").read_text())
+    (folder / "layout.toml").write_text(layout_toml(load_layout("ucla20")))
     (folder / "clip05.npy").write_bytes(b"nothing")
     assert predict.main([str(runs[0]), str(folder), "--json", "--no-parts"]) == 1
     captured = capsys.readouterr()
@@ -142,7 +144,7 @@ def test_predict_checks_numbers_once(
 def test_other_joints_and_scores_are_refused(data: Path, runs: list[Path], tmp_path: Path) -> None:
     trained = open_run(runs[0])
     folder = write_plain(tmp_path / "raw", clips=16)
-    text = (Path(layout.__file__).parent / "layouts" / "ucla20.toml").read_text()
+    text = layout_toml(load_layout("ucla20"))
     (folder / "layout.toml").write_text(text.replace("hip_centre", "middle"))
     with pytest.raises(DataError, match="joints are not those that the network was trained on: 'middle'"):
         next(prediction.recordings_of(folder, trained)).read()
@@ -175,7 +177,7 @@ def test_evaluate_says_so_before_any_work(
     option: str, where: str, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(scores, "open_member", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(evaluate, "open_member", lambda *_: pytest.fail("work was done"))
     assert evaluate.main([str(runs[0]), option, str(tmp_path / where)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: /")
@@ -201,7 +203,8 @@ def test_an_interrupt_is_no_traceback(
         raise KeyboardInterrupt
 
     module = {"predict": predict, "export": export, "evaluate": evaluate}[name]
-    monkeypatch.setattr(module, {"predict": "predict", "export": "plain_network", "evaluate": "predict_views"}[name], interrupted)
+    inside = {"predict": predict, "export": exporting, "evaluate": scores}[name]
+    monkeypatch.setattr(inside, {"predict": "predict", "export": "plain_network", "evaluate": "predict_views"}[name], interrupted)
     clip, network = str(data / "raw" / "clip00.npy"), str(tmp_path / "x.pt2")
     rest = {"predict": [clip], "export": [network], "evaluate": ["--device", "cpu"]}[name]
     assert module.main([str(runs[0]), *rest]) == ending.INTERRUPTED

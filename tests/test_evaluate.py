@@ -13,7 +13,6 @@ import torch
 
 from shapmix import evaluate, train
 from shapmix.process.errors import RunError
-from shapmix.training import scores
 from shapmix.training.build import load_splits
 from shapmix.training.config import parse_config
 from shapmix.training.scores import Scores, align, fit_weights
@@ -113,7 +112,7 @@ def test_fitted_weights_prefer_the_better_run() -> None:
 
 def test_weights_are_fitted_on_validation_only(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(scores, "fit_weights", lambda values, labels: seen.append(labels) or torch.ones(2, dtype=torch.float64))
+    monkeypatch.setattr(evaluate, "fit_weights", lambda values, labels: seen.append(labels) or torch.ones(2, dtype=torch.float64))
     assert evaluate.main([*runs, "--fit-weights"]) == 0
     splits = load_splits(parse_config(["--config", f"{runs[0]}/config.yaml"]))
     assert torch.equal(seen[0], splits.store.labels[splits.val])

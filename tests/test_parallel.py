@@ -26,26 +26,29 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from dataclasses import replace
-from shapmix import recipe, train
+from shapmix import train
+from shapmix.training import build
+from shapmix.training.eager_step import EagerStep
 if "DOUBLE" in os.environ:  # rounding apart, as a comparison over many steps needs it: ReLU and pooling make a jump of it
     torch.set_default_dtype(torch.float64)
-    read = recipe.read_splits
+    read = build.read_splits
     def read_double(config):
         splits = read(config)
         return replace(splits, store=replace(splits.store, frames=splits.store.frames.double()))
-    recipe.read_splits = read_double
-    make = train.make_network
-    train.make_network = lambda config, store: make(config, store).double()
+    build.read_splits = read_double
+    make = build.make_network
+    build.make_network = lambda config, store: make(config, store).double()
 rank, out = os.environ.get("RANK", "0"), Path(sys.argv[1])
-step = train.forward_backward
-def recorded(model, mixer, batch, rows, autocast):
-    logits, clean, mixed = step(model, mixer, batch, rows, autocast)
-    row = {"loss": [clean.item(), mixed.item()], "labels": batch.labels.tolist(), "saliency": mixer.saliency.tolist()}
-    row["rows"] = torch.cat(rows).tolist()
+step = EagerStep.forward_backward
+def recorded(self, batch):
+    logits, clean, mixed = step(self, batch)
+    saliency = self.run.mixer.saliency.tolist()
+    row = {"loss": [clean.item(), mixed.item()], "labels": batch.labels.tolist(), "saliency": saliency}
+    row["rows"] = torch.cat(self.rows).tolist()
     with (out / f"steps{rank}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\\n")
     return logits, clean, mixed
-train.forward_backward = recorded
+EagerStep.forward_backward = recorded
 sys.exit(train.main(sys.argv[2:]))
 """
 BACKBONE = """

@@ -17,7 +17,8 @@ from shapmix import load_layout, predict, train
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import layout_toml, parse_layout
-from shapmix.training import export, prediction
+from shapmix.training import export as exporting
+from shapmix.training import prediction
 from shapmix.training.build import load_splits, make_sampler
 from shapmix.training.checkpoint import CheckpointError
 from shapmix.training.config import parse_config
@@ -167,7 +168,7 @@ def test_what_is_exported_computes_the_same(ending: str, trained: Trained, tmp_p
 
 def test_an_export_that_differs_is_not_written(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(trained.mean_motion.numel(), len(trained.class_names)))
-    monkeypatch.setattr(export, "plain_network", lambda trained: other)
+    monkeypatch.setattr(exporting, "plain_network", lambda trained: other)
     with pytest.raises(ExportError, match="nothing was written"):
         export(trained, tmp_path / "network.pt2")
     assert not list(tmp_path.iterdir())

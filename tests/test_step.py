@@ -327,8 +327,8 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
                 setup.optimizer.param_groups[0]["lr"] *= 0.1
         clips = setups[True].sampler.training(chosen, number) if clips_given else None
         results: dict[bool, StepResult] = {}
-        for capture, step in steps.items():
-            found = step(chosen, number, clips)
+        for capture, one in steps.items():
+            found = one(chosen, number, clips)
             results[capture] = StepResult(*(value.clone() for value in found))
         for left, right in zip(results[True], results[False], strict=True):
             torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)

@@ -14,6 +14,7 @@ from shapmix.process.errors import RunError
 from shapmix.training import trainer
 from shapmix.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from shapmix.training.run_folder import forget_later_epochs, read_metrics
+from shapmix.training.trainer import Trainer
 
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
 SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1", "--device", "cpu"]  # bit for bit is the CPU's promise
@@ -62,7 +63,7 @@ def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFix
 )
 def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert train.main([*SMALL, *options, "--run-dir", "whole"]) == 0
-    save = train.save_checkpoint
+    save = trainer.save_checkpoint
 
     class KilledError(BaseException):
         pass
@@ -72,10 +73,10 @@ def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str]
         if path.name == "last.pt" and state["epoch"] == 2:
             raise KilledError
 
-    monkeypatch.setattr(train, "save_checkpoint", save_then_die)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_then_die)
     with pytest.raises(KilledError):
         train.main([*SMALL, *options, "--run-dir", "cut"])
-    monkeypatch.setattr(train, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     assert train.main(["--resume", "cut"]) == 0
     whole, cut = weights(Path("whole")), weights(Path("cut"))
     assert whole.keys() == cut.keys()
@@ -223,18 +224,18 @@ def test_a_folder_in_which_no_step_was_saved_is_taken_by_the_same_command(capsys
 
 def test_a_baseline_that_stopped_before_its_first_step_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*SMALL, "--epochs", "1", "--saliency.warmup-epochs", "0", "--mix", "none", "--baselines", "plain"]
-    step = trainer.train_epoch
+    step = Trainer.train_epoch
 
-    def fails_below(*given: object) -> dict[str, float]:
-        if any(isinstance(each, Path) and each.name == "plain" for each in given):
+    def fails_below(self: Trainer) -> dict[str, float]:
+        if self.run_dir.name == "plain":
             raise ZeroDivisionError
-        return step(*given)
+        return step(self)
 
-    monkeypatch.setattr(trainer, "train_epoch", fails_below)
+    monkeypatch.setattr(Trainer, "train_epoch", fails_below)
     with pytest.raises(ZeroDivisionError):
         train.main([*arguments, "--run-dir", "run"])
     assert not Path("run/plain").exists()
-    monkeypatch.setattr(trainer, "train_epoch", step)
+    monkeypatch.setattr(Trainer, "train_epoch", step)
     assert train.main(["--resume", "run"]) == 0
     assert "plain last" in Path("run/result.json").read_text()
 

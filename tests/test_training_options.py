@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process import device
-from shapmix.training import build, eager_step
+from shapmix.process.errors import RunError
+from shapmix.training import baselines, build, metrics, trainer
 from shapmix.training.config import parse_config, presets
+from shapmix.training.eager_step import EagerStep
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1"]
@@ -44,14 +47,14 @@ def linear(*, layout: object, num_classes: int, num_people: int, in_channels: in
 def test_an_average_of_the_weights_is_evaluated_and_resumed(monkeypatch: pytest.MonkeyPatch, small_splits: Splits) -> None:
     arguments = [*TINY, "--ema", "0.9", "--checkpoint.every-steps", "2"]
     assert train.main([*arguments, "--run-dir", "whole"]) == 0
-    step, calls = eager_step.forward_backward, iter(range(10_000))
+    step, calls = EagerStep.forward_backward, iter(range(10_000))
 
     def cut_off(*given: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if next(calls) == 9:
             raise KeyboardInterrupt
         return step(*given)
 
-    monkeypatch.setattr(eager_step, "forward_backward", cut_off)
+    monkeypatch.setattr(EagerStep, "forward_backward", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train.main([*arguments, "--run-dir", "cut"])
     assert train.main(["--resume", "cut"]) == 0
@@ -83,12 +86,12 @@ def test_bf16_runs_the_network_alone_in_bf16(monkeypatch: pytest.MonkeyPatch) ->
 def test_early_stopping_stops_and_stays_stopped(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level("INFO", logger="shapmix")
     worse = iter(range(100))
-    measure = train.metrics.accuracy
+    measure = metrics.accuracy
 
-    def declining(*arguments: object) -> train.metrics.Accuracy:
-        return train.replace(measure(*arguments), class_mean=1 / (1 + next(worse)))
+    def declining(*arguments: object) -> metrics.Accuracy:
+        return replace(measure(*arguments), class_mean=1 / (1 + next(worse)))
 
-    monkeypatch.setattr(train.metrics, "accuracy", declining)
+    monkeypatch.setattr(metrics, "accuracy", declining)
     assert train.main([*TINY, "--epochs", "20", "--patience", "2", "--run-dir", "run"]) == 0
     assert (state("run")["epoch"], state("run", "best")["epoch"]) == (3, 1)
     assert "stopped early: the best of 3 epochs was epoch 1" in caplog.text
@@ -122,12 +125,12 @@ def test_a_backbone_that_cannot_be_made_says_why(backbone: str, message: str, ca
 
 def poisoned(at: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """`forward_backward` whose call number `at` finds a loss that is not finite, and leaves NaN in the statistics."""
-    step, calls = eager_step.forward_backward, iter(range(10_000))
+    step, calls = EagerStep.forward_backward, iter(range(10_000))
 
-    def once(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits, clean, mixed = step(model, *arguments)
+    def once(self: EagerStep, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits, clean, mixed = step(self, *arguments)
         if next(calls) == at:
-            for buffer in model.buffers():
+            for buffer in self.run.network.buffers():
                 if buffer.is_floating_point():
                     buffer.fill_(math.nan)
             clean = clean * math.nan
@@ -137,9 +140,9 @@ def poisoned(at: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def test_a_step_without_a_finite_loss_can_be_left_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(eager_step, "forward_backward", poisoned(at=4))
+    monkeypatch.setattr(EagerStep, "forward_backward", poisoned(at=4))
     assert train.main([*TINY, "--non-finite", "skip", "--run-dir", "run"]) == 0
-    assert "the loss of step 4 (epoch 1) is nan and the step is left out; clips of the batch: train_c0" in caplog.text
+    assert "the loss of step 4 (epoch 1) is nan and the step is skipped; clips of the batch: train_c0" in caplog.text
     assert all(value.isfinite().all() for value in state("run")["network"].values())
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row.get("skipped_steps") for row in rows] == [1, None, None]
@@ -164,8 +167,8 @@ def test_a_clip_that_is_not_finite_is_left_out_of_all_state(
         return [state] if isinstance(state, torch.Tensor) else []
 
     monkeypatch.setattr(ClipSampler, "training", broken)
-    seen, save = [], train.snapshot
-    monkeypatch.setattr(train, "snapshot", lambda *given: seen.append(copy.deepcopy(save(*given))) or seen[-1])
+    seen, save = [], trainer.snapshot
+    monkeypatch.setattr(trainer, "snapshot", lambda *given: seen.append(copy.deepcopy(save(*given))) or seen[-1])
     arguments = [*TINY, *options, "--non-finite", "skip", "--checkpoint.every-steps", "1", "--run-dir", "run"]
     assert train.main(arguments) == 0
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -188,15 +191,15 @@ def test_a_clip_that_is_not_finite_is_left_out_of_all_state(
 def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
     skip: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step, calls = eager_step.forward_backward, iter(range(10_000))
+    step, calls = EagerStep.forward_backward, iter(range(10_000))
 
-    def once(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        found = step(model, *arguments)
+    def once(self: EagerStep, *arguments: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        found = step(self, *arguments)
         if next(calls) == 4:
-            dict(model.named_parameters())["fc.weight"].grad[0, 0] = math.inf
+            dict(self.run.network.named_parameters())["fc.weight"].grad[0, 0] = math.inf
         return found
 
-    monkeypatch.setattr(eager_step, "forward_backward", once)
+    monkeypatch.setattr(EagerStep, "forward_backward", once)
     options = ["--non-finite", "skip"] if skip else []
     assert train.main([*TINY, *options, "--run-dir", "run"]) == (0 if skip else 1)
     said = caplog.text if skip else capsys.readouterr().err
@@ -207,7 +210,7 @@ def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
 
 
 def test_what_is_saved_of_a_failure_is_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager_step, "forward_backward", poisoned(at=4))
+    monkeypatch.setattr(EagerStep, "forward_backward", poisoned(at=4))
     assert train.main([*TINY, "--run-dir", "run"]) == 1
     failed = state("run", "failed")
     assert all(value.isfinite().all() for value in (failed["network"] | failed["mixer"]).values())
@@ -220,12 +223,12 @@ def test_a_gpu_becomes_the_current_one_before_anything_is_launched(
     current: list[torch.device] = []
 
     def enough(config: object) -> Splits:
-        raise train.RunError(f"data is read with {current[-1]} as the current device")
+        raise RunError(f"data is read with {current[-1]} as the current device")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(train, "load_splits", enough)
+    monkeypatch.setattr(baselines, "load_splits", enough)
     assert train.main([*TINY, "--device", name, "--run-dir", "run"]) == 1
     assert f"with cuda:{1 if name == 'cuda:1' else 0} as the current device" in capsys.readouterr().err
     assert device.choose_device("cuda:1") == current[-1] == torch.device("cuda:1")  # what the other commands call
@@ -255,7 +258,7 @@ def test_records_say_what_a_run_was(
     assert len(record["data_sha256"]) == 64
     assert record["commit"] is None or len(record["commit"].rstrip("+")) == 40
     store = small_splits.store
-    changed = train.replace(small_splits, store=train.replace(store, frames=store.frames + 1e-3))
+    changed = replace(small_splits, store=replace(store, frames=store.frames + 1e-3))
     monkeypatch.setattr(build, "read_splits", lambda config: changed)
     assert train.main(["--resume", "run", "--epochs", "3"]) == 1
     assert "the data is not what the run was started with" in capsys.readouterr().err
@@ -276,13 +279,13 @@ def test_tensorboard_shows_saliency_and_a_mixed_clip() -> None:
 
 def test_deterministic_is_of_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not fill every new tensor, which is a pass over each."""
-    step, seen, fills = eager_step.forward_backward, set(), torch.utils.deterministic
+    step, seen, fills = EagerStep.forward_backward, set(), torch.utils.deterministic
 
     def noted(*given: object) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         seen.add((torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory))
         return step(*given)
 
-    monkeypatch.setattr(eager_step, "forward_backward", noted)
+    monkeypatch.setattr(EagerStep, "forward_backward", noted)
     assert train.main([*TINY, "--deterministic", "--run-dir", "run"]) == 0
     assert seen == {(True, False)}
     assert not torch.are_deterministic_algorithms_enabled()
@@ -305,7 +308,8 @@ def test_an_unknown_preset_names_the_known(capsys: pytest.CaptureFixture[str]) -
 LEAKS = """
 import gc, json, os, sys, threading
 from shapmix import train
-step, seen, calls = train.forward_backward, [], [0]
+from shapmix.training.eager_step import EagerStep
+step, seen, calls = EagerStep.forward_backward, [], [0]
 def counted(*arguments):
     result = step(*arguments)
     calls[0] += 1
@@ -314,7 +318,7 @@ def counted(*arguments):
         resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         seen.append([calls[0], resident, len(os.listdir("/proc/self/fd")), threading.active_count()])
     return result
-train.forward_backward = counted
+EagerStep.forward_backward = counted
 code = train.main(sys.argv[1:])
 print(json.dumps(seen))
 sys.exit(code)

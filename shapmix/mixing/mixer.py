@@ -57,9 +57,11 @@ class ShapMix(nn.Module):
         mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`); V is
             the layout's number of joints. Clips are of its shape, in any floating-point type.
         mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or one of `shapmix.mixing.rivals.RIVALS`.
-        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or one of `shapmix.mixing.losses.LOSSES`.
-        estimator: of the saliency (`shapmix.mixing.estimators`); all but "exact" forward about 2N rows a step. None takes "official" where
-            `compat` does, else "exact_subset", whose error at that cost is the lowest (`bench/results/saliency_estimators.json`).
+        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or one of
+            `shapmix.mixing.losses.LOSSES`.
+        estimator: of the saliency (`shapmix.mixing.estimators`); all but "exact" forward about 2N rows a step. None takes
+            "official" where `compat` does, else "exact_subset", whose error at that cost is the lowest
+            (`bench/results/saliency_estimators.json`).
         compat: "official" reproduces the published code's departures from its paper (`shapmix.mixing.official`).
         temperature: of the softmax over a class's combinations, in units of the saliency.
         blend_probability: of Mixup of whole clips in place of pasting, drawn once a batch, in the modes "shapmix" and "stmix".

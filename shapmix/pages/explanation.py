@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import torch
 from torch import Tensor
 
-from shapmix.explain import ExplainConfig
+from shapmix.data.clips import ClipStore
 from shapmix.pictures import plots
 from shapmix.process.errors import RunError
 from shapmix.process.files import write_whole
@@ -20,23 +21,24 @@ class ExplainError(RunError):
     """A request that cannot be met; the message names what and the remedy."""
 
 
-def choose_clips(config: ExplainConfig, split: Tensor, labels: Tensor, names: list[str]) -> Tensor:
-    """Indices of the clips that are asked for by name, or of the first few of each class of the split.
+def choose_clips(store: ClipStore, split: Tensor, wanted: Sequence[str], per_class: int) -> Tensor:
+    """Indices of the clips that are wanted by name, or of the first `per_class` of each class of the split.
 
     Raises:
         ExplainError: a name that no clip has, or nothing to explain.
     """
-    if config.clips:
-        index = {name: clip for clip, name in enumerate(names)}
-        for name in config.clips:
+    if wanted:
+        index = {name: clip for clip, name in enumerate(store.names)}
+        for name in wanted:
             if name not in index:
-                raise ExplainError(f"--clips: no clip is named '{name}'; the first of the data set is '{names[0]}'")
-        return torch.tensor([index[name] for name in config.clips])
-    if config.per_class < 1:
-        raise ExplainError(f"--per-class: at least 1, not {config.per_class}")
-    first = [split[labels[split] == label][: config.per_class] for label in labels[split].unique()]
+                raise ExplainError(f"--clips: no clip is named '{name}'; the first of the data set is '{store.names[0]}'")
+        return torch.tensor([index[name] for name in wanted])
+    if per_class < 1:
+        raise ExplainError(f"--per-class: at least 1, not {per_class}")
+    labels = store.labels[split]
+    first = [split[labels == label][:per_class] for label in labels.unique()]
     if not first:
-        raise ExplainError(f"--split {config.split}: it holds no clip")
+        raise ExplainError("--split: it holds no clip")
     return torch.cat(first)
 
 

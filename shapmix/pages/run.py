@@ -7,7 +7,7 @@ import io
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import torch
@@ -20,13 +20,12 @@ from shapmix.mixing.mixer import ShapMix
 from shapmix.pictures import plots
 from shapmix.process.ending import check_output_file
 from shapmix.process.files import write_whole
-from shapmix.report import ReportConfig
 from shapmix.shapley.explanation import explain
 from shapmix.shapley.game import PartGame
 from shapmix.training import metrics
 from shapmix.training.example_mix import example_mix
 from shapmix.training.run_folder import read_metrics
-from shapmix.training.scores import predict
+from shapmix.training.scores import logits_of
 from shapmix.training.trained import open_with_data
 
 WORST = 3  # confusions that are shown
@@ -34,20 +33,18 @@ WORST = 3  # confusions that are shown
 EXPLAINED = 4  # test clips of each class whose parts are valued
 
 
-def write_report(config: ReportConfig) -> Path:
-    """Measures the checkpoint on the test split and writes the page, whole or not at all.
+def write_report(run: Path, checkpoint: Literal["best", "last"], out: Path | None = None) -> Path:
+    """Measures a run's checkpoint on the test split and writes the page, whole or not at all; None: to `run`/report.html.
 
     Raises:
         OSError: the page cannot be written where it should; nothing was measured.
         ConfigError, CheckpointError, DataError: a run or data that cannot be read.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    run, path = config.run, config.out or config.run / "report.html"
+    path = out or run / "report.html"
     check_output_file(path)
-    trained, splits, network, sampler, mixer = open_with_data(run, config.checkpoint)
+    trained, splits, network, sampler, mixer = open_with_data(run, checkpoint)
     store, counts = splits.store, splits.class_counts()
-    logits, labels = predict(network, sampler, splits.test, trained.batch_size, torch.device("cpu"))
+    logits, labels = logits_of(network, sampler, splits.test, trained.batch_size, torch.device("cpu")), store.labels[splits.test]
     accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
     rows = read_metrics(run / "metrics.jsonl")
 
@@ -85,7 +82,7 @@ def write_report(config: ReportConfig) -> Path:
     page = environment.get_template("report.html").render(
         title=run.name,
         about=f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
-        f"clips, {len(rows)} epochs, seed {trained.seed}; the {config.checkpoint} checkpoint",
+        f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint",
         buckets=[(name, _percent(value)) for name, value in accuracy.as_dict().items() if name != "clips"],
         classes=[
             (name, int(count), int(tested), _percent(share), 0.0 if share != share else 100 * share)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shapmix.data import nw_ucla, synthetic
 from shapmix.data.clips import ClipStore, Splits
+from shapmix.data.order import passes
 from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.store import open_store
@@ -20,9 +22,11 @@ from shapmix.kernels import unavailable
 from shapmix.mixing import official
 from shapmix.mixing.mixer import ShapMix
 from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
 from shapmix.process.errors import RunError, RunRefusedError
 from shapmix.training.config import TrainConfig
+from shapmix.training.eager_step import EagerStep
 from shapmix.training.state import Training
 from shapmix.training.step import TrainingStep, draws_on_host
 
@@ -161,30 +165,45 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRS
     return ChainedScheduler(chain, optimizer)
 
 
-def make_step(config: TrainConfig, run: Training, sampler: ClipSampler, device: torch.device) -> tuple[TrainingStep | None, str]:
+def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int, device: torch.device) -> Training:
+    """Network, mixer, optimizer and schedule on the device, as they are before the first step of `steps` an epoch."""
+    network = make_network(config, splits.store).to(device)
+    if parallel.ranks() > 1 and config.sync_batchnorm:
+        sync_norms(network)
+    optimizer = make_optimizer(network, config, fused=device.type == "cuda")
+    average = None
+    if config.ema is not None:
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    if config.compile:
+        network.compile()
+    mixer = make_mixer(config, splits, sampler, steps).to(device)
+    return Training(network, mixer, optimizer, make_scheduler(optimizer, config), average)
+
+
+def make_step(
+    config: TrainConfig, run: Training, sampler: ClipSampler, device: torch.device
+) -> tuple[TrainingStep | EagerStep, str]:
     """The step as one CUDA graph where that is asked for, or possible and not refused; and a few words on what was chosen.
 
     Raises:
-        RunError: it was asked for and cannot be.
+        RunError: a CUDA graph was asked for and cannot be; a batch that does not divide into processes and passes.
     """
     reason = "as asked for" if config.cuda_graph == "never" else not_captured(config, run.mixer, device)
     if reason is None and config.cuda_graph == "auto" and config.network.backbone is not None:
         reason = "a backbone may read values on the host; --cuda-graph always captures it all the same"
-    if reason is not None:
-        if config.cuda_graph == "always":
-            raise RunError(f"cuda_graph: a step cannot be one CUDA graph: {reason}")
-        return None, f"a step is launched op by op ({reason})"
-    on_device = sampler.store.frames.device == device
-    step = TrainingStep(
-        run.network,
-        run.mixer,
-        run.optimizer,
-        sampler,
-        config.batch_size,
-        clips_given=sampler.pipeline != "crop" or not on_device,
-        autocast=PRECISIONS[config.precision],
-    )
-    return step, "a step is one CUDA graph"
+    if reason is not None and config.cuda_graph == "always":
+        raise RunError(f"cuda_graph: a step cannot be one CUDA graph: {reason}")
+    store, autocast = sampler.store, PRECISIONS[config.precision]
+    if reason is None:
+        given = sampler.pipeline != "crop" or store.frames.device != device
+        parts = (run.network, run.mixer, run.optimizer, sampler, config.batch_size)
+        return TrainingStep(*parts, clips_given=given, autocast=autocast), "CUDA graph: on"
+    try:
+        rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
+    except ValueError as error:
+        raise RunError(f"{error}; change one of them") from error
+    step = EagerStep(run, store.labels, rows, autocast, sync_batchnorm=config.sync_batchnorm)
+    return step, f"CUDA graph: off ({reason})"
 
 
 def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> str | None:

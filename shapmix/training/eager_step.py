@@ -1,44 +1,88 @@
-"""The training step launched op by op."""
+"""The training step launched op by op: on any device, with any mixer, in several passes and on several processes."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from shapmix.mixing.mixer import MixedBatch, ShapMix
+from shapmix.mixing.mixer import MixedBatch
 from shapmix.process import parallel
+from shapmix.training.state import Training
+from shapmix.training.step import StepResult, copied, keep_where, largest_gradient, running
 
 
-def forward_backward(
-    model: nn.Module, mixer: ShapMix, batch: MixedBatch, rows: list[Tensor], autocast: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the batch's loss; returns logits [2N, K] and both losses of the whole batch, the same on every process.
+class EagerStep:
+    """`step(chosen, number, clips)` trains on the store's clips `chosen`; the interface is that of `CapturedStep`.
 
-    A pass forwards its rows and fills the others with zeros: they have no gradient, and the loss stays a mean over the batch.
+    Args:
+        run: network, mixer and optimizer.
+        labels: [n] int64 of all clips of the store.
+        rows: rows [N / passes] of the global batch that this process forwards together, one tensor a pass.
+        autocast: element type of `torch.autocast` for the network, None for none.
+        sync_batchnorm: several processes: BatchNorm is over the clips of all; otherwise every process takes the statistics of
+            process 0.
     """
-    copies = len(batch.clips) // len(batch.labels)
-    every: Tensor | None = None
-    for number, some in enumerate(rows):
-        last = number == len(rows) - 1
-        whole = len(some) == len(batch.labels)
-        both = torch.cat([some + len(batch.labels) * copy for copy in range(copies)]).to(batch.clips.device)
-        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
-            with torch.autocast(batch.clips.device.type, autocast) if autocast else nullcontext():
-                logits = model(batch.clips if whole else batch.clips[both])
-            logits = logits.to(batch.clips.dtype)
-            placed = logits
-            if not whole:
-                placed = logits.new_zeros(len(batch.clips), logits.shape[1]).index_copy(0, both, logits)
-            clean, mixed = mixer.loss(placed, batch)
-            # DistributedDataParallel averages over the processes, and the batch's gradient is their sum
-            ((clean + mixed) * parallel.ranks()).backward()
-        every = placed.detach() if every is None else every + placed.detach()
-    assert every is not None
-    if len(rows) == 1 and parallel.ranks() == 1:
-        return every, clean.detach(), mixed.detach()
-    every = parallel.summed(every)
-    clean, mixed = mixer.loss(every, batch)
-    return every, clean, mixed
+
+    takes_clips = True
+
+    def __init__(
+        self, run: Training, labels: Tensor, rows: list[Tensor], autocast: torch.dtype | None, *, sync_batchnorm: bool
+    ) -> None:
+        self.run, self.labels, self.rows, self.autocast, self.sync_batchnorm = run, labels, rows, autocast, sync_batchnorm
+        self.model = parallel.averaged_gradients(run.network, broadcast_buffers=sync_batchnorm)
+        self.observer = parallel.SharedForward(run.network, autocast)
+
+    def __call__(self, chosen: Tensor, number: int, clips: Tensor | None = None) -> StepResult:
+        """One step on clips [N, C, T, V, M] that are those of the indices `chosen` [N]; `number` decides every draw.
+
+        Where the loss or a gradient is not finite, weights, optimizer, buffers and tables are what they were.
+        """
+        assert clips is not None
+        run = self.run
+        before = copied(running(run.network, run.mixer))
+        labels = self.labels[chosen].to(clips.device)
+        run.mixer.observe(self.observer, clips, labels, number)
+        batch = run.mixer.mix(clips, labels, number)
+        run.optimizer.zero_grad(set_to_none=True)
+        logits, clean, mixed = self.forward_backward(batch)
+        if parallel.ranks() > 1 and not self.sync_batchnorm:
+            parallel.copy_buffers(run.network)
+        gradient = largest_gradient(run.optimizer)
+        finite = (clean + mixed + gradient).isfinite()
+        if finite:
+            run.optimizer.step()
+        else:
+            keep_where(finite, before)
+        right = (logits[: len(labels)].argmax(1) == labels).sum()
+        return StepResult(clean, mixed, right, gradient)
+
+    def forward_backward(self, batch: MixedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the batch's loss; returns logits [2N, K] and both losses of the whole batch, the same on every process.
+
+        A pass forwards its rows and fills the others with zeros: they have no gradient, and the loss stays a mean over the batch.
+        """
+        model, mixer, copies = self.model, self.run.mixer, len(batch.clips) // len(batch.labels)
+        every: Tensor | None = None
+        for number, some in enumerate(self.rows):
+            whole, last = len(some) == len(batch.labels), number == len(self.rows) - 1
+            both = torch.cat([some + len(batch.labels) * copy for copy in range(copies)]).to(batch.clips.device)
+            with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+                with torch.autocast(batch.clips.device.type, self.autocast) if self.autocast else nullcontext():
+                    logits = model(batch.clips if whole else batch.clips[both])
+                logits = logits.to(batch.clips.dtype)
+                placed = logits
+                if not whole:
+                    placed = logits.new_zeros(len(batch.clips), logits.shape[1]).index_copy(0, both, logits)
+                clean, mixed = mixer.loss(placed, batch)
+                # DistributedDataParallel averages over the processes, and the batch's gradient is their sum
+                ((clean + mixed) * parallel.ranks()).backward()
+            every = placed.detach() if every is None else every + placed.detach()
+        assert every is not None
+        if len(self.rows) == 1 and parallel.ranks() == 1:
+            return every, clean.detach(), mixed.detach()
+        every = parallel.summed(every)
+        clean, mixed = mixer.loss(every, batch)
+        return every, clean, mixed

@@ -24,7 +24,7 @@ class MixExample(NamedTuple):
     changed: Tensor
 
 
-def picture_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
+def draw_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> None:
     """Draws `example_mix`, where there is one."""
     found = example_mix(config, splits, sampler, mixer)
     if found is not None:

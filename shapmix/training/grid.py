@@ -23,8 +23,10 @@ from shapmix.process.errors import RunError
 from shapmix.process.files import write_whole
 from shapmix.process.signals import PARENT, Interruption, StopRequest
 from shapmix.training.config import as_arguments, parse_config, plain
-from shapmix.training.grid_table import COLUMNS
 from shapmix.training.run_folder import commit, read_metrics, versions
+
+HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
+COLUMNS = tuple(HEADS)
 
 log = logging.getLogger("shapmix")
 

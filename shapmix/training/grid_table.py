@@ -10,11 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from shapmix.shapley.interval import Interval, interval
-from shapmix.training.grid import Cell
-
-HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
-
-COLUMNS = tuple(HEADS)
+from shapmix.training.grid import COLUMNS, HEADS, Cell
 
 
 class Summary(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress line, TensorBoard, pictures."""
+"""What a run shows while it trains: a progress line, TensorBoard, a line an epoch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from shapmix.data.clips import Splits
-from shapmix.data.sampling import ClipSampler
-from shapmix.mixing.mixer import ShapMix
-from shapmix.pictures import plots
 from shapmix.process import parallel
 from shapmix.process.files import named
 from shapmix.training.config import TrainConfig
-from shapmix.training.example_mix import picture_mixing
+from shapmix.training.state import Progress
 
 Item = TypeVar("Item")
 
@@ -43,14 +39,22 @@ class Pace:
             rates["device_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         return rates
 
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches, and how long each is waited for."""
+        asked = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
 
-def progress_line(batches: Iterable[Item], config: TrainConfig, epoch: int, first: int, steps: int) -> tqdm[Item]:
-    """The batches of an epoch behind a bar that is quiet where the output is no terminal, and on all processes but one."""
+
+def progress_line(batches: Iterable[Item], config: TrainConfig, done: Progress, steps: int) -> tqdm[Item]:
+    """The rest of an epoch's batches behind a progress bar; none where the output is no terminal, and one for all processes."""
     return tqdm(
         batches,
-        initial=first,
+        initial=done.batch,
         total=steps,
-        desc=f"epoch {epoch + 1}/{config.epochs}",
+        desc=f"epoch {done.epoch + 1}/{config.epochs}",
         unit="clip",
         unit_scale=config.batch_size,
         leave=False,
@@ -58,13 +62,18 @@ def progress_line(batches: Iterable[Item], config: TrainConfig, epoch: int, firs
     )
 
 
-def show_figures(line: tqdm[Any], pace: Pace, loss: float, accuracy: float, clips_left: int) -> None:
-    """Loss, accuracy, share of waiting, memory and the time that the whole run still takes, behind the bar."""
+def show_figures(line: tqdm[Any], pace: Pace, config: TrainConfig, done: Progress, steps: int) -> None:
+    """Loss, accuracy, share of the time that is spent waiting, memory and the time left of the whole run, behind the bar."""
     if line.disable:
         return
-    rates = pace.rates()
-    seconds = int(clips_left / max(rates["clips_per_second"], 1e-9))
-    shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}", "wait": f"{100 * rates['data_wait']:.0f}%"}
+    rates, means = pace.rates(), done.means(config.batch_size)
+    left = ((config.epochs - done.epoch) * steps - done.batch) * config.batch_size
+    seconds = int(left / max(rates["clips_per_second"], 1e-9))
+    shown = {
+        "loss": f"{means['loss_clean'] + means['loss_mixed']:.3f}",
+        "accuracy": f"{means['accuracy']:.3f}",
+        "wait": f"{100 * rates['data_wait']:.0f}%",
+    }
     if "device_memory_gb" in rates:
         shown["memory"] = f"{rates['device_memory_gb']:.1f} GB"
     line.set_postfix({**shown, "run_left": f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"}, refresh=False)
@@ -103,24 +112,19 @@ def log_scalars(board: SummaryWriter, row: dict[str, Any]) -> None:
         board.flush()  # a full disk shows in the epoch that it comes in
 
 
-def log_pictures(
-    board: SummaryWriter | None,
-    run_dir: Path,
-    config: TrainConfig,
-    splits: Splits,
-    sampler: ClipSampler,
-    mixer: ShapMix,
-    epoch: int,
-) -> None:
-    """`saliency.png` and `mixed_clip.png` of the run as they are now, in TensorBoard too."""
-    if config.mix == "shapmix":
-        with named(run_dir / "saliency.png"):
-            plots.plot_saliency(run_dir / "saliency.png", mixer.saliency.cpu(), splits.store.layout, splits.store.class_names)
-    if config.mix != "none":
-        with named(run_dir / "mixed_clip.png"):
-            picture_mixing(run_dir / "mixed_clip.png", config, splits, sampler, mixer)
+def log_pictures(board: SummaryWriter, run_dir: Path, epoch: int) -> None:
+    """The pictures `saliency.png` and `mixed_clip.png` of a run, where it has them."""
     for name in ("saliency", "mixed_clip"):
         path = run_dir / f"{name}.png"
-        if board is not None and path.exists():
+        if path.exists():
             with named(Path(board.log_dir)):
                 board.add_image(name, imread(path), epoch, dataformats="HWC")
+
+
+def describe_epoch(row: dict[str, Any], epochs: int) -> str:
+    """One line an epoch, of its row of `metrics.jsonl`."""
+    validation = f", validation {100 * row['val_class_mean']:.1f}%" if "val_class_mean" in row else ""
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss_clean'] + row['loss_mixed']:.3f}, "
+        f"accuracy {100 * row['accuracy']:.1f}%{validation}, {row['clips_per_second']:.0f} clips/s"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
-from shapmix.evaluate import EvaluateConfig
 from shapmix.networks.modes import undisturbed
 from shapmix.pictures import plots
-from shapmix.process.device import choose_device
 from shapmix.process.errors import RunError
 from shapmix.process.parallel import SharedForward
 from shapmix.training import metrics
@@ -67,7 +65,7 @@ class Member(NamedTuple):
         )
 
 
-def open_member(run: Path, config: EvaluateConfig) -> Member:
+def open_member(run: Path, checkpoint: Literal["best", "last"], crops: int, device: torch.device) -> Member:
     """Reads a run's checkpoint and data.
 
     Raises:
@@ -75,13 +73,13 @@ def open_member(run: Path, config: EvaluateConfig) -> Member:
     """
     trained = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(trained)
-    store, device = splits.store, choose_device(config.device)
-    path = run / "checkpoints" / f"{config.checkpoint}.pt"
+    store = splits.store
+    path = run / "checkpoints" / f"{checkpoint}.pt"
     state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
     network = make_network(trained, store)
     load_weights(network, state["network"], path)
     forward = SharedForward(network.to(device), PRECISIONS[trained.precision])
-    return Member(splits, forward, make_sampler(trained, store), trained.batch_size, config.crops, device)
+    return Member(splits, forward, make_sampler(trained, store), trained.batch_size, crops, device)
 
 
 def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]:
@@ -202,10 +200,7 @@ def save_scores(path: Path, scores: Scores) -> None:
 
 
 @torch.no_grad()
-def predict(
-    network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Logits [N, K] and labels [N] of the evaluation views of `clips`, on the CPU."""
+def logits_of(network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device) -> Tensor:
+    """Logits [N, K] of the evaluation views of `clips` [N], on the CPU."""
     with undisturbed(network):
-        logits = [network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)]
-    return torch.cat(logits), sampler.store.labels[clips]
+        return torch.cat([network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)])

@@ -7,6 +7,7 @@ import random
 import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,21 @@ class Progress:
     right: int = 0
     skipped: int = 0
 
+    def add(self, clean: float, mixed: float, right: int) -> None:
+        """Counts a trained batch."""
+        self.batch += 1
+        self.clean, self.mixed, self.right = self.clean + clean, self.mixed + mixed, self.right + right
+
+    def means(self, batch_size: int) -> dict[str, float]:
+        """Losses and accuracy of the epoch's trained batches so far, and how many were skipped."""
+        trained = max(1, self.batch - self.skipped)
+        means = {
+            "loss_clean": self.clean / trained,
+            "loss_mixed": self.mixed / trained,
+            "accuracy": self.right / (trained * batch_size),
+        }
+        return means | ({"skipped_steps": self.skipped} if self.skipped else {})
+
 
 @dataclass
 class Training:
@@ -52,6 +68,19 @@ class Training:
     def evaluated(self) -> nn.Module:
         """The network that accuracy is measured of."""
         return self.network if self.average is None else self.average.module
+
+    @property
+    def learning_rate(self) -> float:
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def what_is_not_finite(self, loss: float, step: str) -> str:
+        """Of a step: its loss, or a gradient and the first weights that have it."""
+        if not isfinite(loss):
+            return f"the loss of {step} is {loss}"
+        gradients = ((name, weight.grad) for name, weight in self.network.named_parameters() if weight.grad is not None)
+        first = next((name for name, gradient in gradients if not gradient.isfinite().all()), "the network")
+        return f"the gradient of {step} is not finite (first in {first})"
 
 
 PROGRESS = {each.name: type(each.default) for each in fields(Progress)}

@@ -84,7 +84,7 @@ class TrainingStep:
         if self.capture:
             check_capturable(optimizer, device)
         self.network, self.mixer, self.optimizer, self.sampler = network, mixer, optimizer, sampler
-        self.autocast, self.clips_given = autocast, clips_given
+        self.autocast, self.takes_clips = autocast, clips_given
         self.observer = SharedForward(network, autocast)
         self.device = device
         store = sampler.store
@@ -118,7 +118,7 @@ class TrainingStep:
         """
         if chosen.shape != self.chosen.shape:
             raise ValueError(f"chosen has shape {list(chosen.shape)}; give {list(self.chosen.shape)}, the batch size")
-        if (clips is not None) != self.clips_given:
+        if (clips is not None) != self.takes_clips:
             raise ValueError("clips are given with every call of a step that was made with clips_given=True, and with no other")
         self.chosen.copy_(chosen, non_blocking=True)
         self.number.fill_(number)

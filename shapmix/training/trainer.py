@@ -1,11 +1,11 @@
-"""The trainer."""
+"""The trainer, from top to bottom: build, train epoch by epoch, validate, save, and test what was saved."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from shapmix.data.clips import Splits
-from shapmix.data.order import epoch_batches, epoch_order, passes
-from shapmix.data.sampling import ClipSampler, resident, training_batches
-from shapmix.networks import synced_norm
+from shapmix.data.order import epoch_batches, epoch_order
+from shapmix.data.sampling import resident, training_batches
 from shapmix.pictures import plots
 from shapmix.process import parallel
 from shapmix.process.device import choose_device
@@ -28,14 +27,13 @@ from shapmix.process.errors import RunError
 from shapmix.process.files import append_line, named
 from shapmix.process.signals import Interruption, StopRequest
 from shapmix.training import metrics, progress
-from shapmix.training.build import PRECISIONS, make_mixer, make_network, make_optimizer, make_sampler, make_scheduler, make_step
+from shapmix.training.build import PRECISIONS, make_sampler, make_step, make_training
 from shapmix.training.checkpoint import CheckpointError, load_checkpoint, load_newest, load_weights, save_checkpoint
 from shapmix.training.config import TrainConfig, changed_on_resume, parse_config, save_config
-from shapmix.training.eager_step import forward_backward
+from shapmix.training.example_mix import draw_mixing
 from shapmix.training.run_folder import data_hash, forget_later_epochs, new_run_dir, of_process_0, record_start, write_result
-from shapmix.training.scores import predict
-from shapmix.training.state import Progress, Training, deterministic, restore, seed_all, snapshot
-from shapmix.training.step import StepResult, TrainingStep, copied, keep_where, largest_gradient, running
+from shapmix.training.scores import logits_of
+from shapmix.training.state import Progress, deterministic, restore, seed_all, snapshot
 
 log = logging.getLogger("shapmix")
 
@@ -52,8 +50,10 @@ class Result:
 def train(config: TrainConfig, splits: Splits, held: ExitStack | None = None, request: StopRequest | None = None) -> Result:
     """Trains one network and measures its last and best checkpoints on the test split.
 
-    The directory of a new run is made when everything is ready for the first step. `held` keeps it for this process until it
-    closes; None: until the run ends. That of a run that goes on is held by the caller.
+    Args:
+        held: keeps the run's directory for this process until it closes; None: until the run ends. The directory of a run that
+            is resumed is held by the caller.
+        request: a stop that a signal asks for.
 
     Raises:
         Interruption: a signal asked for a stop; the state is saved.
@@ -62,263 +62,260 @@ def train(config: TrainConfig, splits: Splits, held: ExitStack | None = None, re
     with ExitStack() as settings:
         if config.deterministic:
             deterministic(settings)
-        return _train(config, splits, held or settings, request or StopRequest())
+        trainer = Trainer(config, splits, request or StopRequest())
+        trainer.open_run_dir(held or settings)
+        return trainer.train()
 
 
-def _train(config: TrainConfig, splits: Splits, held: ExitStack, request: StopRequest) -> Result:
-    torch.manual_seed(config.seed)  # of the weights
-    device = choose_device(config.device)
-    store = splits.store
-    class_counts = splits.class_counts()
-    epoch_clips = len(epoch_order(splits.train, config.seed, 0, labels=store.labels[splits.train], sampler=config.sampler))
-    if epoch_clips < config.batch_size:
-        raise RunError(f"batch_size {config.batch_size} is more than the {epoch_clips} training clips of an epoch; lower it")
-    try:
-        rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
-    except ValueError as error:
-        raise RunError(f"{error}; change one of them") from error
-    steps = epoch_clips // config.batch_size
-    writes = parallel.rank() == 0
+class Trainer:
+    """One run: a network, its mixer and optimizer, the clips they train on, and the directory they are saved in.
 
-    sampler, where = resident(make_sampler(config, store), device)
-    network = make_network(config, store).to(device)
-    if parallel.ranks() > 1 and config.sync_batchnorm:
-        synced_norm.sync_norms(network)
-    optimizer = make_optimizer(network, config, fused=device.type == "cuda")
-    average = None
-    if config.ema is not None:
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    if config.compile:
-        network.compile()
-    mixer = make_mixer(config, splits, sampler, steps).to(device)
-    run = Training(network, mixer, optimizer, make_scheduler(optimizer, config), average)
-    forward = parallel.SharedForward(run.evaluated, PRECISIONS[config.precision])
-    data = data_hash(splits)
-    if config.resume is not None:
-        state = load_newest(config.resume / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
-        if state is None:
-            log.info("%s: stopped before its first checkpoint; starting from the beginning", config.resume)
-        else:
-            restore(state, config, run, data)
-            check_best(config, run.progress, splits)
-    model = parallel.averaged_gradients(network, broadcast_buffers=config.sync_batchnorm)
-    captured, how = make_step(config, run, sampler, device)
-    run_dir = config.resume or of_process_0(partial(new_run_dir, config, held))  # from here on there is something to lose
-    checkpoints = run_dir / "checkpoints"
-    last, best = checkpoints / "last.pt", checkpoints / "best.pt"
+    Making it reads nothing but the data and, with `--resume`, a checkpoint, and writes nothing: what is wrong with a
+    configuration is known before there is a directory.
 
-    def save(path: Path, keep: int = 1) -> None:
-        if writes:
-            save_checkpoint(path, snapshot(config, splits, run, data), keep=keep)
+    Raises:
+        RunError, CheckpointError: what cannot start or go on.
+    """
 
-    if writes:
-        checkpoints.mkdir(exist_ok=True)
-        written, changed = run_dir / "config.yaml", dict[str, tuple[Any, Any]]()
+    def __init__(self, config: TrainConfig, splits: Splits, request: StopRequest) -> None:
+        torch.manual_seed(config.seed)  # of the weights
+        self.config, self.splits, self.request = config, splits, request
+        self.device = choose_device(config.device)
+        self.labels = splits.store.labels[splits.train]
+        self.steps = self.steps_of_an_epoch()
+        self.sampler, self.where = resident(make_sampler(config, splits.store), self.device)
+        self.run = make_training(config, splits, self.sampler, self.steps, self.device)
+        self.data = data_hash(splits)
         if config.resume is not None:
-            changed = changed_on_resume(parse_config(["--config", str(written)]), config)
-        for key, (before, now) in changed.items():
-            log.info("%s: from here on %s, before %s", key, now, before)
-        save_config(config, written)
-        record_start(run_dir / "environment.jsonl", data, device, changed)
-        forget_later_epochs(run_dir / "metrics.jsonl", run.progress.epoch)
-    log.info("%s; %s; %s", describe(config, splits, network, device), where, how)
+            self.restore(config.resume)
+        self.step, self.how = make_step(config, self.run, self.sampler, self.device)
+        self.evaluated = parallel.SharedForward(self.run.evaluated, PRECISIONS[config.precision])
+        self.run_dir = Path()  # open_run_dir
+        self.board: SummaryWriter | None = None
 
-    with ExitStack() as files:
-        board = None
-        if writes:
-            board = files.enter_context(progress.open_board(run_dir / "tensorboard", run.progress.epoch + 1))
-        while run.progress.epoch < config.epochs and not out_of_patience(config, run.progress):
-            rates = train_epoch(config, splits, sampler, run, model, captured, rows, steps, device, run_dir, save, request)
-            done, seen = run.progress, max(1, steps - run.progress.skipped)
-            row: dict[str, Any] = {
-                "loss_clean": done.clean / seen,
-                "loss_mixed": done.mixed / seen,
-                "accuracy": done.right / (seen * config.batch_size),
-                "epoch": done.epoch + 1,
-                "lr": optimizer.param_groups[0]["lr"],
-                **rates,
-            }
-            if done.skipped:
-                row["skipped_steps"] = done.skipped
-            run.scheduler.step()
-            run.progress = Progress(done.epoch + 1, 0, done.best, done.best_epoch)
-            if run.progress.epoch % config.eval_every == 0 or run.progress.epoch == config.epochs:
-                measured = metrics.accuracy(*predict(forward, sampler, splits.val, config.batch_size, device), class_counts)
-                row["val_top1"], row["val_class_mean"] = measured.top1, measured.class_mean
-                # ties go to the later epoch: it has seen more
-                if measured.class_mean >= run.progress.best:
-                    run.progress.best, run.progress.best_epoch = measured.class_mean, run.progress.epoch
-                    save(best)
-            if board is not None:
-                append_line(run_dir / "metrics.jsonl", json.dumps(row))
-                progress.log_scalars(board, row)
-                if run.progress.epoch % config.picture_every == 0 or run.progress.epoch == config.epochs:
-                    progress.log_pictures(board, run_dir, config, splits, sampler, mixer, run.progress.epoch)
-            save(last, config.checkpoint.keep)
-            log.info(describe_epoch(row, config.epochs))
-        if out_of_patience(config, run.progress):
-            log.info("stopped early: the best of %d epochs was epoch %d", run.progress.epoch, run.progress.best_epoch)
+    def steps_of_an_epoch(self) -> int:
+        """Whole batches of an epoch."""
+        clips = len(epoch_order(self.splits.train, self.config.seed, 0, labels=self.labels, sampler=self.config.sampler))
+        if clips < self.config.batch_size:
+            raise RunError(f"batch_size {self.config.batch_size} is more than the {clips} training clips of an epoch; lower it")
+        return clips // self.config.batch_size
 
-    parallel.shared(None)  # process 0 has written what all read now
-    accuracy = {}
-    for path in (last, best):
-        try:
-            state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
-        except CheckpointError as error:
-            if path == last:
-                raise
-            log.warning("%s; the result is of the last checkpoint alone", error)
-            continue
-        load_weights(run.evaluated, state["network"], path)
-        logits, labels = predict(forward, sampler, splits.test, config.batch_size, device)
-        accuracy[path.stem] = metrics.accuracy(logits, labels, class_counts)
-        if writes:
-            confusion = metrics.confusion_matrix(logits, labels)
-            table, picture = run_dir / f"per_class_{path.stem}.csv", run_dir / f"confusion_{path.stem}.png"
-            with named(table):
-                metrics.write_class_table(table, confusion, class_counts, store.class_names)
-            with named(picture):
-                plots.plot_confusion(picture, confusion, store.class_names)
-    if writes:
-        progress.log_pictures(None, run_dir, config, splits, sampler, mixer, run.progress.epoch)
-        write_result(run_dir, config, accuracy)
-    return Result(run_dir, accuracy, mixer.saliency.cpu())
+    # The run's directory
 
+    def open_run_dir(self, held: ExitStack) -> None:
+        """Makes the directory of a new run, and records what this process runs on. From here on there is something to lose."""
+        config = self.config
+        self.run_dir = config.resume or of_process_0(partial(new_run_dir, config, held))
+        if parallel.rank() == 0:
+            self.checkpoints.mkdir(exist_ok=True)
+            written, changed = self.run_dir / "config.yaml", dict[str, tuple[Any, Any]]()
+            if config.resume is not None:
+                changed = changed_on_resume(parse_config(["--config", str(written)]), config)
+            for key, (before, now) in changed.items():
+                log.info("%s: from here on %s, before %s", key, now, before)
+            save_config(config, written)
+            record_start(self.run_dir / "environment.jsonl", self.data, self.device, changed)
+            forget_later_epochs(self.run_dir / "metrics.jsonl", self.run.progress.epoch)
+        log.info("%s; %s; %s", self.describe(), self.where, self.how)
 
-def check_best(config: TrainConfig, progress: Progress, splits: Splits) -> None:
-    """Where a run goes on without a whole `best.pt`, that is named, and the best epoch from here on takes its place."""
-    assert config.resume is not None
-    if progress.best_epoch == 0 or progress.epoch >= config.epochs or out_of_patience(config, progress):
-        return
-    try:
-        path = config.resume / "checkpoints" / "best.pt"
-        load_checkpoint(path, layout=splits.store.layout.name, class_names=splits.store.class_names)
-    except CheckpointError as error:
-        log.warning("%s; the best of the epochs from here on takes its place", error)
-        progress.best = -1.0
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
 
+    def save(self, name: str, keep: int = 1) -> None:
+        """Writes the state as a checkpoint, and keeps `keep` of that name."""
+        if parallel.rank() == 0:
+            save_checkpoint(self.checkpoints / name, snapshot(self.config, self.splits, self.run, self.data), keep=keep)
 
-def train_epoch(
-    config: TrainConfig,
-    splits: Splits,
-    sampler: ClipSampler,
-    run: Training,
-    model: nn.Module,
-    captured: TrainingStep | None,
-    rows: list[Tensor],
-    steps: int,
-    device: torch.device,
-    run_dir: Path,
-    save: Callable[..., None],
-    request: StopRequest,
-) -> dict[str, float]:
-    """The rest of the present epoch; returns its rates and leaves its sums in `run.progress`."""
-    run.network.train()
-    store, progress, mixer = splits.store, run.progress, run.mixer
-    observer = parallel.SharedForward(run.network, PRECISIONS[config.precision])
-    pace = progress.Pace()
-    last = run_dir / "checkpoints" / "last.pt"
-    saved, minutes = time.monotonic(), config.checkpoint.every_minutes
-    batches = epoch_batches(
-        splits.train,
-        config.batch_size,
-        config.seed,
-        progress.epoch,
-        first=progress.batch,
-        labels=store.labels[splits.train],
-        sampler=config.sampler,
-    )
-    numbered = ((chosen, progress.epoch * steps + number) for number, chosen in enumerate(batches, start=progress.batch))
-    made: Iterable[tuple[Tensor | None, Tensor, int]] = training_batches(sampler, numbered, device)
-    if captured is not None and not captured.clips_given:  # it samples
-        made = ((None, chosen, step) for chosen, step in numbered)
-    line = progress.progress_line(made, config, progress.epoch, progress.batch, steps)
-    asked = time.perf_counter()
-    for x, chosen, step in line:
-        pace.waited += time.perf_counter() - asked
-        seed_all(config.seed, step, parallel.rank())
-        before = copied(running(run.network, mixer)) if captured is None else []  # a captured step leaves itself out
-        if captured is not None:
-            found = captured(chosen, step, x)
+    def restore(self, run_dir: Path) -> None:
+        """Takes up the newest checkpoint of a run, where it got to one."""
+        store = self.splits.store
+        state = load_newest(run_dir / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
+        if state is None:
+            log.info("%s: stopped before its first checkpoint; starting from the beginning", run_dir)
         else:
-            assert x is not None
-            labels = store.labels[chosen].to(device)
-            mixer.observe(observer, x, labels, step)
-            batch = mixer.mix(x, labels, step)
-            run.optimizer.zero_grad(set_to_none=True)
-            logits, clean_loss, mixed_loss = forward_backward(model, mixer, batch, rows, PRECISIONS[config.precision])
-            if parallel.ranks() > 1 and not config.sync_batchnorm:
-                parallel.copy_buffers(run.network)
-            right_here = (logits[: len(labels)].argmax(1) == labels).sum()
-            found = StepResult(clean_loss, mixed_loss, right_here, largest_gradient(run.optimizer))
+            restore(state, self.config, self.run, self.data)
+            self.check_best(run_dir / "checkpoints" / "best.pt")
+
+    def check_best(self, path: Path) -> None:
+        """Where a run is resumed without a whole `best.pt`, that is named, and the best epoch from here on takes its place."""
+        done, store = self.run.progress, self.splits.store
+        if done.best_epoch == 0 or done.epoch >= self.config.epochs or self.out_of_patience():
+            return
+        try:
+            load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
+        except CheckpointError as error:
+            log.warning("%s; the best of the epochs from here on takes its place", error)
+            done.best = -1.0
+
+    # Training
+
+    def train(self) -> Result:
+        """Trains what is left of the epochs, and tests the last and the best checkpoint."""
+        with ExitStack() as files:
+            if parallel.rank() == 0:
+                board = progress.open_board(self.run_dir / "tensorboard", self.run.progress.epoch + 1)
+                self.board = files.enter_context(board)
+            while self.run.progress.epoch < self.config.epochs and not self.out_of_patience():
+                row = self.train_epoch()
+                self.validate(row)
+                self.record(row)
+                self.save("last.pt", self.config.checkpoint.keep)
+        if self.out_of_patience():
+            done = self.run.progress
+            log.info("stopped early: the best of %d epochs was epoch %d", done.epoch, done.best_epoch)
+        return self.test()
+
+    def train_epoch(self) -> dict[str, Any]:
+        """Trains the rest of the present epoch; returns its row of `metrics.jsonl`."""
+        self.run.network.train()
+        pace, saved = progress.Pace(), time.monotonic()
+        line = progress.progress_line(self.batches(), self.config, self.run.progress, self.steps)
+        for clips, chosen, number in pace.timed(line):
+            self.train_step(clips, chosen, number)
+            pace.clips += len(chosen)
+            progress.show_figures(line, pace, self.config, self.run.progress, self.steps)
+            saved = self.save_where_due(saved)
+        done = self.run.progress
+        row = {**done.means(self.config.batch_size), "epoch": done.epoch + 1, "lr": self.run.learning_rate, **pace.rates()}
+        self.run.scheduler.step()
+        self.run.progress = Progress(done.epoch + 1, 0, done.best, done.best_epoch)
+        return row
+
+    def batches(self) -> Iterator[tuple[Tensor | None, Tensor, int]]:
+        """(clips, their indices, step) of the rest of the epoch; no clips where the step samples them itself."""
+        config, done = self.config, self.run.progress
+        clips, where = self.splits.train, (config.batch_size, config.seed, done.epoch)
+        batches = epoch_batches(clips, *where, first=done.batch, labels=self.labels, sampler=config.sampler)
+        numbered = ((chosen, done.epoch * self.steps + number) for number, chosen in enumerate(batches, start=done.batch))
+        if self.step.takes_clips:
+            yield from training_batches(self.sampler, numbered, self.device)
+        else:
+            yield from ((None, chosen, number) for chosen, number in numbered)
+
+    def train_step(self, clips: Tensor | None, chosen: Tensor, number: int) -> None:
+        """One step, and what it adds to the epoch's sums; a step that is not finite leaves everything as it was.
+
+        Raises:
+            RunError: it is not finite and `non_finite` is "stop"; the state is saved.
+        """
+        done = self.run.progress
+        seed_all(self.config.seed, number, parallel.rank())
+        found = self.step(chosen, number, clips)
         clean, mixed, right, gradient = torch.stack([value.double() for value in found]).tolist()  # the host waits here
         if isfinite(clean + mixed + gradient):
-            if captured is None:
-                run.optimizer.step()
-            if run.average is not None:
-                run.average.update_parameters(run.network)
-            progress.clean, progress.mixed = progress.clean + clean, progress.mixed + mixed
-            progress.right += int(right)
-        else:
-            names = ", ".join(store.names[clip] for clip in chosen.tolist())
-            keep_where(torch.tensor(False, device=device), before)
-            what = not_finite(run.network, clean + mixed, f"step {step} (epoch {progress.epoch + 1})")
-            if config.non_finite == "stop":
-                failed = run_dir / "checkpoints" / "failed.pt"
-                save(failed)
-                raise RunError(f"{what}; the state before its update is saved in {failed}; clips of the batch: {names}")
-            log.warning("%s and the step is left out; clips of the batch: %s", what, names)
-            progress.skipped += 1
-        progress.batch += 1
-        pace.clips += len(chosen)
-        trained = max(1, progress.batch - progress.skipped)
-        left = ((config.epochs - progress.epoch) * steps - progress.batch) * config.batch_size
-        progress.show_figures(line, pace, clean + mixed, progress.right / (trained * config.batch_size), left)
+            done.add(clean, mixed, int(right))
+            if self.run.average is not None:
+                self.run.average.update_parameters(self.run.network)
+            return
+        what = self.run.what_is_not_finite(clean + mixed, f"step {number} (epoch {done.epoch + 1})")
+        names = ", ".join(self.splits.store.names[clip] for clip in chosen.tolist())
+        if self.config.non_finite == "stop":
+            self.save("failed.pt")
+            failed = self.checkpoints / "failed.pt"
+            raise RunError(f"{what}; the state before its update is saved in {failed}; clips of the batch: {names}")
+        log.warning("%s and the step is skipped; clips of the batch: %s", what, names)
+        done.batch, done.skipped = done.batch + 1, done.skipped + 1
 
-        due = config.checkpoint.every_steps is not None and progress.batch % config.checkpoint.every_steps == 0
-        due = due or time.monotonic() - saved >= 60 * minutes
-        signal, due_anywhere = parallel.largest([request.signal, int(due)], device)
-        if signal or (due_anywhere and progress.batch < steps):
-            save(last, config.checkpoint.keep)
+    def save_where_due(self, saved: float) -> float:
+        """Saves inside an epoch where a schedule or a signal asks for it; returns the time of the last save.
+
+        Raises:
+            Interruption: a signal asked for a stop.
+        """
+        schedule, done = self.config.checkpoint, self.run.progress
+        due = schedule.every_steps is not None and done.batch % schedule.every_steps == 0
+        due = due or time.monotonic() - saved >= 60 * schedule.every_minutes
+        signal, due_anywhere = parallel.largest([self.request.signal, int(due)], self.device)
+        if signal or (due_anywhere and done.batch < self.steps):
+            self.save("last.pt", schedule.keep)
             saved = time.monotonic()
         if signal:
             parallel.shared(None)  # nobody leaves before process 0 has written
-            raise Interruption(
-                signal, f"stopped in epoch {progress.epoch + 1}, batch {progress.batch}; go on with --resume {run_dir}"
-            )
-        asked = time.perf_counter()
-    return pace.rates()
+            place = f"epoch {done.epoch + 1}, batch {done.batch}"
+            raise Interruption(signal, f"stopped in {place}; resume with --resume {self.run_dir}")
+        return saved
 
+    def out_of_patience(self) -> bool:
+        """Whether `patience` evaluations have passed without a better one."""
+        patience, done = self.config.patience, self.run.progress
+        return patience is not None and done.epoch - done.best_epoch >= patience * self.config.eval_every
 
-def not_finite(network: nn.Module, loss: float, step: str) -> str:
-    """What of a step is not finite: its loss, or a gradient and the first weights that have it."""
-    if not isfinite(loss):
-        return f"the loss of {step} is {loss}"
-    gradients = ((name, parameter.grad) for name, parameter in network.named_parameters() if parameter.grad is not None)
-    first = next((name for name, gradient in gradients if not gradient.isfinite().all()), "the network")
-    return f"the gradient of {step} is not finite (first in {first})"
+    # Measuring
 
+    def validate(self, row: dict[str, Any]) -> None:
+        """Adds the validation accuracy to the row where it is due, and saves the best checkpoint; ties go to the later epoch."""
+        done = self.run.progress
+        if done.epoch % self.config.eval_every and done.epoch != self.config.epochs:
+            return
+        found = self.measure(self.splits.val)[0]
+        row["val_top1"], row["val_class_mean"] = found.top1, found.class_mean
+        if found.class_mean >= done.best:
+            done.best, done.best_epoch = found.class_mean, done.epoch
+            self.save("best.pt")
 
-def out_of_patience(config: TrainConfig, progress: Progress) -> bool:
-    """Whether `patience` evaluations have passed without a better one."""
-    return config.patience is not None and progress.epoch - progress.best_epoch >= config.patience * config.eval_every
+    def record(self, row: dict[str, Any]) -> None:
+        """Writes the epoch's row to `metrics.jsonl` and TensorBoard, and draws pictures where they are due."""
+        epoch = self.run.progress.epoch
+        if self.board is not None:
+            append_line(self.run_dir / "metrics.jsonl", json.dumps(row))
+            progress.log_scalars(self.board, row)
+            if epoch % self.config.picture_every == 0 or epoch == self.config.epochs:
+                self.draw()
+                progress.log_pictures(self.board, self.run_dir, epoch)
+        log.info(progress.describe_epoch(row, self.config.epochs))
 
+    def test(self) -> Result:
+        """Measures the last and the best checkpoint on the test split, and writes what they reach."""
+        parallel.shared(None)  # process 0 has written what all read now
+        store, counts = self.splits.store, self.splits.class_counts()
+        reached = {}
+        for name in ("last", "best"):
+            path = self.checkpoints / f"{name}.pt"
+            try:
+                state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
+            except CheckpointError as error:
+                if name == "last":
+                    raise
+                log.warning("%s; the result is of the last checkpoint alone", error)
+                continue
+            load_weights(self.run.evaluated, state["network"], path)
+            reached[name], confusion = self.measure(self.splits.test)
+            if parallel.rank() == 0:
+                table, picture = self.run_dir / f"per_class_{name}.csv", self.run_dir / f"confusion_{name}.png"
+                with named(table):
+                    metrics.write_class_table(table, confusion, counts, store.class_names)
+                with named(picture):
+                    plots.plot_confusion(picture, confusion, store.class_names)
+        if parallel.rank() == 0:
+            self.draw()
+            write_result(self.run_dir, self.config, reached)
+        return Result(self.run_dir, reached, self.run.mixer.saliency.cpu())
 
-def describe(config: TrainConfig, splits: Splits, network: nn.Module, device: torch.device) -> str:
-    """One line a human checks before leaving a run alone."""
-    counts = splits.class_counts()
-    size = sum(parameter.numel() for parameter in network.parameters())
-    return (
-        f"{config.dataset}: {len(splits.train)} training clips ({int(counts.max())} to {int(counts.min())} a class), "
-        f"{len(splits.val)} validation, {len(splits.test)} test; mix {config.mix}, loss {config.loss}; "
-        f"{size / 1e3:.0f}k parameters on {device}, {torch.get_num_threads()} threads"
-    )
+    def measure(self, clips: Tensor) -> tuple[metrics.Accuracy, Tensor]:
+        """Accuracy and confusion matrix [K, K] of the evaluated network on clips [N] of the store."""
+        logits = logits_of(self.evaluated, self.sampler, clips, self.config.batch_size, self.device)
+        labels = self.splits.store.labels[clips]
+        return metrics.accuracy(logits, labels, self.splits.class_counts()), metrics.confusion_matrix(logits, labels)
 
+    def draw(self) -> None:
+        """`saliency.png` and `mixed_clip.png` of the run as it is now."""
+        mixer, store = self.run.mixer, self.splits.store
+        saliency, mixed_clip = self.run_dir / "saliency.png", self.run_dir / "mixed_clip.png"
+        if self.config.mix == "shapmix":
+            with named(saliency):
+                plots.plot_saliency(saliency, mixer.saliency.cpu(), store.layout, store.class_names)
+        if self.config.mix != "none":
+            with named(mixed_clip):
+                draw_mixing(mixed_clip, self.config, self.splits, self.sampler, mixer)
 
-def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line an epoch."""
-    validation = f", validation {100 * row['val_class_mean']:.1f}%" if "val_class_mean" in row else ""
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss_clean'] + row['loss_mixed']:.3f}, "
-        f"accuracy {100 * row['accuracy']:.1f}%{validation}, {row['clips_per_second']:.0f} clips/s"
-    )
+    def describe(self) -> str:
+        """One line that a human checks before leaving a run alone."""
+        config, splits = self.config, self.splits
+        counts = splits.class_counts()
+        size = sum(parameter.numel() for parameter in self.run.network.parameters())
+        return (
+            f"{config.dataset}: {len(splits.train)} training clips ({int(counts.max())} to {int(counts.min())} a class), "
+            f"{len(splits.val)} validation, {len(splits.test)} test; mix {config.mix}, loss {config.loss}; "
+            f"{size / 1e3:.0f}k parameters on {self.device}, {torch.get_num_threads()} threads"
+        )

@@ -33,6 +33,8 @@ _NAME = re.compile(r"(?P<performance>a(?P<action>\d\d)_s\d\d_e\d\d)_v(?P<view>\d
 
 @dataclass(frozen=True)
 class Performed:
+    """One clip of NW-UCLA, as its JSON file holds it."""
+
     name: str
     frames: Tensor
     """[T, 1, 20, 3] float32"""
