@@ -186,11 +186,11 @@ def test_nw_ucla(tmp_path: Path) -> None:
     clips = tmp_path / "DIR" / "all_sqe"
     clips.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for action in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12):
+    for label, action in enumerate((1, 2, 3, 4, 5, 6, 8, 9, 11, 12), start=1):
         names = [f"a{action:02d}_s{1 + i // 10:02d}_e{i % 10:02d}_v{view:02d}" for view in (1, 2) for i in range(60)]
         for name in [*names, *(f"a{action:02d}_s01_e{i:02d}_v03" for i in range(3))]:
             skeletons = rng.normal(size=(4, 20, 3)).round(3).tolist()
-            (clips / f"{name}.json").write_text(json.dumps({"file_name": name, "skeletons": skeletons, "label": action}))
+            (clips / f"{name}.json").write_text(json.dumps({"file_name": name, "skeletons": skeletons, "label": label}))
     (train,) = blocks("nw_ucla.md", "bash")
     assert "Test accuracy (30 clips)" in run_shell(train, tmp_path)
 
@@ -296,9 +296,24 @@ def test_every_page_is_in_the_navigation() -> None:
     assert set(re.findall(r"[\w]+\.md", navigation)) == {page.name for page in DOCS.glob("*.md")} | generated
 
 
+def test_the_picture_of_the_packages_is_that_of_their_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    rooms = importlib.import_module("rooms")
+    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.draw(), "draw it again: python docs/rooms.py"
+
+
+def test_the_page_of_the_architecture_names_every_package() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in (DOCS.parent / "shapmix").glob("*/__init__.py")} | {"kernels"}
+    commands = {path.stem for path in (DOCS.parent / "shapmix").glob("[!_]*.py")}
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE)))
+    assert folders <= set(named)
+    assert commands <= set(re.findall(r"`(\w+)`", next(line for line in page.splitlines() if line.startswith("| commands"))))
+
+
 def test_a_clips_way_names_files_in_order_each_once() -> None:
     page = (DOCS / "data_path.md").read_text(encoding="utf-8")
     steps = re.findall(r"^\d+\. `([\w/]+\.py)`", page, re.MULTILINE)
-    assert len(steps) == page.count(".py`") == len(set(steps)) > 6
+    assert len(steps) == len(re.findall(r"\w\.py`", page)) == len(set(steps)) > 6
     for file in steps:
         assert (DOCS.parent / file).is_file(), file

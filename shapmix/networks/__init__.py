@@ -1,6 +1,7 @@
-"""Networks that Shap-Mix is compared on beside CTR-GCN: `python -m shapmix.train --network.backbone shapmix.networks:stgcn`.
+"""Networks for skeleton clips: CTR-GCN with fused kernels, ST-GCN, AAGCN and attention.
 
-Each maps clips [N, C, T, V, M] of any layout to logits [N, K], and is written plainly: no kernel is behind them.
+Each maps clips [N, C, T, V, M] of any layout to logits [N, K]. Those exported here are baselines in plain PyTorch, for
+`python -m shapmix.train --network.backbone shapmix.networks:stgcn`.
 """
 
 from shapmix.networks.aagcn import aagcn

@@ -1,1 +1,1 @@
-"""Plots."""
+"""Plots: confusion, saliency, clips, explanations."""

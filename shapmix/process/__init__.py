@@ -1,1 +1,1 @@
-"""What concerns the process: other processes, signals, memory, errors."""
+"""Other processes, devices, signals, memory, files and errors."""

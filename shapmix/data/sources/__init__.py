@@ -1,4 +1,4 @@
-"""Recordings as they lie on people's disks: one file a format, each a `Source`.
+"""Readers of recordings on disk, one module per format, each a `Source`.
 
 A source reads one recording at a time, from several threads, so that a data set of any size passes through a little memory.
 """
