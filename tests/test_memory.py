@@ -17,7 +17,7 @@ from shapmix.process import memory
 FAULTS = """
 import json, resource, sys
 import torch
-from shapmix.memory import keep_freed_memory
+from shapmix.process.memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "kept" else None
 def allocate():
     torch.ones(64 << 20, dtype=torch.uint8)
