@@ -270,18 +270,23 @@ def test_every_page_with_commands_or_code_is_run_by_a_test_above() -> None:
                 assert f'blocks("{page.name}", "{language}")' in here, (page.name, language)
 
 
-def test_the_page_of_experiments_lists_the_choices_of_the_trainer(
+def test_the_choices_on_the_pages_are_those_of_the_trainer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")  # a choice is not cut
     with pytest.raises(SystemExit):
         train.main(["--help"])
     shown = capsys.readouterr().out
-    page = (DOCS / "experiments.md").read_text(encoding="utf-8")
-    for option, default in (("mix", "shapmix"), ("loss", "balanced"), ("sampler", "instance")):
-        (choices,) = re.findall(rf"--{option} \{{([\w,]+)\}}", shown)
-        (row,) = re.findall(rf"^\| `--{option}` \| (.*) \|$", page, re.MULTILINE)
-        assert {default, *re.findall(r"`(\w+)`", row)} == set(choices.split(",")), option
+    rows = {
+        "mix": ("experiments.md", "--mix", {"shapmix"}),
+        "loss": ("experiments.md", "--loss", {"balanced"}),
+        "sampler": ("experiments.md", "--sampler", {"instance"}),
+        "saliency.estimator": ("own_loop.md", "estimator", {"None"}),
+    }
+    for option, (name, head, default) in rows.items():
+        (choices,) = re.findall(rf"--{re.escape(option)} \{{([\w,]+)\}}", shown)
+        (row,) = re.findall(rf"^\| `{head}` \| (.*) \|$", (DOCS / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert default | set(re.findall(r"`(\w+)`", row)) == set(choices.split(",")), option
 
 
 def test_links_of_the_pages_exist() -> None:
