@@ -57,13 +57,13 @@ TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
 GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
 GPU_FILES = (
-    "test_train_gpu.py",
-    *OPS_OF_FILE,
-    "test_step.py",
-    "test_fold.py",
-    "test_bench.py",
-    "test_headline.py",
-)  # that hold tests marked `gpu`
+    "training/test_train_gpu.py",
+    *(f"kernels/{file}" for file in OPS_OF_FILE),
+    "training/test_step.py",
+    "networks/test_fold.py",
+    "bench/test_bench.py",
+    "bench/test_headline.py",
+)  # below tests/ that hold tests marked `gpu`
 FAULT = "a planted fault"
 STEP_OPS = "sample_clips + draw_plan + mix_clips + coalition_inputs + saliency_update + balanced_mix_loss"
 TABLE_SHAPES = ("ntu", "large")
@@ -116,7 +116,7 @@ def run_tests(left: float) -> Content:
     """The tests that need a GPU, every file in a process of its own."""
     options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "bench.outcomes"]
     with tempfile.TemporaryDirectory() as folder:
-        lines = {file: Path(folder) / f"{file}.jsonl" for file in GPU_FILES}
+        lines = {file: Path(folder) / f"{Path(file).name}.jsonl" for file in GPU_FILES}
         commands = {
             file: [sys.executable, "-m", "pytest", f"tests/{file}", *options, "--outcomes", str(lines[file])] for file in GPU_FILES
         }

@@ -19,16 +19,16 @@ OPS = (
     "batch_norm",
     "join_branches",
 )
-# Files all of whose tests are of these ops, or of those of them that a name names; other tests are of the ops, or of the files,
-# that their names name.
+# Files in tests/kernels all of whose tests are of these ops, or of those of them that a name names; other tests are of the ops,
+# or of the files, that their names name.
 OPS_OF_FILE = {
-    "test_kernels.py": ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
-    "test_kernels_clips.py": ("sample_clips",),
-    "test_kernels_plan.py": ("draw_plan",),
-    "test_kernels_saliency.py": ("saliency_update",),
-    "test_kernels_loss.py": ("balanced_mix_loss",),
-    "test_kernels_network.py": ("graph_conv", "batch_norm"),
-    "test_kernels_branches.py": ("join_branches",),
+    "test_coalitions_and_mixing.py": ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
+    "test_sample_clips.py": ("sample_clips",),
+    "test_draw_plan.py": ("draw_plan",),
+    "test_saliency_update.py": ("saliency_update",),
+    "test_balanced_mix_loss.py": ("balanced_mix_loss",),
+    "test_network_ops.py": ("graph_conv", "batch_norm"),
+    "test_join_branches.py": ("join_branches",),
 }
 SANITIZERS = {"memcheck", "racecheck"}
 GPU_BACKENDS = ("cuda", "triton")

@@ -16,8 +16,6 @@ import bench  # noqa: F401  finds shapmix.kernels where the project is not insta
 from bench.verdicts import proofs_of
 from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
-from shapmix.reference import MixPlan, draw_plan
-from shapmix.skeleton.layout import load_layout
 
 try:
     from hypothesis import settings
@@ -54,18 +52,6 @@ def pytest_make_collect_report(
     return report
 
 
-def recorded(pattern: str) -> list:
-    """Parameters for one test per recorded file that matches, or one visible skip where the folder is not given."""
-    folder = os.environ.get("SHAPMIX_GOLDEN")
-    if not folder:
-        skip = pytest.mark.skip(reason="SHAPMIX_GOLDEN is not set: no recorded behaviour to compare with")
-        return [pytest.param(None, marks=[skip, pytest.mark.golden], id=pattern)]
-    files = sorted(Path(folder).glob(pattern))
-    if not files:
-        raise pytest.UsageError(f"SHAPMIX_GOLDEN={folder} holds no file that matches {pattern}")
-    return [pytest.param(path, marks=pytest.mark.golden, id=path.stem) for path in files]
-
-
 @pytest.fixture(scope="session")
 def small_splits() -> Splits:
     """Data small enough to train on in seconds."""
@@ -93,22 +79,3 @@ def nw_ucla_recordings() -> dict[str, torch.Tensor]:
             for member in archive
             if member.name.endswith(".json")
         }
-
-
-def stmix_plan(batch: int, num_frames: int, step: int, blend_probability: float = 0.25) -> MixPlan:
-    """A plan on `ntu25` that no saliency guides."""
-    layout = load_layout("ntu25")
-    labels, one = torch.zeros(batch, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    saliency = torch.zeros(1, len(layout.combinations))
-    return draw_plan(
-        labels,
-        saliency,
-        one,
-        layout.combinations,
-        layout.part_of_joint,
-        num_frames,
-        seed=1,
-        step=step,
-        guided=False,
-        blend_probability=blend_probability,
-    )

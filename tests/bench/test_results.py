@@ -1,0 +1,81 @@
+"""What is told of the committed grids is what their cells hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shapmix import experiment
+
+ROOT = Path(__file__).parents[2]
+GRIDS = {"nw_ucla_grid": ["nw_ucla.yaml", "--pairs", "Shap-Mix"], "nw_ucla_choice": ["nw_ucla_choice.yaml"]}
+
+
+@pytest.mark.parametrize("folder", GRIDS)
+def test_a_grids_table_is_that_of_its_cells(folder: str, tmp_path: Path) -> None:
+    committed = ROOT / "bench" / "results" / folder
+    shutil.copytree(committed / "cells", tmp_path / "cells")
+    plan, *options = GRIDS[folder]
+    assert experiment.main([str(ROOT / "bench" / "plans" / plan), *options, "--out", str(tmp_path), "--only-table"]) == 0
+    assert (tmp_path / "table.md").read_text() == (committed / "table.md").read_text()
+    for path in (committed / "cells").iterdir():
+        assert "/" not in json.dumps(json.loads(path.read_text())["options"]), f"{path}: a path of the machine it ran on"
+
+
+@pytest.mark.parametrize("folder", GRIDS)
+def test_the_page_of_results_shows_the_whole_table(folder: str) -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for line in (ROOT / "bench" / "results" / folder / "table.md").read_text(encoding="utf-8").splitlines():
+        assert line.startswith("**") or line in page, line
+
+
+def results_file(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_speed_of_the_network_is_that_of_the_results_file() -> None:
+    found, text = results_file("cpu_network"), page("speed")
+    rows = {"coalition forward": "coalition forward", "training, forward and backward": "training forward and backward"}
+    for shown, key in (rows | {"whole Shap-Mix step": "shapmix step"}).items():
+        seconds = {variant: value["p50"] for variant, value in found[key]["seconds"].items()}
+        ratios = f"{seconds['speed-up float32']:.1f}x | {seconds['speed-up bfloat16']:.1f}x"
+        assert f"| {shown} | {seconds['reference']:.2f} s | {ratios} |" in text, key
+    peak = found["peak bytes"]
+    shares = " | ".join(f"{peak[half] / peak['reference']:.2f} of it" for half in ("float32", "bfloat16"))
+    assert f"| peak memory of training | {peak['reference'] / 1e9:.2f} GB | {shares} |" in text
+
+
+def test_the_cost_of_explanations_is_that_of_the_results_file() -> None:
+    methods, text = results_file("explainers")["methods"], page("explain")
+    rows = {
+        "captum, exact": "captum exact",
+        "shap, exact": "shap exact",
+        "shapiq, exact": "shapiq exact",
+        "captum, sampled (25 orders)": "captum sampling (25 orders)",
+        "shap, permutations": "shap permutation",
+        "shapiq, KernelSHAP": "shapiq KernelSHAP (16 coalitions)",
+    }
+    for shown, key in rows.items():
+        method = methods[f"{key}, eager network"]
+        ratio = method["times shapmix"]["p50"]
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {shown} |"))
+        _, rows_a_clip, time, error = (cell.strip() for cell in line.strip("|").split("|"))
+        assert rows_a_clip == f"{method['rows a clip']:.0f}", line
+        assert float(time.removesuffix("x")) == float(f"{ratio:.2g}"), line
+        assert float(error) == float(f"{method['error']:.{2 if method['error'] > 0.1 else 1}g}"), line
+
+
+def test_the_reasons_are_those_of_the_results_file() -> None:
+    text = page("results")
+    for name, means in results_file("mixing_reasons")["mean"].items():
+        few = means["few classes"]
+        kept = " | ".join(f"{few[key]:.0%}" for key in ("error", "kept_guided", "kept_random", "kept_best"))
+        assert f"| {name} | {kept} | {few['share']:.2f} |" in text, name

@@ -1,0 +1,127 @@
+"""`balanced_mix_loss`, forward and backward, on every back end against the reference; bad arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shapmix import reference
+from shapmix.kernels import balanced_mix_loss
+from shapmix.kernels.checks import sum_dtype
+from tests.kernels.backends import ALL, FEW, MANY, TRITON, largest_difference, needs, same_bits, uniform_integers
+from tests.kernels.examples import loss_arguments
+
+
+@st.composite
+def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
+    """Arguments of `balanced_mix_loss`."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    n, classes = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 10, 60, 131, 400, 1500]))
+    rows = n * draw(st.integers(1, 2))
+    dtype = draw(st.sampled_from(dtypes))
+    return {
+        "logits": (3 * torch.randn(rows, classes, generator=generator)).to(dtype),
+        "labels": uniform_integers(generator, 0, classes - 1, n),
+        "partner": uniform_integers(generator, 0, n - 1, n),
+        "lam": torch.rand(n, generator=generator, dtype=torch.float64).to(draw(st.sampled_from([torch.float32, torch.float64]))),
+        "log_prior": torch.rand(classes, generator=generator, dtype=torch.float64).log().to(sum_dtype(dtype)),
+    }
+
+
+def run(arguments: dict[str, Any], device: torch.device, op: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """The losses [2] and the gradient of twice the clean loss plus three times the mixed one."""
+    moved = {name: value.to(device) for name, value in arguments.items()}
+    logits = moved.pop("logits").clone().requires_grad_()
+    losses = torch.stack(op(logits, **moved, **options))
+    (losses * torch.tensor([2.0, 3.0], device=device)).sum().backward()
+    return losses.detach(), logits.grad
+
+
+def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
+    device = needs(backend)
+    expected, expected_grad = run(arguments, device, reference.balanced_mix_loss)
+    losses, grad = run(arguments, device, balanced_mix_loss, backend=backend)
+    with torch.no_grad():
+        alone = torch.stack(balanced_mix_loss(**{name: value.to(device) for name, value in arguments.items()}, backend=backend))
+    assert same_bits(alone, losses)
+    # a sum of K exponentials, of differences of up to 40 that are rounded, and the mean
+    n, classes = len(arguments["labels"]), arguments["logits"].shape[1]
+    eps = torch.finfo(sum_dtype(arguments["logits"].dtype)).eps
+    assert largest_difference(losses, expected) <= eps * (64 + classes) * 8
+    rounding = torch.finfo(arguments["logits"].dtype).eps * float(expected_grad.abs().max())
+    assert largest_difference(grad, expected_grad) <= rounding + 3 * eps * (64 + classes) / n
+
+
+@MANY
+@given(problems(ALL))
+def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
+    check_against_reference(arguments, "cpp")
+
+
+@FEW
+@given(problems(TRITON))
+def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
+    check_against_reference(arguments, "triton")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_certain_logits_do_not_overflow(backend: str) -> None:
+    arguments = loss_arguments(logits=torch.eye(5).repeat(3, 1)[:12] * 1e4)
+    expected, expected_grad = run(arguments, needs(backend), reference.balanced_mix_loss)
+    losses, grad = run(arguments, needs(backend), balanced_mix_loss, backend=backend)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_large_batches_repeat_to_the_bit(backend: str) -> None:
+    device = needs(backend)
+    first = run(loss_arguments(80, 400), device, balanced_mix_loss, backend=backend)
+    second = run(loss_arguments(80, 400), device, balanced_mix_loss, backend=backend)
+    assert all(same_bits(left, right) for left, right in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_gradcheck(backend: str, mixed: bool) -> None:
+    arguments = loss_arguments(dtype=torch.float64)
+    logits = arguments.pop("logits")[: None if mixed else 6].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: balanced_mix_loss(x, **arguments, backend=backend), logits)
+
+
+def test_strided_arguments_work() -> None:
+    arguments = loss_arguments()
+    strided = {name: torch.stack([value, value], -1)[..., 0] for name, value in arguments.items()}
+    expected = run(arguments, torch.device("cpu"), balanced_mix_loss, backend="cpp")
+    found = run(strided, torch.device("cpu"), balanced_mix_loss, backend="cpp")
+    assert all(same_bits(left, right) for left, right in zip(found, expected, strict=True))
+
+
+ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "rows of neither": ({"logits": torch.zeros(9, 5)}, ValueError, r"logits has shape \[9, 5\] beside 6 labels"),
+    "integer logits": ({"logits": torch.zeros(12, 5).long()}, TypeError, "logits is torch.int64; give float32"),
+    "int32 partner": ({"partner": torch.zeros(6).int()}, TypeError, "partner is torch.int32; give torch.int64"),
+    "half lam": ({"lam": torch.zeros(6).half()}, TypeError, "lam is torch.float16; give float32 or float64"),
+    "a double prior": ({"log_prior": torch.zeros(5).double()}, TypeError, "log_prior is torch.float64; give torch.float32"),
+    "a class too few": ({"log_prior": torch.zeros(4)}, ValueError, r"log_prior has shape \[4\]; give \[5\]"),
+    "an unknown class": ({"labels": torch.tensor([0, 5, 0, 0, 0, 0])}, ValueError, r"labels\[1\] is 5; .* 0..4"),
+    "a partner outside": ({"partner": torch.tensor([0, 0, 6, 0, 0, 0])}, ValueError, r"partner\[2\] is 6; .* 0..5"),
+    "labels elsewhere": (
+        {"labels": torch.zeros(6, dtype=torch.int64, device="meta")},
+        ValueError,
+        "labels is on meta, logits on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_arguments_are_named(case: str, backend: str) -> None:
+    changes, error, message = ERRORS[case]
+    with pytest.raises(error, match=message):
+        balanced_mix_loss(**loss_arguments(**changes), backend=backend)

@@ -1,0 +1,351 @@
+"""What the ops do at their boundary: fake tensors, subclasses, lazy negation, buffers that overlap or that autograd knows,
+gradients of gradients, and the device of a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from shapmix import kernels
+from shapmix.kernels import dispatch, native
+from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.reference import CropPlan, MixPlan
+from shapmix.skeleton.layout import load_layout
+from tests.kernels.examples import crop_problem, graph_arguments, loss_arguments, mix_problem, plan_arguments, update_arguments
+
+NTU = load_layout("ntu25")
+
+
+def norm_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    x, shortcut = torch.randn(2, 3, 6, 2, 2, generator=generator, dtype=dtype)
+    lowest = torch.tensor([0.0, 0.0, 0.0, -torch.inf, -torch.inf, 0.0], dtype=dtype)
+    line = torch.linspace(-1, 2, 6, dtype=dtype)
+    return {"x": x, "weight": line, "bias": line.flip(0), "lowest": lowest, "shortcut": shortcut}
+
+
+def branch_arguments() -> dict[str, Any]:
+    x = torch.randn(4, 2, 8, 6, 5, generator=torch.Generator().manual_seed(0))
+    named = dict(zip(("narrow", "wide", "middle", "skip"), x, strict=True))
+    return named | {"scale": torch.linspace(-1, 2, 8), "offset": torch.ones(8)}
+
+
+def coalition_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    clips, mean_motion, coalitions, part_of_joint, _, _ = mix_problem(dtype)
+    return {"clips": clips, "mean_motion": mean_motion, "coalitions": coalitions, "part_of_joint": part_of_joint}
+
+
+def normalised_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    line = torch.linspace(-1, 2, 16, dtype=dtype).view(2, 4, 2)
+    return coalition_arguments(dtype) | {"weight": line, "bias": line.flip(0)}
+
+
+def mix_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    problem = mix_problem(dtype)
+    return {"clips": problem.clips, "plan": problem.plan, "part_of_joint": problem.part_of_joint}
+
+
+def crop_arguments() -> dict[str, Any]:
+    frames, offsets, plan, parents, stream, num_frames = crop_problem(3)
+    return {"frames": frames, "offsets": offsets, "plan": plan, "parents": parents, "stream": stream, "num_frames": num_frames}
+
+
+CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "graph_conv": lambda: graph_arguments(torch.float32),
+    "batch_norm": norm_arguments,
+    "join_branches": branch_arguments,
+    "coalition_inputs": coalition_arguments,
+    "normalised_coalition_inputs": normalised_arguments,
+    "mix_clips": mix_arguments,
+    "balanced_mix_loss": loss_arguments,
+    "sample_clips": crop_arguments,
+    "draw_plan": plan_arguments,
+    "saliency_update": update_arguments,
+}
+FILLED = {"coalition_inputs": "clips", "normalised_coalition_inputs": "clips", "mix_clips": "clips", "sample_clips": "frames"}
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Every tensor of an argument or of a result changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, MixPlan | CropPlan):
+        return type(value)(**changed(vars(value), change))
+    if isinstance(value, dict):
+        return {name: changed(each, change) for name, each in value.items()}
+    return tuple(changed(each, change) for each in value) if isinstance(value, tuple) else value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    changed(value, lambda tensor: (found.append(tensor), tensor)[1])
+    return found
+
+
+def call(op: str, arguments: dict[str, Any], **options: Any) -> Any:
+    return getattr(kernels, op)(**arguments, **options)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    pairs = list(zip(tensors_of(found), tensors_of(expected), strict=True))
+    assert pairs
+    for left, right in pairs:
+        torch.testing.assert_close(left.as_subclass(Tensor), right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_fake_tensors_give_fake_results_of_the_same_kind(op: str) -> None:
+    expected = tensors_of(call(op, CALLS[op]()))
+    arguments = CALLS[op]()
+    with FakeTensorMode() as mode:
+        found = tensors_of(call(op, changed(arguments, mode.from_tensor)))
+    assert all(isinstance(tensor, FakeTensor) for tensor in found)
+    assert [(x.shape, x.dtype, x.device) for x in found] == [(x.shape, x.dtype, x.device) for x in expected]
+
+
+@pytest.mark.parametrize("op", FILLED)
+def test_fake_buffers_are_filled_by_fake_results(op: str) -> None:
+    arguments = CALLS[op]()
+    shape = call(op, arguments).shape
+    with FakeTensorMode() as mode:
+        fake, out = changed(arguments, mode.from_tensor), torch.empty(shape)
+        assert call(op, fake, out=out) is out
+        with pytest.raises(ValueError, match="out has shape"):
+            call(op, fake, out=torch.empty(1))
+
+
+def test_a_network_in_eval_mode_takes_fake_clips() -> None:
+    network = CTRGCN(NTU, num_classes=7, num_people=1, in_channels=3).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        found = network(torch.empty(2, 3, 16, 25, 1))
+    assert isinstance(found, FakeTensor)
+    assert found.shape == (2, 7)
+
+
+class Plain(Tensor):
+    """A subclass that changes nothing."""
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_subclasses_give_the_same_values(op: str) -> None:
+    expected = call(op, CALLS[op]())
+    assert_same(call(op, changed(CALLS[op](), lambda tensor: tensor.as_subclass(Plain))), expected)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """The same values, their signs turned by a bit that torch has put off reading."""
+    return torch._neg_view(tensor.neg()) if tensor.dtype != torch.bool else tensor
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("op", CALLS)
+def test_lazy_negation_is_resolved(op: str, backend: str) -> None:
+    expected = call(op, CALLS[op](), backend=backend)
+    arguments = {name: changed(value, negated) if name != "table" else value for name, value in CALLS[op]().items()}
+    assert any(tensor.is_neg() for tensor in tensors_of(arguments))
+    assert_same(call(op, arguments, backend=backend), expected)
+
+
+def test_negated_buffers_are_written_as_they_read_and_tables_refused() -> None:
+    clips = mix_arguments()
+    expected = call("mix_clips", clips)
+    out = torch._neg_view(torch.empty_like(expected))
+    assert torch.equal(call("mix_clips", clips, out=out), expected)
+    with pytest.raises(ValueError, match="table holds a negation that torch has put off"):
+        call("saliency_update", update_arguments(table=negated(torch.ones(3, 4))))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("op", FILLED)
+def test_a_buffer_may_overlap_no_argument(op: str, backend: str) -> None:
+    """Also where the storages are two and the memory is one."""
+    arguments = CALLS[op]()
+    result = call(op, arguments)
+    for name, value in vars(arguments["plan"]).items() if "plan" in arguments else arguments.items():
+        if not isinstance(value, Tensor):
+            continue
+        memory = np.zeros(result.nbytes + value.nbytes, dtype=np.uint8)
+        out = torch.from_numpy(memory)[: result.nbytes].view(result.dtype).view(result.shape)
+        begin = (result.nbytes - 1) // 8 * 8
+        inside = torch.from_numpy(memory[begin : begin + value.nbytes]).view(value.dtype).view(value.shape).copy_(value)
+        given = arguments | {name: inside}
+        if "plan" in arguments:
+            given = arguments | {"plan": type(arguments["plan"])(**vars(arguments["plan"]) | {name: inside})}
+        with pytest.raises(ValueError, match=f"out overlaps {name} in memory; give a buffer of its own"):
+            call(op, given, backend=backend, out=out)
+
+
+def test_a_table_may_overlap_no_argument() -> None:
+    block = torch.rand(8, 3)
+    with pytest.raises(ValueError, match="table overlaps logits in memory"):
+        call("saliency_update", update_arguments(table=block.view(-1)[:12].view(3, 4), logits=block[3:]))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("op", FILLED)
+def test_a_gradient_notices_that_a_buffer_was_written(op: str, backend: str) -> None:
+    arguments = CALLS[op]()
+    out = torch.ones_like(call(op, arguments))
+    leaf = torch.ones_like(out, requires_grad=True)
+    product = leaf * out
+    call(op, arguments, backend=backend, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x.as_subclass(Plain)], ids=["plain", "subclass"])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_gradient_notices_that_a_table_was_written(backend: str, change: Callable[[Tensor], Tensor]) -> None:
+    arguments = update_arguments()
+    arguments["table"] = change(arguments["table"])
+    leaf = torch.ones_like(arguments["table"], requires_grad=True)
+    product = leaf * arguments["table"]
+    call("saliency_update", arguments, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@pytest.mark.parametrize("op", FILLED)
+def test_a_buffer_that_wants_a_gradient_is_refused(op: str) -> None:
+    arguments = CALLS[op]()
+    out = torch.ones_like(call(op, arguments), requires_grad=True)
+    with pytest.raises(ValueError, match="out requires a gradient"):
+        call(op, arguments, out=out)
+    with torch.no_grad():
+        assert torch.equal(call(op, arguments, out=out), call(op, arguments))
+    with pytest.raises(ValueError, match="table requires a gradient"):
+        call("saliency_update", update_arguments(table=torch.ones(3, 4, requires_grad=True)))
+
+
+def float64(op: str) -> tuple[Callable[..., Any], list[Tensor]]:
+    """An op as a function of the tensors that it is differentiated by, and those tensors."""
+    arguments: dict[str, Any] = {
+        "graph_conv": graph_arguments,
+        "batch_norm": lambda: norm_arguments(torch.float64),
+        "coalition_inputs": lambda: coalition_arguments(torch.float64),
+        "normalised_coalition_inputs": lambda: normalised_arguments(torch.float64),
+        "mix_clips": lambda: mix_arguments(torch.float64),
+        "balanced_mix_loss": lambda: loss_arguments(3, 4, torch.float64),
+        "join_branches": lambda: changed(branch_arguments(), lambda x: x.double()),
+    }[op]()
+    if op == "graph_conv":  # small enough for finite differences of finite differences
+        small = {"features": [..., slice(2), slice(3)], "relation_terms": [slice(None), slice(3)]}
+        small |= {"shared": [slice(None), slice(3), slice(3)]}
+        arguments = {name: value[tuple(small.get(name, [...]))] for name, value in arguments.items()}
+    fixed = {"lowest", "log_prior", "lam"}
+    names = [name for name, value in arguments.items() if name not in fixed and value_is_real(value)]
+
+    def run(*leaves: Tensor, backend: str | None = None) -> Any:
+        result = call(op, arguments | dict(zip(names, leaves, strict=True)), backend=backend)
+        return result[0] if op == "batch_norm" else result
+
+    return run, [arguments[name].clone().requires_grad_() for name in names]
+
+
+def value_is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("op", [op for op in CALLS if op not in ("sample_clips", "draw_plan", "saliency_update")])
+def test_gradients_of_gradients(op: str, backend: str) -> None:
+    """Against finite differences, in a random direction."""
+    run, leaves = float64(op)
+    assert torch.autograd.gradgradcheck(lambda *tensors: run(*tensors, backend=backend), leaves, fast_mode=True)
+
+
+def test_gradients_of_gradients_of_the_registered_loss() -> None:
+    _, leaves = float64("balanced_mix_loss")
+    rest = [value for name, value in loss_arguments(3, 4, torch.float64).items() if name != "logits"]
+    assert torch.autograd.gradgradcheck(lambda x: torch.ops.shapmix.balanced_mix_loss(x, *rest, None)[0], leaves, fast_mode=True)
+
+
+def test_a_gradient_penalty_is_not_lost() -> None:
+    """Beside a term whose gradient is known: a penalty without one would go unnoticed there."""
+    arguments = loss_arguments(dtype=torch.float64)
+    logits = arguments["logits"].requires_grad_()
+    (slope,) = torch.autograd.grad(sum(call("balanced_mix_loss", arguments)), logits, create_graph=True)
+    (found,) = torch.autograd.grad(slope.square().sum() + 0 * logits.sum(), logits)
+    assert found.abs().max() > 1e-4
+
+
+def test_the_native_code_takes_no_address_of_nothing() -> None:
+    problem = mix_problem()
+    nowhere = torch.empty_like(problem.clips, device="meta")
+    with pytest.raises(ValueError, match="a tensor without memory"):
+        native.mix_clips(torch.empty(6, 2, 8, 4, 2), nowhere, problem.plan, problem.part_of_joint)
+    with pytest.raises(ValueError, match="a tensor without memory"):
+        native.mix_clips(nowhere, problem.clips, problem.plan, problem.part_of_joint)
+    ones = torch.ones(2)
+    with pytest.raises(ValueError, match="a tensor without memory"):
+        native.batch_norm(nowhere, ones, ones, torch.ones(1, 2, 3, 4), None, ones, ones, ones, 1e-5)
+
+
+def in_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+class Guards(list[torch.device]):
+    """Stands for torch.cuda.device and keeps the devices asked for."""
+
+    def __call__(self, device: torch.device) -> Any:
+        self.append(device)
+        return nullcontext()
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_every_launch_is_made_on_the_device_of_its_tensors(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of cuda:1, which need no GPU while they are fake, and a back end that only looks at them."""
+    guards, launched = Guards(), []
+    module = import_module(getattr(kernels, op).__module__)
+    back_end = SimpleNamespace(**{op: lambda *arguments: launched.append(len(guards))})
+    monkeypatch.setattr(torch.cuda, "device", guards)
+    monkeypatch.setattr(dispatch, "implementation", lambda backend: back_end)
+    monkeypatch.setattr(module, "choose", lambda *_: "triton")
+    monkeypatch.setattr(module, "by_registered_op", lambda *_: False)
+    monkeypatch.setattr(module, "check_apart", lambda *_, **__: None, raising=False)  # fake tensors lie nowhere
+    arguments = CALLS[op]()
+    if op in ("graph_conv", "batch_norm", "join_branches"):
+        arguments = changed(arguments, in_channels_last)
+    with FakeTensorMode() as mode:
+        call(op, changed(arguments, lambda tensor: mode.from_tensor(tensor).to("cuda:1")))
+    assert launched == [1]
+    assert guards == [torch.device("cuda:1")]
+
+
+def test_no_guard_is_paid_for_on_the_cpu_and_no_other_place_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    guards = Guards()
+    monkeypatch.setattr(torch.cuda, "device", guards)
+    call("mix_clips", mix_arguments())
+    assert not guards
+    folder = Path(dispatch.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if "implementation(" in path.read_text()] == ["dispatch.py"]
+
+
+def test_a_triton_launch_takes_any_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Axes of a grid but the first end at 65,535 programs."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    module = import_module("shapmix.kernels.triton_clips")
+    grids: list[tuple[int, ...]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(module, "sample_kernel", Recorder())
+    nothing = torch.empty(0, dtype=torch.int64, device="meta")
+    plan = CropPlan(nothing, nothing, nothing, torch.empty(0, 3, device="meta"))
+    out = torch.empty(70_000, 3, 64, 25, 2, device="meta")
+    module.sample_clips(out, out, nothing, plan, nothing, False, False)
+    assert grids == [(13 * 70_000,)]

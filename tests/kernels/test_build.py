@@ -1,0 +1,97 @@
+"""What the build says where a compiler is missing, and what nvcc makes of the kernels."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from shutil import which
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def build(tmp_path: Path, **environment: str) -> str:
+    """Runs setup.py with nothing on the PATH and returns what it says on its way out."""
+    (tmp_path / "bin").mkdir()
+    compilers = ("CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "SHAPMIX_CUDA")
+    clean = {key: value for key, value in os.environ.items() if key not in compilers}
+    clean |= {"PATH": str(tmp_path / "bin"), "SHAPMIX_CUDA": "0"} | environment
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path / "lib")]
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode != 0
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "shapmix: no C++ compiler was found: install one, e.g. `apt-get install g++`, or set CXX to it"),
+        ({"CXX": "g++-99"}, "shapmix: CXX is 'g++-99', which was not found: set CXX to a C++17 compiler, or unset it"),
+        ({"CXX": sys.executable}, "shapmix: 'cmake' was not found: run `pip install cmake`, or install with build isolation"),
+        ({"CXX": sys.executable, "SHAPMIX_WERROR": "on"}, "shapmix: SHAPMIX_WERROR is 'on'; set it to 0 or 1"),
+        ({"SHAPMIX_CUDA": "yes"}, "shapmix: SHAPMIX_CUDA is 'yes'; set it to auto, 0 or 1"),
+        (
+            {"SHAPMIX_CUDA": "1", "CUDACXX": "no-nvcc"},
+            "shapmix: SHAPMIX_CUDA=1 but nvcc was not found: install the CUDA toolkit, or set CUDACXX or CUDA_HOME to it",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(tmp_path: Path, environment: dict[str, str], message: str) -> None:
+    assert build(tmp_path, **environment) == message
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("source", ["coalition.cu", "mix.cu", "normalised.cu"])
+def test_cuda_kernels_compile_without_spills(tmp_path: Path, source: str) -> None:
+    """Every element type, packed and not, on sm_80 and sm_90."""
+    command = [str(NVCC), "-c", str(ROOT / "csrc" / source), "-o", str(tmp_path / "kernels.o"), "-O3", "-std=c++17", "-Xptxas=-v"]
+    command += ["-Werror=all-warnings", "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    report = done.stdout + done.stderr
+    assert done.returncode == 0, report
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    kernels = {"coalition.cu": 3 * 2, "mix.cu": 4 * 2, "normalised.cu": 4 * 2}[source]
+    assert len(spills) == 2 * kernels, report
+    assert set(spills) == {("0", "0")}
+
+
+def test_the_source_folder_is_no_package_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "this folder is the package shapmix.kernels and cannot be imported as 'kernels': install the project" in done.stderr
+
+
+def test_the_sdist_holds_what_the_readmes_commands_need(tmp_path: Path) -> None:
+    """Every file of the repository but git's own: `pip install -c constraints.txt -e .` and the tests run from it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SHAPMIX_CUDA": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("shapmix-*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in listed.stdout.splitlines() if (ROOT / name).exists()} <= packed
+    assert not [name for name in packed if name.endswith((".so", ".pyc")) or name.startswith("build/")]
+
+
+COMPILERS = [name for name in ("g++", "clang++", *(f"{of}-{n}" for of in ("g++", "clang++") for n in range(11, 23))) if which(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_compilers_take_the_native_code_without_a_warning(tmp_path: Path, compiler: str) -> None:
+    import pybind11
+
+    configure = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), f"-DCMAKE_CXX_COMPILER={compiler}", "-DSHAPMIX_WERROR=ON"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    for command in (configure, ["cmake", "--build", str(tmp_path), "--target", "_native"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,143 @@
+"""The choice of back end, the doctor, and Triton's interpreter, which needs a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.verdicts import OPS_OF_FILE
+from shapmix import doctor
+from shapmix.kernels import BackendError, backends, dispatch, mix_clips, native, sample_clips
+from tests.kernels.backends import CPU, INTERPRETED
+from tests.kernels.examples import crop_problem, mix_problem
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+@pytest.mark.parametrize("file", [file for file in OPS_OF_FILE if "def test_triton" in (Path(__file__).parent / file).read_text()])
+def test_triton_interpreter(file: str) -> None:
+    """Every Triton test of a file, on CPU tensors."""
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    if version_of(triton.__version__) < (3, 7) and version_of(np.__version__) >= (2, 5):
+        pytest.skip(f"the interpreter of Triton {triton.__version__} takes int() of arrays, which NumPy {np.__version__} refuses")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / file), "-k", "triton"]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")[:2]))
+
+
+def run_mix(backend: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    problem = mix_problem(dtype)
+    mixed: Tensor = mix_clips(problem.clips, problem.plan, problem.part_of_joint, backend=backend)
+    return mixed
+
+
+def test_an_explicit_back_end_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match="mix_clips: backend=cuda cannot run on cpu: it works on CUDA tensors, not on cpu"):
+        run_mix("cuda")
+    with pytest.raises(BackendError, match=r"sample_clips: .* it takes float32, float64, not float16"):
+        sample_clips(*crop_problem(2, torch.float16)[:4], backend="cpp")
+    monkeypatch.setenv("SHAPMIX_BACKEND", "cuda")
+    with pytest.raises(BackendError, match="SHAPMIX_BACKEND=cuda cannot run"):
+        run_mix()
+
+
+def test_unknown_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="backend is 'cpu'; give one of auto, reference, cpp, triton, cuda"):
+        run_mix("cpu")
+    monkeypatch.setenv("SHAPMIX_BACKEND", "fast")
+    with pytest.raises(ValueError, match="SHAPMIX_BACKEND is 'fast'"):
+        run_mix()
+
+
+def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = mix_problem().clips
+    assert dispatch.choose("mix_clips", clips, None) == "cpp"
+    assert dispatch.choose("sample_clips", clips.half(), None) == "reference"
+    monkeypatch.setenv("SHAPMIX_BACKEND", "reference")
+    assert dispatch.choose("mix_clips", clips, None) == "reference"
+    assert dispatch.choose("mix_clips", clips, "cpp") == "cpp"
+
+
+@pytest.fixture
+def untold() -> Iterator[None]:
+    """Nothing was chosen or told yet, and what the test makes of it is forgotten."""
+    caches = (dispatch._fastest, dispatch._tell, dispatch._choices, dispatch._reason, native.load)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("untold")
+def test_auto_tells_all_ops_of_a_device_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    clips = mix_problem().clips
+    with caplog.at_level(logging.INFO, logger="shapmix"):
+        for op in native.DTYPES:
+            for dtype in (torch.float32, torch.float64):
+                dispatch.choose(op, clips.to(dtype), None)
+        (record,) = caplog.records
+        assert (record.levelname, record.getMessage()) == ("INFO", f"back ends on cpu: cpp for all {len(native.DTYPES)} ops")
+        for _ in range(2):
+            assert dispatch.choose("sample_clips", clips.half(), None) == "reference"
+    _, record = caplog.records
+    told = "sample_clips of float16 on cpu runs on back end 'reference' (cpp: it takes float32, float64, not float16)"
+    assert (record.levelname, record.getMessage()) == ("WARNING", told)
+
+
+@pytest.mark.usefixtures("untold")
+def test_where_nothing_was_built_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "shapmix._native", None)
+    for op in native.DTYPES:
+        assert dispatch.choose(op, torch.zeros(1), None) == "reference"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        f"back ends on cpu: reference for all {len(native.DTYPES)} ops (cpp: shapmix._native cannot"
+    )
+
+
+def test_backends_lists_every_reason() -> None:
+    reasons = backends("cpu")
+    assert list(reasons) == list(dispatch.BACKENDS)
+    assert reasons["reference"] is None
+    assert reasons["cpp"] is None
+    assert "CUDA tensors" in str(reasons["cuda"])
+
+
+def test_a_module_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shapmix._native", None)
+    native.load.cache_clear()
+    try:
+        assert "shapmix._native cannot be imported" in str(native.unavailable(CPU))
+        with pytest.raises(ImportError, match="install shapmix again"):
+            native.mix_clips(torch.empty(0), *mix_problem()[:1], mix_problem().plan, torch.zeros(4, dtype=torch.int64))
+    finally:
+        native.load.cache_clear()
+
+
+def test_doctor_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    assert "agree with the reference" in capsys.readouterr().out
+
+
+def test_doctor_fails_where_a_back_end_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(native, "mix_clips", lambda out, clips, plan, part_of_joint: out.zero_())
+    assert doctor.main(["--json"]) == 1
+    verdict = json.loads(capsys.readouterr().out)["back ends"]["cpp on cpu"]
+    assert verdict.startswith("WRONG: differs from the reference in mix_clips on [1, 1, 1, 1, 1] torch.float32")

@@ -1,0 +1,185 @@
+"""`saliency_update` on every back end against the sequential reference; bad arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from shapmix import reference
+from shapmix.kernels import saliency_update
+from tests.kernels.backends import ALL, FEW, INTERPRETED, MANY, REAL, TRITON, largest_difference, needs, same_bits, uniform_integers
+from tests.kernels.examples import update_arguments
+
+
+@st.composite
+def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
+    """Arguments of `saliency_update`, the labels few enough to repeat."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    classes, combinations = draw(st.integers(2, 90)), draw(st.integers(1, 70))
+    rows, updates = draw(st.integers(1, 40)), draw(st.integers(1, 60))
+    contexts = draw(st.none() | st.integers(1, 8))
+    shape = (updates,) if contexts is None else (updates, contexts)
+    dtype, table_dtype = draw(st.sampled_from(dtypes)), draw(st.sampled_from(REAL))
+    weights = None
+    if contexts is not None and draw(st.booleans()):
+        weights = torch.rand(updates, contexts, generator=generator).to(table_dtype)
+    return {
+        "table": torch.rand(classes, combinations, generator=generator).to(table_dtype),
+        "logits": (4 * torch.randn(rows, classes, generator=generator)).to(dtype),
+        "labels": uniform_integers(generator, 0, min(classes, 3) - 1, updates),
+        "columns": uniform_integers(generator, 0, min(combinations, 4) - 1, updates),
+        "with_rows": uniform_integers(generator, 0, rows - 1, *shape),
+        "without_rows": uniform_integers(generator, 0, rows - 1, *shape),
+        "joint_counts": uniform_integers(generator, 1, 12, combinations),
+        "decay": draw(st.sampled_from([0.0, 0.9, 1.0]) | st.floats(0, 1)),
+        "weights": weights,
+    }
+
+
+def run(arguments: dict[str, Any], device: torch.device, op: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """The marginals and the table after the update."""
+    moved = {name: value.to(device).clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return op(**moved, **options), moved["table"]
+
+
+def tolerance(arguments: dict[str, Any]) -> tuple[float, float]:
+    """Of marginals: roundings of an exponent of up to 40 and of a sum of K terms, weighted and summed over contexts. Of the
+    table: those, scaled, and a rounding an update."""
+    eps = torch.finfo(arguments["table"].dtype).eps
+    classes = arguments["table"].shape[1]
+    contexts = 1 if arguments["with_rows"].dim() == 1 else arguments["with_rows"].shape[1]
+    of_marginal = eps * (64 + classes) * contexts
+    updates = len(arguments["labels"])
+    return of_marginal, 10 * of_marginal + eps * 4 * updates * 10 * contexts
+
+
+def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
+    device = needs(backend)
+    expected, expected_table = run(arguments, device, reference.saliency_update)
+    marginal, table = run(arguments, device, saliency_update, backend=backend)
+    of_marginal, of_table = tolerance(arguments)
+    assert largest_difference(marginal, expected) <= of_marginal
+    assert largest_difference(table, expected_table) <= of_table
+    keys = {(label, column) for label, column in zip(arguments["labels"].tolist(), arguments["columns"].tolist(), strict=True)}
+    untouched = torch.ones_like(table, dtype=torch.bool)
+    for label, column in keys:
+        untouched[label, column] = False
+    assert torch.equal(table[untouched], arguments["table"].to(device)[untouched])
+
+
+@MANY
+@given(problems(ALL))
+def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
+    check_against_reference(arguments, "cpp")
+
+
+@FEW
+@given(problems(TRITON))
+def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
+    check_against_reference(arguments, "triton")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+def test_extreme_logits_stay_probabilities(backend: str) -> None:
+    """Certainty against nothing is a marginal of 1, the other way round 0, and what is not a number stays so."""
+    device = needs(backend)
+    big = 1e4
+    logits = torch.tensor([[big, 0, -big], [-big, 0, big], [torch.nan, 0, 0], [0, 0, 0]])
+    several = update_arguments(
+        logits=logits,
+        labels=torch.tensor([0, 0, 0]),
+        columns=torch.tensor([0, 1, 2]),
+        with_rows=torch.tensor([0, 1, 2]),
+        without_rows=torch.tensor([1, 0, 3]),
+    )
+    marginal, table = run(several, device, saliency_update, backend=backend)
+    assert marginal[:2].tolist() == [1.0, 0.0]
+    assert bool(marginal[2].isnan())
+    assert torch.equal(table[0, 2], several["table"][0, 2].to(device))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # the interpreter's, of inf - inf
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+def test_an_update_that_is_not_finite_is_as_if_it_were_not_there(backend: str, bad: float) -> None:
+    """Alone on its entry, between others, first and last; one infinite logit makes its whole row no probability."""
+    device = needs(backend)
+    several = update_arguments(
+        logits=torch.tensor([[1.0, 2, 0], [0, 1, 3], [bad, 0, 0], [2, 0, 1], [0, 0, 0]]),
+        labels=torch.tensor([0, 0, 0, 0, 0, 1, 2, 2]),
+        columns=torch.tensor([1, 1, 1, 1, 1, 3, 0, 0]),
+        with_rows=torch.tensor([2, 0, 2, 3, 2, 2, 2, 1]),
+        without_rows=torch.tensor([4, 4, 1, 4, 0, 0, 0, 2]),
+    )
+    good = torch.tensor([1, 3])
+    alone = several | {name: several[name][good] for name in ("labels", "columns", "with_rows", "without_rows")}
+    marginal, table = run(several, device, saliency_update, backend=backend)
+    expected, expected_table = run(alone, device, saliency_update, backend=backend)
+    assert same_bits(marginal[good], expected)
+    assert not bool(marginal[torch.tensor([0, 2, 4, 5, 6, 7])].isfinite().any())
+    assert largest_difference(table, expected_table) <= 1e-6  # a scan adds up in another order
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_long_batches_keep_the_order(backend: str) -> None:
+    """More updates of one entry than a block of threads holds: the last ones weigh most."""
+    device = needs(backend)
+    updates = 700 if INTERPRETED else 3000
+    generator = torch.Generator().manual_seed(1)
+    arguments = update_arguments(
+        table=torch.rand(3, 4, dtype=torch.float64, generator=generator),
+        logits=torch.randn(updates, 3, dtype=torch.float64, generator=generator),
+        labels=torch.zeros(updates, dtype=torch.int64),
+        columns=torch.ones(updates, dtype=torch.int64),
+        with_rows=torch.arange(updates),
+        without_rows=torch.arange(updates).flip(0),
+        decay=0.99,
+    )
+    _, expected = run(arguments, device, reference.saliency_update)
+    _, table = run(arguments, device, saliency_update, backend=backend)
+    assert largest_difference(table, expected) <= 1e-13
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_repeats_give_the_same_bits(backend: str) -> None:
+    device = needs(backend)
+    first = run(update_arguments(), device, saliency_update, backend=backend)
+    second = run(update_arguments(), device, saliency_update, backend=backend)
+    assert all(same_bits(left, right) for left, right in zip(first, second, strict=True))
+
+
+ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "half table": ({"table": torch.zeros(3, 4).half()}, TypeError, "table is torch.float16; give float32 or float64"),
+    "a strided table": ({"table": torch.zeros(4, 3).T}, ValueError, "table is not contiguous"),
+    "logits of 4 classes": ({"logits": torch.zeros(5, 4)}, ValueError, r"logits has shape \[5, 4\]; give \[5, 3\]"),
+    "integer logits": ({"logits": torch.zeros(5, 3).long()}, TypeError, "logits is torch.int64; give float32"),
+    "a column too few": ({"columns": torch.tensor([1])}, ValueError, r"columns has shape \[1\]; give \[2\]"),
+    "contexts that differ": (
+        {"without_rows": torch.zeros(2, 3, dtype=torch.int64)},
+        ValueError,
+        r"without_rows has shape \[2, 3\]; give \[2\]",
+    ),
+    "weights of another type": ({"weights": torch.ones(2, 1).double()}, TypeError, "weights is torch.float64"),
+    "a decay above 1": ({"decay": 1.5}, ValueError, r"decay is 1.5; give a number in 0..1"),
+    "an unknown class": ({"labels": torch.tensor([0, 3])}, ValueError, r"labels\[1\] is 3; .* 0..2"),
+    "an unknown combination": ({"columns": torch.tensor([-1, 0])}, ValueError, r"columns\[0\] is -1; .* 0..3"),
+    "a row that was not forwarded": ({"with_rows": torch.tensor([0, 5])}, ValueError, r"with_rows\[1, 0\] is 5; .* 0..4"),
+    "a negative row": ({"without_rows": torch.tensor([-1, 0])}, ValueError, r"without_rows\[0, 0\] is -1; .* 0..4"),
+    "no joints": ({"joint_counts": torch.tensor([5, 0, 6, 4])}, ValueError, r"joint_counts\[1\] is 0"),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_arguments_are_named_and_change_nothing(case: str, backend: str) -> None:
+    changes, error, message = ERRORS[case]
+    arguments = update_arguments(**changes)
+    before = arguments["table"].clone()
+    with pytest.raises(error, match=message):
+        saliency_update(**arguments, backend=backend)
+    assert torch.equal(arguments["table"], before)

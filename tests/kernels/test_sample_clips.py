@@ -1,0 +1,178 @@
+"""`sample_clips` on every back end against the reference; bad arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shapmix import reference
+from shapmix.kernels import sample_clips
+from shapmix.kernels.checks import sum_dtype
+from shapmix.reference import CropPlan, Stream
+from shapmix.reference.clips import STREAMS
+from tests.kernels.backends import FEW, MANY, REAL, TRITON, largest_difference, needs, same_bits, uniform_integers
+from tests.kernels.examples import CropProblem, crop_problem
+
+
+@st.composite
+def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> CropProblem:
+    n, c, t, v, m, recordings = (draw(st.integers(1, high)) for high in (5, 4, 40, 9, 3, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    lengths = uniform_integers(generator, 1, draw(st.sampled_from([1, 7, 90])), recordings)
+    frames = torch.randn(int(lengths.sum()), m, v, c, generator=generator).to(draw(st.sampled_from(dtypes)))
+    frames[torch.rand(len(frames), generator=generator) < 0.2, m // 2] = 0  # a person who is not there
+    clip = uniform_integers(generator, 0, recordings - 1, n)
+    start = uniform_integers(generator, 0, lengths[clip] - 1, n)
+    length = uniform_integers(generator, 1, lengths[clip] - start, n)
+    angles = torch.rand(n, 3, generator=generator, dtype=torch.float64) * 2 - 1
+    if c != 3 or draw(st.booleans()):
+        angles = torch.zeros_like(angles)
+    parents = uniform_integers(generator, 0, v - 1, v)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    plan = CropPlan(clip, start, length, angles)
+    return CropProblem(frames, offsets, plan, parents, draw(st.sampled_from(STREAMS)), t)
+
+
+def tolerance(problem: CropProblem) -> float:
+    """A few roundings of the largest coordinate, the place between two frames to a rounding of the crop's length."""
+    dtype = problem.frames.dtype
+    # two weights, a product each, a sum, three rows of three, sines; each difference doubles what it is taken of
+    roundings = 24 * torch.finfo(dtype).eps + int(problem.plan.length.max()) * torch.finfo(sum_dtype(dtype)).eps
+    doublings = {"joint": 0, "bone": 1, "motion": 1, "bone_motion": 2}[problem.stream]
+    return roundings * float(problem.frames.abs().max()) * 2**doublings
+
+
+def check_against_reference(problem: CropProblem, backend: str) -> None:
+    frames, offsets, plan, parents, stream, num_frames = problem.on(needs(backend))
+    expected = reference.sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames)
+    poisoned = torch.full_like(expected, torch.nan)
+    found = sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend, out=poisoned)
+    assert found is poisoned
+    assert largest_difference(found, expected) <= tolerance(problem)
+
+
+@MANY
+@given(problems(REAL))
+def test_cpp_is_the_reference(problem: CropProblem) -> None:
+    check_against_reference(problem, "cpp")
+
+
+@FEW
+@given(problems(TRITON))
+def test_triton_is_the_reference(problem: CropProblem) -> None:
+    check_against_reference(problem, "triton")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_ntu_batch_is_the_reference(stream: Stream, backend: str) -> None:
+    check_against_reference(crop_problem(33 if backend == "cpp" else 3)._replace(stream=stream), backend)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_a_crop_of_the_right_length_is_copied(backend: str) -> None:
+    for dtype in REAL if backend == "cpp" else TRITON:
+        problem = crop_problem(4, dtype)
+        still = CropPlan(torch.arange(4), torch.tensor([0, 3, 5, 1]), torch.full((4,), 24), torch.zeros(4, 3))
+        frames, offsets, plan, parents, _, _ = problem._replace(plan=still).on(needs(backend))
+        found = sample_clips(frames, offsets, plan, parents, num_frames=24, backend=backend)
+        for row in range(4):
+            first = int(offsets[row] + plan.start[row])
+            assert same_bits(found[row], frames[first : first + 24].permute(3, 0, 2, 1))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_repeats_give_the_same_bits(backend: str) -> None:
+    problem = crop_problem(8 if backend == "cpp" else 2).on(needs(backend))
+    first = sample_clips(*problem[:4], backend=backend)
+    assert same_bits(sample_clips(*problem[:4], backend=backend), first)
+
+
+def test_recordings_that_are_not_contiguous_work() -> None:
+    problem = crop_problem(4)
+    strided = torch.stack([problem.frames, problem.frames], 1)[:, 0]
+    expected = sample_clips(*problem[:4], backend="cpp")
+    assert same_bits(sample_clips(strided, *problem[1:4], backend="cpp"), expected)
+
+
+def test_half_recordings_on_the_cpu_run_on_the_reference() -> None:
+    problem = crop_problem(2, torch.float16)
+    found = sample_clips(*problem[:4])
+    assert same_bits(found, reference.sample_clips(*problem[:4]))
+
+
+# Case -> how to spoil a problem, the error, its message.
+ERRORS: dict[str, tuple[Callable[[CropProblem], CropProblem], type[Exception], str]] = {
+    "frames of 3 axes": (lambda p: p._replace(frames=p.frames[0]), ValueError, r"frames has shape .*; give \[F, M, V, C\]"),
+    "integer frames": (lambda p: p._replace(frames=p.frames.long()), TypeError, "frames is torch.int64; give float32"),
+    "one offset": (lambda p: p._replace(offsets=p.offsets[:1]), ValueError, r"offsets has shape \[1\]"),
+    "an angle too many": (
+        lambda p: p._replace(plan=replace(p.plan, angles=torch.zeros(3, 4))),
+        ValueError,
+        r"plan.angles has shape \[3, 4\]; give \[3, 3\]",
+    ),
+    "int32 starts": (
+        lambda p: p._replace(plan=replace(p.plan, start=p.plan.start.int())),
+        TypeError,
+        "plan.start is torch.int32; give torch.int64",
+    ),
+    "lengths missing": (
+        lambda p: p._replace(plan=replace(p.plan, length=p.plan.length[:2])),
+        ValueError,
+        r"plan.length has shape \[2\]; give \[3\]",
+    ),
+    "parents elsewhere": (lambda p: p._replace(parents=p.parents.to("meta")), ValueError, "parents is on meta, frames on cpu"),
+    "an unknown stream": (lambda p: p._replace(stream="velocity"), ValueError, "stream is 'velocity'; give one of joint, bone"),
+    "no frames asked for": (lambda p: p._replace(num_frames=0), ValueError, "num_frames is 0"),
+    "recording 3 of 3": (
+        lambda p: p._replace(plan=replace(p.plan, clip=torch.tensor([0, 3, 1]))),
+        ValueError,
+        r"plan.clip\[1\] is 3; .* 0..2",
+    ),
+    "a negative start": (
+        lambda p: p._replace(plan=replace(p.plan, start=torch.tensor([0, 0, -1]))),
+        ValueError,
+        r"plan.start\[2\] is -1",
+    ),
+    "no frame": (
+        lambda p: p._replace(plan=replace(p.plan, length=torch.tensor([0, 1, 1]))),
+        ValueError,
+        r"plan.length\[0\] is 0; ",
+    ),
+    "a crop past the end": (
+        lambda p: p._replace(plan=replace(p.plan, start=torch.tensor([0, 6, 0]), length=torch.tensor([1, 3, 1]))),
+        ValueError,
+        r"plan.length\[1\] is 3; .* 1..2",
+    ),
+    "a parent outside": (
+        lambda p: p._replace(parents=torch.tensor([0, 0, 1, 4])),
+        ValueError,
+        r"parents\[3\] is 4; .* 0..3",
+    ),
+    "offsets past the frames": (
+        lambda p: p._replace(offsets=torch.tensor([0, 8, 16, 25])),
+        ValueError,
+        r"offsets\[3\] is 25",
+    ),
+    "turned in two dimensions": (
+        lambda p: p._replace(frames=p.frames[..., :2]),
+        ValueError,
+        r"plan.angles\[0\] .* 3 coordinates.* frames have 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("case", ERRORS)
+def test_bad_arguments_are_named(case: str, backend: str) -> None:
+    spoil, error, message = ERRORS[case]
+    plan = CropPlan(torch.arange(3), torch.tensor([0, 1, 2]), torch.tensor([8, 4, 5]), torch.full((3, 3), 0.1))
+    good = CropProblem(torch.randn(24, 2, 4, 3), torch.tensor([0, 8, 16, 24]), plan, torch.tensor([0, 0, 1, 2]), "joint", 8)
+    frames, offsets, plan, parents, stream, num_frames = spoil(good)
+    with pytest.raises(error, match=message):
+        sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend)

@@ -1,0 +1,40 @@
+"""The examples run as they are written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def examples_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def test_the_plain_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    import plain_loop
+
+    assert plain_loop.main() > 0.5  # of 8 classes
+    assert "test accuracy" in capsys.readouterr().out
+
+
+# Lightning imports what other packages have deprecated, and says that a small loader has few workers
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*num_workers.*", "ignore:.*log_every_n.*"
+)
+def test_the_lightning_module_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="lightning is not installed (`pip install lightning`)")
+    import lightning_module
+
+    monkeypatch.chdir(tmp_path)
+    training = lightning_module.main(epochs=2, n_max=24)
+    assert training.global_step > 0
+    assert (training.mixer.saliency.max(1).values > 1e-6).any()
+    assert "mixer.class_saliency.mean" in training.state_dict()
+    assert all(torch.isfinite(value).all() for value in training.network.state_dict().values())
+    sys.modules.pop("lightning_module")
