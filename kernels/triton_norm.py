@@ -43,7 +43,8 @@ def moments_kernel(
     """One run of rows: its mean [runs, C] and its sum of squared deviations from that [runs, C]."""
     channel, is_channel, run = tile_of(channels, BLOCK_C)
     begin, end = run * rows_each, tl.minimum((run + 1) * rows_each, rows)
-    mean = tl.zeros([BLOCK_C], tl.float64)
+    # From the first row on: a share is rounded, which costs the mean a part of a gap and never a part of the mean.
+    mean = tl.load(x + begin * channels + channel, mask=is_channel, other=0.0).to(tl.float64)
     deviation = tl.zeros([BLOCK_C], tl.float64)
     for first in range(begin, end, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
@@ -51,13 +52,15 @@ def moments_kernel(
         pivot = tl.load(x + first * channels + channel, mask=is_channel, other=0.0).to(SUM)
         value = tl.load(x + row[:, None] * channels + channel[None, :], mask=inside, other=0.0).to(SUM)
         value = tl.where(inside, value - pivot[None, :], 0.0)
-        count = tl.minimum(end - first, BLOCK_R).to(tl.float64)
-        before = (first - begin).to(tl.float64)
-        tile_mean = tl.sum(value, 0) / count.to(SUM)
-        from_mean = tl.where(inside, value - tile_mean[None, :], 0.0)
-        gap = pivot.to(tl.float64) + tile_mean.to(tl.float64) - mean
-        share = count / (before + count)
-        deviation += tl.sum(from_mean * from_mean, 0).to(tl.float64) + gap * gap * (before * share)
+        count = tl.minimum(end - first, BLOCK_R).to(SUM)
+        before = (first - begin).to(SUM)
+        total = tl.sum(value, 0)
+        squares = tl.sum(value * value, 0)
+        offset = total / count
+        within = squares - total * offset
+        gap = pivot.to(tl.float64) + offset.to(tl.float64) - mean
+        share = count / (before + count)  # in float64 the division is a call, which spills registers
+        deviation += tl.where(within < 0, 0.0, within).to(tl.float64) + gap * gap * (before * share)
         mean += gap * share
     tl.store(means + run * channels + channel, mean, mask=is_channel)
     tl.store(deviations + run * channels + channel, deviation, mask=is_channel)

@@ -38,6 +38,7 @@ class Kernel(NamedTuple):
     absent: tuple[str, ...] = ()  # arguments that are None
     function: str = ""  # the kernel's own name, where it is compiled in several forms
     graph: bool = False  # of the graph convolution, whose launch depends on the elements' type
+    widths: tuple[str, ...] = ()  # numbers that are multiples of 16; tensors then begin at multiples of 16 bytes, as torch's do
     ones: bool = False  # every number is 1, which Triton compiles as a constant
     archs: tuple[int, ...] = (80, 90, 100)
 
@@ -137,6 +138,7 @@ GRAPH = Kernel(
     sums=("graphs", "offset"),
     numbers=("first", "clips", "frames", "joints", "channels", "feature_stride", "shortcut_stride"),
     graph=True,
+    widths=("channels", "feature_stride", "shortcut_stride"),
 )
 GRAPH_GRADIENT = Kernel(
     "triton_graph",
@@ -145,8 +147,8 @@ GRAPH_GRADIENT = Kernel(
     sums=("graphs",),
     numbers=("first", "clips", "frames", "joints", "channels", "feature_stride"),
     graph=True,
+    widths=("channels", "feature_stride"),
 )
-OF_WIDTHS = ("channels", "feature_stride", "shortcut_stride")
 OF_CHANNELS = ("mean", "variance", "weight", "bias", "lowest", "eps", "to_weight", "to_bias")
 NORM = Kernel(
     "triton_norm",
@@ -176,10 +178,19 @@ KERNELS |= {
     "join_gradients_kernel": JOIN,
     "gradient_rows_kernel": NORM,
 }
+# The most frequent launches of these: CTR-GCN's channels are multiples of 16.
+KERNELS |= {
+    f"{name}, aligned": kernel._replace(
+        function=name, widths=("channels", "shortcut_stride"), dtypes=tuple(of for of in kernel.dtypes if of in ("fp32", "bf16"))
+    )
+    for name, kernel in KERNELS.items()
+    if kernel.module == "triton_norm"
+}
 KERNELS |= {
     f"{name} of ones": kernel._replace(function=kernel.function or name, ones=True, dtypes=("fp32",), archs=(90,))
     for name, kernel in KERNELS.items()
-    if name != "sample_kernel"  # its only number is never special, so it would be the same kernel
+    # sample_kernel's only number is never special, so it would be the same kernel; a width is 1 or a multiple of 16
+    if name != "sample_kernel" and not name.endswith(", aligned")
 }
 CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, kernel.archs)]
 
@@ -209,8 +220,8 @@ def compile_all() -> None:
         signature = {argument: types.get(argument, "*i64") for argument in function.arg_names}
         sum_type = tl.float64 if dtype == "fp64" else tl.float32
         constants = {key: sum_type if value == "sums" else value for key, value in given.items()}
-        # as a launch finds them: torch's tensors begin at multiples of 16 bytes, CTR-GCN's widths are multiples of 16
-        aligned = [key for key, of in signature.items() if kernel.graph and (of[0] == "*" or (of == "i32" and key in OF_WIDTHS))]
+        pointers = [key for key, of in signature.items() if of[0] == "*" and kernel.widths]
+        aligned = [*pointers, *(key for key in kernel.widths if signature.get(key) == "i32")]
         attributes = {(function.arg_names.index(key),): [["tt.divisibility", 16]] for key in aligned}
         source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
         options = {"num_warps": num_warps, "enable_fp_fusion": kernel.fuse}
