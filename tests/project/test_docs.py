@@ -295,6 +295,18 @@ def test_links_of_the_pages_exist() -> None:
             assert link.startswith("http") or (DOCS / link).exists(), f"{page.name}: {link}"
 
 
+def test_names_of_the_package_that_the_pages_mention_exist() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md")]
+    names = {name for text in texts for name in re.findall(r"`(shapmix(?:\.\w+)+)[`(:]", text)}
+    assert len(names) >= 5
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     generated = {"contributing.md", "changelog.md"}
