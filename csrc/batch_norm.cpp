@@ -30,10 +30,11 @@ struct Totals {
 };
 
 // By the rule of Chan, Golub and LeVeque (1983): no digit is lost to a mean far from zero. `share` is that of the rows that join,
-// `weight` their share times the number of those before.
-SHAPMIX_SIMD_BODY void join_moments(double& mean, double& deviations, double share, double weight, double other,
-                                    double other_deviations) {
-  const double gap = other - mean;
+// `weight` their share times the number of those before. Of one channel or of a vector of them.
+template <class Number>
+SHAPMIX_SIMD_BODY void join_moments(Number& mean, Number& deviations, double share, double weight, const Number& other,
+                                    const Number& other_deviations) {
+  const Number gap = other - mean;
   mean += gap * share;
   deviations += other_deviations + gap * gap * weight;
 }
@@ -112,15 +113,18 @@ SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::in
         const double share = count / (before + count);
         const double inverse = 1 / count;
         const Element* pivots = in + block * job.channels;
-        double* means = totals.first.data();
-        double* deviations = totals.second.data();
-        for (std::int64_t channel = 0; channel < job.channels; ++channel) {
-          const double first = sums[channel];
-          const double offset = first * inverse;
-          const double within = sums[job.channels + channel] - first * offset;
-          const double mean = static_cast<double>(static_cast<Wide<Element>>(pivots[channel])) + offset;
-          join_moments(means[channel], deviations[channel], share, before * share, mean, within < 0 ? 0 : within);
-        }
+        over_channels<kLanes / 2>(job.channels, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
+          constexpr int kWidth = decltype(lanes)::value;
+          const auto first = load_double<kWidth>(sums + channel);
+          const auto offset = first * inverse;
+          const auto within = load_double<kWidth>(sums + job.channels + channel) - first * offset;
+          auto mean = load<kWidth>(totals.first.data() + channel);
+          auto deviations = load<kWidth>(totals.second.data() + channel);
+          join_moments(mean, deviations, share, before * share, load_double<kWidth>(pivots + channel) + offset,
+                       within < 0 ? Lanes<double, kWidth>{} : within);
+          store(totals.first.data() + channel, mean);
+          store(totals.second.data() + channel, deviations);
+        });
       });
 }
 
@@ -133,17 +137,32 @@ SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, con
   const auto* shortcut = static_cast<const Element*>(job.shortcut);
   const auto* lowest = static_cast<const Wide<Element>*>(job.lowest);
   auto* to = static_cast<Element*>(out);
-  for (std::int64_t row = begin; row < end; ++row) {
-    over_channels<kLanes>(job.channels, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
-      constexpr int kWidth = decltype(lanes)::value;
-      auto value = load<kWidth>(in + row * job.channels + channel);
-      if (centre != nullptr) value -= load<kWidth>(centre + channel);
-      value = value * load<kWidth>(scale + channel) + load<kWidth>(shift + channel);
-      if (shortcut != nullptr) value += load<kWidth>(shortcut + row * job.shortcut_stride + channel);
-      const auto floor = load<kWidth>(lowest + channel);
-      value = value < floor ? floor : value;  // a NaN stays
-      store(to + row * job.channels + channel, value);
-    });
+  const auto apply = [&](auto is_centred, auto has_shortcut) __attribute__((always_inline)) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      over_channels<kLanes>(job.channels, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
+        constexpr int kWidth = decltype(lanes)::value;
+        auto value = load<kWidth>(in + row * job.channels + channel);
+        if constexpr (is_centred) value -= load<kWidth>(centre + channel);
+        value = value * load<kWidth>(scale + channel) + load<kWidth>(shift + channel);
+        if constexpr (has_shortcut) value += load<kWidth>(shortcut + row * job.shortcut_stride + channel);
+        const auto floor = load<kWidth>(lowest + channel);
+        value = value < floor ? floor : value;  // a NaN stays
+        store(to + row * job.channels + channel, value);
+      });
+    }
+  };
+  // Apart, as the compiler would ask for each vector.
+  const auto with = [&](auto is_centred) __attribute__((always_inline)) {
+    if (shortcut != nullptr) {
+      apply(is_centred, std::true_type{});
+    } else {
+      apply(is_centred, std::false_type{});
+    }
+  };
+  if (centre != nullptr) {
+    with(std::true_type{});
+  } else {
+    with(std::false_type{});
   }
 }
 

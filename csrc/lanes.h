@@ -33,6 +33,11 @@ SHAPMIX_SIMD_BODY Lanes<Wide<Element>, kLanes> load(const Element* from) {
   return value;
 }
 
+template <int kLanes, class Element>
+SHAPMIX_SIMD_BODY Lanes<double, kLanes> load_double(const Element* from) {
+  return __builtin_convertvector(load<kLanes>(from), Lanes<double, kLanes>);
+}
+
 // As they lie in memory.
 template <int kLanes, class Number>
 SHAPMIX_SIMD_BODY Lanes<Number, kLanes> load_words(const Number* from) {
