@@ -1,1 +1,1 @@
-"""Clips, data sets and long-tailed lists."""
+"""Clips, data sets, splits and long-tailed training lists."""

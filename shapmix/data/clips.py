@@ -1,4 +1,4 @@
-"""Clips in memory: one ragged block of frames and where each clip lies in it."""
+"""Clips in memory: one ragged array of frames with an offset per clip, and the splits."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout
 
-SHOWN_CLASSES = 10  # in a message
+SHOWN_CLASSES = 10  # in an error message
 
 
 @dataclass(frozen=True)
 class ClipStore:
-    """Valid frames only, clip after clip, without padding.
+    """Clips as concatenated valid frames, without padding.
 
     Attributes:
-        frames: [F, M, V, C] floating point; coordinates of M people, zero where nobody stands.
+        frames: [F, M, V, C] floating point; coordinates of M people; absent people are zero.
         offsets: [n + 1] int64; clip i holds frames offsets[i] to offsets[i + 1] (exclusive).
         labels: [n] int64 class ids.
         names: n clip names.
         layout: the skeleton of the V axis.
         class_names: K names.
-        scores: whether the last coordinate is the score of a pose's estimator.
-        sha256: of the content, where somebody has read it all and knows (a prepared store): its frames are not read again.
+        scores: whether the last coordinate is the confidence score of a pose estimator.
+        sha256: of the content, if already verified (a prepared store); the frames are then not checked again.
 
     Raises:
-        DataError: a shape or type that does not fit, wrong joint count, coordinates that are not finite, an empty clip, a label out
-            of range, or a name that two clips or two classes have.
+        DataError: a wrong shape or type, a wrong number of joints, non-finite coordinates, an empty clip, a label out of range, or
+            duplicate clip or class names.
     """
 
     frames: Tensor
@@ -44,12 +44,12 @@ class ClipStore:
 
     @property
     def y_down(self) -> bool:
-        """Whether y grows downwards: two coordinates (beside a score, if any) are pixels of an image."""
+        """Whether y points down: two coordinates (besides a score) are image coordinates."""
         return self.frames.shape[3] - int(self.scores) == 2
 
     def __post_init__(self) -> None:
         if self.frames.dim() != 4 or 0 in self.frames.shape:
-            raise DataError(f"frames must be [frames, people, joints, coordinates], none of them 0, not {list(self.frames.shape)}")
+            raise DataError(f"frames must be [frames, people, joints, coordinates], all non-zero, not {list(self.frames.shape)}")
         if not self.frames.is_floating_point():
             raise DataError(f"frames must be floating point, not {_type(self.frames)}")
         for name, axis in (("offsets", "n + 1"), ("labels", "n")):
@@ -57,25 +57,23 @@ class ClipStore:
             if value.dim() != 1 or value.dtype != torch.int64 or (name == "offsets" and len(value) < 2):
                 raise DataError(f"{name} must be [{axis}] int64, not {list(value.shape)} {_type(value)}")
         if self.scores and self.num_coordinates == 1:
-            raise DataError("clips have one coordinate, which cannot be a score alone; leave scores out")
+            raise DataError("clips have one coordinate, which cannot be a score alone; remove scores")
         if self.frames.shape[2] != self.layout.num_joints:
             raise DataError(
                 f"clips have {self.frames.shape[2]} joints, layout '{self.layout.name}' has {self.layout.num_joints}; "
-                "choose the layout that the clips were recorded in"
+                "choose the layout of the recordings"
             )
         if not len(self.names) == len(self.labels) == len(self.offsets) - 1:
             raise DataError(f"{len(self.names)} names, {len(self.labels)} labels and {len(self.offsets) - 1} clips do not match")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.frames):
-            raise DataError(
-                f"offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])}, frames from 0 to {len(self.frames)}"
-            )
+            raise DataError(f"offsets run from {int(self.offsets[0])} to {int(self.offsets[-1])}, expected 0 to {len(self.frames)}")
         for clip in torch.nonzero(self.lengths < 1).flatten().tolist():
             raise DataError(f"clip '{self.names[clip]}' has no frames")
         for what, names in (("clips", self.names), ("classes", self.class_names)):
             if len(set(names)) < len(names):
-                raise DataError(f"two {what} have the name '{_first_repeated(names)}'; rename one")
+                raise DataError(f"two {what} are named '{_first_repeated(names)}'; rename one")
         if not self.class_names:
-            raise DataError("the data has no classes; give their names")
+            raise DataError("the data has no classes; give class_names")
         outside = (self.labels < 0) | (self.labels >= self.num_classes)
         for clip in torch.nonzero(outside).flatten().tolist():
             raise DataError(
@@ -86,7 +84,7 @@ class ClipStore:
             frame, person, joint, _ = torch.nonzero(~self.frames.isfinite())[0].tolist()
             clip = int(torch.searchsorted(self.offsets, frame, right=True)) - 1
             raise DataError(
-                f"clip '{self.names[clip]}' has a coordinate that is not finite: frame {frame - int(self.offsets[clip])}, "
+                f"clip '{self.names[clip]}' has a non-finite coordinate: frame {frame - int(self.offsets[clip])}, "
                 f"person {person}, joint '{self.layout.joints[joint]}'; repair or remove the clip"
             )
 
@@ -95,7 +93,7 @@ class ClipStore:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """[n] int64 frames of each clip."""
+        """[n] int64: number of frames of each clip."""
         return self.offsets.diff()
 
     @property
@@ -111,7 +109,7 @@ class ClipStore:
         return self.frames.shape[3]
 
     def on(self, device: torch.device) -> ClipStore:
-        """The same store with its recordings in the memory of `device`; labels stay where they are."""
+        """The same store with frames and offsets on `device`; labels are not moved."""
         return replace(self, frames=self.frames.to(device), offsets=self.offsets.to(device))
 
     def clip(self, index: int) -> Tensor:
@@ -119,15 +117,15 @@ class ClipStore:
         return self.frames[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
     def class_counts(self, clips: Tensor) -> Tensor:
-        """[K] int64: how many of `clips` (indices) each class has."""
+        """[K] int64: number of `clips` (indices) per class."""
         return torch.bincount(self.labels[clips], minlength=self.num_classes)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A store and the clips (int64 indices) to train on, to choose the checkpoint on, and to report once at the end.
+    """A store and its training, validation and test clips (int64 indices).
 
-    `defining_parts` [K] int64 bit sets: the parts whose motion defines each class, where the data knows it.
+    `defining_parts` [K] int64 bit sets: the parts whose motion defines each class, if known.
     """
 
     store: ClipStore
@@ -137,27 +135,27 @@ class Splits:
     defining_parts: Tensor | None = field(default=None)
 
     def class_counts(self) -> Tensor:
-        """[K] int64 training clips of each class.
+        """[K] int64: number of training clips per class.
 
         Raises:
-            DataError: a class has no training clip (its prior would be zero).
+            DataError: a class has no training clips (its prior would be zero).
         """
         counts = self.store.class_counts(self.train)
         check_classes(self.store, counts)
         return counts
 
     def check(self) -> None:
-        """That a classifier can be trained, chosen and tested on these clips.
+        """Checks that a classifier can be trained, selected and tested on these clips.
 
         Raises:
-            DataError: no clips of a split, a class without training clips, or one class alone.
+            DataError: an empty split, a class without training clips, or a single class.
         """
         if len(self.train) == 0:
             raise DataError("no training clips; add clips to the training list")
         if len(self.val) == 0:
             raise DataError(
-                "no validation clips: the training list leaves none, or no class has two performances to hold one out; "
-                "the checkpoint is chosen on them. Add clips, or give the data a list 'val'"
+                "no validation clips to select the checkpoint on: the training list leaves none, or no class has two "
+                "performances to hold one out. Add clips, or add a list 'val' to the data"
             )
         if len(self.test) == 0:
             raise DataError("no test clips; add clips to the test list, or choose another protocol")
@@ -167,39 +165,39 @@ class Splits:
 
 
 def check_classes(store: ClipStore, counts: Tensor) -> None:
-    """That no class is without training clips; `counts` [K].
+    """Checks that every class has training clips; `counts` [K].
 
     Raises:
-        DataError: some are (their prior would be zero), with the way on.
+        DataError: some classes have none (their prior would be zero); the message says how to continue.
     """
     empty = torch.nonzero(counts == 0).flatten().tolist()
     if not empty:
         return
-    way_on = "--drop-empty-classes leaves out what has none"
+    remedy = "give --drop-empty-classes to remove such classes"
     last = store.num_classes - 1
     numbered = store.class_names == [str(label) for label in range(last + 1)]
     if numbered and len(store) and int(store.labels.min()) > 0:
         raise DataError(
             f"labels start at {int(store.labels.min())}: class '0' has no clip, the last class is '{last}'; "
-            f"number the classes from 0, or {way_on}"
+            f"number the classes from 0, or {remedy}"
         )
     shown = ", ".join(f"{label} ('{store.class_names[label]}')" for label in empty[:SHOWN_CLASSES])
     if len(empty) == 1:
-        raise DataError(f"class {shown} has no training clip; add clips of it to the training list, or {way_on}")
+        raise DataError(f"class {shown} has no training clip; add clips of it to the training list, or {remedy}")
     more = f" and {len(empty) - SHOWN_CLASSES} more" if len(empty) > SHOWN_CLASSES else ""
     raise DataError(
         f"{len(empty)} of {last + 1} classes have no training clip: {shown}{more}; "
-        f"add clips of them to the training list, or {way_on}"
+        f"add clips of them to the training list, or {remedy}"
     )
 
 
 def without_classes(store: ClipStore, kept: Tensor) -> tuple[ClipStore, Tensor]:
-    """The store of the classes `kept` [K] bool, renumbered, without the other classes' clips.
+    """The store restricted to the classes `kept` [K] bool, which are renumbered.
 
-    Frames are copied only where clips are left out.
+    Frames are copied only if clips are removed.
 
     Returns:
-        The store, and for each clip [n] its index there, -1 for one that was left out.
+        The store, and the new index of each clip [n], -1 for removed clips.
 
     Raises:
         DataError: no class is kept.

@@ -1,4 +1,4 @@
-"""Long-tailed training lists: the exponential profile, the published draw of the clips, list files and class buckets."""
+"""Long-tailed training lists: exponential class profile, published sampling of clips, list files and class buckets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def longtail_counts(num_classes: int, n_max: int, imbalance: float) -> list[int]
     """Training clips of each class: int(n_max * f^(c / (K - 1))) with f = 1 / imbalance, the largest class first.
 
     Raises:
-        DataError: no classes, an imbalance below 1, or a profile that leaves the last class without a clip.
+        DataError: no classes, an imbalance below 1, or a profile without clips for the last class.
     """
     if num_classes < 1:
         raise DataError(f"a long-tailed profile needs at least one class, not {num_classes}")
     if not (imbalance >= 1 and np.isfinite(imbalance)):
-        raise DataError(f"imbalance is the largest class over the smallest, so at least 1, not {imbalance}")
-    # Written as the published lists were made: n_max * (1 / imbalance) ** x and n_max / imbalance ** x round differently.
+        raise DataError(f"imbalance (largest class / smallest class) must be at least 1, not {imbalance}")
+    # The same expression as for the published lists: n_max / imbalance ** x rounds differently.
     ratio = 1 / imbalance
     counts = [int(n_max * ratio ** (label / max(num_classes - 1, 1))) for label in range(num_classes)]
     if counts[-1] < 1:
@@ -44,14 +44,14 @@ def longtail_counts(num_classes: int, n_max: int, imbalance: float) -> list[int]
 
 
 def longtail_list(names: Sequence[str], labels: Sequence[int], counts: Sequence[int], seed: int = 0) -> list[int]:
-    """Indices into `names` of the long-tailed training clips, by the rule of the published lists.
+    """Indices into `names` of the long-tailed training clips, sampled as in the published lists.
 
-    Classes in id order; the clips of a class, in the order of `names`, are shuffled by NumPy's legacy generator and the
-    first `counts[c]` are kept, or all where the class has fewer. The draw depends on the order of `names` and on the
-    size of every earlier class: the published lists come out only from the published training order.
+    In class order, the clips of each class (in the order of `names`) are shuffled by NumPy's legacy generator and the first
+    `counts[c]` are kept, or all if the class has fewer. The result depends on the order of `names` and on the size of every
+    earlier class: only the published training order reproduces the published lists.
 
     Raises:
-        DataError: lengths that do not match, a label outside `counts`, or a class without clips.
+        DataError: mismatched lengths, a label outside `counts`, or a class without clips.
     """
     if len(names) != len(labels):
         raise DataError(f"{len(names)} names and {len(labels)} labels do not match")
@@ -63,33 +63,33 @@ def longtail_list(names: Sequence[str], labels: Sequence[int], counts: Sequence[
     for label, count in enumerate(counts):
         clips = np.flatnonzero(label_of == label)
         if not len(clips):
-            raise DataError(f"class {label} has no clip to draw {count} training clips from; leave the class out or add clips")
+            raise DataError(f"class {label} has no clip to draw {count} training clips from; remove the class or add clips")
         generator.shuffle(clips)
         kept += clips[:count].tolist()
     return kept
 
 
 def buckets(counts: Sequence[int] | Tensor) -> Buckets:
-    """The many, medium and few classes of `counts` [K]; a bucket that a small data set leaves empty is all False."""
+    """The many-, medium- and few-shot classes of `counts` [K]; an empty bucket is all False."""
     count = torch.as_tensor(counts)
     many, few = count > MANY_ABOVE, count < FEW_BELOW
     return Buckets(many, ~(many | few), few)
 
 
 def read_list(path: str | Path) -> list[str]:
-    """Names of a list file, one a line, CRLF or LF; blank lines are skipped.
+    """Reads a list file: one name per line, CRLF or LF; blank lines are skipped.
 
     Raises:
-        DataError: unreadable file, no names at all, or a name that is listed twice (with both line numbers).
+        DataError: unreadable file, no names, or a duplicate name (with both line numbers).
     """
     return list(_line_of_name(Path(path)))
 
 
 def write_list(path: str | Path, names: Iterable[str]) -> None:
-    """Writes names one a line, with LF on every platform, so that `read_list` gives them back.
+    """Writes one name per line, with LF on every platform; `read_list` reproduces the names.
 
     Raises:
-        DataError: a name that is listed twice, is blank, or would not survive a line of text.
+        DataError: a duplicate or blank name, or one that does not fit a line of text.
     """
     seen: set[str] = set()
     for name in names:
@@ -104,7 +104,7 @@ def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
     """Index in `known` of each name of a list file, in the file's order.
 
     Raises:
-        DataError: as `read_list`, or a name that is not in `known` (with its line and the nearest known name).
+        DataError: as `read_list`, or an unknown name (with its line and the closest known name).
     """
     index = {name: number for number, name in enumerate(known)}
     found: list[int] = []
@@ -116,7 +116,7 @@ def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (nearest: '...')` for an error message, or nothing when no known name is close."""
+    """` (nearest: '...')` for an error message, or an empty string if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (nearest: '{close[0]}')" if close else ""
 
@@ -128,7 +128,7 @@ def _line_of_name(path: Path) -> dict[str, int]:
     except OSError as error:
         raise DataError(f"{path}: cannot read the list: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the list is not UTF-8 text ({error}); it must hold one clip name a line") from error
+        raise DataError(f"{path}: the list is not UTF-8 text ({error}); write one clip name per line") from error
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         name = line.strip()
@@ -137,5 +137,5 @@ def _line_of_name(path: Path) -> dict[str, int]:
         if name:
             lines[name] = number
     if not lines:
-        raise DataError(f"{path}: the list holds no names; it must hold one clip name a line")
+        raise DataError(f"{path}: the list is empty; write one clip name per line")
     return lines

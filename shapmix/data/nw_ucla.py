@@ -1,4 +1,4 @@
-"""NW-UCLA: skeleton clips of ten actions from three views, one JSON file a clip, in a folder or in its archive."""
+"""NW-UCLA splits: ten actions filmed from three views, with the cross-view protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shapmix.data.clips import Splits, join_clips
 from shapmix.data.longtail import longtail_counts, longtail_list, match_list, nearest
@@ -40,35 +39,35 @@ def load_nw_ucla(
     drop_empty_classes: bool = False,
     seed: int = 0,
 ) -> Splits:
-    """Cross-view NW-UCLA: views 1 and 2 train, view 3 tests; raw coordinates in metres as recorded, layout `ucla20`, M = 1.
+    """Cross-view NW-UCLA: training on views 1 and 2, testing on view 3; raw coordinates in metres, layout `ucla20`, M = 1.
 
-    Training clips are those of `train_list`, or the long-tailed draw with `imbalance`, or all. The draw depends on the order
-    of the training clips: it is that of `train.csv` where the file lies beside the clips, and then imbalance 10 with seed 0
-    is the published list of 403 clips. Without `train.csv` the names are sorted, and the draw is another one.
+    Training clips are those of `train_list`, or a long-tailed sample with `imbalance`, or all. The sample depends on the order of
+    the training clips: with the order of `train.csv`, if that file is beside the clips, imbalance 10 and seed 0 reproduce the
+    published list of 403 clips. Without `train.csv` the names are sorted and the sample differs.
 
-    Validation clips are never test clips. Those of a long-tailed set are `val_per_class` of each class, or as many as there
-    are, from the training views' clips that the list leaves out: it costs no tail clip. Both views film the same
-    performance, so clips of performances that nobody trains on are taken first. When all clips train, a tenth of each
-    class's performances, with both their views, is held out instead. `val_per_class=0` holds nothing out.
+    Validation clips are never test clips. For a long-tailed set they are up to `val_per_class` clips per class from the training
+    views that the list does not use, so no tail clip is lost. Both views film the same performance, so clips of performances
+    that are not trained on are preferred. If all clips are trained on, a tenth of each class's performances, with both views,
+    is held out instead. `val_per_class=0` disables validation.
 
     Args:
-        root: a folder that holds `all_sqe/` or `all_sqe.tar.xz`, or the path of the archive itself; it is read as a stream.
-        imbalance: largest class over smallest; None for every training clip.
-        train_list: a list file with one clip name a line, instead of `imbalance`.
-        n_max: clips of the largest class of the long-tailed draw.
-        val_per_class: validation clips of each class.
-        min_frames: shorter clips are dropped after the lists are drawn, and named in the log. A clip of one frame is a pose
-            without motion, and is kept by default.
-        drop_empty_classes: classes without training clips are left out, and named; the others are renumbered. A class without test
-            clips is then no error either.
-        seed: of the long-tailed draw and of the choice of validation clips.
+        root: a folder that contains `all_sqe/` or `all_sqe.tar.xz`, or the archive itself, which is read as a stream.
+        imbalance: largest class / smallest class; None uses every training clip.
+        train_list: a list file with one clip name per line, instead of `imbalance`.
+        n_max: training clips of the largest class of the long-tailed sample.
+        val_per_class: validation clips per class.
+        min_frames: shorter clips are dropped after the lists are drawn, and logged. A clip of one frame is a pose without
+            motion; it is kept by default.
+        drop_empty_classes: classes without training clips are dropped and logged; the others are renumbered. Classes without
+            test clips are then permitted, too.
+        seed: of the long-tailed sample and of the validation clips.
 
     Raises:
-        DataError: missing or damaged files, clips that do not fit the layout, contradicting labels, unknown names in a list,
+        DataError: missing or damaged files, clips that do not match the layout, contradictory labels, unknown names in a list,
             or a class without training or test clips.
     """
     if imbalance is not None and train_list is not None:
-        raise DataError("give imbalance or train_list, not both: the list already says which clips train")
+        raise DataError("give imbalance or train_list, not both: the list already defines the training clips")
     source = find_clips(Path(root))
     read = read_clips(source)
     train_pool, test_pool = _cross_view(read, source.parent)
@@ -76,45 +75,59 @@ def load_nw_ucla(
     if drop_empty_classes:
         listed = None if train_list is None else match_list(train_list, [clip.name for clip in train_pool])
         train_pool, test_pool, class_names = _without_empty(train_pool, test_pool, listed)
+    # Lists index the training pool, which comes first in `clips`.
     clips = train_pool + test_pool
     labels = [clip.label for clip in clips]
-    # The published draw is over train.csv's whole order: lists index the training pool, which comes first in `clips`.
-    pool_labels = labels[: len(train_pool)]
     if not drop_empty_classes:
-        _check_classes(pool_labels, "training views 1 and 2", source)
+        _check_classes(labels[: len(train_pool)], "training views 1 and 2", source)
         _check_classes(labels[len(train_pool) :], "test view 3", source)
 
-    if train_list is not None:
-        train = match_list(train_list, [clip.name for clip in train_pool])
-    elif imbalance is not None:
-        counts = longtail_counts(len(class_names), n_max, imbalance)
-        train = longtail_list([clip.name for clip in train_pool], pool_labels, counts, seed)
-    else:
-        train = list(range(len(train_pool)))
-    performances = [clip.performance for clip in train_pool]
+    train = _training_rows(train_pool, train_list, imbalance, n_max, len(class_names), seed)
     if train_list is None and imbalance is None:
-        val = held_out(pool_labels, performances, HELD_OUT_SHARE, seed) if val_per_class else []
+        val = held_out(labels[: len(train_pool)], _performances(train_pool), HELD_OUT_SHARE, seed) if val_per_class else []
         train = sorted(set(train) - set(val))
     else:
-        val = left_over(pool_labels, performances, train, val_per_class, seed)
+        val = left_over(labels[: len(train_pool)], _performances(train_pool), train, val_per_class, seed)
         if val_per_class and not val:
             raise DataError(
-                f"{train_list or 'the long-tailed draw'} trains on every clip of the training views and leaves none to "
-                "validate on; leave clips out, drop the list to have a tenth held out, or give val_per_class=0"
+                f"{train_list or 'the long-tailed draw'} uses every clip of the training views and leaves none to "
+                "validate on; use fewer clips, remove the list to hold out a tenth, or give val_per_class=0"
             )
+    return _splits(source, clips, class_names, (train, val, range(len(train_pool), len(clips))), min_frames)
 
+
+def _performances(clips: Sequence[Performed]) -> list[str]:
+    return [clip.performance for clip in clips]
+
+
+def _training_rows(
+    pool: Sequence[Performed], train_list: str | Path | None, imbalance: float | None, n_max: int, num_classes: int, seed: int
+) -> list[int]:
+    """Rows of the training pool: those of the list, or a long-tailed sample, or all."""
+    names = [clip.name for clip in pool]
+    if train_list is not None:
+        return match_list(train_list, names)
+    if imbalance is not None:
+        # The published sample is drawn from the whole order of train.csv.
+        return longtail_list(names, [clip.label for clip in pool], longtail_counts(num_classes, n_max, imbalance), seed)
+    return list(range(len(pool)))
+
+
+def _splits(
+    source: Path, clips: Sequence[Performed], class_names: list[str], rows: Sequence[Sequence[int]], min_frames: int
+) -> Splits:
+    """Splits of the clips with at least `min_frames` frames; `rows` are the training, validation and test clips."""
     short = {index for index, clip in enumerate(clips) if len(clip.frames) < min_frames}
     if short:
         dropped = ", ".join(clips[index].name for index in sorted(short))
         _log.info("%s: dropped clips of fewer than %d frames: %s", source, min_frames, dropped)
-    new_index = np.cumsum([index not in short for index in range(len(clips))]) - 1
-
-    def kept(indices: Sequence[int]) -> Tensor:
-        return torch.tensor([int(new_index[index]) for index in indices if index not in short], dtype=torch.int64)
-
     stored = [clip for index, clip in enumerate(clips) if index not in short]
     if not stored:
         raise DataError(f"{source}: no clip has {min_frames} frames; lower min_frames")
+    new_index = np.cumsum([index not in short for index in range(len(clips))]) - 1
+    train, val, test = (
+        torch.tensor([int(new_index[index]) for index in split if index not in short], dtype=torch.int64) for split in rows
+    )
     store = join_clips(
         [clip.frames for clip in stored],
         [clip.label for clip in stored],
@@ -122,7 +135,7 @@ def load_nw_ucla(
         load_layout("ucla20"),
         class_names,
     )
-    return Splits(store, kept(train), kept(val), kept(range(len(train_pool), len(clips))))
+    return Splits(store, train, val, test)
 
 
 def _cross_view(read: dict[str, Performed], folder: Path) -> tuple[list[Performed], list[Performed]]:
@@ -136,7 +149,7 @@ def _cross_view(read: dict[str, Performed], folder: Path) -> tuple[list[Performe
 
 
 def _in_table_order(path: Path, members: dict[str, Performed]) -> list[Performed]:
-    """The clips that a table with the columns name and label lists, in its order."""
+    """The clips in the order of a table with columns name and label."""
     clips: list[Performed] = []
     for line, row in read_table(path, ("name", "label")):
         where = f"{path}, line {line}"
@@ -147,14 +160,14 @@ def _in_table_order(path: Path, members: dict[str, Performed]) -> list[Performed
             raise DataError(f"{where}: label {label[:20]} of '{name}' contradicts label {members[name].label + 1} in its JSON")
         clips.append(members.pop(name))
     if members:
-        _log.info("%s: %d clips of these views are not listed and not used: %s", path, len(members), ", ".join(members))
+        _log.info("%s: %d clips of these views are not listed and are ignored: %s", path, len(members), ", ".join(members))
     return clips
 
 
 def _without_empty(
     train_pool: list[Performed], test_pool: list[Performed], listed: Sequence[int] | None
 ) -> tuple[list[Performed], list[Performed], list[str]]:
-    """Both pools and the class names without the classes that no clip of the list (or of the training pool) has."""
+    """Both pools and the class names without the classes that have no clip in the list (or in the training pool)."""
     used = train_pool if listed is None else [train_pool[row] for row in listed]
     kept = sorted({clip.label for clip in used})
     lost = [label for label in range(len(CLASS_NAMES)) if label not in kept]
@@ -162,7 +175,7 @@ def _without_empty(
         return train_pool, test_pool, list(CLASS_NAMES)
     tests = Counter(clip.label for clip in test_pool)
     named = ", ".join(f"'{CLASS_NAMES[label]}' ({tests[label]} test clips)" for label in lost)
-    _log.info("%d of %d classes have no training clip and are left out: %s", len(lost), len(CLASS_NAMES), named)
+    _log.info("%d of %d classes have no training clips and are dropped: %s", len(lost), len(CLASS_NAMES), named)
     pools = (
         [replace(clip, label=kept.index(clip.label)) for clip in pool if clip.label in kept] for pool in (train_pool, test_pool)
     )

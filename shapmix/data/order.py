@@ -1,7 +1,7 @@
-"""The order of training: which clips are in which batch, as a function of (seed, epoch) alone.
+"""Order of the training clips: the clips of each batch are a function of (seed, epoch) only.
 
-Every process draws the global batch and computes its own rows of it, so the clips of a step do not depend on the number of
-processes, and a run goes on at any batch of any epoch without a saved state.
+Every process draws the global batch and computes its own rows, so the clips of a step do not depend on the number of processes,
+and a run resumes at any batch of any epoch without saved sampler state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which recordings of a store train, choose the checkpoint and test, by the protocols of the field or by the store's own lists."""
+"""Evaluation protocols: training, validation and test clips of a store, by number or by the lists of the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match
 from shapmix.data.store import Prepared
 from shapmix.process.errors import DataError
 
-# Subjects of NTU RGB+D 120 that train; those up to 40 are the subjects of NTU RGB+D 60 that train.
+# Training subjects of NTU RGB+D 120; those up to 40 are the training subjects of NTU RGB+D 60.
 NTU_SUBJECTS = (
     1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38, 45, 46, 47, 49, 50, 52, 53,
     54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103,
@@ -29,7 +29,7 @@ log = logging.getLogger("shapmix")
 
 
 class Protocol(NamedTuple):
-    """The number of a recording that decides, its values that train, and those that test (None: all others)."""
+    """Attribute of a recording that decides the split, its training values and its test values (None: all others)."""
 
     number: str
     trains: tuple[int, ...]
@@ -41,8 +41,8 @@ PROTOCOLS = {
     "xview": Protocol("camera", (2, 3)),
     "xset": Protocol("setup", tuple(range(2, 33, 2))),
     "cross-view": Protocol("camera", (1, 2)),  # NW-UCLA
-    "cross-view-val": Protocol("camera", (1,), (2,)),  # NW-UCLA, for choices: the view that tests is left alone
-    "cross-subject": Protocol("subject", tuple(range(1, 10))),  # NW-UCLA: the tenth subject tests
+    "cross-view-val": Protocol("camera", (1,), (2,)),  # NW-UCLA, for model selection: the test view is not used
+    "cross-subject": Protocol("subject", tuple(range(1, 10))),  # NW-UCLA: subject 10 is the test subject
 }
 
 
@@ -59,29 +59,29 @@ def store_splits(
 ) -> Splits:
     """Splits of a store.
 
-    Training clips are those of `train_list`, or the long-tailed draw with `imbalance` from the training pool (NTU RGB+D 120: the
-    published lists), or all. Validation clips are never test clips: those of the store's own list
-    `val` where it also has `test`; else up to 10 of each class that the training list leaves out; else, where all clips train,
-    a twentieth of each class's performances (all their cameras together).
+    Training clips are those of `train_list`, or a long-tailed sample with `imbalance` from the training pool (for NTU RGB+D 120 the
+    published lists), or all. Validation clips are never test clips: the list `val` of the store if it also has `test`; otherwise up
+    to 10 clips per class that the training list does not use; or, if all clips are trained on, a twentieth of each class's
+    performances (with all cameras).
 
     Args:
         prepared: the store.
-        protocol: one of `PROTOCOLS`; the beginning of a pair of the store's own lists (`xsub` of `xsub_train` and `xsub_val`); or
-            any two of its lists, the one that trains first (`train/val`). None for its lists `train` and `test` (or `val`, where
-            it has no `test`).
-        imbalance: largest class over smallest.
-        n_max: clips of the largest class of the long-tailed draw; None: as many as it has.
-        train_list: file with one name a line.
-        min_frames: shorter clips are left out.
-        drop_empty_classes: classes without training clips are left out, and named; the others are renumbered.
-        seed: of the draws.
+        protocol: one of `PROTOCOLS`; the prefix of a pair of lists of the store (`xsub` for `xsub_train` and `xsub_val`); or any
+            two of its lists, the training list first (`train/val`). None uses the lists `train` and `test` (or `val` if there
+            is no `test`).
+        imbalance: largest class / smallest class.
+        n_max: training clips of the largest class of the long-tailed sample; None uses all of them.
+        train_list: file with one name per line.
+        min_frames: shorter clips are dropped.
+        drop_empty_classes: classes without training clips are dropped and logged; the others are renumbered.
+        seed: of all random draws.
 
     Raises:
-        DataError: an unknown protocol, numbers that the store does not know, an empty pool, lists that share clips, a class without
-            training clips, or what the list's reader finds.
+        DataError: an unknown protocol, numbers that the store does not contain, an empty pool, lists that share clips, a class
+            without training clips, or an invalid list file.
     """
     if imbalance is not None and train_list is not None:
-        raise DataError("give imbalance or train_list, not both: the list already says which clips train")
+        raise DataError("give imbalance or train_list, not both: the list already defines the training clips")
     long_enough = prepared.clips.lengths >= min_frames
     pools = _pools(prepared, protocol)
     _check_apart(prepared.clips.names, *pools)
@@ -89,7 +89,7 @@ def store_splits(
     for part, clips in (("training", pools.train), ("test", pools.test)):
         if len(clips) == 0:
             of_length = "" if min_frames == 1 else f" of at least {min_frames} frames"
-            raise DataError(f"protocol {protocol or 'of the store'}: no {part} clips{of_length}; choose another one")
+            raise DataError(f"protocol {protocol or 'of the store'}: no {part} clips{of_length}; choose another protocol")
     used = pools.train
     if train_list is not None:
         used = used[match_list(train_list, [prepared.clips.names[clip] for clip in used.tolist()])]
@@ -121,19 +121,19 @@ def store_splits(
 
 
 def left_over(labels: Sequence[int], performances: Sequence[object], chosen: Sequence[int], per_class: int, seed: int) -> list[int]:
-    """Rows of up to `per_class` clips a class that are not `chosen`, those of performances that nobody trains on first."""
+    """Rows of up to `per_class` unused clips per class, preferring performances without `chosen` (training) clips."""
     trained, seen = set(chosen), {performances[row] for row in chosen}
     rows: list[int] = []
     for label in sorted(set(labels)):
         spare = [row for row, other in enumerate(labels) if other == label and row not in trained]
         order = np.random.default_rng([seed, label]).permutation(len(spare))
-        drawn = sorted((spare[place] for place in order), key=lambda row: performances[row] in seen)  # stable
+        drawn = sorted((spare[place] for place in order), key=lambda row: performances[row] in seen)  # stable sort
         rows += drawn[:per_class]
     return rows
 
 
 def held_out(labels: Sequence[int], performances: Sequence[str], share: float, seed: int) -> list[int]:
-    """Rows of all clips of a share of each class's performances, at least one where the class has two or more."""
+    """Rows of all clips of a fraction `share` of each class's performances, at least one if the class has two or more."""
     rows: list[int] = []
     for label in sorted(set(labels)):
         of_class = sorted({performance for performance, other in zip(performances, labels, strict=True) if other == label})
@@ -148,7 +148,7 @@ def held_out(labels: Sequence[int], performances: Sequence[str], share: float, s
 
 
 class Pools(NamedTuple):
-    """Clips of a store that may train, validate (may be none) and test."""
+    """Candidate training, validation (possibly empty) and test clips of a store."""
 
     train: Tensor
     val: Tensor
@@ -159,7 +159,7 @@ def _pools(prepared: Prepared, protocol: str | None) -> Pools:
     lists, none = prepared.splits, torch.empty(0, dtype=torch.int64)
     if protocol is None:
         if "train" not in lists or not {"test", "val"} & set(lists):
-            raise DataError(f"{_lists_of(prepared)}; give a protocol that goes by numbers: {_known(prepared)}")
+            raise DataError(f"{_lists_of(prepared)}; choose a protocol that it supports: {_known(prepared)}")
         protocol = "train/test" if "test" in lists else "train/val"
     training, pair, testing = protocol.partition("/")
     if pair:
@@ -168,21 +168,21 @@ def _pools(prepared: Prepared, protocol: str | None) -> Pools:
                 own = ", ".join(sorted(lists)) or "none"
                 raise DataError(f"protocol '{protocol}': the store has no list '{name}'; its lists are {own}")
         if training == testing:
-            raise DataError(f"protocol '{protocol}': '{training}' both trains and tests; give two lists")
+            raise DataError(f"protocol '{protocol}': '{training}' is both training and test list; give two lists")
         own_val = lists.get("val", none) if (training, testing) == ("train", "test") else none
         return Pools(lists[training], own_val, lists[testing])
     for ending in ("test", "val"):
         if f"{protocol}_train" in lists and f"{protocol}_{ending}" in lists:
             return Pools(lists[f"{protocol}_train"], none, lists[f"{protocol}_{ending}"])
     if protocol not in PROTOCOLS:
-        raise DataError(f"protocol '{protocol}' is unknown; this store takes {_known(prepared)}")
+        raise DataError(f"unknown protocol '{protocol}'; this store supports {_known(prepared)}")
     number, trains, tests = PROTOCOLS[protocol]
     numbers = prepared.numbers[number]
     unknown = torch.nonzero(numbers == 0).flatten()
     if len(unknown):
         name = prepared.clips.names[int(unknown[0])]
-        raise DataError(f"protocol '{protocol}' goes by the {number}, which the store does not know of '{name}'")
-    # the order of the field's files, and so of the published draws: subject by subject (or camera, or set-up), then by name
+        raise DataError(f"protocol '{protocol}' needs the {number}, which is unknown for '{name}'")
+    # the order of the preprocessed NTU files, and thus of the published samples: by subject (or camera, or setup), then by name
     keys = list(zip(numbers.tolist(), prepared.clips.names, strict=True))
     in_order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
     trained = torch.isin(numbers[in_order], torch.tensor(trains))
@@ -191,27 +191,27 @@ def _pools(prepared: Prepared, protocol: str | None) -> Pools:
 
 
 def _check_apart(names: Sequence[str], train: Tensor, val: Tensor, test: Tensor) -> None:
-    """That no clip is in two lists."""
-    test_too = "test clips too"
-    way_on = "correct the list"
+    """Checks that no clip is in two lists."""
+    also_test = "are also test clips"
+    correct = "correct the list"
     for kind, clips, others, what, remedy in (
-        ("training", train, test, test_too, way_on),
-        ("training", train, val, "validation clips too", way_on),
+        ("training", train, test, also_test, correct),
+        ("training", train, val, "are also validation clips", correct),
         (
             "validation",
             val,
             test,
-            test_too,
-            f"{way_on}, or give --protocol train/val, which holds validation clips out of training",
+            also_test,
+            f"{correct}, or give --protocol train/val, which holds validation clips out of training",
         ),
     ):
         shared = clips[torch.isin(clips, others)]
         if len(shared):
-            raise DataError(f"{len(shared)} {kind} clips are {what}, such as '{names[int(shared[0])]}'; {remedy}")
+            raise DataError(f"{len(shared)} {kind} clips {what}, such as '{names[int(shared[0])]}'; {remedy}")
 
 
 def _without_empty(prepared: Prepared, counts: Tensor, pools: Pools) -> tuple[Prepared, Pools]:
-    """The store and its pools without the classes that `counts` [K] has no training clip of; they are named."""
+    """Drops the classes without training clips (`counts` [K] is zero) from the store and its pools, and logs them."""
     store = prepared.clips
     clips, index = without_classes(store, counts > 0)
     validation, tests = store.class_counts(pools.val), store.class_counts(pools.test)
@@ -220,8 +220,8 @@ def _without_empty(prepared: Prepared, counts: Tensor, pools: Pools) -> tuple[Pr
         for label in torch.nonzero((counts == 0) & (validation + tests > 0)).flatten().tolist()
     ]
     log.info(
-        "%d of %d classes have no training clip and are left out%s",
-        int((counts == 0).sum()), store.num_classes, f", with what they have: {', '.join(lost)}" if lost else "",
+        "%d of %d classes have no training clips and are dropped%s",
+        int((counts == 0).sum()), store.num_classes, f", together with their clips: {', '.join(lost)}" if lost else "",
     )  # fmt: skip
     staying = index >= 0
     numbers = {name: values[staying] for name, values in prepared.numbers.items()}
@@ -232,12 +232,12 @@ def _without_empty(prepared: Prepared, counts: Tensor, pools: Pools) -> tuple[Pr
 def _lists_of(prepared: Prepared) -> str:
     lists = sorted(prepared.splits)
     if "train" in lists:
-        return f"the store has the list{'s' * (len(lists) > 1)} {', '.join(lists)} but none to test on"
-    return f"the store has {'the lists ' + ', '.join(lists) if lists else 'no lists'}, none that is named train"
+        return f"the store has the list{'s' * (len(lists) > 1)} {', '.join(lists)} but no test list"
+    return f"the store has {'the lists ' + ', '.join(lists) if lists else 'no lists'}, but none named train"
 
 
 def _known(prepared: Prepared) -> str:
-    """Protocols that the store can have."""
+    """Protocols that the store supports."""
     by_number = [name for name, one in PROTOCOLS.items() if bool((prepared.numbers[one.number] > 0).all())]
     lists = prepared.splits
     by_list = [
@@ -246,11 +246,11 @@ def _known(prepared: Prepared) -> str:
         if name.endswith("_train") and any(name.removesuffix("train") + ending in lists for ending in ("test", "val"))
     ]
     by_pair = [f"train/{testing}" for testing in ("test", "val") if "train" in lists and testing in lists]
-    return ", ".join(sorted({*by_number, *by_list, *by_pair})) or "none, as it knows neither numbers nor lists in pairs"
+    return ", ".join(sorted({*by_number, *by_list, *by_pair})) or "none, because it has neither numbers nor pairs of lists"
 
 
 def _performances(prepared: Prepared, clips: Tensor) -> list[str]:
-    """What the cameras' clips of one performance have in common; a clip whose numbers are not known is one of its own."""
+    """Identifies the performance of each clip, shared by all its cameras; the clip's name if its numbers are unknown."""
     columns = [prepared.numbers[name][clips].tolist() for name in ("setup", "subject", "replication")]
     labels, names = prepared.clips.labels[clips].tolist(), [prepared.clips.names[clip] for clip in clips.tolist()]
     return [
@@ -263,6 +263,6 @@ def _log_profile(counts: Tensor, names: Sequence[str]) -> None:
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     sizes = ", ".join(f"{int(mask.sum())} {bucket}" for bucket, mask in buckets(counts)._asdict().items())
     log.info(
-        "training list: %d clips, %d to %d a class (%s classes), sha256 %s",
+        "training list: %d clips, %d to %d per class (%s classes), sha256 %s",
         len(names), int(counts.max()), int(counts.min()), sizes, digest[:16],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From a store to the batches that the network sees."""
+"""Sampling pipelines: from the clips of a store to batches of network input."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from shapmix.reference.clips import Stream, pick_frames, sample_frames
 
 Pipeline = Literal["crop", "frames", "segments"]
 NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "skip_bone_motion"]
-DEVICE_SHARE = 0.5  # of a GPU's free memory that recordings may take; the rest is the network's
+DEVICE_SHARE = 0.5  # fraction of the free GPU memory that recordings may use; the rest is for the network
 
 
 @dataclass(frozen=True)
 class ClipSampler:
-    """How the recordings of a store become network input, on the device where the store's frames lie.
+    """Converts clips of a store to network input, on the device of the store's frames.
 
     Attributes:
         pipeline: "crop" is the NTU feeder's (crop, linear resize, rotation), "frames" the NW-UCLA feeder's (rotation and
-            scale, box, picked frames), "segments" that of 2D poses (a frame of each of T equal segments).
-        stream: joint; bone, a joint less its parent; skip_bone, a joint less its parent's parent, zero for the joints next to the
-            root (the field's "k", the skip-modal representation of Liu et al., arXiv 2308.14024); and of each the motion, the next
-            frame less this one (the field's "km" is skip_bone_motion).
+            scaling, bounding box, selected frames), "segments" that of 2D poses (one frame from each of T equal segments).
+        stream: joint; bone, a joint minus its parent; skip_bone, a joint minus its grandparent, zero for the joints next to the
+            root (also called "k", the skip-modal representation of Liu et al., arXiv 2308.14024); and the motion of each, the next
+            frame minus this one (skip_bone_motion is also called "km").
         num_frames: T.
-        seed: of the training draws.
+        seed: of the random training views.
 
-    Only x, y and z are turned. Poses in an image keep their upright: their field's recipes do not turn them, a turn in the image
-    would undo what gravity tells, and one out of it needs the depth. All else of a pipeline goes for any number of coordinates.
+    Only 3D coordinates are rotated. 2D poses are not: published recipes do not rotate them, an in-plane rotation would discard the
+    direction of gravity, and an out-of-plane one needs depth. The other steps work for any number of coordinates.
 
     Raises:
-        ValueError: a pipeline that would take the scores of poses for coordinates.
+        ValueError: an unknown pipeline or stream, or a pipeline that would treat confidence scores as coordinates.
     """
 
     store: ClipStore
@@ -62,22 +62,22 @@ class ClipSampler:
         check_choice("pipeline", self.pipeline, get_args(Pipeline))
         check_choice("stream", self.stream, get_args(NetworkStream))
         if self.store.scores and self.pipeline != "segments":
-            raise ValueError(f"pipeline '{self.pipeline}' would take the score of a pose for a coordinate; take 'segments'")
+            raise ValueError(f"pipeline '{self.pipeline}' would treat the confidence score as a coordinate; choose 'segments'")
 
     @property
     def turns(self) -> bool:
-        """Whether training turns the clips: where the coordinates are x, y and z."""
+        """Whether training rotates the clips: if the coordinates are x, y and z."""
         return self.store.num_coordinates == 3 and not self.store.scores
 
     def training(self, clips: Tensor, step: int) -> Tensor:
-        """Randomly cropped (or picked) and turned clips: indices [N] -> [N, C, T, V, M]; a function of (seed, step)."""
+        """Randomly cropped (or frame-sampled) and rotated clips: indices [N] -> [N, C, T, V, M]; a function of (seed, step)."""
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             return self._cropped(self.crops(clips, lengths, step))
         return self._picked(self._frames(clips, lengths, step, turned=self.turns))
 
     def evaluation(self, clips: Tensor) -> Tensor:
-        """The one view that accuracy is measured on: indices [N] -> [N, C, T, V, M]."""
+        """The deterministic evaluation view: indices [N] -> [N, C, T, V, M]."""
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             return self._cropped(centre_crops(clips, lengths))
@@ -85,7 +85,7 @@ class ClipSampler:
         return self._picked(pick(clips, lengths, num_frames=self.num_frames))
 
     def crop(self, clips: Tensor, number: int) -> Tensor:
-        """View `number` of multi-crop evaluation: cut (or picked) as in training, but neither turned nor scaled."""
+        """View `number` of multi-crop evaluation: cropped (or frame-sampled) as in training, but neither rotated nor scaled."""
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             crops = self.crops(clips, lengths, number)
@@ -94,7 +94,7 @@ class ClipSampler:
         return self._picked(replace(picked, scale=torch.ones_like(picked.scale)))
 
     def crops(self, clips: Tensor, lengths: Tensor, step: int | Tensor) -> CropPlan:
-        """Training crops of pipeline "crop" for indices and lengths [N]; a `step` on their device is not read by the host."""
+        """Training crops of pipeline "crop" for indices and lengths [N]; a `step` tensor on their device avoids a host sync."""
         rotation = MAX_ROTATION if self.turns else 0.0
         return draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_rotation=rotation)
 
@@ -106,10 +106,10 @@ class ClipSampler:
 
     @property
     def bones(self) -> tuple[Tensor, Stream]:
-        """What `sample_clips` makes the stream of: the other end [V] of each joint's bone, and the kind of difference."""
+        """Arguments of `sample_clips` for the stream: the other end [V] of each joint's bone, and the kind of difference."""
         parents = torch.tensor(self.store.layout.parents)
         above = parents[parents]
-        skip = torch.where(parents == above, torch.arange(len(parents)), above)  # the root's children have no parent's parent
+        skip = torch.where(parents == above, torch.arange(len(parents)), above)  # the root's children have no grandparent
         if self.stream == "skip_bone":
             return skip, "bone"
         if self.stream == "skip_bone_motion":
@@ -133,32 +133,32 @@ class ClipSampler:
 
 
 def resident(sampler: ClipSampler, device: torch.device) -> tuple[ClipSampler, str]:
-    """The sampler with its recordings on `device` where they fit, and one sentence that says where they are."""
+    """Moves the recordings to `device` if they fit; returns the sampler and a sentence that says where they are."""
     size = sampler.store.frames.nbytes
     if device.type != "cuda":
         return sampler, f"{size / 1e6:.0f} MB of recordings in host memory"
     free, _ = torch.cuda.mem_get_info(device)
     if sampler.pipeline == "frames":
-        return sampler, "recordings in host memory and batches made ahead: this pipeline draws on the host"
+        return sampler, "recordings in host memory, batches prefetched (this pipeline samples on the host)"
     if size > DEVICE_SHARE * free:
-        where = f"{size / 1e9:.1f} GB of recordings are more than half of the {free / 1e9:.1f} GB that are free on {device}"
-        return sampler, f"{where}: they stay in host memory, and batches are made ahead"
+        where = f"{size / 1e9:.1f} GB of recordings exceed half of the {free / 1e9:.1f} GB of free memory of {device}"
+        return sampler, f"{where}: kept in host memory, batches prefetched"
     return replace(sampler, store=sampler.store.on(device)), f"{size / 1e6:.0f} MB of recordings in the memory of {device}"
 
 
 def training_batches(
     sampler: ClipSampler, batches: Iterable[tuple[Tensor, int]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Clips on `device` for each (indices, step): (clips, indices, step).
+    """Yields (clips on `device`, indices, step) for each (indices, step).
 
-    Where recordings lie in host memory and the network does not, the next batch is made and copied while this one trains.
+    If the recordings are in host memory and the network is not, the next batch is prefetched while this one trains.
     """
     if device.type == "cpu" or sampler.store.frames.device == device:
         for chosen, step in batches:
             yield sampler.training(chosen, step), chosen, step
         return
     on_gpu: dict[str, Any] = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}
-    with ThreadPoolExecutor(1, **on_gpu) as aside:  # a thread's current device is its own
+    with ThreadPoolExecutor(1, **on_gpu) as aside:  # the current CUDA device is per thread
         ahead = None
         for chosen, step in batches:
             coming = (aside.submit(_copied, sampler, chosen, step, device), chosen, step)
@@ -175,12 +175,12 @@ def _copied(sampler: ClipSampler, chosen: Tensor, step: int, device: torch.devic
 
 
 def mean_motion(sampler: ClipSampler, clips: Tensor, *, batch: int = 256) -> Tensor:
-    """[C, T, V, M]: mean of the training clips as the network sees them, in the stream's own space.
+    """[C, T, V, M]: mean network input over the training clips, in the space of the stream.
 
-    One training view of every clip whose view is finite; the same clips and seed give the same mean.
+    Averages one training view of every clip, ignoring non-finite ones; deterministic for the same clips and seed.
 
     Raises:
-        DataError: no clip is finite.
+        DataError: all clips are non-finite.
     """
     parts, finite = [], 0
     for step, part in enumerate(clips.split(batch)):
@@ -189,5 +189,5 @@ def mean_motion(sampler: ClipSampler, clips: Tensor, *, batch: int = 256) -> Ten
         parts.append((views if good.all() else views[good]).sum(0))
         finite += int(good.sum())
     if not finite:
-        raise DataError(f"none of the {len(clips)} training clips is finite, so they have no mean motion; prepare the data again")
+        raise DataError(f"all {len(clips)} training clips are non-finite, so there is no mean motion; prepare the data again")
     return (torch.stack(parts).sum(0) / finite).to(sampler.store.frames)

@@ -1,11 +1,11 @@
-"""A prepared data set on disk: one folder that `python -m shapmix.prepare` writes whole or not at all.
+"""A prepared data set (store) on disk: a folder that `python -m shapmix.prepare` writes atomically.
 
-- `frames.npy`: [F, M, V, C] float32 or float16, the valid frames of all recordings, one after the other;
-- `store.json`: names, labels, lengths, checksums and numbers of the recordings, splits, classes, where it all came from;
+- `frames.npy`: [F, M, V, C] float32 or float16, the concatenated valid frames of all recordings;
+- `store.json`: names, labels, lengths, checksums and numbers of the recordings, splits, classes, provenance;
 - `layout.toml`: the skeleton.
 
-All three are formats that other tools read, and none of them can run code. `frames.npy` is mapped into memory, so that a store
-of any size opens at once.
+All three are common formats that cannot execute code. `frames.npy` is memory-mapped, so opening a store does not depend on its
+size.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ COLUMNS = ("name", "label", "length", "crc32", *NUMBERS)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A store that was opened.
+    """An open store.
 
     Attributes:
-        clips: the recordings, their frames mapped into memory.
-        numbers: [n] int64 of `camera`, `subject`, `setup` and `replication`; 0 where the source did not say.
-        splits: indices [k] int64 of the lists that the source brought along, by name.
-        source: format, files and their hashes, recordings that were left out.
+        clips: the recordings, with memory-mapped frames.
+        numbers: [n] int64 of `camera`, `subject`, `setup` and `replication`; 0 if unknown.
+        splits: indices [k] int64 of the lists of the source, by name.
+        source: format, files with their hashes, and skipped recordings.
     """
 
     clips: ClipStore
@@ -62,14 +62,14 @@ def open_store(folder: str | Path) -> Prepared:
     """Opens a store without reading its frames.
 
     Raises:
-        DataError: no store, an unfinished one, or files that do not fit together.
+        DataError: not a store, an incomplete store, or inconsistent files.
     """
     folder = Path(folder)
     index = read_index(folder)
     try:
         mapped = np.lib.format.open_memmap(folder / FRAMES, mode="c")
         layout = parse_layout(layout_text(folder / LAYOUT), where=str(folder / LAYOUT))
-    except Exception as error:  # NumPy has many words for a damaged file
+    except Exception as error:  # NumPy raises many types of error for a damaged file
         raise DataError(f"{folder}: damaged store ({error}); prepare it again") from error
     clips = index["clips"]
     lengths = np.asarray(clips["length"], dtype=np.int64)
@@ -77,7 +77,7 @@ def open_store(folder: str | Path) -> Prepared:
         raise DataError(f"{folder}: {FRAMES} is {list(mapped.shape)}, not [frames, people, joints, coordinates]; prepare it again")
     if list(mapped.shape[:1]) != [int(lengths.sum())] or str(mapped.dtype) != index["dtype"]:
         raise DataError(
-            f"{folder}: {FRAMES} holds {len(mapped)} frames of {mapped.dtype}, {INDEX} speaks of {lengths.sum()} of "
+            f"{folder}: {FRAMES} contains {len(mapped)} frames of {mapped.dtype}, {INDEX} expects {lengths.sum()} of "
             f"{index['dtype']}; prepare it again"
         )
     frames = torch.from_numpy(mapped)
@@ -100,27 +100,27 @@ def open_store(folder: str | Path) -> Prepared:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The content of `store.json`.
+    """Reads and validates `store.json`.
 
     Raises:
-        DataError: none, unreadable, of another version, or columns that do not match.
+        DataError: missing, unreadable, a different version, or inconsistent columns.
     """
     path = folder / INDEX
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if not there:
+    if not exists:
         raise DataError(f"{folder}: not a prepared data set (no {INDEX}); make one with python -m shapmix.prepare")
     index = parse_json(read_file(path, LARGEST_TABLE), str(path), AGAIN)
     if not isinstance(index, dict) or type(index.get("version")) is not int or index["version"] != VERSION:
-        raise DataError(f"{path}: not of version {VERSION}; {AGAIN} with this version of shapmix")
+        raise DataError(f"{path}: the format version is not {VERSION}; {AGAIN} with this version of shapmix")
     _check_index(path, index)
     return index
 
 
 def _check_index(path: Path, index: dict[str, Any]) -> None:
-    """Every value is of its kind and within its bounds, so that whoever reads the index can rely on it."""
+    """Checks the type and range of every value, so that users of the index can rely on it."""
 
     def fail(reason: str) -> NoReturn:
         raise DataError(f"{path}: {reason}; {AGAIN}")
@@ -136,37 +136,37 @@ def _check_index(path: Path, index: dict[str, Any]) -> None:
     for name in names:
         check_name(name, "class", str(path))
     if len(set(names)) != len(names):
-        fail("two classes have one name")
+        fail("duplicate class name")
     clips = index["clips"]
     for column in COLUMNS:
         if not isinstance(clips.get(column), list):
-            fail(f"has no column '{column}'")
+            fail(f"column '{column}' is missing")
     count = len(clips["name"])
     if not 1 <= count <= MOST_CLIPS or any(len(clips[column]) != count for column in COLUMNS):
-        fail(f"its columns do not match, or do not hold 1 to {MOST_CLIPS} recordings")
+        fail(f"columns of different lengths, or not 1 to {MOST_CLIPS} recordings")
     for name in clips["name"]:
         check_name(name, "recording", str(path))
     if len(set(clips["name"])) != count:
-        fail("two recordings have one name")
+        fail("duplicate recording name")
     bounds = {"label": (0, len(names)), "length": (1, 1 << 40), "crc32": (0, 1 << 32)}
     for column in COLUMNS[1:]:
         low, high = bounds.get(column, (0, 1 << 63))
-        if not _whole(clips[column], low, high):
-            fail(f"column '{column}' holds what is not a whole number from {low} to {high - 1}")
+        if not _are_integers(clips[column], low, high):
+            fail(f"column '{column}' contains a value that is not an integer from {low} to {high - 1}")
     if len(index["splits"]) > MOST_SPLITS:
-        fail(f"{len(index['splits'])} splits; there are at most {MOST_SPLITS}")
+        fail(f"{len(index['splits'])} splits; the limit is {MOST_SPLITS}")
     for split, rows in index["splits"].items():
-        if not isinstance(rows, list) or not _whole(rows, 0, count) or len(set(rows)) != len(rows):
-            fail(f"split {show(split)} is not a list of different recordings")
+        if not isinstance(rows, list) or not _are_integers(rows, 0, count) or len(set(rows)) != len(rows):
+            fail(f"split {show(split)} is not a list of distinct recordings")
 
 
-def _whole(values: list[Any], low: int, high: int) -> bool:
-    """Whether all are whole numbers from `low` to `high` (exclusive); a boolean is none."""
+def _are_integers(values: list[Any], low: int, high: int) -> bool:
+    """Whether all values are integers from `low` to `high` (exclusive); booleans are rejected."""
     return set(map(type, values)) <= {int} and (not values or (min(values) >= low and max(values) < high))
 
 
 def damaged_clips(folder: str | Path) -> Iterator[tuple[str, str]]:
-    """Reads every frame of a store; yields (name, reason) of each recording whose checksum is wrong.
+    """Verifies every frame of a store; yields (name, reason) for each recording with a wrong checksum.
 
     Raises:
         DataError: as `open_store`.
@@ -180,4 +180,4 @@ def damaged_clips(folder: str | Path) -> Iterator[tuple[str, str]]:
         found = zlib.crc32(np.ascontiguousarray(frames[begin : begin + length]).data)
         begin += length
         if found != expected:
-            yield name, f"checksum {found:08x} instead of {expected:08x}"
+            yield name, f"checksum {found:08x}, expected {expected:08x}"

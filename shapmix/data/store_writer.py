@@ -1,4 +1,4 @@
-"""Writes a data set as a store, recording by recording, so that a stopped conversion resumes."""
+"""Writer of stores: converts a data set recording by recording; an interrupted conversion resumes."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ log = logging.getLogger("shapmix")
 
 JOURNAL, ORIGIN = "clips.jsonl", "origin.json"
 
-CUT_OFF = re.compile(rf"({re.escape(ORIGIN)}|{re.escape(INDEX)})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}")  # names of `whole_file`
+TEMPORARY = re.compile(rf"({re.escape(ORIGIN)}|{re.escape(INDEX)})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}")  # temporary files
 
-OF_A_SCORE = 1.0  # a pose estimator's score is at most this ...
+OF_A_SCORE = 1.0  # the highest confidence score
 
-OF_PIXELS = 20.0  # ... and coordinates in metres or of a normalised picture stay below this
+OF_PIXELS = 20.0  # coordinates in metres or of a normalised image are smaller
 
-HASHED_ONE_BY_ONE = 16
+HASHED_ONE_BY_ONE = 16  # source files; more get one combined hash
 
 
 class PrepareError(RuntimeError):
-    """A store that cannot be made; the message says why and what to do."""
+    """A store cannot be written; the message says why and what to do."""
 
 
 def prepare(
@@ -56,14 +56,14 @@ def prepare(
     skip_damaged: bool = False,
     workers: int = 2,
 ) -> None:
-    """Writes the recordings of `source`, in its order, as the store `out`, which must not exist.
+    """Converts `source`, in its order, to the store `out`, which must not exist.
 
-    `depth` says that the third coordinate is one, where it looks like the score of a pose's estimator.
+    `depth` confirms that the third coordinate is a depth even if it looks like a confidence score.
 
     Raises:
-        DataError: a damaged recording (unless they are skipped), or names that repeat.
-        PrepareError: `out` exists, another process writes it, its `.partial` is not of this command, the third coordinate looks
-            like a score, or the disk is full.
+        DataError: a damaged recording (unless `skip_damaged`), or duplicate names.
+        PrepareError: `out` exists, another process writes it, its `.partial` was not created by this command, the third
+            coordinate looks like a score, or the disk is full.
     """
     if os.path.lexists(out):
         raise PrepareError(f"{out} exists; give another folder, or remove it (--check verifies a store)")
@@ -76,19 +76,19 @@ def prepare(
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with only_writer(partial, out.with_name(f"{out.name}.lock")):
-            if os.path.lexists(out):  # another process has just finished
+            if os.path.lexists(out):  # another process has finished meanwhile
                 raise PrepareError(f"{out} exists; give another folder, or remove it")
             _check_own(partial)
             origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged}
             rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
-                looks = None if depth or source.scores else _asks_for_scores
-                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, looks)
+                refuse = None if depth or source.scores else _reject_undeclared_scores
+                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, refuse)
                 index = _index(source, rows, dtype, hashes.result())
             (partial / LAYOUT).write_text(text, encoding="utf-8")
             write_whole(partial / INDEX, json.dumps(index))
-            for name in (JOURNAL, ORIGIN):  # with the index, a folder without its origin is known as one's own
+            for name in (JOURNAL, ORIGIN):  # the index identifies the folder from here on
                 (partial / name).unlink()
             sync_folder(partial)
             partial.rename(out)
@@ -97,39 +97,45 @@ def prepare(
         raise PrepareError(str(error)) from None
     except OSError as error:
         reason = f"{error.filename or partial}: {error.strerror or error}"
-        raise PrepareError(f"{reason}; mend it and repeat the command, which goes on from here") from error
-    _tell_empty_classes(index)
+        raise PrepareError(f"{reason}; fix the cause and repeat the command, which resumes here") from error
+    _log_summary(out, layout, index)
+
+
+def _log_summary(out: Path, layout: Layout, index: Mapping[str, Any]) -> None:
+    _warn_of_empty_classes(index)
     damaged = index["source"]["damaged"]
     for entry in damaged:
-        log.warning("left out: %s", entry["reason"])
+        log.warning("skipped: %s", entry["reason"])
     log.info(
         "%s: %d recordings of %d classes, %d frames, layout %s%s",
         out,
         len(index["clips"]["name"]),
-        len(source.class_names),
+        len(index["class_names"]),
         sum(index["clips"]["length"]),
         layout.name,
-        f"; {len(damaged)} damaged ones left out" if damaged else "",
+        f"; {len(damaged)} damaged recordings skipped" if damaged else "",
     )
 
 
 def _check_source(source: Source) -> None:
     if not 1 <= len(source.names) <= MOST_CLIPS:
-        raise DataError(f"{_place(source)}: holds {'no' if not source.names else len(source.names)} recordings")
+        raise DataError(
+            f"{_place(source)}: contains {'no' if not source.names else len(source.names)} recordings; the limit is {MOST_CLIPS}"
+        )
     if len(source.class_names) > MOST_CLASSES:
-        raise DataError(f"{_place(source)}: {len(source.class_names)} classes; there are at most {MOST_CLASSES}")
+        raise DataError(f"{_place(source)}: {len(source.class_names)} classes; the limit is {MOST_CLASSES}")
     for what, texts in (("class", source.class_names), ("recording", source.names), ("list", source.splits)):
         for text in texts:
             check_name(text, what, _place(source))
     seen: set[str] = set()
     for name in source.names:
         if name in seen:
-            raise DataError(f"{_place(source)}: two recordings have the name '{name}'; rename one")
+            raise DataError(f"{_place(source)}: two recordings are named '{name}'; rename one")
         seen.add(name)
     for split, names in source.splits.items():
         for name in names:
             if name not in seen:
-                raise DataError(f"{_place(source)}: split '{split}' lists '{name}', which is no recording; correct the list")
+                raise DataError(f"{_place(source)}: split '{split}' lists '{name}', which is not a recording; correct the list")
 
 
 def _place(source: Source) -> str:
@@ -137,24 +143,24 @@ def _place(source: Source) -> str:
 
 
 def _check_own(partial: Path) -> None:
-    """Refuses a folder that this command did not begin, as what lies in it would be overwritten; removes files that were cut off.
+    """Rejects a folder that this command did not create, since its content would be overwritten; removes leftover temporary files.
 
-    A run writes its origin first, and the index before it takes the origin away.
+    A run writes the origin first, and writes the index before it deletes the origin.
     """
     found = sorted(partial.iterdir())
-    cut_off = [path for path in found if CUT_OFF.fullmatch(path.name)]
-    own = {JOURNAL, ORIGIN, FRAMES, INDEX, LAYOUT, *(path.name for path in cut_off)}
+    temporary = [path for path in found if TEMPORARY.fullmatch(path.name)]
+    own = {JOURNAL, ORIGIN, FRAMES, INDEX, LAYOUT, *(path.name for path in temporary)}
     foreign = [path.name for path in found if path.name not in own or path.is_symlink() or not path.is_file()]
-    begun = len(found) == len(cut_off) or any(_is_own(partial / name) for name in (ORIGIN, INDEX))
+    begun = len(found) == len(temporary) or any(_is_own(partial / name) for name in (ORIGIN, INDEX))
     if foreign or not begun:
         named = foreign[0] if foreign else found[0].name
-        raise PrepareError(f"{partial} is not of this command: it holds '{named}'; move it away or give another OUT")
-    for path in cut_off:
+        raise PrepareError(f"{partial} was not created by this command: it contains '{named}'; move it away or give another OUT")
+    for path in temporary:
         path.unlink()
 
 
 def _is_own(path: Path) -> bool:
-    """Whether an origin or an index was written by this command."""
+    """Whether an origin or index file was written by this command."""
     try:
         content = parse_json(read_file(path, LARGEST_TABLE), str(path), "")
     except DataError:
@@ -163,7 +169,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _origin(source: Source) -> dict[str, Any]:
-    """What a store came from, as far as it is known before anything is read: the same for a run that goes on."""
+    """Identifies the source before anything is read; an interrupted run with the same origin resumes."""
     digest = hashlib.sha256("\n".join(source.names).encode())
     for file in source.files:
         status = file.stat()
@@ -177,14 +183,14 @@ def _origin(source: Source) -> dict[str, Any]:
 
 
 def _resumed(partial: Path, origin: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The journal's lines of an earlier run from the same source with the same options; otherwise the folder is emptied."""
+    """Journal entries of an interrupted run with the same source and options; otherwise the folder is emptied."""
     try:
         same = parse_json(read_file(partial / ORIGIN, LARGEST_TABLE), ORIGIN, "") == origin
     except DataError:
         same = False
     if not same:
         if (partial / JOURNAL).exists():
-            log.info("%s: of another source or other options; starting again", partial)
+            log.info("%s: the source or the options have changed; starting over", partial)
         for name in (JOURNAL, FRAMES, INDEX, LAYOUT):
             (partial / name).unlink(missing_ok=True)
         write_whole(partial / ORIGIN, json.dumps(origin))
@@ -194,7 +200,7 @@ def _resumed(partial: Path, origin: dict[str, Any], names: Sequence[str]) -> lis
     for line in journal.read_bytes().splitlines() if journal.exists() else []:
         try:
             row = parse_json(line, JOURNAL, "")
-        except DataError:  # the last line of a run that was killed
+        except DataError:  # the truncated last line of a killed run
             break
         if not _is_row(row) or len(rows) == len(names) or row["name"] != names[len(rows)]:
             break
@@ -203,7 +209,7 @@ def _resumed(partial: Path, origin: dict[str, Any], names: Sequence[str]) -> lis
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a line of the journal tells of a recording that is whole or of a damaged one."""
+    """Whether a journal entry is valid, for a complete or a damaged recording."""
     if not isinstance(row, dict):
         return False
     if "length" not in row:
@@ -222,9 +228,9 @@ def _convert(
     workers: int,
     refuse: Callable[[Source, str, np.ndarray], None] | None,
 ) -> None:
-    """Appends the recordings behind the last of `rows` to the frames, and to `rows`."""
+    """Converts the recordings after the last of `rows`; appends them to the frames and to `rows`."""
     with (partial / FRAMES).open("a+b") as frames, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
-        shape = _cut_to(frames, rows, dtype)
+        shape = _truncate(frames, rows, dtype)
         for row in rows:
             journal.write(json.dumps(row) + "\n")
         journal.flush()
@@ -242,7 +248,7 @@ def _convert(
                 joints = _fitted(name, recording, layout, len(source.class_names), shape, dtype)
             except DataError as error:
                 if not skip_damaged:
-                    raise DataError(f"{error} (--skip-damaged leaves such recordings out)") from error
+                    raise DataError(f"{error} (--skip-damaged skips such recordings)") from error
                 row = {"name": name, "damaged": str(error)}
             else:
                 if refuse is not None:
@@ -265,7 +271,7 @@ def _convert(
 
 
 def _in_order(source: Source, first: int, workers: int) -> Iterator[Future[Recording]]:
-    """Recordings from `first` on, read by several threads a little ahead, so that memory holds a few at a time."""
+    """Recordings from `first` on, prefetched by several threads; only a few are in memory at a time."""
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[Recording]] = deque()
         try:
@@ -283,10 +289,10 @@ def _in_order(source: Source, first: int, workers: int) -> Iterator[Future[Recor
 def _fitted(
     name: str, recording: Recording, layout: Layout, num_classes: int, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
-    """[T, M, V, C] of the store's shape and type, or a DataError that says what does not fit."""
+    """[T, M, V, C] padded and cast to the store's shape and type; DataError if the recording does not match."""
     joints = recording.joints
     if joints.ndim != 4 or len(joints) == 0:
-        raise DataError(f"recording '{name}': shape {list(joints.shape)}, not [frames, people, joints, coordinates]")
+        raise DataError(f"recording '{name}': has shape {list(joints.shape)}, expected [frames, people, joints, coordinates]")
     if joints.shape[2] != layout.num_joints:
         raise DataError(f"recording '{name}': {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}")
     if not 0 <= recording.label < num_classes:
@@ -301,14 +307,14 @@ def _fitted(
     if not np.isfinite(fitted).all():
         frame, person, joint, _ = np.argwhere(~np.isfinite(fitted))[0]
         raise DataError(
-            f"recording '{name}': frame {frame}, person {person}, joint '{layout.joints[joint]}' has a coordinate that is not "
-            f"finite{' in float16' if np.isfinite(joints).all() else ''}; repair or remove the recording"
+            f"recording '{name}': frame {frame}, person {person}, joint '{layout.joints[joint]}' has a non-finite "
+            f"coordinate{' in float16' if np.isfinite(joints).all() else ''}; repair or remove the recording"
         )
     return fitted
 
 
-def _asks_for_scores(source: Source, name: str, joints: np.ndarray) -> None:
-    """Stops at a third coordinate from 0 to 1 beside pixels: a score that is taken for a depth would be turned as one."""
+def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> None:
+    """Rejects a third coordinate from 0 to 1 beside pixels: a score taken for a depth would be rotated."""
     if joints.shape[3] != 3:
         return
     third = joints[..., 2]
@@ -320,26 +326,26 @@ def _asks_for_scores(source: Source, name: str, joints: np.ndarray) -> None:
     elif isinstance(source, Pyskl):
         scores = "write it as 'keypoint_score'"
     else:
-        scores = "write the data in the plain form and give --scores"
+        scores = "write the data in the plain format and give --scores"
     raise PrepareError(
-        f"recording '{name}': the third coordinate lies from 0 to 1 and the others reach {reach:.0f}, as the score of a pose's "
-        f"estimator beside pixels does; if it is one, {scores}; if it is a depth, give --depth"
+        f"recording '{name}': the third coordinate is from 0 to 1 and the others reach {reach:.0f}, which looks like a "
+        f"confidence score beside pixels. If it is a score, {scores}; if it is a depth, give --depth"
     )
 
 
-def _tell_empty_classes(index: Mapping[str, Any]) -> None:
-    """Logs which classes have no recording: training asks for one of each."""
+def _warn_of_empty_classes(index: Mapping[str, Any]) -> None:
+    """Logs the classes without recordings, since training requires at least one per class."""
     labels, names = set(index["clips"]["label"]), index["class_names"]
     empty = [names[label] for label in range(len(names)) if label not in labels]
     if not empty:
         return
     shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
-    first = "; labels start at 1, classes are numbered from 0" if names[0] == "0" and empty[0] == "0" else ""
+    first = "; labels start at 1, but classes are numbered from 0" if names[0] == "0" and empty[0] == "0" else ""
     log.warning("%d of %d classes have no recording: %s%s", len(empty), len(names), shown, first)
 
 
-def _cut_to(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tuple[int, ...] | None:
-    """Cuts the frames behind the last recording of the journal that is whole in both; returns [M, V, C] where it is known."""
+def _truncate(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tuple[int, ...] | None:
+    """Truncates frames and journal after the last recording that is complete in both; returns [M, V, C] if known."""
     frames.seek(0, os.SEEK_END)
     written = frames.tell()
     if written == 0 or not any("length" in row for row in rows):
@@ -351,7 +357,7 @@ def _cut_to(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tu
         np.lib.format.read_magic(frames)
         (_, *shape), _, found = np.lib.format.read_array_header_1_0(frames)
         if found != dtype or len(shape) != 3 or min(shape) < 1:
-            raise ValueError("not a header of this command")
+            raise ValueError("not a header written by this command")
     except ValueError:
         rows.clear()
         frames.truncate(0)
@@ -368,12 +374,12 @@ def _cut_to(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tu
     frames.truncate(end)
     frames.seek(end)
     if rows:
-        log.info("going on behind '%s', recording %d", rows[-1]["name"], len(rows))
+        log.info("resuming after '%s', recording %d", rows[-1]["name"], len(rows))
     return tuple(shape)
 
 
 def _header(num_frames: int, shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """Of frames.npy; NumPy leaves room in it for the number of frames to grow, so that it can be written again in place."""
+    """Header of frames.npy; NumPy reserves space for the number of frames to grow, so it can be rewritten in place."""
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (num_frames, *shape)}
     np.lib.format.write_array_header_1_0(header, described)
@@ -381,7 +387,7 @@ def _header(num_frames: int, shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of each source file; of many files one line for all, in their order."""
+    """Name, size and SHA-256 of each source file; a single combined entry if there are many files."""
     found = []
     for file in files:
         digest = hashlib.sha256()
@@ -397,8 +403,8 @@ def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[dict[str, Any]]) -> dict[str, Any]:
-    whole = [row for row in rows if "length" in row]
-    place = {row["name"]: at for at, row in enumerate(whole)}
+    complete = [row for row in rows if "length" in row]
+    place = {row["name"]: at for at, row in enumerate(complete)}
     return {
         "version": VERSION,
         "shapmix": shapmix.__version__,
@@ -411,5 +417,5 @@ def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[
             "files": hashes,
             "damaged": [{"name": row["name"], "reason": row["damaged"]} for row in rows if "damaged" in row],
         },
-        "clips": {column: [row[column] for row in whole] for column in COLUMNS},
+        "clips": {column: [row[column] for row in complete] for column in COLUMNS},
     }

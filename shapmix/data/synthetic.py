@@ -1,10 +1,9 @@
-"""The embedded data set: people who move by forward kinematics, in classes that known body parts define.
+"""The built-in synthetic data set: forward kinematics of people, with classes defined by known body parts.
 
-A class is a conjunction: one given motion in each of its one or two defining parts, with everything else drawn
-independently of the class. Classes come in blocks that cross two motions of both defining parts (2 x 2), so
-a single defining part never tells the class: in its block, another class agrees on all other parts. The other parts
-make idle motions that no class is defined by. Head motions stand for the trunk, because a motion of the spine would carry
-the shoulders along and give the class away through the arms.
+A class is a conjunction: a given motion in each of its one or two defining parts, with everything else drawn independently of
+the class. Classes come in blocks that cross two motions of both defining parts (2 x 2), so a single defining part never identifies
+the class: another class of the block agrees on all other parts. The other parts perform idle motions, which define no class. Head
+motions represent the trunk, because a motion of the spine would also move the shoulders and reveal the class through the arms.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PARTS = tuple(LAYOUT.parts)
 
 @dataclass(frozen=True)
 class Swing:
-    """One angle of a motion: hold + reach * sin(phase + lag), in degrees, about axis 0, 1, 2 (x, y, z) of the left side."""
+    """One angle of a motion: hold + reach * sin(phase + lag), in degrees, about axis 0, 1 or 2 (x, y, z) of the left side."""
 
     bone: str
     axis: int
@@ -39,7 +38,7 @@ class Swing:
     lag: float = 0.0
 
 
-# Bones are named by the joint they end in. On hanging limbs, -x swings forward and +z to the outside.
+# Bones are named after the joint they end in. For hanging limbs, -x swings forward and +z outward.
 MOTIONS: dict[str, dict[str, tuple[Swing, ...]]] = {
     "trunk": {
         "nod": (Swing("neck", 0, 26, 20), Swing("head", 0, 28, 24)),
@@ -76,7 +75,7 @@ IDLE: dict[str, dict[str, tuple[Swing, ...]]] = {
         "perch": (Swing("knee", 0, -35, 6), Swing("ankle", 0, 50, 8)),
     },
 }
-# Each block crosses its parts' first two motions; a lone part has one class, with its third motion.
+# A block of two parts crosses their first two motions; a block of one part is one class with its third motion.
 BLOCKS: tuple[tuple[str, ...], ...] = (
     ("right_arm", "left_leg"),
     ("right_arm", "left_arm"),
@@ -91,7 +90,7 @@ BLOCKS: tuple[tuple[str, ...], ...] = (
 
 
 def _kind(part: str) -> str:
-    """`left_arm` -> `arm`: both sides share their motions, mirrored."""
+    """`left_arm` -> `arm`: both sides share their (mirrored) motions."""
     return part.split("_")[-1]
 
 
@@ -101,7 +100,7 @@ def _block_classes(block: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 CLASSES: tuple[dict[str, str], ...] = tuple(definition for block in BLOCKS for definition in _block_classes(block))
-"""Motion of each defining part, for every class: `{"right_arm": "wave", "left_leg": "kick"}`."""
+"""For every class, the motion of each defining part: `{"right_arm": "wave", "left_leg": "kick"}`."""
 
 
 def class_name(definition: dict[str, str]) -> str:
@@ -118,26 +117,28 @@ def make_synthetic(
     test_per_class: int = 20,
     seed: int = 0,
 ) -> Splits:
-    """A long-tailed training set with balanced validation and test sets of other subjects, on `ntu25` with M = 2.
+    """A long-tailed training set with balanced validation and test sets of different subjects, on `ntu25` with M = 2.
 
-    Clips have 30 to 150 frames in metres, centred on joint `spine_mid` of person 1 in their first frame; person 2 stands by,
-    idle, in a fifth of them and is zero elsewhere. Which class gets which size of the long-tailed profile is drawn from
-    the seed, so class ids are sorted neither by size nor by difficulty. Equal arguments give equal clips.
+    Clips have 30 to 150 frames in metres, centred on joint `spine_mid` of person 1 in the first frame; an idle bystander (person 2)
+    is present in a fifth of them and zero elsewhere. The sizes of the long-tailed profile are assigned to classes at random, so
+    class ids are sorted neither by size nor by difficulty. The clips are a deterministic function of the arguments.
 
     Args:
-        num_classes: 4, 8, 12 to 16, 20 or 24: whole blocks of classes, because a cut block would leave some defining part idle.
+        num_classes: 4, 8, 12 to 16, 20 or 24: complete blocks, because in a partial one a single part could identify the class.
         n_max: training clips of the largest class.
-        imbalance: largest class over smallest; 1 for a balanced training set.
-        val_per_class: validation clips of each class.
-        test_per_class: test clips of each class.
-        seed: of everything that is drawn.
+        imbalance: largest class / smallest class; 1 for a balanced training set.
+        val_per_class: validation clips per class.
+        test_per_class: test clips per class.
+        seed: of all random draws.
 
     Raises:
-        DataError: a number of classes that cuts a block, no validation or test clips, or an impossible profile.
+        DataError: a partial block of classes, no validation or test clips, or an invalid profile.
     """
     ends = np.cumsum([len(_block_classes(block)) for block in BLOCKS]).tolist()
     if num_classes not in ends:
-        raise DataError(f"num_classes is {num_classes}; classes come in blocks, so it must be one of {', '.join(map(str, ends))}")
+        raise DataError(
+            f"num_classes is {num_classes}; because classes come in blocks, it must be one of {', '.join(map(str, ends))}"
+        )
     if val_per_class < 1 or test_per_class < 1:
         raise DataError(f"val_per_class {val_per_class} and test_per_class {test_per_class} must be at least 1")
     profile = np.array(longtail_counts(num_classes, n_max, imbalance))
@@ -155,7 +156,7 @@ def make_synthetic(
         first = len(clips)
         for label, count in enumerate(counts.tolist()):
             for index in range(count):
-                # One stream a clip: a clip does not depend on how many others are made.
+                # One random stream per clip, so that a clip does not depend on the number of clips.
                 stream = np.random.SeedSequence(seed, spawn_key=(number, label, index))
                 subject = int(np.random.default_rng(stream).integers(len(bodies)))
                 clips.append(torch.from_numpy(make_clip(CLASSES[label], bodies[subject], stream)))
@@ -170,8 +171,8 @@ def make_synthetic(
 def make_clip(definition: dict[str, str], body: Body, stream: np.random.SeedSequence) -> np.ndarray:
     """[T, 2, V, 3] float32 clip of the class `definition`.
 
-    Each part, the scene and the noise draw from streams of their own: under one `stream`, another definition changes the
-    parts whose motion it changes and not a bit of the others.
+    Each part, the scene and the noise draw from separate random streams: with the same `stream`, changing the motion of one part
+    leaves the other parts bitwise identical.
     """
     scene_seed, noise_seed, bystander_seed, *part_seeds = stream.spawn(3 + len(PARTS))
     scene = np.random.default_rng(scene_seed)
@@ -194,7 +195,7 @@ def make_clip(definition: dict[str, str], body: Body, stream: np.random.SeedSequ
 
 
 def _bystander(num_frames: int, tempo: float, stream: np.random.SeedSequence) -> np.ndarray:
-    """[T, V, 3] metres: another person, of a body of their own, idle and about a metre to one side."""
+    """[T, V, 3] metres: an idle second person with different proportions, about a metre to one side."""
     scene_seed, *part_seeds = stream.spawn(1 + len(PARTS))
     scene = np.random.default_rng(scene_seed)
     aside = np.array([scene.choice([-1.0, 1.0]) * scene.uniform(0.8, 1.4), 0.0, scene.normal(0.0, 0.3)])
@@ -211,13 +212,13 @@ def _act(
     scene: np.random.Generator,
     part_seeds: list[np.random.SeedSequence],
 ) -> np.ndarray:
-    """[T, V, 3] metres: a person who makes the defining motions, and idle ones in every other part."""
+    """[T, V, 3] metres: a person performing the defining motions, and idle motions in every other part."""
     angles = np.zeros((num_frames, LAYOUT.num_joints, 3))
     for part, seed in zip(PARTS, part_seeds, strict=True):
         _animate(angles, part, definition.get(part), tempo, np.random.default_rng(seed))
     seconds = np.arange(num_frames) / FRAMES_PER_SECOND
     angles[:, JOINT["pelvis"], 1] = scene.normal(0.0, 0.15)
-    for axis in (0, 2):  # leaning carries trunk and arms along
+    for axis in (0, 2):  # leaning moves trunk and arms together
         angles[:, JOINT["spine_shoulder"], axis] = np.radians(scene.normal(0, 3)) + np.radians(3) * _wander(seconds, scene)
     drift = scene.normal(0.0, [0.05, 0.0, 0.05]) * seconds[:, None]
     drift[:, 1] += 0.01 * _wander(seconds, scene)
@@ -227,7 +228,7 @@ def _act(
 
 
 def _wander(seconds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[T] slow sine of random rate and phase."""
+    """[T] slow sine of random frequency and phase."""
     wave: np.ndarray = np.sin(2 * np.pi * (rng.uniform(0.1, 0.5) * seconds + rng.random()))
     return wave
 
@@ -243,7 +244,7 @@ def _animate(angles: np.ndarray, part: str, motion: str | None, tempo: float, rn
 
     num_frames = len(angles)
     duration = num_frames / FRAMES_PER_SECOND
-    # Short clips still show one and a half cycles; otherwise their motion would be a pose.
+    # Short clips still contain 1.5 cycles; otherwise the motion would degenerate to a pose.
     cycles = max(tempo * rng.uniform(0.7, 1.3) * duration, 1.5)
     time = np.linspace(0.0, 1.0, num_frames)
     phase = 2 * np.pi * (cycles * time + rng.random())
@@ -258,5 +259,5 @@ def _animate(angles: np.ndarray, part: str, motion: str | None, tempo: float, rn
 
 
 def _generator(seed: int, split: int, subject: int) -> np.random.Generator:
-    """The stream of a subject; four keys keep it apart from the clips' streams, which have three."""
+    """Random generator of a subject; its four-element key keeps it distinct from the clips' streams, which have three."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(split, subject, 0, 1)))

@@ -90,7 +90,7 @@ def test_empty_classes_are_left_out_and_named(choice: str, tmp_path: Path, caplo
             before = found.clips.names.index(splits.store.names[clip])
             assert kept[splits.store.class_names[int(splits.store.labels[clip])]] == GAPS[before][0]
             assert torch.equal(splits.store.clip(clip), found.clips.clip(before))
-    assert f"{6 - len(kept)} of 6 classes have no training clip and are left out" in caplog.text
+    assert f"{6 - len(kept)} of 6 classes have no training clips and are dropped" in caplog.text
     assert "'c' (1 validation, 1 test clips)" in caplog.text
     assert "'f' (0 validation, 1 test clips)" in caplog.text
     assert "'a'" not in caplog.text
@@ -124,7 +124,7 @@ def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: p
         ([("a", split) for split in ["train"] * 6 + ["val", "test"]], [], "one class, 'a'; a classifier needs at least two"),
         ([("a", "train"), ("a", "test"), ("b", "test")] * 4, ["--drop-empty-classes"], "one class, 'a'"),
         ([("a", "train"), ("b", "train"), ("a", "test")], [], "no validation clips"),
-        ([("a", "train"), ("b", "train")] * 4, [], "the store has the list train but none to test on"),
+        ([("a", "train"), ("b", "train")] * 4, [], "the store has the list train but no test list"),
         ([("a", "train"), ("b", "train"), ("a", "test")] * 4, ["--min-frames", "100"], "no training clips of at least 100 frames"),
     ],
 )
@@ -147,9 +147,9 @@ def test_lists_are_protocols_in_pairs() -> None:
         assert {rows[clip][1] for clip in [*splits.train.tolist(), *splits.val.tolist()]} == {"train"}
         assert len(splits.val)
     for protocol, message in (
-        ("train", "'train' is unknown; this store takes train/val"),
+        ("train", "unknown protocol 'train'; this store supports train/val"),
         ("train/tset", r"has no list 'tset'; its lists are other, train, val"),
-        ("train/train", "'train' both trains and tests"),
+        ("train/train", "'train' is both training and test list"),
     ):
         with pytest.raises(DataError, match=message):
             store_splits(found, protocol=protocol)
@@ -165,10 +165,10 @@ def test_a_store_with_its_own_validation_list_uses_it_by_name_too() -> None:
 def test_lists_that_share_clips_are_refused() -> None:
     found = prepared([(label, split) for label in (0, 1) for split in ["train"] * 5 + ["val", "test"]], ["a", "b"])
     both = {**found.splits, "test": torch.cat([found.splits["test"], found.splits["train"][:2]])}
-    with pytest.raises(DataError, match=r"2 training clips are test clips too, such as 'clip00'"):
+    with pytest.raises(DataError, match=r"2 training clips are also test clips, such as 'clip00'"):
         store_splits(Prepared(found.clips, found.numbers, both, {}))
     both = {**found.splits, "test": found.splits["val"]}
-    with pytest.raises(DataError, match=r"2 validation clips are test clips too, .*train/val"):
+    with pytest.raises(DataError, match=r"2 validation clips are also test clips, .*train/val"):
         store_splits(Prepared(found.clips, found.numbers, both, {}))
 
 
@@ -180,8 +180,8 @@ def test_lists_that_share_clips_are_refused() -> None:
         ({"labels": torch.tensor([0.0, 1.0, 1.0])}, r"labels must be \[n\] int64, not \[3\] float32"),
         ({"labels": torch.tensor([[0], [1], [1]])}, r"labels must be \[n\] int64, not \[3, 1\] int64"),
         ({"class_names": []}, r"the data has no classes"),
-        ({"class_names": ["a", "a"]}, r"two classes have the name 'a'"),
-        ({"names": ["x", "y", "x"]}, r"two clips have the name 'x'"),
+        ({"class_names": ["a", "a"]}, r"two classes are named 'a'"),
+        ({"names": ["x", "y", "x"]}, r"two clips are named 'x'"),
         ({"names": ["x", "y"]}, "2 names, 3 labels and 3 clips do not match"),
         ({"frames": torch.zeros(6, 1, 20, 3, dtype=torch.int64)}, "frames must be floating point, not int64"),
         ({"frames": torch.zeros(6, 0, 20, 3)}, r"frames must be .*, not \[6, 0, 20, 3\]"),
@@ -190,8 +190,8 @@ def test_lists_that_share_clips_are_refused() -> None:
         ({"offsets": torch.tensor([0.0, 2.0, 4.0, 6.0])}, r"offsets must be \[n \+ 1\] int64"),
         ({"offsets": torch.zeros(0, dtype=torch.int64)}, r"offsets must be \[n \+ 1\] int64"),
         ({"offsets": torch.tensor([0, 4, 2, 6])}, "clip 'y' has no frames"),
-        ({"offsets": torch.tensor([0, 2, 4, 5])}, "offsets run from 0 to 5, frames from 0 to 6"),
-        ({"frames": torch.full((6, 1, 20, 3), torch.nan)}, "clip 'x' has a coordinate that is not finite: frame 0, person 0"),
+        ({"offsets": torch.tensor([0, 2, 4, 5])}, "offsets run from 0 to 5, expected 0 to 6"),
+        ({"frames": torch.full((6, 1, 20, 3), torch.nan)}, "clip 'x' has a non-finite coordinate: frame 0, person 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -162,7 +162,7 @@ def test_only_three_coordinates_without_a_score_are_turned(pipeline: Pipeline) -
 
 @pytest.mark.parametrize("pipeline", ["crop", "frames"])
 def test_a_score_is_not_taken_for_a_coordinate(pipeline: Pipeline) -> None:
-    with pytest.raises(ValueError, match=f"pipeline '{pipeline}' would take the score .* take 'segments'"):
+    with pytest.raises(ValueError, match=f"pipeline '{pipeline}' would treat the confidence score .* choose 'segments'"):
         ClipSampler(pixels(3, scores=True), pipeline, "joint", 8)
 
 

@@ -106,9 +106,9 @@ def test_the_checksums_find_a_changed_number(tmp_path: Path, capsys: pytest.Capt
     [
         (lambda store: (store / INDEX).unlink(), "not a prepared data set"),
         (lambda store: (store / INDEX).write_text("{"), "not valid JSON"),
-        (lambda store: (store / INDEX).write_text('{"version": 0}'), "not of version 1"),
+        (lambda store: (store / INDEX).write_text('{"version": 0}'), "the format version is not 1"),
         (lambda store: (store / FRAMES).write_bytes((store / FRAMES).read_bytes()[:-4]), "damaged store"),
-        (lambda store: np.save(store / FRAMES, np.zeros((1, 1, 20, 3), np.float32)), "holds 1 frames of float32"),
+        (lambda store: np.save(store / FRAMES, np.zeros((1, 1, 20, 3), np.float32)), "contains 1 frames of float32"),
         (lambda store: (store / "layout.toml").write_text("name = 3"), "damaged store"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_damaged_recording_stops_or_is_listed(tmp_path: Path, capsys: pytest.C
     assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
     said = capsys.readouterr().err
     assert "clip000.npy: frame 0, person 0, joint 0 is not finite" in said
-    assert "--skip-damaged leaves such recordings out" in said
+    assert "--skip-damaged skips such recordings" in said
     assert not (tmp_path / "store").exists()
     found = make(folder, tmp_path / "store", "--skip-damaged")
     assert found.clips.names == ["clip001", "clip003"]
@@ -142,7 +142,7 @@ def test_a_damaged_recording_stops_or_is_listed(tmp_path: Path, capsys: pytest.C
         (np.ones((2, 3, 20, 3), np.float32), "3 people, the store has 1; give --people 3"),
         (np.ones((2, 1, 19, 3), np.float32), "19 joints, layout 'ucla20' has 20"),
         (np.ones((2, 1, 20, 2), np.float32), "2 coordinates, the first recording has 3"),
-        (np.full((2, 1, 20, 3), 1e5, np.float32), "joint 'hip_centre' has a coordinate that is not finite in float16"),
+        (np.full((2, 1, 20, 3), 1e5, np.float32), "joint 'hip_centre' has a non-finite coordinate in float16"),
     ],
 )
 def test_what_does_not_fit_is_named(change: np.ndarray, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_names_and_lists_are_checked_before_anything_is_written(tmp_path: Path, 
     with (folder / "labels.csv").open("a") as table:
         table.write("\nclip000,0")
     assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
-    assert "two recordings have the name 'clip000'" in capsys.readouterr().err
+    assert "two recordings are named 'clip000'" in capsys.readouterr().err
     assert not (tmp_path / "store.partial").exists()
 
 
@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     process = start(folder, out)
     said = process.communicate()[1]
     assert process.returncode == 0, said
-    assert "going on behind 'clip0" in said
+    assert "resuming after 'clip0" in said
     for name in (FRAMES, INDEX):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -253,7 +253,7 @@ def test_a_changed_source_starts_again(
     np.save(folder / "clip000.npy", written["clip000"] + 1)
     with caplog.at_level("INFO"):
         found = make(folder, tmp_path / "store")
-    assert "of another source or other options; starting again" in caplog.text
+    assert "the source or the options have changed; starting over" in caplog.text
     np.testing.assert_array_equal(found.clips.clip(0).numpy(), written["clip000"] + 1)
 
 
@@ -276,12 +276,12 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(tmp_path: Path) -> Non
     )
     said = process.communicate()[1]
     assert process.returncode == 1
-    assert "store.partial: File too large; mend it and repeat the command, which goes on from here" in said
+    assert "store.partial: File too large; fix the cause and repeat the command, which resumes here" in said
     assert not (tmp_path / "store").exists()
     process = start(folder, tmp_path / "store")
     said = process.communicate()[1]
     assert process.returncode == 0
-    assert "going on behind" in said
+    assert "resuming after" in said
     assert run(tmp_path / "store", "--check") == 0
 
 
@@ -371,8 +371,8 @@ def test_lists_of_the_store_are_protocols(tmp_path: Path) -> None:
     splits = store_splits(found)
     assert [len(rows) for rows in (splits.train, splits.val, splits.test)] == [8, 2, 2]
     for protocol, message in (
-        ("xsub", "goes by the subject, which the store does not know of 'clip000_0'"),
-        ("mine", "'mine' is unknown"),
+        ("xsub", "needs the subject, which is unknown for 'clip000_0'"),
+        ("mine", "unknown protocol 'mine'"),
     ):
         with pytest.raises(DataError, match=message):
             store_splits(found, protocol=protocol)

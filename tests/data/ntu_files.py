@@ -1,4 +1,4 @@
-"""Recordings as NTU RGB+D writes them."""
+"""Recordings in the format of NTU RGB+D."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def text_of(frames: list[list[tuple[int, np.ndarray]]], end: str = "\n") -> bytes:
-    """A recording's file: for each frame its bodies, (id, joints [25, 3])."""
+    """Text of a recording: for each frame its bodies, (id, joints [25, 3])."""
     lines = [str(len(frames))]
     for bodies in frames:
         lines.append(str(len(bodies)))
@@ -19,7 +19,7 @@ def text_of(frames: list[list[tuple[int, np.ndarray]]], end: str = "\n") -> byte
 
 
 def made(people: int, frames: int, seed: int = 0) -> list[list[tuple[int, np.ndarray]]]:
-    """Upright people who move."""
+    """Upright, moving people."""
     generator = np.random.default_rng(seed)
     base = generator.normal(size=(people, 25, 3)) * [0.2, 1.0, 0.2]
     return [

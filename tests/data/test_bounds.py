@@ -1,4 +1,4 @@
-"""Files that were made to harm, or damaged in odd ways: every reader ends soon, in little memory, and with a DataError."""
+"""Malicious and damaged files: every reader fails fast, in bounded memory, with a DataError."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(*arguments: object) -> int:
 
 
 def peak_of(code: str, *arguments: object) -> tuple[str, int]:
-    """What a process of its own printed, and by how many kB its memory grew after its imports."""
+    """Output of a subprocess, and the growth of its peak memory after the imports in kB."""
     program = (
         "import sys\nfrom pathlib import Path\n"
         "from shapmix.data.clips import DataError\nfrom shapmix.data.sources.find import find_source\n"
@@ -70,7 +70,7 @@ def peak_of(code: str, *arguments: object) -> tuple[str, int]:
 
 
 def xz_of_zeros(path: Path, name: str, megabytes: int, times: int) -> Path:
-    """A tar archive of files of zeros, packed to a seven-thousandth; streams of xz that follow one another are one."""
+    """A tar archive of zeros at a compression ratio of 7000; concatenated xz streams are one stream."""
     entry = tarfile.TarInfo(name)
     entry.size = megabytes << 20
     whole = lzma.compress(entry.tobuf(tarfile.USTAR_FORMAT) + bytes(entry.size), preset=0)
@@ -80,7 +80,7 @@ def xz_of_zeros(path: Path, name: str, megabytes: int, times: int) -> Path:
 
 def test_an_archive_that_unpacks_to_much_takes_little_memory(tmp_path: Path) -> None:
     said, grown = peak_of("find_source(Path(sys.argv[1]), 'nw_ucla')", xz_of_zeros(tmp_path / "one.tar.xz", f"{CLIP}.json", 200, 1))
-    assert "unpacks to 209715200 bytes; no recording has as many" in said
+    assert "unpacks to 209715200 bytes; the limit is" in said
     assert grown < 60_000
     said, grown = peak_of("find_source(Path(sys.argv[1]), 'nw_ucla')", xz_of_zeros(tmp_path / "many.tar.xz", "a.txt", 15, 10))
     assert "unpacks to more than 200 times its size" in said
@@ -104,7 +104,7 @@ def test_a_clip_of_an_npz_that_unpacks_to_much_is_refused(tmp_path: Path) -> Non
         np.lib.format.write_array_header_1_0(file, header)
         for _ in range(300):
             file.write(bytes(1 << 20))
-    with pytest.raises(DataError, match=r"unpacks to .* bytes; a clip has at most"):
+    with pytest.raises(DataError, match=r"unpacks to .* bytes; the limit for a clip is"):
         read_array(path)
 
 
@@ -112,7 +112,7 @@ def test_a_clip_of_an_npz_that_unpacks_to_much_is_refused(tmp_path: Path) -> Non
 
 
 def memo_tree(depth: int) -> list[bytes]:
-    """Opcodes of a tuple of two tuples of two ..., each once in the memo: few bytes, 2 ** depth leaves."""
+    """Opcodes of nested pairs, each memoised once: few bytes, 2 ** depth leaves."""
     steps = [b"K\x01\x94"]
     steps += [b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86\x94" for level in range(depth)]
     return steps
@@ -155,7 +155,7 @@ def test_a_pickle_of_deep_lists_is_no_data_set(content: bytes, tmp_path: Path) -
 
 
 def nested(depth: int = 60) -> Any:
-    """2 ** depth leaves, of a list a level."""
+    """Nested lists: one object per level, 2 ** depth leaves."""
     tree: Any = 1
     for _ in range(depth):
         tree = [tree, tree]
@@ -215,9 +215,9 @@ def test_a_pickle_of_torch_tensors_is_no_attack(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"annotations": [{"frame_dir": "a", "keypoint": torch.zeros(1, 4, 25, 3)}]}))
     with pytest.raises(DataError) as caught:
         find_source(path)
-    assert str(caught.value) == f"{path}: holds torch tensors; save NumPy arrays: x.numpy()"
+    assert str(caught.value) == f"{path}: contains torch tensors; save NumPy arrays: x.numpy()"
     torch.save({"annotations": []}, path)
-    with pytest.raises(DataError, match=r"what torch\.save or numpy\.savez writes; save NumPy arrays with pickle\.dump"):
+    with pytest.raises(DataError, match=r"the output of torch\.save or numpy\.savez; save NumPy arrays with pickle\.dump"):
         load_pickle(path)
 
 
@@ -227,7 +227,7 @@ def test_a_pickle_of_torch_tensors_is_no_attack(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[" * 100_000, "nested too deep"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"[" + b"[]," * 3_000_000 + b"[]]", "more than 2000000 lists"),
         (json.dumps(ucla_clip()).replace("0.1", "1" * 401, 1).encode(), r"frame 0, joint 0 is \[11.*not three numbers"),
         (json.dumps(ucla_clip()).replace("0.1", "1" * 5001, 1).encode(), "not valid JSON"),
@@ -272,17 +272,17 @@ def test_a_clip_of_ten_thousand_frames_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("name,label\na,1000000000\n", "'a': label 1000000000; classes are numbered from 0 and are at most 10000"),
+        ("name,label\na,1000000000\n", "'a': label 1000000000; class ids are 0 to 9999"),
         (f"name,label\na,{'9' * 5000}\n", "is not the name of a class"),
-        (f"name,label\na,{'9' * 900}\n", "at most 10000"),
+        (f"name,label\na,{'9' * 900}\n", "class ids are 0 to 9999"),
         ("name,label\na,0\n\x00,1\n", "control character"),
         ('name,label\na,"walk\nrun"\n', "class 'walk\\nrun' has a line break or another control character in its name; rename it"),
         ("name,label\na,walk\x1b[31m\n", "control character"),
         (f"name,label\n{'a' * 5000},1\n", "is not the name of a clip"),
-        (f"name,label\n{'a' * 900},1\n", "is no name of a file"),
+        (f"name,label\n{'a' * 900},1\n", "is not a valid file name"),
         (f"name,label,subject\na,1,{'1' * 5000}\n", "line 2: subject"),
-        (f"name,label\na,{'x' * 200_000}\n", "not a table in UTF-8"),
-        ("name,label,name\na,0,b\n", "line 1: names a column twice"),
+        (f"name,label\na,{'x' * 200_000}\n", "not a UTF-8 table"),
+        ("name,label,name\na,0,b\n", "line 1: duplicate column name"),
         ("name,label,split\n" + "".join(f"a,0,list{number}\n" for number in range(65)), "more than 64 lists"),
     ],
     ids=range(12),
@@ -394,7 +394,7 @@ def test_frames_of_another_shape_are_refused(tmp_path: Path) -> None:
         open_store(store)
 
 
-# What a recording holds
+# Content of recordings
 
 
 def test_every_source_names_a_clip_of_zeros(
@@ -406,7 +406,7 @@ def test_every_source_names_a_clip_of_zeros(
     assert "b.npy: no frame holds a body, all coordinates are zero; remove the clip (--skip-damaged" in capsys.readouterr().err
     with caplog.at_level("WARNING"):
         assert run(folder, tmp_path / "store", "--skip-damaged") == 0
-    assert "left out" in caplog.text
+    assert "skipped: " in caplog.text
     assert open_store(tmp_path / "store").clips.names == ["a"]
 
 
@@ -421,8 +421,8 @@ def test_scores_are_not_taken_for_a_depth(layout: str, joints: int, tmp_path: Pa
     folder = plain(tmp_path / "raw", scored(joints=joints), layout=layout)
     assert run(folder, tmp_path / "store", "--skip-damaged") == 1
     said = capsys.readouterr().err
-    assert "recording 'a': the third coordinate lies from 0 to 1 and the others reach " in said
-    assert "if it is one, give --scores; if it is a depth, give --depth" in said
+    assert "recording 'a': the third coordinate is from 0 to 1 and the others reach " in said
+    assert "If it is a score, give --scores; if it is a depth, give --depth" in said
     assert not (tmp_path / "store").exists()
     assert run(folder, tmp_path / "scores", "--scores") == 0
     assert open_store(tmp_path / "scores").clips.scores
@@ -448,7 +448,7 @@ def test_labels_that_start_at_1_are_told(tmp_path: Path, caplog: pytest.LogCaptu
     folder = plain(tmp_path / "raw", np.ones((2, 20, 3), np.float32), "name,label\na,1\nb,3\n")
     with caplog.at_level("WARNING"):
         assert run(folder, tmp_path / "store") == 0
-    assert "2 of 4 classes have no recording: 0, 2; labels start at 1, classes are numbered from 0" in caplog.text
+    assert "2 of 4 classes have no recording: 0, 2; labels start at 1, but classes are numbered from 0" in caplog.text
 
 
 def test_a_missing_array_is_called_missing(tmp_path: Path) -> None:
@@ -499,7 +499,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
         partial.mkdir()
         for name, content in files.items():
             (partial / name).write_text(content)
-        refused(f"store.partial is not of this command: it holds '{min(files)}'; move it away or give another OUT")
+        refused(f"store.partial was not created by this command: it contains '{min(files)}'; move it away or give another OUT")
         assert {path.name: path.read_text() for path in partial.iterdir()} == files
         for path in partial.iterdir():
             path.unlink()
@@ -519,7 +519,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     (partial / "origin.json").write_text('{"shapmix": "0.1.0"}')
     (mine / "frames").write_text("mine")
     (partial / "frames.npy").symlink_to(mine / "frames")
-    refused("it holds 'frames.npy'")
+    refused("it contains 'frames.npy'")
     assert (mine / "frames").read_text() == "mine"
     (partial / "frames.npy").unlink()
     out.symlink_to(tmp_path / "nowhere")
@@ -538,7 +538,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert (mine / "frames").read_text() == "mine"
     lock.unlink()
     (partial / "origin.json.123-0a1b2c3d.tmp").write_text("cut o")
-    assert run(folder, out) == 0  # its own, of another source
+    assert run(folder, out) == 0  # begun by this command, from a different source
     assert sorted(path.name for path in out.iterdir()) == ["frames.npy", "layout.toml", "store.json"]
 
 

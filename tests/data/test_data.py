@@ -104,7 +104,7 @@ def test_list_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.txt, line 4: 'one' is already on line 1"):
         read_list(path)
     path.write_text("\n\n")
-    with pytest.raises(DataError, match="holds no names"):
+    with pytest.raises(DataError, match="the list is empty"):
         read_list(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
@@ -267,7 +267,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither all_sqe/ nor all_sqe\.tar\.xz"):
         load_nw_ucla(tmp_path)
     (tmp_path / "all_sqe").mkdir()
-    with pytest.raises(DataError, match=r"all_sqe: holds no \.json clips"):
+    with pytest.raises(DataError, match=r"all_sqe: contains no \.json clips"):
         load_nw_ucla(tmp_path)
     (tmp_path / "broken.tar.xz").write_bytes(b"not an archive")
     with pytest.raises(DataError, match=r"broken\.tar\.xz: the archive cannot be read"):
@@ -334,7 +334,7 @@ def test_classes_without_training_clips_can_be_left_out(listed: bool, tmp_path: 
     for clip, label in zip(splits.store.names, splits.store.labels.tolist(), strict=True):
         assert splits.store.class_names[label] == CLASS_NAMES[ACTION_NUMBERS.index(int(clip[1:3]))]
     splits.check()
-    assert f"{len(lost)} of 10 classes have no training clip and are left out: 'doffing' (" in caplog.text
+    assert f"{len(lost)} of 10 classes have no training clips and are dropped: 'doffing' (" in caplog.text
 
 
 def test_published_nw_ucla_list_comes_out_bit_exactly() -> None:

@@ -1,4 +1,4 @@
-"""Raw NTU RGB+D: the parser against a plain reader, the choice of actors against the recorded npz, and damage."""
+"""Raw NTU RGB+D: the parser against a reference parser, the selection of actors against the recorded npz, and damaged files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "S001C002P003R001A007"
 
 
 def plainly(content: bytes) -> dict[int, list[tuple[int, np.ndarray]]]:
-    """The same by Python's own means: body id -> (frame, joints)."""
+    """Reference parser: body id -> (frame, joints)."""
     lines = iter(content.decode().splitlines())
     found: dict[int, list[tuple[int, np.ndarray]]] = {}
     at = -1
@@ -187,7 +187,7 @@ def test_a_file_cut_off_anywhere_is_an_error() -> None:
             found = read_skeletons(content[:stop], "file")
         except DataError:
             continue
-        assert stop > last  # inside the last field of all nothing tells that it is not whole
+        assert stop > last  # truncation inside the very last field is undetectable
         np.testing.assert_array_equal(found.joints, whole)
 
 
@@ -263,17 +263,17 @@ def test_a_bomb_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     else:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"{NAME}.skeleton", content)
-    with pytest.raises(DataError, match=r"unpacks to 2097152 bytes; no recording has as many"):
+    with pytest.raises(DataError, match=r"unpacks to 2097152 bytes; the limit is 1048576"):
         NtuRaw(path)
 
 
 def test_bad_names_and_repeats_are_named(tmp_path: Path) -> None:
     content = text_of(made(1, 3))
-    with pytest.raises(DataError, match=r"'walk\.skeleton' has no name of the form"):
+    with pytest.raises(DataError, match=r"the name of 'walk\.skeleton' is not of the form"):
         NtuRaw(tar_of(tmp_path / "a.tar.xz", {"walk.skeleton": content}))
     with pytest.raises(DataError, match="are the same recording"):
         NtuRaw(tar_of(tmp_path / "b.tar.xz", {f"a/{NAME}.skeleton": content, f"b/{NAME}.skeleton": content}))
-    with pytest.raises(DataError, match=r"holds no \.skeleton files"):
+    with pytest.raises(DataError, match=r"contains no \.skeleton files"):
         NtuRaw(tar_of(tmp_path / "c.tar.xz", {"readme.txt": b""}))
     damaged = tmp_path / "d.tar.xz"
     whole = tar_of(tmp_path / "e.tar.xz", {f"{NAME}.skeleton": content}).read_bytes()
@@ -286,7 +286,7 @@ def test_actions_have_their_number_and_name() -> None:
     assert [len(ntu_classes(labels)) for labels in (3, 60, 61, 120)] == [60, 60, 120, 120]
     names = ntu_classes(120)
     assert len({name.split(" ", 1)[1] for name in names}) == 120
-    # some of each end and of the middle, as the data set's page has them
+    # samples from both ends and the middle of the data set's list
     expected = {1: "drink water", 9: "stand up", 43: "fall", 58: "shake hands", 60: "walk apart", 61: "put on headphones"}
     expected |= {76: "cut paper", 100: "kick backward", 112: "high-five", 120: "rock paper scissors"}
     assert {action: names[action - 1] for action in expected} == {

@@ -1,4 +1,4 @@
-"""Every format is read as it was written, and what is damaged is named; no pickle runs anything."""
+"""Readers: every format round-trips, errors name the damaged item, and no pickle executes code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_arrays_and_containers_come_back(protocol: int, tmp_path: Path) -> None:
 
 
 class Runs:
-    """A pickle of this calls what it is made with."""
+    """Its pickle calls `function` with `arguments`."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -73,8 +73,8 @@ class Runs:
         (Runs(getattr, "", "join"), "builtins.getattr"),
         (Runs(subprocess.Popen, ["touch", "ran"]), "subprocess.Popen"),
         (Path("ran"), "pathlib"),
-        (np.array([1, None], dtype=object), "arrays of type 'O8'"),
-        (np.zeros(2, dtype=[("a", "f4")]), "arrays of type 'V4'"),
+        (np.array([1, None], dtype=object), "an array of type 'O8'"),
+        (np.zeros(2, dtype=[("a", "f4")]), "an array of type 'V4'"),
     ],
 )
 def test_what_is_not_data_is_refused_and_nothing_runs(
@@ -82,7 +82,7 @@ def test_what_is_not_data_is_refused_and_nothing_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = dump(tmp_path / "a.pkl", {"split": {}, "annotations": [content]})
-    with pytest.raises(DataError, match="which is not data; nothing was run") as caught:
+    with pytest.raises(DataError, match="which is not data; nothing was executed") as caught:
         find_source(path)
     assert named in str(caught.value)
     assert not (tmp_path / "ran").exists()
@@ -115,7 +115,7 @@ def annotation(name: str, joints: np.ndarray, label: int = 0, **more: Any) -> di
 
 def test_pyskl_3d(tmp_path: Path) -> None:
     clips = [RNG.normal(size=(people, frames, 25, 3)).astype(np.float16) for people, frames in ((1, 1), (2, 5), (3, 4))]
-    clips[2][1] *= 0.01  # of three people the second moves least
+    clips[2][1] *= 0.01  # of three people the second has the least motion
     clips[1][:, 3:] = 0
     content = {
         "split": {"xsub_train": NAMES[:2], "xsub_val": NAMES[2:]},
@@ -166,11 +166,11 @@ def test_pyskl_kinetics_is_gathered(tmp_path: Path) -> None:
     [
         ({"label": -1}, "label is -1, not a class number"),
         ({"label": "walk"}, "label is 'walk', not a class number"),
-        ({"total_frames": 9}, "keypoint has 4 frames, total_frames is 9"),
+        ({"total_frames": 9}, "keypoint has 4 frames but total_frames is 9"),
         ({"keypoint": np.full((1, 4, 25, 3), np.nan)}, "frame 0 is not finite"),
         ({"keypoint": np.zeros((1, 4, 25, 3))}, "no frame holds a person"),
         ({"keypoint": np.zeros((4, 25, 3))}, r"keypoint is \[4, 25, 3\]"),
-        ({"keypoint": np.zeros((1, 4, 7, 3))}, "poses of 7 joints; known are 25, 17"),
+        ({"keypoint": np.zeros((1, 4, 7, 3))}, "poses of 7 joints; supported: 25, 17"),
     ],
 )
 def test_pyskl_damage_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_ntu_npz(save: Any, tmp_path: Path) -> None:
     source = find_source(npz(tmp_path / "ntu.npz", x, [2, 0, 59, 1], save))
     assert source.names == ["train_00000", "train_00001", "test_00000", "test_00001"]
     assert source.splits == {"train": source.names[:2], "test": source.names[2:]}
-    for index in (1, 0, 3, 2, 2):  # as threads may ask for them
+    for index in (1, 0, 3, 2, 2):  # in the order that threads may request them
         recording = source.read(index)
         np.testing.assert_array_equal(recording.joints.reshape(-1, 150), x[index, : [1, 12, 5, 7][index]])
         assert recording.label == [2, 0, 59, 1][index]
@@ -212,9 +212,11 @@ def test_ntu_npz_with_lists_of_names(tmp_path: Path) -> None:
     source = NtuNpz(path, train_names=NAMES[:2], test_names=NAMES[2:])
     assert source.names == NAMES
     assert (source.read(2).subject, source.read(2).setup, source.read(1).camera) == (3, 2, 2)
-    with pytest.raises(DataError, match="row 0 of y_train says class 2, its name in the list 'S001C002P001R001A001'"):
+    with pytest.raises(
+        DataError, match="row 0 of y_train has class 2, which contradicts its name 'S001C002P001R001A001' in the list"
+    ):
         NtuNpz(path, train_names=NAMES[1::-1], test_names=NAMES[2:])
-    with pytest.raises(DataError, match="x_train has 2 rows, the list of its names 1"):
+    with pytest.raises(DataError, match="x_train has 2 rows but its list has 1 names"):
         NtuNpz(path, train_names=NAMES[:1], test_names=NAMES[2:])
 
 
@@ -233,10 +235,10 @@ def test_ntu_npz_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="y_train, row 1: not one-hot"):
         NtuNpz(tmp_path / "b.npz")
     np.savez(tmp_path / "c.npz", x_train=x[:, :, :75], y_train=two, x_test=x, y_test=two)
-    with pytest.raises(DataError, match=r"\[3, 12, 75\] of float32, not \[clips, frames, 150\]"):
+    with pytest.raises(DataError, match=r"\[3, 12, 75\] of float32, expected \[clips, frames, 150\]"):
         NtuNpz(tmp_path / "c.npz")
     np.savez(tmp_path / "d.npz", x_train=np.array([None]), y_train=two, x_test=x, y_test=two)
-    with pytest.raises(DataError, match="not plain rows of numbers"):
+    with pytest.raises(DataError, match="not a C-contiguous numeric array"):
         NtuNpz(tmp_path / "d.npz")
     whole = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "e.npz").write_bytes(whole[: len(whole) // 2])
@@ -262,7 +264,7 @@ def test_ntu_npz_is_the_recorded_file() -> None:
 
 
 def test_an_npz_larger_than_memory_is_read_row_by_row(tmp_path: Path) -> None:
-    """6 GB of zeros, but for a few numbers: a sparse file that takes no disk."""
+    """6 GB of mostly zeros, in a sparse file that takes no disk space."""
     rows, path = 33_000, tmp_path / "ntu.npz"
     one_hot = np.eye(60)[np.zeros(rows, dtype=int)]
     with zipfile.ZipFile(path, "w") as archive:
@@ -290,14 +292,14 @@ def test_an_npz_larger_than_memory_is_read_row_by_row(tmp_path: Path) -> None:
 
 
 def patch_size(path: Path, entry: zipfile.ZipInfo, content: int) -> None:
-    """Lets the last member, of which only NumPy's header is written, have `content` more bytes, all zero."""
+    """Extends the last member, of which only NumPy's header is written, by `content` zero bytes."""
     with zipfile.ZipFile(path, "a") as archive:
         info = archive.getinfo(entry.filename)
         info.file_size += content
         info.compress_size += content
         archive.fp.seek(archive.start_dir + content)
         archive.start_dir += content
-        archive._didModify = True  # the directory is written again, behind the zeros
+        archive._didModify = True  # rewrites the central directory after the zeros
 
 
 # MS-G3D
@@ -328,7 +330,7 @@ def test_msg3d(tmp_path: Path) -> None:
         Msg3d(tmp_path)
 
 
-# The plain form
+# The plain format
 
 LAYOUT = """name = "stick"
 joints = ["foot", "hip", "head"]
@@ -373,12 +375,12 @@ def test_plain(end: str, tmp_path: Path) -> None:
         ("", "line 1: has no column 'name'"),
         ("name,label,colour\n", "line 1: has an unknown column 'colour'"),
         ("name,label\n", "lists no clips"),
-        ("name,label\nb,0\na\n", "line 3: not 2 columns"),
-        ("name,label\nb,0,1\n", "line 2: not 2 columns"),
+        ("name,label\nb,0\na\n", "line 3: does not have 2 columns"),
+        ("name,label\nb,0,1\n", "line 2: does not have 2 columns"),
         ("name,label\nb,\n", "line 2: 'b' has no label"),
-        ("name,label\n../b,0\n", "line 2: '../b' is not the name of a file below"),
-        ("name,label\n/etc/passwd,0\n", "line 2: '/etc/passwd' is not the name of a file below"),
-        ("name,label\nd,0\n", "'d' has no file"),
+        ("name,label\n../b,0\n", "line 2: '../b' is not the name of a file inside"),
+        ("name,label\n/etc/passwd,0\n", "line 2: '/etc/passwd' is not the name of a file inside"),
+        ("name,label\nd,0\n", "clip 'd': no file"),
         ("name,label,subject\nb,0,anna\n", "line 2: subject 'anna' is not a number"),
     ],
 )
@@ -393,8 +395,8 @@ def test_a_wrong_table_is_named(table: str, message: str, tmp_path: Path) -> Non
     [
         (np.zeros((0, 3, 2)), "has no frames"),
         (np.full((2, 3, 2), np.inf), "frame 0, person 0, joint 0 is not finite"),
-        (np.zeros((3, 2)), r"\[3, 2\] of float64, not \[T, V, C\]"),
-        (np.array([None]), "not a whole NumPy file of numbers"),
+        (np.zeros((3, 2)), r"\[3, 2\] of float64, expected numbers \[T, V, C\]"),
+        (np.array([None]), "not a valid NumPy file of numbers"),
     ],
 )
 def test_a_wrong_clip_is_named(array: np.ndarray, message: str, tmp_path: Path) -> None:
@@ -407,7 +409,7 @@ def test_a_wrong_clip_is_named(array: np.ndarray, message: str, tmp_path: Path) 
 def test_a_truncated_clip_is_named(tmp_path: Path) -> None:
     source = Plain(plain(tmp_path, "name,label\nb,0\n"))
     (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:-3])
-    with pytest.raises(DataError, match="not a whole NumPy file"):
+    with pytest.raises(DataError, match="not a valid NumPy file"):
         source.read(0)
 
 
@@ -434,11 +436,11 @@ def test_nw_ucla_is_what_the_loader_reads() -> None:
 def test_what_fits_nothing_or_several_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         find_source(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"is of no known format .*a folder with labels.csv"):
+    with pytest.raises(DataError, match=r"unknown format .*a folder with labels.csv"):
         find_source(tmp_path)
     msg3d(tmp_path)
     plain(tmp_path, "name,label\nb,0\n")
-    with pytest.raises(DataError, match="could be msg3d or plain; say which with --format"):
+    with pytest.raises(DataError, match="could be msg3d or plain; choose with --format"):
         find_source(tmp_path)
     assert isinstance(find_source(tmp_path, "plain"), Plain)
     with pytest.raises(DataError, match="whose skeleton and scores are known"):

@@ -1,6 +1,6 @@
-"""Readers of recordings on disk, one module per format, each a `Source`.
+"""Readers of the data formats, one module per format; each implements `Source`.
 
-A source reads one recording at a time, from several threads, so that a data set of any size passes through a little memory.
+A source reads one recording at a time and is thread-safe, so memory use does not depend on the size of the data set.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Recording:
     """One clip.
 
     Attributes:
-        joints: [T, M, V, C] float32 or float16; valid frames only, at least one; zero where nobody stands.
+        joints: [T, M, V, C] float32 or float16; valid frames only, at least one; absent people are zero.
         label: class id from 0.
-        camera, subject, setup, replication: numbers of the recording, 0 where the format does not say.
+        camera, subject, setup, replication: numbers of the recording, 0 if the format does not record them.
     """
 
     joints: np.ndarray
@@ -32,42 +32,42 @@ class Recording:
 
 
 class Source(Protocol):
-    """A data set in one format. Reading is safe from several threads."""
+    """A data set in one format. `read` is thread-safe."""
 
     @property
     def layout(self) -> str:
-        """Name of the skeleton (`ntu25`, `coco17`, `ucla20`), or the path of a layout file that lies with the data."""
+        """Name of the skeleton (`ntu25`, `coco17`, `ucla20`), or the path of a layout file that comes with the data."""
         ...
 
     @property
     def scores(self) -> bool:
-        """Whether the last coordinate is the score of a pose's estimator."""
+        """Whether the last coordinate is the confidence score of a pose estimator."""
         ...
 
     @property
     def class_names(self) -> Sequence[str]:
-        """K names; numbers as text where the format has none."""
+        """K names; the class numbers as text if the format has no names."""
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the recordings, without repeats, in the source's own order."""
+        """Unique names of the recordings, in the order of the source."""
         ...
 
     @property
     def splits(self) -> Mapping[str, Sequence[str]]:
-        """Lists of names that the data brings along, such as `train` and `test`; may be empty."""
+        """Lists of names that come with the data, such as `train` and `test`; may be empty."""
         ...
 
     @property
     def files(self) -> Sequence[Path]:
-        """What is read, for the record of where a store came from."""
+        """Files that are read, recorded as the provenance of a store."""
         ...
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`.
 
         Raises:
-            DataError: a damaged recording; the message says file, place in it (line, frame, joint), reason and what to do.
+            DataError: a damaged recording; the message names the file, the line, frame or joint, the reason and the remedy.
         """
         ...

@@ -1,6 +1,6 @@
-"""Files that somebody else wrote, read within stated limits: what they say of themselves is checked before memory is taken for it.
+"""Bounded readers of untrusted files: the sizes that a file declares are checked before memory is allocated.
 
-The limits lie far above every data set of the field; a file beyond one is damaged or was made to harm.
+The limits are far above every published data set; a file that exceeds one is damaged or malicious.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import numpy as np
 
 from shapmix.process.errors import DataError
 
-MOST_CLIPS = 2_000_000  # of a data set; Kinetics-400 has 260,000
+MOST_CLIPS = 2_000_000  # per data set; Kinetics-400 has 260,000
 MOST_CLASSES = 10_000
 MOST_SPLITS = 64
 LONGEST_NAME = 1000
-LARGEST_CLIP = 256 << 20  # bytes of one clip's array: a thousand times a clip of NTU RGB+D
-LARGEST_TABLE = 256 << 20  # bytes of a table or an index; that of Kinetics-400 has 30 MB
-MOST_BRACKETS = 2_000_000  # lists and objects of one JSON text
-PACKED = 200  # times smaller than its content an archive may be; recordings shrink to a third, text of one number to a hundredth
-UNPACKED_ANYWAY = 64 << 20  # bytes that a small archive may unpack to
+LARGEST_CLIP = 256 << 20  # bytes of one clip's array: 1000x a clip of NTU RGB+D
+LARGEST_TABLE = 256 << 20  # bytes of a table or an index; that of Kinetics-400 is 30 MB
+MOST_BRACKETS = 2_000_000  # lists and objects in one JSON text
+PACKED = 200  # highest compression ratio of an archive; recordings reach 3x, repetitive text 100x
+UNPACKED_ANYWAY = 64 << 20  # bytes that any archive may unpack to, whatever its compression ratio
 LARGEST_TAR_HEADER = 64 << 10
 
 _OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
@@ -43,11 +43,19 @@ _OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
     (b"\x5d\x00\x00", lzma.LZMAFile),
 )
-UNREADABLE = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)  # of archives
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)  # raised by archives
 
 
 def show(value: object) -> str:
-    """`repr`, of a length that fits a message whatever `value` holds."""
+    """`repr`, truncated to a length that fits an error message."""
     return reprlib.repr(value)
 
 
@@ -55,17 +63,17 @@ def read_file(path: Path, largest: int) -> bytes:
     """The content of a file of at most `largest` bytes.
 
     Raises:
-        DataError: larger, missing or unreadable.
+        DataError: the file is larger, missing or unreadable.
     """
     try:
         with path.open("rb") as file:
             content = file.read(largest + 1)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > largest:
-        raise DataError(f"{path}: has more than {largest} bytes, the most that such a file may have; the file is damaged")
+        raise DataError(f"{path}: is larger than the limit of {largest} bytes for such a file; the file is damaged")
     return content
 
 
@@ -73,34 +81,34 @@ def parse_json(content: bytes, where: str, advice: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        DataError: not JSON, nested too deep, more lists than any clip or store has, or a number of too many digits.
+        DataError: not JSON, nested too deeply, more lists than any clip or store has, or a number with too many digits.
     """
     if content.count(b"[") + content.count(b"{") > MOST_BRACKETS:
-        raise DataError(f"{where}: holds more than {MOST_BRACKETS} lists; {advice}")
+        raise DataError(f"{where}: contains more than {MOST_BRACKETS} lists; {advice}")
     try:
         return json.loads(content)
     except RecursionError:
-        raise DataError(f"{where}: its lists are nested too deep; {advice}") from None
+        raise DataError(f"{where}: nested too deeply; {advice}") from None
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON ({error}); {advice}") from error
 
 
 def numbers(values: list[Any]) -> bool:
-    """Whether nested lists, two levels deep, hold numbers that float can hold, and nothing else (a boolean is none)."""
+    """Whether two-level nested lists contain only numbers that fit a float (booleans do not count)."""
     inner = list(chain.from_iterable(values))
     return set(map(type, inner)) <= {int, float} and all(abs(value) < 1 << 1000 for value in inner if type(value) is int)
 
 
 def read_table(path: Path, needed: tuple[str, ...], known: tuple[str, ...] | None = None) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line from 1, column -> text) of every row of a CSV file in UTF-8 whose first line names its columns.
+    """Yields (line number from 1, column -> text) for every row of a UTF-8 CSV file with a header line.
 
     Args:
         path: the file.
-        needed: columns that it must have.
-        known: columns that it may have; None: any.
+        needed: required columns.
+        known: permitted columns; None permits any.
 
     Raises:
-        DataError: unreadable, too large, no table, a column that is missing or unknown, or a row of another length.
+        DataError: unreadable, too large, not a table, a missing or unknown column, or a row with a different number of columns.
     """
     content = read_file(path, LARGEST_TABLE)
     try:
@@ -112,24 +120,24 @@ def read_table(path: Path, needed: tuple[str, ...], known: tuple[str, ...] | Non
             wrong = f"has no column '{missing[0]}'" if missing else f"has an unknown column {show(unknown[0])}"
             raise DataError(f"{path}, line 1: {wrong}; columns are {', '.join(known or needed)}")
         if len(set(columns)) != len(columns):
-            raise DataError(f"{path}, line 1: names a column twice")
+            raise DataError(f"{path}, line 1: duplicate column name")
         rows.fieldnames = columns
         for number, row in enumerate(rows):
             if None in row or None in row.values():
-                raise DataError(f"{path}, line {rows.line_num}: not {len(columns)} columns, as line 1 has")
+                raise DataError(f"{path}, line {rows.line_num}: does not have {len(columns)} columns as line 1 does")
             if number == MOST_CLIPS:
                 raise DataError(f"{path}, line {rows.line_num}: more than {MOST_CLIPS} clips")
             yield rows.line_num, {key: value.strip() for key, value in row.items()}
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a table in UTF-8 ({error})") from error
+        raise DataError(f"{path}: not a UTF-8 table ({error})") from error
 
 
 def check_name(name: object, what: str, where: str) -> str:
-    """`name`, of a class, a recording or a list, as text that fits one line everywhere it is shown.
+    """Validates the name of a class, a recording or a list: one line of printable text.
 
     Raises:
-        DataError: not text, empty, too long, or with a line break or another control character, which is refused and not
-            replaced: two names could become one.
+        DataError: not text, empty, too long, or with a line break or another control character. These are rejected rather
+            than replaced, because replacing could make two names equal.
     """
     if not isinstance(name, str) or not name or len(name) > LONGEST_NAME:
         raise DataError(f"{where}: {show(name)} is not the name of a {what} (text of 1 to {LONGEST_NAME} characters)")
@@ -140,54 +148,54 @@ def check_name(name: object, what: str, where: str) -> str:
 
 
 def check_label(label: object, what: str) -> int:
-    """A class number from 0 as an int; `what` begins the error and names the clip.
+    """Validates a class id and returns it as an int; `what` names the clip and begins the error message.
 
     Raises:
-        DataError: not a whole number, negative, or more than a data set can have classes.
+        DataError: not an integer, negative, or at least `MOST_CLASSES`.
     """
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
         raise DataError(f"{what}: label is {show(label)}, not a class number")
     if label >= MOST_CLASSES:
-        raise DataError(f"{what}: label {show(label)}; classes are numbered from 0 and are at most {MOST_CLASSES}")
+        raise DataError(f"{what}: label {show(label)}; class ids are 0 to {MOST_CLASSES - 1}")
     return int(label)
 
 
 def read_npy(file: IO[bytes], size: int, largest: int = LARGEST_CLIP) -> np.ndarray:
-    """The array of numbers of an .npy file, or of a member of an .npz, of `size` bytes.
+    """Reads a numeric array from an .npy file, or from a member of an .npz, of `size` bytes.
 
     Raises:
-        ValueError: not such a file, objects or records, or a shape that its bytes do not hold or that exceeds `largest`.
+        ValueError: not an .npy file, an object or record array, or a shape that does not match the size or exceeds `largest` bytes.
     """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"of version {version[0]}.{version[1]}")
+        raise ValueError(f"unsupported .npy version {version[0]}.{version[1]}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
     if dtype.kind not in "fiu":
-        raise ValueError(f"{list(shape)} of {show(dtype.name)}")
+        raise ValueError(f"element type {show(dtype.name)} is not numeric")
     if len(shape) > 32 or any(length < 0 for length in shape):
-        raise ValueError("a shape that no array has")
+        raise ValueError("invalid array shape")
     count = 1
     for length in shape:
         count *= length
     taken = count * dtype.itemsize
     if taken > largest:
-        raise ValueError(f"{list(shape)} of {dtype} are {taken} bytes, the most of a clip are {largest}")
+        raise ValueError(f"{list(shape)} of {dtype} takes {taken} bytes; the limit for a clip is {largest}")
     if taken != size - file.tell():
-        raise ValueError(f"{size} bytes do not hold {list(shape)} of {dtype}")
-    content = bytearray(file.read(taken))  # an array that may be written to
+        raise ValueError(f"{size} bytes do not match {list(shape)} of {dtype}")
+    content = bytearray(file.read(taken))  # makes the array writable
     if len(content) != taken:
-        raise ValueError("it ends inside the array")
+        raise ValueError("truncated inside the array")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def tar_files(path: Path, ending: str, largest: int) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """(name, how to read it) of each file of a tar archive, packed or not, whose name ends so; valid until the next one.
+    """Yields (name, function that reads it) for each file of a tar archive, compressed or not, whose name ends in `ending`.
 
-    The archive is a stream: packed archives cannot seek.
+    The archive is read as a stream, because compressed archives cannot seek: a file can be read until the next one is yielded.
 
     Raises:
-        DataError: damaged, a file larger than `largest`, or an archive that unpacks to far more than recordings do.
+        DataError: damaged, a file larger than `largest` bytes, or a compression ratio above `PACKED`.
     """
     with path.open("rb") as packed:
         most = UNPACKED_ANYWAY + PACKED * os.fstat(packed.fileno()).st_size
@@ -196,22 +204,22 @@ def tar_files(path: Path, ending: str, largest: int) -> Iterator[tuple[str, Call
         opener = next((opened for magic, opened in _OPENERS if begin.startswith(magic)), None)
         content: IO[bytes] = packed if opener is None else opener(packed)
         try:
-            with tarfile.open(fileobj=cast(IO[bytes], _Counted(content, most, path)), mode="r|", tarinfo=_Member) as archive:
+            with tarfile.open(fileobj=cast(IO[bytes], _LimitedStream(content, most, path)), mode="r|", tarinfo=_Member) as archive:
                 while (member := archive.next()) is not None:
-                    cast(Any, archive).members.clear()  # a stream's list of what is past would only grow
+                    cast(Any, archive).members.clear()  # the list of past members would grow without bound
                     if not member.isreg() or not member.name.endswith(ending):
                         continue
                     if not 0 <= member.size <= largest:
-                        raise DataError(f"{path}: {show(member.name)} unpacks to {member.size} bytes; no recording has as many")
-                    yield member.name, _reads(archive, member, path)
+                        raise DataError(f"{path}: {show(member.name)} unpacks to {member.size} bytes; the limit is {largest}")
+                    yield member.name, _reader(archive, member, path)
         except DataError:
             raise
         except (*UNREADABLE, ValueError) as error:
-            raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
+            raise DataError(f"{path}: the archive cannot be read ({error}); download it again") from error
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file begins as a tar archive does, packed or not."""
+    """Whether a file starts like a tar archive, compressed or not."""
     try:
         with path.open("rb") as packed:
             begin = packed.read(6)
@@ -225,7 +233,7 @@ def is_tar(path: Path) -> bool:
 
 
 def zip_files(path: Path, ending: str, largest: int) -> list[str]:
-    """Names of the members of a zip archive that end so.
+    """Names of the members of a zip archive that end in `ending`.
 
     Raises:
         DataError: damaged, a member larger than `largest`, or an archive that unpacks to far more than recordings do.
@@ -234,17 +242,17 @@ def zip_files(path: Path, ending: str, largest: int) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except UNREADABLE as error:
-        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
+        raise DataError(f"{path}: the archive cannot be read ({error}); download it again") from error
     for entry in entries:
         if entry.filename.endswith(ending) and entry.file_size > largest:
-            raise DataError(f"{path}: {show(entry.filename)} unpacks to {entry.file_size} bytes; no recording has as many")
+            raise DataError(f"{path}: {show(entry.filename)} unpacks to {entry.file_size} bytes; the limit is {largest}")
     if sum(entry.file_size for entry in entries) > UNPACKED_ANYWAY + PACKED * path.stat().st_size:
         _refuse_packed(path)
     return [entry.filename for entry in entries if entry.filename.endswith(ending)]
 
 
 class _Member(tarfile.TarInfo):
-    """Refuses headers, such as a long name's, that a tar reader would take whole into memory."""
+    """Rejects oversized headers (such as those of long names), which a tar reader would load entirely into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
@@ -254,8 +262,8 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-class _Counted:
-    """A stream that is refused once more than `most` bytes came out of it."""
+class _LimitedStream:
+    """A stream that fails once more than `most` bytes have been read from it."""
 
     def __init__(self, file: IO[bytes], most: int, path: Path) -> None:
         self._file, self._left, self._path = file, most, path
@@ -269,10 +277,10 @@ class _Counted:
 
 
 def _refuse_packed(path: Path) -> NoReturn:
-    raise DataError(f"{path}: unpacks to more than {PACKED} times its size, which recordings do not; the archive is damaged")
+    raise DataError(f"{path}: unpacks to more than {PACKED} times its size; the archive is damaged or malicious")
 
 
-def _reads(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Callable[[], bytes]:
+def _reader(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
             file = archive.extractfile(member)
@@ -280,9 +288,9 @@ def _reads(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Cal
         except DataError:
             raise
         except (*UNREADABLE, ValueError) as error:
-            raise DataError(f"{path}: {show(member.name)} cannot be read ({error}); fetch the archive again") from error
+            raise DataError(f"{path}: {show(member.name)} cannot be read ({error}); download the archive again") from error
         if len(content) != member.size:
-            raise DataError(f"{path}: the archive ends inside {show(member.name)}; fetch it again")
+            raise DataError(f"{path}: the archive is truncated inside {show(member.name)}; download it again")
         return content
 
     return read

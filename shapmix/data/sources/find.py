@@ -1,4 +1,4 @@
-"""Which format a path holds, from what lies there."""
+"""Detection of the format of a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shapmix.data.sources.pyskl import Pyskl
 from shapmix.process.errors import DataError
 
 Format = Literal["auto", "ntu_raw", "ntu_npz", "pyskl", "nw_ucla", "msg3d", "plain"]
-LOOKED_FOR = {
+DESCRIPTIONS = {
     "ntu_raw": "a folder or an archive of .skeleton files",
     "ntu_npz": "an npz with x_train, y_train, x_test, y_test",
     "pyskl": "a .pkl with annotations",
@@ -42,22 +42,23 @@ def find_source(
 
     Args:
         path: file or folder.
-        format: what it is; `auto` finds it out.
+        format: its format; `auto` detects it.
         layout: skeleton of the plain form.
-        scores: its last coordinate is a score.
-        train_names, test_names: of the rows of an NTU npz.
+        scores: the last coordinate of the plain form is a confidence score.
+        train_names, test_names: names of the rows of an NTU npz.
 
     Raises:
-        DataError: nothing there, no known format or several, an option of another format, or what the format's reader finds.
+        DataError: the path does not exist, its format is unknown or ambiguous, an option belongs to a different format, or the
+            reader fails.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if format == "auto":
-        format = _found(path)
+        format = _detect(path)
     if (layout is not None or scores) and format != "plain":
-        raise DataError(f"{path}: is of the format {format}, whose skeleton and scores are known; leave these options out")
+        raise DataError(f"{path}: the format is {format}, whose skeleton and scores are known; remove --layout and --scores")
     if (train_names is not None or test_names is not None) and format != "ntu_npz":
-        raise DataError(f"{path}: is of the format {format}, which has names of its own; leave the lists of names out")
+        raise DataError(f"{path}: the format is {format}, which contains names; remove the lists of names")
     if format == "ntu_raw":
         return NtuRaw(path)
     if format == "ntu_npz":
@@ -71,7 +72,7 @@ def find_source(
     return Plain(path, layout=layout, scores=scores)
 
 
-def _found(path: Path) -> Format:
+def _detect(path: Path) -> Format:
     if path.is_dir():
         fits = {
             "ntu_raw": any(path.glob("*.skeleton")) or any(path.glob("*/*.skeleton")),
@@ -89,14 +90,14 @@ def _found(path: Path) -> Format:
         }
     found = [name for name in get_args(Format) if fits.get(name)]
     if len(found) != 1:
-        known = "; ".join(f"{name}: {what}" for name, what in LOOKED_FOR.items())
-        reason = f"could be {' or '.join(found)}; say which with --format" if found else f"is of no known format ({known})"
+        known = "; ".join(f"{name}: {what}" for name, what in DESCRIPTIONS.items())
+        reason = f"could be {' or '.join(found)}; choose with --format" if found else f"unknown format ({known})"
         raise DataError(f"{path}: {reason}")
     return found[0]
 
 
 def _holds(path: Path, ending: str) -> bool:
-    """Whether an archive's first file has a name with that ending."""
+    """Whether an archive contains files with that suffix (of a tar archive, only the first file is checked)."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -105,5 +106,5 @@ def _holds(path: Path, ending: str) -> bool:
             first = next(tar_files(path, "", sys.maxsize), None)
             return first is not None and first[0].endswith(ending)
     except UNREADABLE as error:
-        raise DataError(f"{path}: the archive cannot be read ({error}); fetch it again") from error
+        raise DataError(f"{path}: the archive cannot be read ({error}); download it again") from error
     return False

@@ -1,4 +1,4 @@
-"""Folders of MS-G3D's form: `train_data_joint.npy` [N, C, T, V, M] with `train_label.pkl`, and the same of `val`."""
+"""Reader of the MS-G3D format: `train_data_joint.npy` [N, C, T, V, M] with `train_label.pkl`, and likewise `val`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DATA, LABEL = "_data_joint.npy", "_label.pkl"
 
 
 class Msg3d:
-    """Every part (`train`, `val`, `test`) of the folder; rows are mapped into memory, trailing frames of zeros are left out.
+    """Every part (`train`, `val`, `test`) of a folder; arrays are memory-mapped, trailing all-zero frames are removed.
 
-    The label pickle holds (names, labels), in the order of the rows; a name's ending is dropped.
+    The label pickle contains (names, labels) in the order of the rows; file name extensions are removed.
 
     Raises:
-        DataError: files that are missing, unreadable, or do not match; more joints than any layout here has.
+        DataError: files that are missing, unreadable or inconsistent; a number of joints without a built-in layout.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Msg3d:
         shapes = {rows.shape[3] for rows, _ in self._rows}
         if len(shapes) != 1 or not shapes <= set(LAYOUTS):
             raise DataError(
-                f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; known are 17 and 25, the same in all files"
+                f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; all files must have 17 or all 25"
             )
         self.layout = LAYOUTS[shapes.pop()]
         self.scores = self.layout == "coco17"
@@ -55,7 +55,7 @@ class Msg3d:
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
         rows, row = self._rows[index]
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are rejected below
             joints = np.ascontiguousarray(rows[row].transpose(1, 3, 2, 0), dtype=np.float32)
         if not np.isfinite(joints).all():
             frame = np.argwhere(~np.isfinite(joints))[0][0]
@@ -70,12 +70,12 @@ class Msg3d:
 def _open(data: Path, label: Path) -> tuple[np.ndarray, list[str], list[int]]:
     try:
         rows = np.lib.format.open_memmap(data, mode="r")
-    except Exception as error:  # NumPy has many words for a damaged file
-        raise DataError(f"{data}: cannot be read ({error}); fetch it again") from error
+    except Exception as error:  # NumPy raises many types of error for a damaged file
+        raise DataError(f"{data}: cannot be read ({error}); download it again") from error
     if rows.ndim != 5 or rows.dtype.kind != "f":
-        raise DataError(f"{data}: {list(rows.shape)} of {rows.dtype}, not [N, C, T, V, M] floating point")
+        raise DataError(f"{data}: {list(rows.shape)} of {rows.dtype}, expected [N, C, T, V, M] floating point")
     if len(rows) > MOST_CLIPS or not rows.size or rows[0].size * 4 > LARGEST_CLIP:
-        raise DataError(f"{data}: {list(rows.shape)}, not 1 to {MOST_CLIPS} clips of at most {LARGEST_CLIP} bytes")
+        raise DataError(f"{data}: {list(rows.shape)}, expected 1 to {MOST_CLIPS} clips of at most {LARGEST_CLIP} bytes")
     content = load_pickle(label)
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(_is_column, content)):
         raise DataError(f"{label}: not a pair of names and labels")

@@ -1,11 +1,11 @@
-"""Names of NTU RGB+D recordings, `SsssCcccPpppRrrrAaaa`, and of its actions."""
+"""NTU RGB+D: names of recordings (`SsssCcccPpppRrrrAaaa`) and of actions."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-# Shortened from the data set's own list (Liu et al., TPAMI 2019); the first 60 are those of NTU RGB+D 60.
+# Shortened from the data set's list (Liu et al., TPAMI 2019); the first 60 are those of NTU RGB+D 60.
 ACTIONS = (
     "drink water", "eat a meal", "brush teeth", "brush hair", "drop", "pick up", "throw", "sit down", "stand up", "clap",
     "read", "write", "tear up paper", "put on a jacket", "take off a jacket", "put on a shoe", "take off a shoe",
@@ -31,7 +31,7 @@ _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
 
 
 class NtuName(NamedTuple):
-    """The numbers of a name; `label` is the action less one."""
+    """The numbers in a name; `label` is the action minus 1."""
 
     setup: int
     camera: int
@@ -40,12 +40,12 @@ class NtuName(NamedTuple):
     label: int
 
     def numbers(self) -> dict[str, int]:
-        """Keywords of a `Recording`."""
+        """Keyword arguments of `Recording`."""
         return {"setup": self.setup, "camera": self.camera, "subject": self.subject, "replication": self.replication}
 
 
 def parse_ntu_name(name: str) -> NtuName | None:
-    """The numbers of a name, None where it is none or its action is not 1 to 120."""
+    """The numbers in a name, or None if it is not an NTU name or its action is not 1 to 120."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -54,5 +54,5 @@ def parse_ntu_name(name: str) -> NtuName | None:
 
 
 def ntu_classes(labels: int) -> list[str]:
-    """`A001 drink water` and on: 60 of NTU RGB+D 60, or 120, whichever holds label `labels - 1`."""
+    """Class names such as `A001 drink water`: the 60 of NTU RGB+D 60 if `labels` is at most 60, else all 120."""
     return [f"A{action:03d} {name}" for action, name in enumerate(ACTIONS[: 60 if labels <= 60 else 120], start=1)]

@@ -1,7 +1,7 @@
-"""The field's NTU file: one npz with x_train, y_train, x_test, y_test, 7 to 11 GB that are mostly padding.
+"""Reader of the preprocessed NTU RGB+D file: one npz with x_train, y_train, x_test, y_test (7 to 11 GB, mostly padding).
 
-Rows are read one by one from the open archive and never held together. Of each row the first n frames are kept, n being how many
-of its frames have a sum that is not zero: the frames that the field's feeder crops from.
+Rows are read one by one from the open archive. Of each row the first n frames are kept, where n counts the frames whose sum is not
+zero: the frames that the standard NTU feeder crops from.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from shapmix.process.errors import DataError
 PEOPLE, JOINTS, COORDINATES = 2, 25, 3
 ROW = PEOPLE * JOINTS * COORDINATES
 PARTS = ("train", "test")
-KEPT = 256 << 20  # bytes of rows of a packed member that wait for their thread
+KEPT = 256 << 20  # bytes of rows of a compressed member that are buffered for other threads
 
 
 class _Rows:
     """Rows of one member of the archive.
 
-    A member that is stored plainly is read at the row's place. A packed one can only be read on: rows are read in turn, and kept
-    where another thread will ask for them; going far back begins again.
+    Rows of an uncompressed member are read at their offset. A compressed member is read sequentially: rows that other threads will
+    request are buffered, and a request for an earlier row restarts at the beginning.
     """
 
     def __init__(self, path: Path, member: str) -> None:
@@ -46,16 +46,18 @@ class _Rows:
                 self.shape, fortran, self.dtype = read_header(file)
                 self._begin = file.tell()
         if fortran or self.dtype.kind not in "fiub" or not self.shape or min(self.shape) < 1:
-            raise DataError(f"{self.where}: an array that is not plain rows of numbers; write it again with numpy.savez")
+            raise DataError(f"{self.where}: not a C-contiguous numeric array; write it again with numpy.savez")
         self._size = math.prod(self.shape[1:]) * self.dtype.itemsize
         if self._size > LARGEST_CLIP or self.shape[0] > MOST_CLIPS:
-            raise DataError(f"{self.where}: {list(self.shape)}, more than {MOST_CLIPS} rows of {LARGEST_CLIP} bytes; it is damaged")
+            raise DataError(f"{self.where}: shape {list(self.shape)} is too large; the file is damaged")
         if entry.file_size != self._begin + self.shape[0] * self._size:
-            raise DataError(f"{self.where}: {entry.file_size} bytes do not hold {list(self.shape)} of {self.dtype}; fetch it again")
+            raise DataError(
+                f"{self.where}: {entry.file_size} bytes do not match {list(self.shape)} {self.dtype}; download it again"
+            )
         self._waiting = max(1, min(KEPT // self._size, 256))
         self._plain = os.open(path, os.O_RDONLY) if entry.compress_type == zipfile.ZIP_STORED else None
         if self._plain is not None:
-            # the entry's own header, 30 bytes and two texts whose lengths it ends with, lies before its content
+            # the local file header (30 bytes and two strings whose lengths are its last fields) precedes the content
             lengths = os.pread(self._plain, 4, entry.header_offset + 26)
             self._begin += entry.header_offset + 30 + sum(struct.unpack("<HH", lengths))
         self._lock = threading.Lock()
@@ -71,9 +73,9 @@ class _Rows:
                 with self._lock:
                     content = self._unpacked(row)
         except (*UNREADABLE, ValueError) as error:
-            raise DataError(f"{self.where}, row {row}: cannot be read ({error}); fetch the file again") from error
+            raise DataError(f"{self.where}, row {row}: cannot be read ({error}); download the file again") from error
         if len(content) != self._size:
-            raise DataError(f"{self.where}, row {row}: the file ends inside it; fetch it again")
+            raise DataError(f"{self.where}, row {row}: the file is truncated here; download it again")
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
     def _unpacked(self, row: int) -> bytes:
@@ -99,13 +101,13 @@ class _Rows:
 
 
 class NtuNpz:
-    """Rows `train_00000` on, then `test_00000` on; or the names of two lists, whose order must be that of the rows.
+    """Recordings `train_00000`, ..., `test_00000`, ...; or named by two lists in the order of the rows.
 
-    Joints are [n, 2, 25, 3] float32. With names, cameras, subjects, set-ups and replications are known, and each label is checked
-    against its name.
+    Joints are [n, 2, 25, 3] float32. Names provide the camera, subject, setup and replication, and each label is checked against
+    its name.
 
     Raises:
-        DataError: not such a file; labels that are not one-hot; lists that do not fit the rows.
+        DataError: not such a file; labels that are not one-hot; lists that do not match the rows.
     """
 
     layout = "ntu25"
@@ -125,13 +127,14 @@ class NtuNpz:
             names = [f"{part}_{row:05d}" for row in range(len(labels))] if given is None else list(given)
             if len(names) != len(labels):
                 raise DataError(
-                    f"{path}: x_{part} has {len(labels)} rows, the list of its names {len(names)}; give the list it was made with"
+                    f"{path}: x_{part} has {len(labels)} rows but its list has {len(names)} names; "
+                    "give the list that the file was made with"
                 )
             numbers = [parse_ntu_name(name) for name in names]
             for row, (number, label) in enumerate(zip(numbers, labels, strict=True)):
                 if given is not None and (number is None or number.label != label):
                     raise DataError(
-                        f"{path}: row {row} of y_{part} says class {label}, its name in the list '{names[row]}'; "
+                        f"{path}: row {row} of y_{part} has class {label}, which contradicts its name '{names[row]}' in the list; "
                         "give the list that the file was made with"
                     )
             self._frames += [(rows, row) for row in range(len(labels))]
@@ -150,9 +153,9 @@ class NtuNpz:
             raise DataError(
                 f"{rows.where}, row {row} ('{self.names[index]}'): frame {frame} is not finite; repair or remove the row"
             )
-        with np.errstate(over="ignore", invalid="ignore"):  # numbers beyond float32 are refused by who takes the recording
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller rejects values beyond float32
             joints = frames.reshape(-1, PEOPLE, JOINTS, COORDINATES).astype(np.float32, copy=False)
-            valid = int((joints.sum(3).sum(1).sum(1) != 0).sum())  # in the feeder's order of axes
+            valid = int((joints.sum(3).sum(1).sum(1) != 0).sum())  # sums in the same axis order as the feeder
         if valid == 0:
             raise DataError(f"{rows.where}, row {row} ('{self.names[index]}'): no frame holds a body; remove the row")
         number = self._numbers[index]
@@ -160,7 +163,7 @@ class NtuNpz:
 
 
 def is_ntu_npz(path: Path) -> bool:
-    """Whether a file is a zip archive with the members of this form."""
+    """Whether a file is a zip archive with the members of this format."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -171,21 +174,21 @@ def is_ntu_npz(path: Path) -> bool:
 
 
 def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:
-    """Rows of x, labels of y, and how many classes y has."""
+    """Returns the rows of x, the labels of y, and the number of classes of y."""
     try:
         rows, one_hot = _Rows(path, f"x_{part}"), _Rows(path, f"y_{part}")
     except DataError:
         raise
-    except Exception as error:  # NumPy and zipfile have many words for a damaged file
+    except Exception as error:  # NumPy and zipfile raise many types of error for a damaged file
         raise DataError(
-            f"{path}: not an npz with x_{part} and y_{part} ({error}); give the file that the field's scripts write"
+            f"{path}: not an npz with x_{part} and y_{part} ({error}); give the file that the NTU preprocessing scripts write"
         ) from error
     if len(rows.shape) != 3 or rows.shape[2] != ROW or rows.dtype.kind != "f":
-        raise DataError(f"{rows.where}: {list(rows.shape)} of {rows.dtype}, not [clips, frames, {ROW}] floating point")
+        raise DataError(f"{rows.where}: {list(rows.shape)} of {rows.dtype}, expected [clips, frames, {ROW}] floating point")
     if len(one_hot.shape) != 2 or (len(one_hot.shape) and one_hot.shape[0] != rows.shape[0]):
-        raise DataError(f"{one_hot.where}: {list(one_hot.shape)}, not one row of classes for each of the {rows.shape[0]} clips")
+        raise DataError(f"{one_hot.where}: {list(one_hot.shape)}, expected [{rows.shape[0]}, classes], one row per clip")
     if one_hot.shape[1] > MOST_CLASSES:
-        raise DataError(f"{one_hot.where}: {one_hot.shape[1]} classes; there are at most {MOST_CLASSES}")
+        raise DataError(f"{one_hot.where}: {one_hot.shape[1]} classes; the limit is {MOST_CLASSES}")
     labels = []
     for row in range(rows.shape[0]):
         chosen = one_hot.read(row)
@@ -193,7 +196,7 @@ def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:
             label = int(chosen.argmax())
             one = chosen[label] == 1 and np.count_nonzero(chosen) == 1
         if not one:
-            raise DataError(f"{one_hot.where}, row {row}: not one-hot (one 1, otherwise 0)")
+            raise DataError(f"{one_hot.where}, row {row}: not one-hot (a single 1, all others 0)")
         labels.append(label)
     one_hot.close()
     return rows, labels, one_hot.shape[1]

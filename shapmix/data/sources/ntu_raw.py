@@ -1,8 +1,8 @@
-"""Raw NTU RGB+D: `.skeleton` files in a folder or an archive, and the field's choice of who acts.
+"""Reader of raw NTU RGB+D: `.skeleton` files in a folder or an archive, with the standard selection of actors.
 
-The steps are those of the preprocessing scripts that the field's npz files were made with, bit for bit (fixture `ntu_raw`):
-bodies that are short or that no person's shape fits are dropped, the body that moves most is actor 1, later ones fill up actors
-1 and 2, and everything is moved so that actor 1's spine begins at the origin.
+The steps match the preprocessing scripts that produce the common npz files, bit for bit (fixture `ntu_raw`): bodies that are too
+short or too wide are dropped, the body with the most motion is actor 1, the others fill the gaps of actors 1 and 2, and the clip is
+translated so that actor 1's spine starts at the origin.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from shapmix.process.errors import DataError
 ENDING = ".skeleton"
 JOINTS = 25
 SPINE = 1
-FEWEST_FRAMES = 12  # of a body, where there are several
-WIDEST = 0.8  # of a person: extent in x over extent in y
-MOST_UNCLEAN = 0.69754  # share of a body's frames that are wider
-LARGEST_FILE = 256 << 20  # bytes; the longest real recordings have 5 MB
-MOST_BODIES = 1000  # of a recording; a sensor numbers a person who comes back anew
-KEPT, KEPT_BYTES = 256, 256 << 20  # files of a stream that wait for their thread
+FEWEST_FRAMES = 12  # per body, if there are several
+WIDEST = 0.8  # of a person: extent in x / extent in y
+MOST_UNCLEAN = 0.69754  # fraction of a body's frames that are wider
+LARGEST_FILE = 256 << 20  # bytes; the longest real recordings are 5 MB
+MOST_BODIES = 1000  # per recording; the sensor assigns a new id to a person who re-enters
+KEPT, KEPT_BYTES = 256, 256 << 20  # files of a tar stream that are buffered for other threads
 
 
 @dataclass(frozen=True)
 class Skeletons:
-    """What a `.skeleton` file holds.
+    """Content of a `.skeleton` file.
 
     Attributes:
-        frame_of: [B] int64, the frame of each body, counting those that hold one.
+        frame_of: [B] int64, the frame of each body; frames without a body are not counted.
         body: [B] uint64 ids.
         joints: [B, 25, 3] float32 metres.
     """
@@ -48,30 +48,30 @@ class Skeletons:
 
 
 def read_skeletons(content: bytes, where: str) -> Skeletons:
-    """The bodies of a `.skeleton` file's text; `where` begins every error.
+    """Parses the bodies of a `.skeleton` file; `where` begins every error message.
 
     Raises:
-        DataError: text that is not of this form, with its line, or no body at all.
+        DataError: invalid text (with its line number), or no body at all.
     """
     try:
         _, frame_of, body, joints = import_module("shapmix._native").parse_ntu_skeleton(content)
     except RuntimeError as error:
-        raise DataError(f"{where}, {error}; the file is damaged, fetch it again") from error
+        raise DataError(f"{where}, {error}; the file is damaged, download it again") from error
     if len(body) == 0:
         raise DataError(f"{where}: no frame holds a body (302 recordings of NTU RGB+D 60 and 535 of 120 are known to have none)")
     if (bodies := len(np.unique(body))) > MOST_BODIES:
-        raise DataError(f"{where}: {bodies} bodies; no recording has as many. The file is damaged, fetch it again")
+        raise DataError(f"{where}: {bodies} bodies; the limit is {MOST_BODIES}. The file is damaged, download it again")
     return Skeletons(frame_of, body, joints)
 
 
 class NtuRaw:
-    """The `.skeleton` files of a folder (or of its folders), of a zip archive, or of a tar archive packed or not, sorted by name.
+    """The `.skeleton` files of a folder (or its subfolders), a zip archive or a tar archive (compressed or not), sorted by name.
 
-    Archives are read where they lie; nothing is unpacked to disk. A tar archive can only be read on: it is listed once, and its
-    files are handed out as they come, in the order of the archive, which then is the order of `names`.
+    Archives are read in place; nothing is unpacked to disk. A tar archive is read sequentially: it is listed once, and `names`
+    has the order of the archive.
 
     Raises:
-        DataError: no such files, a name that is no `SsssCcccPpppRrrrAaaa`, a name that comes twice, or a damaged archive.
+        DataError: no such files, a name that is not `SsssCcccPpppRrrrAaaa`, a duplicate name, or a damaged archive.
     """
 
     layout = "ntu25"
@@ -79,7 +79,7 @@ class NtuRaw:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.splits: dict[str, list[str]] = {}  # the data brings no lists
+        self.splits: dict[str, list[str]] = {}  # the data comes without lists
         if path.is_dir():
             self.files = sorted([*path.glob(f"*{ENDING}"), *path.glob(f"*/*{ENDING}")], key=lambda file: file.name)
             members = [str(file) for file in self.files]
@@ -93,7 +93,7 @@ class NtuRaw:
             self._read = self._from_zip if zipped else self._from_tar
         self._members = members
         if not self._members:
-            raise DataError(f"{path}: holds no {ENDING} files")
+            raise DataError(f"{path}: contains no {ENDING} files")
         if not path.is_dir() and self._read == self._from_zip:
             self._members.sort(key=lambda member: PurePosixPath(member).name)
         self.names = [PurePosixPath(member).name.removesuffix(ENDING) for member in self._members]
@@ -102,7 +102,7 @@ class NtuRaw:
         for name, member in zip(self.names, self._members, strict=True):
             number = parse_ntu_name(name)
             if number is None:
-                raise DataError(f"{path}: '{member}' has no name of the form SsssCcccPpppRrrrAaaa; rename or remove it")
+                raise DataError(f"{path}: the name of '{member}' is not of the form SsssCcccPpppRrrrAaaa; rename or remove it")
             if name in seen:
                 raise DataError(f"{path}: '{member}' and '{seen[name]}' are the same recording; remove one")
             seen[name] = member
@@ -129,9 +129,9 @@ class NtuRaw:
             if self._archive is None:
                 self._archive = zipfile.ZipFile(self._path)
         try:
-            return self._archive.read(self._members[index])  # ZipFile shares its file among threads
+            return self._archive.read(self._members[index])  # ZipFile is thread-safe for reading
         except UNREADABLE as error:
-            raise DataError(f"{self._path}: {self._members[index]}: cannot be read ({error}); fetch the archive again") from error
+            raise DataError(f"{self._path}: {self._members[index]}: cannot be read ({error}); download it again") from error
 
     def _from_tar(self, index: int) -> bytes:
         with self._lock:
@@ -148,16 +148,16 @@ class NtuRaw:
                 self._kept[self._next - 1] = content
                 while len(self._kept) > KEPT or sum(map(len, self._kept.values())) > KEPT_BYTES:
                     del self._kept[min(self._kept)]
-        raise DataError(f"{self._path}: the archive has changed while it was read")
+        raise DataError(f"{self._path}: the archive changed while it was being read")
 
 
 def actors(skeletons: Skeletons, where: str = "recording") -> np.ndarray:
-    """[T, 2, 25, 3] float32: the one or two people who act, as the field's npz holds them without its padding.
+    """[T, 2, 25, 3] float32: the one or two actors, as in the preprocessed npz files but without padding.
 
     Raises:
-        DataError: no body is left.
+        DataError: no valid body.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are rejected below
         return _actors(skeletons, where)
 
 
@@ -168,14 +168,14 @@ def _actors(skeletons: Skeletons, where: str) -> np.ndarray:
     if several:
         bodies = _plausible(bodies)
         if not bodies:
-            raise DataError(f"{where}: no body lasts {FEWEST_FRAMES} frames; leave the recording out")
+            raise DataError(f"{where}: no body lasts {FEWEST_FRAMES} frames; exclude the recording")
     two = several and len(bodies) > 1
     placed = _placed(bodies, frames) if two else _alone(bodies[0], frames)
     if several:
         placed = placed[placed.reshape(len(placed), -1).sum(1) != 0]
     first = placed[:, 0].reshape(len(placed), -1).any(1)
     if not first.any():
-        raise DataError(f"{where}: the main actor's joints are all zero; leave the recording out")
+        raise DataError(f"{where}: the main actor's joints are all zero; exclude the recording")
     missing = placed.reshape(len(placed), placed.shape[1], -1).sum(2) == 0
     origin = placed[int(first.argmax()), 0, SPINE].copy()
     placed -= origin
@@ -184,8 +184,8 @@ def _actors(skeletons: Skeletons, where: str) -> np.ndarray:
     joints = np.zeros((len(placed), 2, JOINTS, 3), np.float32)
     joints[:, : placed.shape[1]] = placed
     if not np.isfinite(joints).all():
-        raise DataError(f"{where}: joints so far apart that float32 cannot hold it; the file is damaged, fetch it again")
-    # the feeder crops from the first n frames, n being how many have a sum that is not zero
+        raise DataError(f"{where}: distances between joints overflow float32; the file is damaged, download it again")
+    # the feeder crops from the first n frames, where n counts the frames whose sum is not zero
     return joints[: int((joints.sum(3).sum(1).sum(1) != 0).sum())]
 
 
@@ -197,7 +197,7 @@ class _Body:
 
     @property
     def end(self) -> int:
-        """Its last frame: a body lies without gaps from its first frame on."""
+        """Last frame; the frames of a body are contiguous."""
         return self.start + len(self.joints) - 1
 
 
@@ -211,7 +211,7 @@ def _motion(joints: np.ndarray) -> float:
 
 
 def _plausible(bodies: list[_Body]) -> list[_Body]:
-    """Without those that are short or wide, in falling order of their motion in the frames that are not wide."""
+    """Drops bodies that are too short or too wide; sorts by decreasing motion in the frames that are not too wide."""
     bodies = [body for body in bodies if len(body.joints) >= FEWEST_FRAMES]
     if len(bodies) < 2:
         return bodies
@@ -236,7 +236,7 @@ def _alone(body: _Body, frames: int) -> np.ndarray:
 
 
 def _placed(bodies: list[_Body], frames: int) -> np.ndarray:
-    """[T, 2, 25, 3]: each body joins actor 1 where the two share no more than a frame, else actor 2, else nobody."""
+    """[T, 2, 25, 3]: each body extends actor 1 if the two overlap by at most one frame, else actor 2, else it is dropped."""
     placed = np.zeros((frames, 2, JOINTS, 3), np.float32)
     placed[bodies[0].start : bodies[0].end + 1, 0] = bodies[0].joints
     intervals = [(bodies[0].start, bodies[0].end), (0, 0)]
@@ -247,7 +247,3 @@ def _placed(bodies: list[_Body], frames: int) -> np.ndarray:
                 intervals[actor] = (min(start, body.start), max(end, body.end))
                 break
     return placed
-
-
-def _names_of_tar(path: Path, ending: str, largest: int) -> list[str]:
-    return [name for name, _ in tar_files(path, ending, largest)]

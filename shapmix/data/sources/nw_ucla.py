@@ -1,4 +1,4 @@
-"""NW-UCLA as a source: the JSON clips of `shapmix.data.nw_ucla`, by name."""
+"""Reader of NW-UCLA: one JSON file per clip, in a folder or in an archive."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ CLASS_NAMES = (
     "pick up with one hand", "pick up with two hands", "drop trash", "walk around", "sit down",
     "stand up", "donning", "doffing", "throw", "carry",
 )  # fmt: skip
-# The recordings have no actions 7 and 10: the aAA of a name is not the label plus one.
+# Actions 7 and 10 do not exist, so the aAA of a name is not the label plus 1.
 ACTION_NUMBERS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)
 
-LARGEST_FILE = 16 << 20  # bytes of a JSON clip: 15,000 frames; the longest real one has 127 kB
+LARGEST_FILE = 16 << 20  # bytes of a JSON clip: 15,000 frames; the largest real one is 127 kB
 
-LARGEST_SET = 1 << 30  # bytes of all clips together, which are read at once; the real ones have 38 MB
+LARGEST_SET = 1 << 30  # bytes of all clips, which are loaded together; the real ones are 38 MB
 
-DAMAGED = "the file is damaged, fetch it again"
+DAMAGED = "the file is damaged; download it again"
 
 _NAME = re.compile(r"(?P<performance>a(?P<action>\d\d)_s\d\d_e\d\d)_v(?P<view>\d\d)")
 
 
 @dataclass(frozen=True)
 class Performed:
-    """One clip of NW-UCLA, as its JSON file holds it."""
+    """One clip of NW-UCLA, as recorded in its JSON file."""
 
     name: str
     frames: Tensor
     """[T, 1, 20, 3] float32"""
     label: int
     performance: str
-    """What the views of one performance have in common: `a01_s02_e03`."""
+    """Identifies the performance, which several views film: `a01_s02_e03`."""
     view: int
 
 
 def find_clips(root: Path) -> Path:
-    """The folder or the archive of JSON files that `root` names or holds."""
+    """The folder or archive of JSON files: `root` itself or inside `root`."""
     if root.is_file():
         return root
     if not root.exists():
@@ -53,26 +53,26 @@ def find_clips(root: Path) -> Path:
     for candidate in (root / "all_sqe", root / "all_sqe.tar.xz"):
         if candidate.exists():
             return candidate
-    raise DataError(f"{root}: holds neither all_sqe/ nor all_sqe.tar.xz; give the folder that holds one of them")
+    raise DataError(f"{root}: contains neither all_sqe/ nor all_sqe.tar.xz; give the folder that holds one of them")
 
 
 def json_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """(path for messages, content) of every JSON file, one at a time."""
+    """Yields (path for messages, content) of every JSON file."""
     left = LARGEST_SET
     for where, content in _folder(source) if source.is_dir() else _archive(source):
         left -= len(content)
         if left < 0:
-            raise DataError(f"{source}: more than {LARGEST_SET} bytes of clips; NW-UCLA has 38 MB. Give the folder that holds it")
+            raise DataError(f"{source}: more than {LARGEST_SET} bytes of clips; NW-UCLA is 38 MB. Give its own folder")
         yield where, content
     if left == LARGEST_SET:
-        raise DataError(f"{source}: holds no .json clips; NW-UCLA has 1,484, named like a01_s01_e00_v01.json")
+        raise DataError(f"{source}: contains no .json clips; NW-UCLA has 1,484, named like a01_s01_e00_v01.json")
 
 
 def read_clips(source: Path) -> dict[str, Performed]:
     """Every clip of the folder or the archive, by name.
 
     Raises:
-        DataError: as `parse_clip`, or a name that comes twice.
+        DataError: as `parse_clip`, or a duplicate name.
     """
     found: dict[str, Performed] = {}
     for where, content in json_files(source):
@@ -94,7 +94,7 @@ def _archive(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def parse_clip(where: str, content: bytes) -> Performed:
-    """One clip from its JSON text; every error begins with `where`."""
+    """Parses a clip from its JSON text; `where` begins every error message."""
     stem = PurePosixPath(where.replace("\\", "/")).stem
     named = _NAME.fullmatch(stem)
     if named is None or int(named["action"]) not in ACTION_NUMBERS:
@@ -114,23 +114,23 @@ def parse_clip(where: str, content: bytes) -> Performed:
 
 
 def _coordinates(where: str, skeletons: object) -> np.ndarray:
-    """[T, 20, 3] float32 of a clip's nested lists, naming the frame that does not fit."""
+    """[T, 20, 3] float32 from a clip's nested lists; an error names the invalid frame."""
     if not isinstance(skeletons, list) or not skeletons:
-        raise DataError(f"{where}: 'skeletons' holds no frames; remove the clip or fetch it again")
+        raise DataError(f"{where}: 'skeletons' holds no frames; remove the clip or download it again")
     for number, frame in enumerate(skeletons):
         joints = len(frame) if isinstance(frame, list) else 0
         if joints != 20:
             raise DataError(f"{where}: frame {number} has {joints} joints, NW-UCLA's skeleton has 20")
         if not all(isinstance(joint, list) and len(joint) == 3 for joint in frame) or not numbers(frame):
             joint, value = next((at, one) for at, one in enumerate(frame) if not _is_joint(one))
-            raise DataError(f"{where}: frame {number}, joint {joint} is {show(value)}, not three numbers x y z; {DAMAGED}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused
+            raise DataError(f"{where}: frame {number}, joint {joint} is {show(value)}, not three numbers x, y, z; {DAMAGED}")
+    with np.errstate(over="ignore"):  # values beyond float32 are rejected below
         frames = np.array(skeletons, dtype=np.float32)
     if not np.isfinite(frames).all():
         number, joint, _ = np.argwhere(~np.isfinite(frames))[0]
         raise DataError(f"{where}: frame {number}, joint {joint} has a coordinate that is not finite; repair or remove the clip")
     if not frames.any():
-        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or fetch it again")
+        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or download it again")
     return frames
 
 
@@ -142,12 +142,12 @@ TABLES = {"train": "train.csv", "test": "test.csv"}
 
 
 class NwUcla:
-    """All clips of `all_sqe/` or its archive, sorted by name; `camera` is the view. Lists that lie beside it become splits.
+    """All clips of `all_sqe/` or its archive, sorted by name; `camera` is the view, `train.csv` and `test.csv` are the splits.
 
-    The whole set is 40 MB and is read at once.
+    The whole data set (40 MB) is loaded at once.
 
     Raises:
-        DataError: missing or damaged files, with the file, the frame and the reason.
+        DataError: missing or damaged files; the message names the file, the frame and the reason.
     """
 
     layout = "ucla20"

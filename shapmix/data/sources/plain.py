@@ -1,22 +1,22 @@
-"""The plain form, for data of your own: a folder with a table, a skeleton and one array a clip.
+"""Reader of the plain format for custom data: a folder with a table, a skeleton and one array per clip.
 
 ```
 my_data/
-    labels.csv      name,label            one line a clip; more columns as below
-    layout.toml     the skeleton          or a built-in one, by --layout ntu25
-    wave_01.npy     [T, V, C] float       frames, joints, coordinates; or [T, M, V, C] with M people
+    labels.csv      name,label            one line per clip; optional columns below
+    layout.toml     the skeleton          or a built-in one with --layout ntu25
+    wave_01.npy     [T, V, C] float       frames, joints, coordinates; or [T, M, V, C] for M people
     wave_02.npz     the same, as the array `joints`
 ```
 
-`labels.csv` is UTF-8, with a first line that names its columns, in any order:
+`labels.csv` is UTF-8 with a header line; the columns may be in any order:
 
-- `name`: of the clip's file, without `.npy` or `.npz`; it may lie in a folder below (`anna/wave_01`).
-- `label`: the class, by name or by number from 0. Names are numbered in alphabetical order.
-- `split` (if wanted): `train`, `val` or `test`.
-- `subject`, `camera`, `setup`, `replication` (if wanted): numbers; protocols and held-out clips go by them.
+- `name`: the clip's file without `.npy` or `.npz`, possibly in a subfolder (`anna/wave_01`).
+- `label`: the class, as a name or as a number from 0. Names are numbered alphabetically.
+- `split` (optional): `train`, `val` or `test`.
+- `subject`, `camera`, `setup`, `replication` (optional): numbers that protocols and the hold-out of validation clips use.
 
-C is 2 or 3 coordinates, or 2 and a score of the pose's estimator (`--scores`). A joint that was not found is zero in all of them. A
-clip whose coordinates are all zero is an error (`--skip-damaged` leaves it out), as is a name with a line break in it.
+C is 2 or 3 coordinates, or 2 and the confidence score of a pose estimator (`--scores`). All coordinates of an undetected joint are
+zero. A clip whose coordinates are all zero is an error (`--skip-damaged` skips it), as is a name with a line break.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from shapmix.process.errors import DataError
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
 NUMBERS = ("subject", "camera", "setup", "replication")
 COLUMNS = ("name", "label", "split", *NUMBERS)
-MOST_DIGITS = 18  # of a number in the table
+MOST_DIGITS = 18  # per number in the table
 
 
 class Plain:
-    """Clips of a folder in the plain form, in the order of its table.
+    """Clips of a folder in the plain format, in the order of the table.
 
     Raises:
-        DataError: no table, a line that does not say what it must, a name outside the folder, or a file that is missing.
+        DataError: no table, an invalid line, a name outside the folder, or a missing file.
     """
 
     def __init__(self, folder: Path, *, layout: str | None = None, scores: bool = False) -> None:
@@ -67,7 +67,7 @@ class Plain:
             where, name = f"{self._table}, line {line}", row["name"]
             path = PurePosixPath(name)
             if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
-                raise DataError(f"{where}: {show(name)} is not the name of a file below {folder}")
+                raise DataError(f"{where}: {show(name)} is not the name of a file inside {folder}")
             if not row["label"]:
                 raise DataError(f"{where}: '{name}' has no label")
             check_name(name, "clip", where)
@@ -77,7 +77,7 @@ class Plain:
             if row.get("split"):
                 self.splits.setdefault(check_name(row["split"], "list", where), []).append(name)
                 if len(self.splits) > MOST_SPLITS:
-                    raise DataError(f"{where}: the column split names more than {MOST_SPLITS} lists")
+                    raise DataError(f"{where}: column 'split' names more than {MOST_SPLITS} lists")
             numbers = {}
             for column in NUMBERS:
                 given = row.get(column) or "0"
@@ -96,7 +96,7 @@ class Plain:
         else:
             self.class_names = sorted(set(labels))
             if len(self.class_names) > MOST_CLASSES:
-                raise DataError(f"{self._table}: {len(self.class_names)} classes; there are at most {MOST_CLASSES}")
+                raise DataError(f"{self._table}: {len(self.class_names)} classes; the limit is {MOST_CLASSES}")
             number_of = {name: number for number, name in enumerate(self.class_names)}
             self._labels = [number_of[label] for label in labels]
         self._paths = [self._path(name) for name in self.names]
@@ -113,16 +113,16 @@ class Plain:
                 if path.is_file():
                     return path
             except OSError as error:
-                raise DataError(f"{self._table}: {show(name)} is no name of a file: {error.strerror}") from error
-        raise DataError(f"{self._table}: '{name}' has no file {self._folder / name}.npy or .npz")
+                raise DataError(f"{self._table}: {show(name)} is not a valid file name: {error.strerror}") from error
+        raise DataError(f"{self._table}: clip '{name}': no file {self._folder / name}.npy or .npz")
 
 
 def read_array(path: Path) -> np.ndarray:
-    """[T, M, V, C] float32 of a file in the plain form.
+    """Reads [T, M, V, C] float32 from a file of the plain format.
 
     Raises:
-        DataError: missing or unreadable, not such an array, larger than any clip, empty, all zero, or a coordinate that is not
-            finite.
+        DataError: missing or unreadable, not such an array, larger than `LARGEST_CLIP` bytes, empty, all zero, or with non-finite
+            coordinates.
     """
     try:
         with path.open("rb") as file:
@@ -135,17 +135,17 @@ def read_array(path: Path) -> np.ndarray:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # NumPy and zipfile have many words for a damaged file
-        raise DataError(f"{path}: not a whole NumPy file of numbers ({error}); write it again with numpy.save") from error
+    except Exception as error:  # NumPy and zipfile raise many types of error for a damaged file
+        raise DataError(f"{path}: not a valid NumPy file of numbers ({error}); write it again with numpy.save") from error
     if content.dtype.kind not in "fiu" or content.ndim not in (3, 4):
-        raise DataError(f"{path}: {list(content.shape)} of {content.dtype}, not [T, V, C] or [T, M, V, C] numbers")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        raise DataError(f"{path}: {list(content.shape)} of {content.dtype}, expected numbers [T, V, C] or [T, M, V, C]")
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are rejected below
         joints = np.ascontiguousarray(content if content.ndim == 4 else content[:, None], dtype=np.float32)
     if len(joints) == 0:
         raise DataError(f"{path}: has no frames; remove the clip")
     if not np.isfinite(joints).all():
         frame, person, joint, _ = np.argwhere(~np.isfinite(joints))[0]
-        raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 where a joint was not found")
+        raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 for an undetected joint")
     if not joints.any():
         raise DataError(f"{path}: no frame holds a body, all coordinates are zero; remove the clip")
     return joints
@@ -156,9 +156,9 @@ def _member(path: Path, file: IO[bytes]) -> np.ndarray:
     with zipfile.ZipFile(file) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         if ARRAY not in names:
-            raise DataError(f"{path}: holds {show(names)}, not the array '{ARRAY}'")
+            raise DataError(f"{path}: contains {show(names)} but no array '{ARRAY}'")
         entry = archive.getinfo(f"{ARRAY}.npy")
         if entry.file_size > LARGEST_CLIP:
-            raise DataError(f"{path}: '{ARRAY}' unpacks to {entry.file_size} bytes; a clip has at most {LARGEST_CLIP}")
+            raise DataError(f"{path}: '{ARRAY}' unpacks to {entry.file_size} bytes; the limit for a clip is {LARGEST_CLIP}")
         with archive.open(entry) as member:
             return read_npy(member, entry.file_size)

@@ -1,7 +1,7 @@
-"""Pickles of pyskl: NTU RGB+D in 3D and 2D, FineGYM, Kinetics-400, and others of the same form.
+"""Reader of pyskl pickles: NTU RGB+D in 3D and 2D, FineGYM, Kinetics-400 and others of the same format.
 
 `{'split': {name: [ids]}, 'annotations': [{'frame_dir', 'label', 'total_frames', 'keypoint', ...}]}` with `keypoint` [M, T, V, C];
-2D poses have `keypoint_score` [M, T, V] and `img_shape` (height, width). The compressed form of Kinetics lists poses instead:
+2D poses have `keypoint_score` [M, T, V] and `img_shape` (height, width). The compressed format of Kinetics lists poses instead:
 `keypoint` [n, 17, 3] with `frame_inds` [n].
 """
 
@@ -22,19 +22,19 @@ LAYOUTS = {25: "ntu25", 17: "coco17"}
 
 
 class Pyskl:
-    """Annotations of one pickle, by their `frame_dir`.
+    """Annotations of one pickle, named by their `frame_dir`.
 
-    2D poses become (x, y, score) with x and y in [-1, 1] of the picture's width and height, as pyskl's PreNormalize2D has them;
-    a pose that nobody found (score 0) lies in the middle. Of more than `max_people` people those stay that move most (3D: sum
-    over the axes of the variance of all joints) or are seen best (2D: sum of the scores). Frames behind the last one with a person
-    are left out; all clips have as many people as the fullest, zeros where nobody stands. In the compressed form, people are
-    chosen frame by frame, and frames without poses are left out, as pyskl's DecompressPose does; poses that `anno_inds` does not
-    list are not used.
+    2D poses become (x, y, score) with x and y normalised to [-1, 1] by the image's width and height, as in pyskl's PreNormalize2D;
+    undetected joints (score 0) are placed at the centre. If a clip has more than `max_people` people, those with the most motion
+    are kept (3D: variance of all joints, summed over the axes), or those with the highest total score (2D). Frames after the last
+    one with a person are removed; all clips are padded with zeros to the same number of people. In the compressed format, people
+    are selected frame by frame and frames without poses are removed, as in pyskl's DecompressPose; poses that `anno_inds` does not
+    list are ignored.
 
-    Class names are those of NTU RGB+D where ids are NTU names, otherwise the class numbers.
+    Class names are those of NTU RGB+D if the ids are NTU names, otherwise the class numbers.
 
     Raises:
-        DataError: not such a pickle, or it asks for anything but data.
+        DataError: not such a pickle, or it requests anything but data.
     """
 
     def __init__(self, path: Path, *, max_people: int = 2) -> None:
@@ -42,10 +42,10 @@ class Pyskl:
         self._path, self._max_people = path, max_people
         content = load_pickle(path)
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or not content["annotations"]:
-            raise DataError(f"{path}: has no list 'annotations'; give a pickle of pyskl's form")
+            raise DataError(f"{path}: has no list 'annotations'; give a pickle in pyskl's format")
         self._annotations: list[dict[str, Any]] = content["annotations"]
         if len(self._annotations) > MOST_CLIPS:
-            raise DataError(f"{path}: {len(self._annotations)} annotations, the most are {MOST_CLIPS}")
+            raise DataError(f"{path}: {len(self._annotations)} annotations; the limit is {MOST_CLIPS}")
         self.names = [self._name(row) for row in range(len(self._annotations))]
         labels = [self._label(row) for row in range(len(self._annotations))]
         if all(parse_ntu_name(name) for name in self.names):
@@ -55,7 +55,7 @@ class Pyskl:
         self.splits = _splits(path, content.get("split"), len(self.names))
         joints = self._array(0, "keypoint").shape[-2:-1]
         if joints not in [(number,) for number in LAYOUTS]:
-            raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints; known are {', '.join(map(str, LAYOUTS))}")
+            raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints; supported: {', '.join(map(str, LAYOUTS))}")
         self.layout = LAYOUTS[joints[0]]
         most = max(
             1 if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
@@ -69,9 +69,9 @@ class Pyskl:
         """Recording `names[index]`; see `Source`."""
         keypoint = self._array(index, "keypoint")
         if keypoint.size * np.dtype(np.float32).itemsize > LARGEST_CLIP:
-            raise self._error(index, f"keypoint is {list(keypoint.shape)}, more than {LARGEST_CLIP} bytes")
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
-            joints = (self._gathered if "frame_inds" in self._annotations[index] else self._people)(index, keypoint)
+            raise self._error(index, f"keypoint has shape {list(keypoint.shape)}, more than {LARGEST_CLIP} bytes")
+        with np.errstate(over="ignore", invalid="ignore"):  # non-finite values are rejected below
+            joints = (self._from_compressed if "frame_inds" in self._annotations[index] else self._people)(index, keypoint)
         if not np.isfinite(joints).all():
             raise self._error(index, f"frame {np.argwhere(~np.isfinite(joints))[0][0]} is not finite")
         stands = np.flatnonzero(joints.any((1, 2, 3)))
@@ -81,9 +81,11 @@ class Pyskl:
         return Recording(joints[: stands[-1] + 1], self._label(index), **(name.numbers() if name else {}))
 
     def _people(self, index: int, keypoint: np.ndarray) -> np.ndarray:
-        """[T, M, V, C] of [M, T, V, C]."""
+        """[M, T, V, C] -> [T, M, V, C] of the selected people."""
         if keypoint.ndim != 4 or keypoint.dtype.kind != "f":
-            raise self._error(index, f"keypoint is {list(keypoint.shape)} of {keypoint.dtype}, not [M, T, V, C] floating point")
+            raise self._error(
+                index, f"keypoint is {list(keypoint.shape)} of {keypoint.dtype}, expected [M, T, V, C] floating point"
+            )
         self._check_frames(index, keypoint.shape[1])
         if not np.isfinite(keypoint).all():
             raise self._error(index, f"frame {np.argwhere(~np.isfinite(keypoint))[0][1]} is not finite")
@@ -94,9 +96,9 @@ class Pyskl:
             score = self._array(index, "keypoint_score").astype(np.float32)
             if poses.shape[3] != 2 or score.shape != poses.shape[:3]:
                 raise self._error(
-                    index, f"keypoint_score is {list(score.shape)} and keypoint {list(poses.shape)}; they do not match"
+                    index, f"shapes of keypoint_score {list(score.shape)} and keypoint {list(poses.shape)} do not match"
                 )
-            poses = self._in_picture(index, np.concatenate([poses, score[..., None]], axis=-1))
+            poses = self._normalised(index, np.concatenate([poses, score[..., None]], axis=-1))
             weight = score.sum((1, 2))
         else:
             weight = poses.var((1, 2)).sum(-1)
@@ -106,20 +108,20 @@ class Pyskl:
         filled[:, : len(poses)] = poses.transpose(1, 0, 2, 3)
         return filled
 
-    def _gathered(self, index: int, keypoint: np.ndarray) -> np.ndarray:
-        """[T, M, V, 3] of the compressed form, one pose a row; T counts the frames that have one."""
+    def _from_compressed(self, index: int, keypoint: np.ndarray) -> np.ndarray:
+        """[T, M, V, 3] from the compressed format (one pose per row); T counts the frames with at least one pose."""
         entry, frame_of = self._annotations[index], self._array(index, "frame_inds")
         if keypoint.ndim != 3 or keypoint.shape[2] != 3 or frame_of.shape != keypoint.shape[:1] or frame_of.dtype.kind not in "iu":
             raise self._error(
                 index,
-                f"keypoint is {list(keypoint.shape)}, frame_inds {list(frame_of.shape)} of {frame_of.dtype}; they do not match",
+                f"shapes of keypoint {list(keypoint.shape)} and frame_inds {list(frame_of.shape)} of {frame_of.dtype} do not match",
             )
         if "anno_inds" in entry:
             chosen = self._array(index, "anno_inds")
-            if not _chooses(chosen, len(keypoint)):
-                raise self._error(index, f"anno_inds choose poses that are not among the {len(keypoint)}")
+            if not _is_selection(chosen, len(keypoint)):
+                raise self._error(index, f"anno_inds contains indices outside the {len(keypoint)} poses")
             keypoint, frame_of = keypoint[chosen], frame_of[chosen]
-        poses = self._in_picture(index, keypoint.astype(np.float32))
+        poses = self._normalised(index, keypoint.astype(np.float32))
         if not np.isfinite(poses).all():
             raise self._error(index, f"pose {np.argwhere(~np.isfinite(poses))[0][0]} is not finite")
         frames = np.unique(frame_of)
@@ -134,11 +136,11 @@ class Pyskl:
             found[place, : len(rows)] = poses[rows]
         return found
 
-    def _in_picture(self, index: int, poses: np.ndarray) -> np.ndarray:
+    def _normalised(self, index: int, poses: np.ndarray) -> np.ndarray:
         shape = self._field(index, "img_shape")
         sides = list(shape) if isinstance(shape, (tuple, list)) or (isinstance(shape, np.ndarray) and shape.ndim == 1) else []
         if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 1 <= side < 1 << 31 for side in sides):
-            raise self._error(index, f"img_shape is {show(shape)}, not the height and width of a picture")
+            raise self._error(index, f"img_shape is {show(shape)}, not the height and width of an image")
         height, width = map(int, sides)
         centre = np.array([width / 2, height / 2], np.float32)
         poses[..., :2] = np.where(poses[..., 2:] > 0, (poses[..., :2] - centre) / centre, 0)
@@ -147,7 +149,7 @@ class Pyskl:
     def _check_frames(self, index: int, frames: int) -> None:
         total = self._annotations[index].get("total_frames", frames)
         if not isinstance(total, (int, np.integer)) or total != frames:
-            raise self._error(index, f"keypoint has {frames} frames, total_frames is {show(total)}")
+            raise self._error(index, f"keypoint has {frames} frames but total_frames is {show(total)}")
 
     def _label(self, index: int) -> int:
         return check_label(self._field(index, "label"), f"{self._path}: annotation {index} ('{self.names[index]}')")
@@ -165,7 +167,7 @@ class Pyskl:
         if not isinstance(value, np.ndarray):
             raise self._error(index, f"{key} is a {type(value).__name__}, not an array")
         if value.dtype.kind not in "fiub":
-            raise self._error(index, f"{key} is of {value.dtype}, not of numbers")
+            raise self._error(index, f"{key} has element type {value.dtype}, which is not numeric")
         return value
 
     def _field(self, index: int, key: str) -> Any:
@@ -179,7 +181,7 @@ class Pyskl:
 
 
 def _splits(path: Path, splits: Any, clips: int) -> dict[str, list[str]]:
-    """Lists of ids by name; none is longer than the list of all clips."""
+    """Validates the splits: lists of ids by name, none longer than the list of all clips."""
     if splits is None:
         return {}
     if not isinstance(splits, dict) or len(splits) > MOST_SPLITS:
@@ -193,8 +195,8 @@ def _splits(path: Path, splits: Any, clips: int) -> dict[str, list[str]]:
     return found
 
 
-def _chooses(chosen: np.ndarray, poses: int) -> bool:
-    """Whether an index [k], or a mask [poses], chooses some of so many poses."""
+def _is_selection(chosen: np.ndarray, poses: int) -> bool:
+    """Whether `chosen` is a valid index [k] or mask [poses] into so many poses."""
     if chosen.ndim != 1 or chosen.dtype.kind not in "iub":
         return False
     if chosen.dtype.kind == "b":

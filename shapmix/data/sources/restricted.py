@@ -1,9 +1,9 @@
-"""Pickles of the field, read without running what they hold.
+"""Safe pickle reader: loads data without executing code.
 
-A pickle is a program for a stack machine, and may name any function and have it called. This reader is a machine of its own,
-without a way to call or to import anything: it makes numbers, text, plain containers and NumPy arrays of numbers or text, and
-refuses the rest by name. Memory and time go with the size of the file: every length is compared with what is left of the file
-before it is taken, what is made again from parts of the pickle is counted, and nothing is hashed but scalars.
+A pickle is a program for a stack machine and may call any function by name. This reader is an independent implementation of that
+machine that cannot import or call anything else: it builds numbers, text, plain containers and NumPy arrays of numbers or text, and
+rejects everything else by name. Memory and time are linear in the size of the file: every length is checked against the remaining
+bytes before memory is allocated, data that calls rebuild is counted, and only scalars are hashed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ import numpy as np
 from shapmix.data.sources.bounded import show
 from shapmix.process.errors import DataError
 
-KINDS = "biufSU"  # of array elements; not objects and not records
+KINDS = "biufSU"  # permitted kinds of array elements; no objects, no records
 CODINGS = ("latin1", "ascii", "utf-8")
-SCALARS = (str, bytes, int, float, type(None))  # what a dict's key and a set's element may be; a tuple's hash takes its tree's time
-LONGEST_NUMBER = 100  # digits, and bytes: no label, size or coordinate has as many
+SCALARS = (
+    str,
+    bytes,
+    int,
+    float,
+    type(None),
+)  # permitted keys and set elements; hashing a tuple walks its tree
+LONGEST_NUMBER = 100  # digits or bytes; no label, size or coordinate is that long
 LONGEST_LINE = 1 << 20
 
-# Objects of libraries that hold data, and what to save in their place.
+# Libraries whose objects are data, and what to save instead.
 LIBRARIES = {
     "torch": "torch tensors; save NumPy arrays: x.numpy()",
     "pandas": "pandas tables; save NumPy arrays: x.to_numpy()",
@@ -39,26 +45,26 @@ LIBRARIES = {
 
 
 class RefusedError(ValueError):
-    """What a pickle asks for is not data."""
+    """A pickle requests something that is not data."""
 
 
 class OtherLibraryError(ValueError):
-    """A pickle holds data in another library's objects."""
+    """A pickle contains data as objects of another library."""
 
 
 class _Global:
-    """A name that the pickle asks for, and what is made of its arguments instead; a name that only marks makes nothing."""
+    """A name that the pickle requests, and the function that replaces it; None for a name that is only used as an argument."""
 
     def __init__(self, make: Callable[..., Any] | None) -> None:
         self.make = make
 
 
 class _ElementType:
-    """Stands for `numpy.dtype`."""
+    """Replaces `numpy.dtype`."""
 
     def __init__(self, name: object, *_: object) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[a-zA-Z]\d{1,9}", name) or name[0] not in KINDS:
-            raise RefusedError(f"arrays of type {show(name)}")
+            raise RefusedError(f"an array of type {show(name)}")
         self.dtype = np.dtype(name)
 
     def set(self, state: tuple[Any, ...]) -> None:
@@ -67,14 +73,14 @@ class _ElementType:
 
 
 class _Later:
-    """Stands for an array until its content comes; it may be nowhere but on top of the stack and at one place of the memo."""
+    """Placeholder of an array until its content is read; allowed only on top of the stack and in one slot of the memo."""
 
     def __init__(self, *_: object) -> None:
         self.place: int | None = None
 
 
 class _Mark:
-    """Where a list of operands begins on the stack."""
+    """Marks the start of a list of operands on the stack."""
 
 
 _MARK = _Mark()
@@ -82,7 +88,7 @@ _NOT_DATA = (_Global, _ElementType, _Later, _Mark)
 
 
 def _array(content: Any, element: Any, shape: Any, fortran: bool) -> np.ndarray:
-    if isinstance(content, str):  # protocols below 3, from Python 2
+    if isinstance(content, str):  # protocols below 3, written by Python 2
         content = content.encode("latin1")
     if not isinstance(element, _ElementType) or not isinstance(content, (bytes, bytearray)):
         raise RefusedError("an array of objects")
@@ -90,7 +96,7 @@ def _array(content: Any, element: Any, shape: Any, fortran: bool) -> np.ndarray:
         raise ValueError(f"{show(shape)} is not the shape of an array")
     if not content or not element.dtype.itemsize:
         if content or (element.dtype.itemsize and math.prod(shape)):
-            raise ValueError(f"{len(content)} bytes for an array {show(shape)}")
+            raise ValueError(f"{len(content)} bytes for an array of shape {show(shape)}")
         return np.zeros(shape, element.dtype)
     return np.frombuffer(content, element.dtype).reshape(shape, order="F" if fortran else "C")
 
@@ -104,9 +110,9 @@ def _scalar(element: Any, content: Any) -> Any:
 
 
 def _encode(text: Any, coding: Any = "latin1") -> bytes:
-    """Bytes, as pickles of protocol 2 write them."""
+    """Bytes, as encoded by pickles of protocol 2."""
     if coding not in CODINGS or not isinstance(text, str):
-        raise RefusedError(f"text in the coding {show(coding)}")
+        raise RefusedError(f"text in the encoding {show(coding)}")
     return text.encode(coding)
 
 
@@ -114,13 +120,13 @@ def _bytes(content: Any = b"", coding: Any = "latin1") -> bytes:
     if isinstance(content, str):
         return _encode(content, coding)
     if not isinstance(content, (bytes, bytearray)) and not (isinstance(content, list) and all(type(one) is int for one in content)):
-        raise RefusedError("bytes of what holds none")
+        raise RefusedError("bytes built from another type")
     return bytes(content)
 
 
 def _listed(values: Any = ()) -> list[Any]:
     if not isinstance(values, (list, tuple)):
-        raise RefusedError("a container of what holds nothing")
+        raise RefusedError("a container built from another type")
     return list(values)
 
 
@@ -142,7 +148,7 @@ def _dict(pairs: Any = ()) -> dict[Any, Any]:
 
 def _check_key(key: object) -> None:
     if not isinstance(key, SCALARS):
-        raise ValueError(f"a {type(key).__name__} as a key, where only text and numbers may stand")
+        raise ValueError(f"a {type(key).__name__} as a key; only text and numbers are allowed")
 
 
 ADMITTED: dict[tuple[str, str], _Global] = {
@@ -175,13 +181,13 @@ ADMITTED: dict[tuple[str, str], _Global] = {
 
 
 class _Machine:
-    """Runs the operations of one pickle; memory and time go with its size."""
+    """Runs the operations of one pickle; memory and time are linear in its size."""
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
         self.data, self.size, self.at = data, len(data), 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.taken = 0  # bytes and elements that calls took
+        self.taken = 0  # bytes and elements passed to calls
 
     def run(self) -> Any:
         data, operations = self.data, OPERATIONS
@@ -194,11 +200,11 @@ class _Machine:
             if operation is None:
                 raise RefusedError(f"the operation {bytes([code])!r}")
             operation(self)
-        raise ValueError("it ends before its last operation")
+        raise ValueError("truncated")
 
     def take(self, count: int) -> bytes:
         if not 0 <= count <= self.size - self.at:
-            raise ValueError(f"{count} bytes where {self.size - self.at} are left")
+            raise ValueError(f"{count} bytes requested, {self.size - self.at} left")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -208,7 +214,7 @@ class _Machine:
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.at, self.at + LONGEST_LINE)
         if end < 0:
-            raise ValueError("a line without an end")
+            raise ValueError("unterminated line")
         return self.take(end + 1 - self.at)[:-1]
 
     def whole(self) -> int:
@@ -223,22 +229,22 @@ class _Machine:
     def pop(self) -> Any:
         value = self.stack.pop()
         if value is _MARK:
-            raise ValueError("no value where one should be")
+            raise ValueError("missing value")
         return value
 
     def top(self, kind: type) -> Any:
         value = self.stack[-1]
         if type(value) is not kind:
-            raise ValueError(f"no {kind.__name__} where one should be")
+            raise ValueError(f"missing {kind.__name__}")
         return value
 
     def to_mark(self) -> list[Any]:
-        """What was pushed since the last mark; it is taken off, so that all calls together look at each value once."""
+        """Pops the values above the last mark; because they are removed, each value is visited only once."""
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             at -= 1
             if at < 0:
-                raise ValueError("no mark")
+                raise ValueError("missing mark")
         values = self.stack[at + 1 :]
         del self.stack[at:]
         return values
@@ -260,7 +266,7 @@ class _Machine:
     def push_quoted(self) -> None:
         text = self.line()
         if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in (b"'", b'"'):
-            raise ValueError("text without its quotation marks")
+            raise ValueError("text without quotation marks")
         self.push(str(codecs.escape_decode(text[1:-1])[0], "latin1"))
 
     def push_text(self, count: int) -> None:
@@ -269,7 +275,7 @@ class _Machine:
     def push_tuple(self, count: int) -> None:
         values = self.stack[-count:]
         if len(values) != count:
-            raise ValueError("a tuple of fewer values")
+            raise ValueError("too few values for a tuple")
         del self.stack[-count:]
         self.push(_operands(values))
 
@@ -293,7 +299,7 @@ class _Machine:
         if isinstance(value, _Later):
             value.place = index
         elif value is _MARK:
-            raise ValueError("no value where one should be")
+            raise ValueError("missing value")
         self.memo[index] = value
 
     def name(self, module: Any, name: Any) -> None:
@@ -309,11 +315,11 @@ class _Machine:
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, _Global) or function.make is None or not isinstance(arguments, tuple):
-            raise RefusedError("a call of what makes no data")
-        # A real pickle makes each part into something once. To make much again and again of a little would fill the memory.
+            raise RefusedError("a call that does not build data")
+        # A genuine pickle uses each part once. Rebuilding large objects from one small part would exhaust memory.
         self.taken += sum(len(one) if isinstance(one, (str, bytes, bytearray, list, tuple)) else 1 for one in arguments)
         if self.taken > 2 * self.size + 1000:
-            raise ValueError("more is made of its parts than they hold")
+            raise ValueError("calls build more data than the file contains")
         self.push(function.make(*arguments))
 
     def build(self) -> None:
@@ -328,27 +334,27 @@ class _Machine:
                 self.memo[value.place] = array
             self.push(array)
         else:
-            raise RefusedError("an object with a state of its own")
+            raise RefusedError("an object with custom state")
 
 
 def _data(value: Any) -> Any:
     if isinstance(value, _NOT_DATA):
-        raise RefusedError("a container of what is not data")
+        raise RefusedError("a container of something that is not data")
     return value
 
 
 def _operands(values: list[Any]) -> tuple[Any, ...]:
-    """A tuple, which may hold names and element types: it may be what a call takes."""
+    """A tuple; it may contain names and element types, because calls take them as arguments."""
     if any(isinstance(value, (_Later, _Mark)) for value in values):
-        raise ValueError("a tuple of what is not there yet")
+        raise ValueError("a tuple of an unfinished array")
     return tuple(values)
 
 
 _U1, _U2, _U4, _U8, _I4, _F8 = map(struct.Struct, ("<B", "<H", "<I", "<Q", "<i", ">d"))
 STOP = ord(".")
 OPERATIONS: dict[int, Callable[[_Machine], object]] = {
-    0x80: lambda m: m.take(1),  # the protocol
-    0x95: lambda m: m.take(8),  # a frame's length, for those who read in pieces
+    0x80: lambda m: m.take(1),  # protocol version
+    0x95: lambda m: m.take(8),  # frame length, not needed here
     ord("("): lambda m: m.push(_MARK),
     ord("0"): lambda m: m.stack.pop(),
     ord("1"): lambda m: m.to_mark(),
@@ -418,26 +424,28 @@ def _add(machine: _Machine, values: list[Any]) -> None:
 
 
 def _persistent(_: _Machine) -> None:
-    raise RefusedError("an object that lies outside of it")
+    raise RefusedError("a persistent object outside of the file")
 
 
 def load_pickle(path: Path) -> Any:
-    """The numbers, text, arrays and containers of a pickle file. Arrays are read-only.
+    """Loads numbers, text, arrays and containers from a pickle file. Arrays are read-only.
 
     Raises:
-        DataError: unreadable or truncated, or it asks for anything but data (which is named; nothing of it has run).
+        DataError: unreadable or truncated, or it requests anything but data (the message names it; nothing is executed).
     """
     try:
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
-                raise OtherLibraryError("what torch.save or numpy.savez writes; save NumPy arrays with pickle.dump")
+                raise OtherLibraryError("the output of torch.save or numpy.savez; save NumPy arrays with pickle.dump")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _Machine(content).run()
     except RefusedError as error:
-        raise DataError(f"{path}: asks for {error}, which is not data; nothing was run. Do not load this file elsewhere") from error
+        raise DataError(
+            f"{path}: requests {error}, which is not data; nothing was executed. Do not load it with other tools"
+        ) from error
     except OtherLibraryError as error:
-        raise DataError(f"{path}: holds {error}") from error
+        raise DataError(f"{path}: contains {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a damaged stream of operations leads to
-        raise DataError(f"{path}: not a whole pickle ({type(error).__name__}: {error}); fetch it again") from error
+    except Exception as error:  # a damaged file can raise any error
+        raise DataError(f"{path}: not a valid pickle ({type(error).__name__}: {error}); download it again") from error
