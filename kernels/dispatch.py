@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from shapmix.process.errors import ShapmixError
+
 from .checks import dtype_name
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
@@ -22,7 +24,7 @@ _MODULES = {"cpp": "native", "triton": "triton_ops", "cuda": "cuda"}
 _log = logging.getLogger("shapmix")
 
 
-class BackendError(RuntimeError):
+class BackendError(ShapmixError, RuntimeError):
     """A back end was asked for by name and cannot run; the message says why and what to do."""
 
 

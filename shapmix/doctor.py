@@ -5,308 +5,32 @@ Exits with 1 where a back end that can run disagrees with the reference. `--json
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from shapmix import __version__, kernels, reference
-from shapmix.kernels import BACKENDS, cuda, native, unavailable
-from shapmix.kernels.checks import DTYPES
-from shapmix.process import cpu
-from shapmix.reference import CropPlan, MixPlan
-
-# Odd sizes, one sample, one joint, and a batch large enough for every thread to get work.
-SHAPES = ((1, 1, 1, 1, 1), (3, 3, 13, 7, 1), (5, 2, 37, 11, 2), (4, 3, 64, 25, 2), (64, 3, 64, 25, 2))
-SECONDS = 10.0  # for all checks; slow back ends (Triton's interpreter) then have fewer shapes checked
+from shapmix.kernels import installation
+from shapmix.process.command import WRONG, read_options, run_command
 
 
-def versions() -> dict[str, str]:
-    """What is installed."""
-    found = {"shapmix": __version__, "python": platform.python_version()}
-    found |= {package: installed_version(package) for package in ("torch", "triton", "numpy")}
-    module, reason = cuda.load()
-    found["CUDA toolkit built with"] = _dotted(module.toolkit_version()) if module else f"none ({reason})"
-    found["CUDA architectures"] = str(module.architectures) if module else "none"
-    found["CUDA version of the driver"] = (_dotted(module.driver_version()) if module else "") or "no driver"
-    found["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
-    return found
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Show what this installation can run, and check every back end that can run against the reference."""
+
+    json: bool = False
+    """Print one JSON object."""
 
 
-def installed_version(package: str) -> str:
-    """Version of a package, or that it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code of `shapmix.process.command`, 1 where a back end disagrees with the reference."""
+    return run_command(lambda: diagnose(read_options(DoctorConfig, argv, "doctor")))
 
 
-def processor() -> dict[str, str]:
-    """What the CPU back end runs on."""
-    module, reason = native.load()
-    info = module.cpu_info() if module else {}
-    has = {True: "yes", False: "no", None: "unknown"}
-    bf16 = cpu.multiplies_bf16()
-    return {
-        "cores": str(os.cpu_count()),
-        "torch threads": str(torch.get_num_threads()),
-        "AVX2": has[info.get("avx2")],
-        "AVX-512": has[info.get("avx512")],
-        "bfloat16 products": f"{has[bf16]}{': bf16 is slower than float32 on this CPU' if bf16 is False else ''}",
-        "OpenMP in shapmix": has[info.get("openmp")],
-        "OpenMP runtimes loaded": str(len(openmp_runtimes())),
-        "built by": str(info.get("compiler", reason)),
-    }
-
-
-def openmp_runtimes() -> set[str]:
-    """Files of the OpenMP runtimes in this process; a second one has threads of its own that compete with torch's."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            files = {line.split()[-1] for line in maps}
-    except OSError:  # not Linux
-        return set()
-    return {file for file in files if any(name in os.path.basename(file) for name in ("libgomp", "libiomp", "libomp"))}
-
-
-def devices() -> list[torch.device]:
-    """Every kind of device that tensors can live on here."""
-    return [torch.device("cpu"), *([torch.device("cuda:0")] if torch.cuda.is_available() else [])]
-
-
-class Case(NamedTuple):
-    """One comparison: an op's results on a back end, the reference's, and how far apart they may be."""
-
-    op: str
-    dtype: torch.dtype
-    run: Callable[[], Iterable[Tensor]]
-    expected: Iterable[Tensor]
-    tolerance: float = 0.0  # 0 asks for the same bits
-
-
-def check(backend: str, device: torch.device, deadline: float) -> tuple[int, list[str]]:
-    """Comparisons made with the reference, and those that did not agree."""
-    compared = 0
-    wrong: list[str] = []
-    for shape in SHAPES:
-        for dtype in DTYPES:
-            of_shape = (dtype, device, backend)
-            for case in (*_clip_cases(shape, *of_shape), *_logit_cases(shape[0], *of_shape), *_network_cases(shape[0], *of_shape)):
-                if unavailable(backend, device, dtype, case.op):
-                    continue
-                if time.monotonic() > deadline:
-                    return compared, wrong
-                compared += 1
-                if not all(_agree(left, right, case.tolerance) for left, right in zip(case.run(), case.expected, strict=True)):
-                    wrong.append(f"{case.op} on {list(shape)} {dtype}")
-    return compared, wrong
-
-
-def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    if tolerance == 0:
-        return torch.equal(found, expected)
-    return bool(((found.double() - expected.double()).abs() <= tolerance).all())
-
-
-def _integers(generator: torch.Generator, low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
-    share = torch.rand(size, generator=generator, dtype=torch.float64)
-    return (low + share * (high - low + 1)).floor().long()
-
-
-def _clip_cases(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, backend: str) -> Iterator[Case]:
-    """The ops on clips, on random ones."""
-    n, channels, frames, joints, people = shape
-    generator = torch.Generator().manual_seed(0)
-
-    def integers(low: Tensor | int, high: Tensor | int) -> Tensor:
-        return _integers(generator, low, high, n)
-
-    clips = torch.randn(shape, generator=generator).to(device, dtype)
-    mean_motion = torch.randn(shape[1:], generator=generator).to(device, dtype)
-    all_parts = (1 << min(joints, 5)) - 1
-    start, source_start = integers(0, frames - 1), integers(0, frames - 1)
-    plan = MixPlan(
-        partner=integers(0, n - 1),
-        parts=integers(0, all_parts),
-        start=start,
-        length=integers(1, frames - start),
-        source_start=source_start,
-        source_length=integers(1, frames - source_start),
-        lam=torch.rand(n, generator=generator, dtype=torch.float64),
-        blend=torch.rand(n, generator=generator) < 0.3,
-    ).to(device)
-    coalitions = torch.stack([torch.zeros(n), torch.full((n,), all_parts), integers(0, all_parts)]).long().to(device)
-    part_of_joint = (torch.arange(joints) % 5).to(device)
-    norm = torch.randn(people, joints, channels, generator=generator).to(device, dtype)
-
-    expanded = (clips, mean_motion, coalitions, part_of_joint)
-    yield Case(
-        "coalition_inputs",
-        dtype,
-        lambda: [kernels.coalition_inputs(*expanded, backend=backend)],
-        [reference.coalition_inputs(*expanded)],
-    )
-    yield Case(
-        "normalised_coalition_inputs",
-        dtype,
-        lambda: [kernels.normalised_coalition_inputs(*expanded, norm, norm, backend=backend)],
-        [reference.normalised_coalition_inputs(*expanded, norm, norm)],
-    )
-    yield Case(
-        "mix_clips",
-        dtype,
-        lambda: [kernels.mix_clips(clips, plan, part_of_joint, backend=backend)],
-        [reference.mix_clips(clips, plan, part_of_joint)],
-    )
-
-    # the same clips as recordings of 1.5 times their length, cut and turned
-    recordings = torch.cat([clips, clips[:, :, : frames // 2]], 2).permute(0, 2, 4, 3, 1).flatten(0, 1).contiguous()
-    each = len(recordings) // n
-    offsets = torch.arange(n + 1, device=device) * each
-    first = integers(0, each - 1)
-    angles = torch.randn(n, 3, generator=generator, dtype=torch.float64) * (channels == 3)
-    crops = CropPlan(torch.arange(n), first, integers(1, each - first), angles)
-    crops = CropPlan(**{name: value.to(device) for name, value in vars(crops).items()})
-    sampled = (recordings, offsets, crops, torch.arange(joints, device=device) // 2)
-    yield Case(
-        "sample_clips",
-        dtype,
-        lambda: [kernels.sample_clips(*sampled, stream="bone_motion", num_frames=frames, backend=backend)],
-        [reference.sample_clips(*sampled, stream="bone_motion", num_frames=frames)],
-        tolerance=4 * float(clips.abs().max()) * (24 + each) * torch.finfo(dtype).eps,
-    )
-
-
-def _logit_cases(n: int, dtype: torch.dtype, device: torch.device, backend: str) -> Iterator[Case]:
-    """The ops on logits and labels, on random ones of 13 classes."""
-    n, classes, parts = max(n, 3), 13, 5
-    generator = torch.Generator().manual_seed(0)
-    labels, partner = (_integers(generator, 0, high - 1, n).to(device) for high in (classes, n))
-    logits = torch.randn(2 * n, classes, generator=generator).to(device, dtype)
-    table = torch.rand(classes, parts, generator=generator).to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-    sets = 1 << torch.arange(parts, device=device)
-    joint_counts = torch.arange(1, parts + 1, device=device)
-    rows = torch.arange(n, device=device)
-    eps = torch.finfo(table.dtype).eps
-
-    # the draws depend on the type of the table alone
-    if dtype in (torch.float32, torch.float64):
-        drawn = (labels, table, torch.arange(classes, device=device) // 2, sets, torch.arange(25, device=device) % parts, 64)
-        yield Case(
-            "draw_plan",
-            dtype,
-            lambda: vars(kernels.draw_plan(*drawn, seed=1, step=2, backend=backend)).values(),
-            vars(reference.draw_plan(*drawn, seed=1, step=2)).values(),
-        )
-
-    def update(op: Callable[..., Tensor], **options: str) -> list[Tensor]:
-        own = table.clone()
-        return [op(own, logits, labels, rows % parts, rows, rows + n, joint_counts, 0.9, **options), own]
-
-    yield Case(
-        "saliency_update",
-        dtype,
-        lambda: update(kernels.saliency_update, backend=backend),
-        update(reference.saliency_update),
-        tolerance=10 * (64 + n) * eps,
-    )
-    lam, log_prior = torch.rand(n, generator=generator).to(device), table[:, 0].log()
-    yield Case(
-        "balanced_mix_loss",
-        dtype,
-        lambda: kernels.balanced_mix_loss(logits, labels, partner, lam, log_prior, backend=backend),
-        reference.balanced_mix_loss(logits, labels, partner, lam, log_prior),
-        tolerance=64 * classes * eps,
-    )
-
-
-def _network_cases(n: int, dtype: torch.dtype, device: torch.device, backend: str) -> Iterator[Case]:
-    """The ops of CTR-GCN, on random features of 16 channels."""
-    n, channels, subsets, relations, frames, joints = max(n, 2), 16, 3, 8, 6, 5
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def normal(*shape: int, of: torch.dtype = wide) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, of)
-
-    graph = (
-        normal(n, subsets * channels, frames, joints, of=dtype),
-        normal(n, joints, 2, subsets, relations),
-        normal(subsets, relations, channels) / relations,
-        normal(subsets, channels),
-        normal(subsets, joints, joints),
-    )
-    x, weight, bias = normal(n, channels, frames, joints, of=dtype), normal(channels), normal(channels)
-    branches = (x, x, x, x, weight, bias)
-    # 15 products of up to 12, summed in the wide type; a half type rounds the result, and where pairs are multiplied the factors
-    tolerance = 256 * torch.finfo(wide).eps + 64 * torch.finfo(dtype).eps
-    yield Case(
-        "graph_conv",
-        dtype,
-        lambda: [kernels.graph_conv(*graph, backend=backend)],
-        [reference.graph_conv(*graph)],
-        tolerance=tolerance,
-    )
-    yield Case(
-        "batch_norm",
-        dtype,
-        lambda: kernels.batch_norm(x, weight, bias, bias, backend=backend),
-        reference.batch_norm(x, weight, bias, bias),
-        tolerance=tolerance,
-    )
-    yield Case(
-        "join_branches",
-        dtype,
-        lambda: [kernels.join_branches(*branches, backend=backend)],
-        [reference.join_branches(*branches)],
-        tolerance=tolerance,
-    )
-
-
-def examine() -> dict[str, dict[str, str]]:
-    """The report: section -> line -> text. Back ends that disagree say so in a text that begins with `WRONG`."""
-    back_ends: dict[str, str] = {}
-    runnable: list[tuple[str, torch.device]] = []
-    for device in devices():
-        for backend in BACKENDS:
-            name = f"{backend} on {device}"
-            if reason := unavailable(backend, device):
-                back_ends[name] = f"cannot run: {reason}"
-            elif backend == "reference":
-                back_ends[name] = "what the others are compared with"
-            else:
-                back_ends[name] = ""
-                runnable.append((backend, device))
-    if not torch.cuda.is_available():
-        back_ends["cuda on a GPU"] = f"cannot run: {unavailable('cuda', torch.device('cuda:0'))}"
-    for backend, device in runnable:
-        compared, wrong = check(backend, device, time.monotonic() + SECONDS / len(runnable))
-        same = f"runs; {compared} results of its ops agree with the reference"
-        back_ends[f"{backend} on {device}"] = f"WRONG: differs from the reference in {', '.join(wrong)}" if wrong else same
-    return {"versions": versions(), "processor": processor(), "back ends": back_ends}
-
-
-def _dotted(encoded: int) -> str:
-    """`13.0` for 13000, nothing for 0."""
-    return f"{encoded // 1000}.{encoded % 1000 // 10}" if encoded else ""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the report; 1 where a back end disagrees with the reference."""
-    parser = argparse.ArgumentParser(prog="python -m shapmix.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-
-    report = examine()
-    if options.json:
+def diagnose(config: DoctorConfig) -> int:
+    """Prints the report; returns the exit code."""
+    report = installation.examine()
+    if config.json:
         print(json.dumps(report, indent=2))
     else:
         width = max(len(line) for lines in report.values() for line in lines)
@@ -314,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(section)
             for line, text in lines.items():
                 print(f"  {line:<{width}}  {text}")
-    return int(any(text.startswith("WRONG") for text in report["back ends"].values()))
+    return WRONG if any(text.startswith(installation.WRONG) for text in report["back ends"].values()) else 0
 
 
 if __name__ == "__main__":

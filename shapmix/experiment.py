@@ -23,7 +23,6 @@ seeds: rows of a seed share their training clips, so that these differences vary
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +31,9 @@ from typing import Annotated
 
 import tyro
 
-from shapmix.process.files import InUseError, only_writer, write_whole
-from shapmix.process.signals import Interruption, StopRequest, stop_requests
-from shapmix.training.config import ConfigError
+from shapmix.process.command import WRONG, read_options, run_command
+from shapmix.process.files import only_writer, write_whole
+from shapmix.process.signals import StopRequest, stop_requests
 from shapmix.training.grid import Cell, PlanError, only, read_plan, read_results, run_cells
 from shapmix.training.grid_table import pair_table, plot, summaries, table
 
@@ -62,19 +61,9 @@ class ExperimentConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code, 1 where a cell failed."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = tyro.cli(ExperimentConfig, args=argv, prog="python -m shapmix.experiment", description=ExperimentConfig.__doc__)
-    try:
-        with stop_requests() as request:
-            failed = run_experiment(config, request)
-    except Interruption as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
-    except (PlanError, ConfigError, InUseError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 1 if failed else 0
+    """Command line entry; returns the exit code of `shapmix.process.command`, 1 where a cell failed."""
+    with stop_requests() as request:
+        return run_command(lambda: WRONG if run_experiment(read_options(ExperimentConfig, argv, "experiment"), request) else 0)
 
 
 def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]:

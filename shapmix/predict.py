@@ -13,24 +13,21 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch
 import tyro
 
-from shapmix.kernels import BackendError
-from shapmix.process.ending import ended
-from shapmix.process.errors import DataError, RunError
-from shapmix.skeleton.layout import LayoutError
-from shapmix.training.checkpoint import CheckpointError
+from shapmix.process.command import WRONG, ComputeOptions, program, read_options, run_command, start_computing
+from shapmix.process.errors import DataError
 from shapmix.training.config import ConfigError
 from shapmix.training.prediction import describe, predict, recordings_of
-from shapmix.training.trained import open_run
+from shapmix.training.trained import CheckpointOptions, open_run
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(CheckpointOptions, ComputeOptions):
     """Classes of recordings, and the body parts that spoke for them."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -45,43 +42,31 @@ class PredictConfig:
     """Frames of a sliding window; None: a recording is one clip."""
     stride: int | None = None
     """Frames between windows; None: half a window."""
-    checkpoint: Literal["best", "last"] = "best"
     json: bool = False
     """One line of JSON a clip in place of text."""
-    threads: int | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    config = tyro.cli(PredictConfig, args=argv, prog="python -m shapmix.predict", description=PredictConfig.__doc__)
-    return ended(lambda: _main(config), (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))
+    """Command line entry; returns the exit code of `shapmix.process.command`."""
+    return run_command(lambda: predict_files(read_options(PredictConfig, argv, "predict")))
 
 
-def _main(config: PredictConfig) -> int:
+def predict_files(config: PredictConfig) -> int:
+    """Prints the predictions of every recording, and of those that cannot be read the reason; returns the exit code."""
     if not config.files:
-        print("error: no files are given; usage: python -m shapmix.predict RUN FILE...", file=sys.stderr)
-        return 2
-    for option in ("top", "window", "stride", "threads"):
+        raise ConfigError(f"no files are given; usage: {program('predict')} RUN FILE...")
+    for option in ("top", "window", "stride"):
         value = getattr(config, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option}: at least 1, not {value}")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    trained = open_run(config.run, config.checkpoint)
+    trained = open_run(config.run, config.checkpoint, start_computing(config))
+    classify = partial(predict, trained, top=config.top, parts=config.parts, window=config.window, stride=config.stride)
     total = failed = 0
     for file in config.files:
         for recording in recordings_of(file, trained):
             total += 1
             try:
-                found = predict(
-                    trained,
-                    recording.read(),
-                    recording.name,
-                    top=config.top,
-                    parts=config.parts,
-                    window=config.window,
-                    stride=config.stride,
-                )
+                found = classify(recording.read(), recording.name)
             except DataError as error:
                 failed += 1
                 where = "" if str(file) in str(error) else f"{file}: "
@@ -91,7 +76,7 @@ def _main(config: PredictConfig) -> int:
                 print(json.dumps(asdict(each)) if config.json else describe(each), flush=True)
     if failed:
         print(f"error: {failed} of {total} recordings are without a prediction, for the reasons above", file=sys.stderr)
-    return 1 if failed else 0
+    return WRONG if failed else 0
 
 
 if __name__ == "__main__":

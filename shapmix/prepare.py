@@ -6,8 +6,8 @@ a stop or a kill the same command goes on behind the last line. The folder gets 
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ from shapmix.data.longtail import read_list
 from shapmix.data.sources.find import Format, find_source
 from shapmix.data.store import damaged_clips, read_index
 from shapmix.data.store_writer import PrepareError, prepare
-from shapmix.process.errors import DataError
-from shapmix.skeleton.layout import LayoutError
+from shapmix.process.command import WRONG, read_options, run_command
+from shapmix.process.signals import Interruption
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,27 @@ class PrepareConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config = tyro.cli(PrepareConfig, args=argv, prog="python -m shapmix.prepare", description=PrepareConfig.__doc__)
+    """Command line entry; returns the exit code of `shapmix.process.command`."""
+    return run_command(lambda: prepare_or_check(read_options(PrepareConfig, argv, "prepare")))
+
+
+def prepare_or_check(config: PrepareConfig) -> int:
+    """Writes the store, or verifies one; returns the exit code."""
+    if config.check:
+        return check(config.source)
+    if config.scores and config.depth:
+        raise PrepareError("--scores and --depth contradict each other: say which one the third coordinate is")
+    if config.out is None:
+        raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
+    train_names, test_names = (None if path is None else read_list(path) for path in (config.train_names, config.test_names))
     try:
-        if config.check:
-            return check(config.source)
-        if config.scores and config.depth:
-            raise PrepareError("--scores and --depth contradict each other: say which one the third coordinate is")
-        if config.out is None:
-            raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
-        names = [None if path is None else read_list(path) for path in (config.train_names, config.test_names)]
         found = find_source(
-            config.source, config.format, layout=config.layout, scores=config.scores, train_names=names[0], test_names=names[1]
+            config.source,
+            config.format,
+            layout=config.layout,
+            scores=config.scores,
+            train_names=train_names,
+            test_names=test_names,
         )
         prepare(
             found,
@@ -80,12 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             skip_damaged=config.skip_damaged,
             workers=config.workers,
         )
-    except (DataError, LayoutError, PrepareError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        raise Interruption(signal.SIGINT, "stopped; the same command resumes") from None
     return 0
 
 
@@ -96,7 +100,7 @@ def check(folder: Path) -> int:
         print(f"{folder}: recording '{name}': {reason}", file=sys.stderr)
     count = len(read_index(folder)["clips"]["name"])
     print(f"{folder}: {count - len(damaged)} of {count} recordings are as they were written")
-    return 1 if damaged else 0
+    return WRONG if damaged else 0
 
 
 if __name__ == "__main__":

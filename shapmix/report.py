@@ -7,49 +7,37 @@ everything itself and asks the network for nothing.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch
 import tyro
 
-from shapmix.kernels import BackendError
 from shapmix.pages.run import write_report
-from shapmix.process.ending import ended
-from shapmix.process.errors import DataError, RunError
-from shapmix.skeleton.layout import LayoutError
-from shapmix.training.checkpoint import CheckpointError
-from shapmix.training.config import ConfigError
+from shapmix.process.command import ComputeOptions, read_options, run_command, start_computing
+from shapmix.training.trained import CheckpointOptions
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(CheckpointOptions, ComputeOptions):
     """Put a finished run on one page."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
-    checkpoint: Literal["best", "last"] = "last"
     out: Path | None = None
     """Where to write; default RUN/report.html."""
-    threads: int | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    config = tyro.cli(ReportConfig, args=argv, prog="python -m shapmix.report", description=ReportConfig.__doc__)
+    """Command line entry; returns the exit code of `shapmix.process.command`."""
+    return run_command(lambda: report(read_options(ReportConfig, argv, "report")))
 
-    def work() -> int:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        print(f"report: {write_report(config.run, config.checkpoint, config.out)}")
-        return 0
 
-    return ended(work, (BackendError, CheckpointError, ConfigError, DataError, LayoutError, RunError))
+def report(config: ReportConfig) -> None:
+    """Writes the page and prints its path."""
+    print(f"report: {write_report(config.run, config.checkpoint, config.out, start_computing(config))}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
-from shapmix.process.errors import DataError
+from shapmix.process.errors import DataError, ShapmixError
 from shapmix.process.files import UNFINISHED, InUseError, only_writer, sync_folder, write_whole
 from shapmix.skeleton.layout import Layout, layout_text, parse_layout
 
@@ -42,7 +42,7 @@ OF_PIXELS = 20.0  # coordinates in metres or of a normalised image are smaller
 HASHED_ONE_BY_ONE = 16  # source files; more get one combined hash
 
 
-class PrepareError(RuntimeError):
+class PrepareError(ShapmixError, RuntimeError):
     """A store cannot be written; the message says why and what to do."""
 
 

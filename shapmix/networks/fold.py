@@ -14,11 +14,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from shapmix.process.errors import ShapmixError
+
 LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class FoldError(ValueError):
+class FoldError(ShapmixError, ValueError):
     """A network that torch.fx cannot trace; the message says why and what to do."""
 
 

@@ -5,20 +5,64 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from shapmix.data.clips import ClipStore
 from shapmix.pictures import plots
 from shapmix.process.errors import RunError
-from shapmix.process.files import write_whole
-from shapmix.shapley.explanation import Explanation
+from shapmix.process.files import check_output_folder, write_whole
+from shapmix.shapley.explanation import Explanation, explain
+from shapmix.shapley.game import Output, PartGame
+from shapmix.training.trained import Checkpoint, open_with_data
 
 
 class ExplainError(RunError):
     """A request that cannot be met; the message names what and the remedy."""
+
+
+def explain_run(
+    run: Path,
+    checkpoint: Checkpoint,
+    out: Path,
+    device: torch.device,
+    *,
+    clips: Sequence[str] = (),
+    per_class: int = 8,
+    split: Literal["test", "val", "train"] = "test",
+    output: Output = "probability",
+    max_rows: int | None = None,
+) -> Path:
+    """Forwards every coalition of a run's clips, and writes `explanation.npz`, the pictures and the page; returns the page's path.
+
+    Raises:
+        OSError: the page cannot be written where it should; nothing was forwarded.
+        ExplainError: a clip or split that is not there.
+        ConfigError, CheckpointError, DataError: a run that cannot be read.
+    """
+    check_output_folder(out)
+    _, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
+    store = splits.store
+    chosen = choose_clips(store, {"test": splits.test, "val": splits.val, "train": splits.train}[split], clips, per_class)
+    labels, names = store.labels[chosen].to(device), [store.names[clip] for clip in chosen.tolist()]
+    mean_motion = mixer.mean_motion.to(device)
+    game = PartGame(network, store.layout, mean_motion, output, max_rows=max_rows, restored_frames=mixer.restored_frames)
+    with tqdm(desc="coalitions", unit="clip", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        explanation = explain(game, sampler.evaluation(chosen).to(device), labels, names, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    explanation.save(out / "explanation.npz")
+    pose = store.clip(int(chosen[0]))
+    title = f"{run.name}, {checkpoint} checkpoint"
+    return write_page(out, explanation, store.class_names, pose[len(pose) // 2, 0], title, y_down=store.y_down)
 
 
 def choose_clips(store: ClipStore, split: Tensor, wanted: Sequence[str], per_class: int) -> Tensor:

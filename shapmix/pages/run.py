@@ -7,7 +7,7 @@ import io
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import torch
@@ -18,22 +18,21 @@ from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.mixing.mixer import ShapMix
 from shapmix.pictures import plots
-from shapmix.process.ending import check_output_file
-from shapmix.process.files import write_whole
+from shapmix.process.files import check_output_file, write_whole
 from shapmix.shapley.explanation import explain
 from shapmix.shapley.game import PartGame
 from shapmix.training import metrics
 from shapmix.training.example_mix import example_mix
 from shapmix.training.run_folder import read_metrics
 from shapmix.training.scores import logits_of
-from shapmix.training.trained import open_with_data
+from shapmix.training.trained import CPU, Checkpoint, open_with_data
 
 WORST = 3  # confusions that are shown
 
 EXPLAINED = 4  # test clips of each class whose parts are valued
 
 
-def write_report(run: Path, checkpoint: Literal["best", "last"], out: Path | None = None) -> Path:
+def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, device: torch.device = CPU) -> Path:
     """Measures a run's checkpoint on the test split and writes the page, whole or not at all; None: to `run`/report.html.
 
     Raises:
@@ -42,9 +41,9 @@ def write_report(run: Path, checkpoint: Literal["best", "last"], out: Path | Non
     """
     path = out or run / "report.html"
     check_output_file(path)
-    trained, splits, network, sampler, mixer = open_with_data(run, checkpoint)
+    trained, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
     store, counts = splits.store, splits.class_counts()
-    logits, labels = logits_of(network, sampler, splits.test, trained.batch_size, torch.device("cpu")), store.labels[splits.test]
+    logits, labels = logits_of(network, sampler, splits.test, trained.batch_size, device), store.labels[splits.test]
     accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
     rows = read_metrics(run / "metrics.jsonl")
 
@@ -65,7 +64,7 @@ def write_report(run: Path, checkpoint: Literal["best", "last"], out: Path | Non
             "Parts",
             drawn(
                 lambda path: plots.plot_part_values(
-                    path, part_values(network, mixer, splits, sampler), store.layout, store.class_names
+                    path, part_values(network, mixer, splits, sampler, device), store.layout, store.class_names
                 )
             ),
             f"What each part brings to the probability of its class: exact Shapley values, mean of {EXPLAINED} test clips a class.",
@@ -98,16 +97,16 @@ def write_report(run: Path, checkpoint: Literal["best", "last"], out: Path | Non
     return path
 
 
-def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: ClipSampler) -> Tensor:
+def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: ClipSampler, device: torch.device = CPU) -> Tensor:
     """[K, P]: exact Shapley values of the parts, means over the first test clips of each class; NaN for a class without."""
     store, test = splits.store, splits.test
     labels = store.labels[test]
     chosen = torch.cat([test[labels == label][:EXPLAINED] for label in range(store.num_classes)])
-    game = PartGame(network, store.layout, mixer.mean_motion, restored_frames=mixer.restored_frames)
-    values = [
-        explain(game, sampler.evaluation(some), store.labels[some], [store.names[clip] for clip in some.tolist()]).parts
-        for some in chosen.split(64)
-    ]
+    game = PartGame(network, store.layout, mixer.mean_motion.to(device), restored_frames=mixer.restored_frames)
+    values = []
+    for some in chosen.split(64):
+        names = [store.names[clip] for clip in some.tolist()]
+        values.append(explain(game, sampler.evaluation(some).to(device), store.labels[some].to(device), names).parts)
     every, owners = torch.cat(values), store.labels[chosen]
     return torch.stack([every[owners == label].mean(0) for label in range(store.num_classes)])
 

@@ -11,10 +11,21 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from shapmix.process.files import whole_file
 from shapmix.shapley.explanation import Faithfulness
 from shapmix.skeleton.layout import Layout
 
 plain_text = rc_context({"text.parse_math": False})  # the $ in the name of a class is no formula
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=dpi, format="png")
 
 
 def plot_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> None:
@@ -78,7 +89,7 @@ def plot_mixed_clip(
                 axes.plot(x, y, color="#d95f02" if pasted else "#3b4a5a", linewidth=2.2 if pasted else 1.3, clip_on=False)
             axes.set(aspect="equal", xlim=(float(low[0]), float(high[0])), ylim=(float(low[1]), float(high[1])))
             axes.axis("off")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 @plain_text
@@ -98,7 +109,7 @@ def _heat_map(
     axes.set_ylabel(y)
     axes.set_title(title)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 @plain_text
@@ -150,7 +161,7 @@ def plot_parts(
         bars.set_xticks(range(len(value)), [_initials(part) for part in layout.parts], fontsize=6)
         bars.tick_params(axis="y", labelsize=5, length=2)
         bars.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 @plain_text
@@ -181,7 +192,7 @@ def plot_waterfall(path: Path, values: Tensor, base: float, parts: list[str], un
     axes.set_xlabel(unit.replace("_", "-"))
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 @plain_text
@@ -220,7 +231,7 @@ def plot_interactions(path: Path, values: Tensor, layout: Layout) -> None:
         axes.annotate(name, (1.38 * x, 1.32 * y), ha="center", va="center", fontsize=9)
     axes.set(aspect="equal", xlim=(-1.85, 1.85), ylim=(-1.65, 1.65))
     axes.axis("off")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 Box = tuple[float, float, float, float]  # centre x, y, half the width, half the height
@@ -256,7 +267,7 @@ def plot_curves(path: Path, faithfulness: Faithfulness, unit: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel(unit.replace("_", "-"))
     figure.axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _initials(part: str) -> str:

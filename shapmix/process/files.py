@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import IO, BinaryIO
 from uuid import uuid4
 
+from shapmix.process.errors import ShapmixError
+
 log = logging.getLogger("shapmix")
 
 LOCK_BEGINS = b'{"pid"'
 UNFINISHED = ".tmp"  # ends the name of a file that is being written, and of one whose writer was killed
 
 
-class InUseError(RuntimeError):
+class InUseError(ShapmixError, RuntimeError):
     """A folder that another process writes; the message says which, and what to do."""
 
 
@@ -64,6 +67,36 @@ def write_whole(path: Path, text: str) -> None:
     """
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def check_output_file(path: Path) -> None:
+    """That a file can be written, before work is done for it.
+
+    Raises:
+        OSError: it cannot; with the path that is at fault.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder; give a file", str(path))
+    _check_folder(path.parent)
+
+
+def check_output_folder(path: Path) -> None:
+    """That files can be written into a folder, which may still have to be made, before work is done for them.
+
+    Raises:
+        OSError: they cannot; with the path that is at fault.
+    """
+    _check_folder(next(folder for folder in (path, *path.absolute().parents) if folder.exists()))
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write there: {error.strerror}", str(folder)) from error
 
 
 def append_line(path: Path, line: str) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from shapmix.process.errors import ShapmixError
+
 
 def rank() -> int:
     """Of this process, from 0; process 0 writes the files."""
@@ -28,7 +30,7 @@ def ranks() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(ShapmixError, RuntimeError):
     """Another process of the job is gone, so nothing can be added up any more."""
 
 

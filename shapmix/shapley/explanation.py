@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shapmix.process.files import whole_file
 from shapmix.reference import expected_marginals
 from shapmix.shapley.game import Output, PartGame, Progress
 from shapmix.shapley.interval import interval
@@ -234,7 +235,7 @@ class Explanation:
         return found
 
     def save(self, path: Path) -> None:
-        """Writes one .npz, which holds no pickle."""
+        """Writes one .npz, which holds no pickle, whole or not at all."""
         about = {
             "format": FORMAT,
             "names": self.names,
@@ -243,9 +244,8 @@ class Explanation:
             "output": self.output,
             "rows_forwarded": self.rows_forwarded,
         }
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez_compressed(temporary, games=self.games.numpy(), labels=self.labels.numpy(), about=json.dumps(about))
-        temporary.replace(path)
+        with whole_file(path) as file:
+            np.savez_compressed(file, games=self.games.numpy(), labels=self.labels.numpy(), about=json.dumps(about))
 
     @classmethod
     def load(cls, path: Path, layout: Layout) -> Explanation:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from shapmix.process.choices import nearest
+from shapmix.process.errors import ShapmixError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +33,7 @@ MOST_JOINTS = 1024
 LARGEST_FILE = 1 << 20  # bytes of a layout's text
 
 
-class LayoutError(ValueError):
+class LayoutError(ShapmixError, ValueError):
     """A layout that contradicts itself; the message names the file, the joint or part, and what to change."""
 
 

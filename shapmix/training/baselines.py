@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from shapmix.process import parallel
 from shapmix.process.signals import StopRequest
 from shapmix.training import metrics
@@ -20,8 +18,6 @@ from shapmix.training.trainer import train
 
 def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) -> dict[str, metrics.Accuracy]:
     """Trains, then the baselines below the run's directory; prints one table and writes it to `result.json`."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     with ExitStack() as held:  # the directories that are written
         if config.resume is not None:
             of_process_0(partial(resumed_run_dir, config, held))

@@ -24,7 +24,7 @@ from shapmix.mixing.mixer import ShapMix
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
-from shapmix.process.errors import RunError, RunRefusedError
+from shapmix.process.errors import RunError
 from shapmix.training.config import TrainConfig
 from shapmix.training.eager_step import EagerStep
 from shapmix.training.state import Training
@@ -223,8 +223,7 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
     """What the machine has to say before anything is trained.
 
     Raises:
-        RunError: back ends that cannot run on the device.
-        RunRefusedError: bfloat16 on a CPU that has no products of it, without `force`.
+        RunError: back ends that cannot run on the device, or bfloat16 on a CPU that has no products of it, without `force`.
     """
     for key, name, ops in (("backend", config.backend, MIXER_OPS), ("SHAPMIX_BACKEND", os.environ.get("SHAPMIX_BACKEND"), (None,))):
         if name in (None, "auto"):
@@ -236,7 +235,7 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
         if reason is not None:
             raise RunError(f"{key}: '{name}' cannot run on {device}: {reason}")
     if config.precision == "bf16" and device.type == "cpu" and not config.force and cpu.multiplies_bf16() is False:
-        raise RunRefusedError(
+        raise RunError(
             "precision: this CPU has no bfloat16 products (no avx512_bf16, no amx_bf16), so that bf16 trains several times slower "
             "than fp32; leave --precision out, or insist with --force"
         )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import shapmix
+from shapmix.process.errors import ShapmixError
 from shapmix.process.files import synced, whole_file
 
 log = logging.getLogger("shapmix")
@@ -22,7 +23,7 @@ _TRAILER = b"\nshapmix sha256 "
 _TRAILER_LENGTH = len(_TRAILER) + 64
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ShapmixError, ValueError):
     """A checkpoint that cannot be used or written; the message names the file and the reason."""
 
 

@@ -6,7 +6,7 @@ import argparse
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from operator import attrgetter
@@ -20,6 +20,8 @@ from shapmix.data.order import Sampler
 from shapmix.data.sampling import NetworkStream
 from shapmix.mixing.estimators import Estimator
 from shapmix.mixing.mixer import Compat, Loss, Mode
+from shapmix.process.command import ComputeOptions, program
+from shapmix.process.errors import ShapmixError
 from shapmix.process.files import write_whole
 
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
@@ -89,7 +91,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(ComputeOptions):
     """Train a skeleton network with Shap-Mix; `DESCRIPTION` says where values come from."""
 
     preset: str | None = None
@@ -169,14 +171,10 @@ class TrainConfig:
     picture_every: int = 10
     """Epochs between pictures of the saliency and of a mixed clip in TensorBoard."""
     seed: int = 0
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; under torchrun cuda is the GPU of the process."""
     deterministic: bool = False
     """Only operations that give the same bits each time; an operation that has none is an error."""
     backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
     """Of the kernels."""
-    threads: int | None = None
-    """CPU threads; None leaves torch's choice."""
 
 
 DESCRIPTION = """Train a skeleton network with Shap-Mix.
@@ -193,7 +191,7 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-class ConfigError(ValueError):
+class ConfigError(ShapmixError, ValueError):
     """A configuration that cannot be used; the message names the key and what it takes."""
 
 
@@ -232,7 +230,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         config = _parse_file(name, values, config)
     whose = " and ".join(name for name, _ in given) or "no preset"
     config = _parse(
-        list(argv), config, prog="python -m shapmix.train", description=f"{DESCRIPTION} The defaults below are those of {whose}."
+        list(argv), config, prog=program("train"), description=f"{DESCRIPTION} The defaults below are those of {whose}."
     )
     check_config(config)
     return config
@@ -416,11 +414,21 @@ def _short(value: object) -> str:
 
 
 def _parse_file(name: str, values: dict[str, Any], default: TrainConfig) -> TrainConfig:
-    """The options of a file, whose errors are told as those of the file and not of the command line."""
+    with parser_errors(name):
+        return _parse(list(as_arguments(values)), default, prog=name)
+
+
+@contextmanager
+def parser_errors(name: str) -> Iterator[None]:
+    """Errors of the parser inside are those of the file `name`, in one line, and not those of the command line.
+
+    Raises:
+        ConfigError: an unknown key (the message names the nearest) or a value of the wrong type.
+    """
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(said):
-            return _parse(list(as_arguments(values)), default, prog=name)
+            yield
     except SystemExit:
         # without the frame around the message, of whichever characters
         words = re.sub(r"[╭╮╰╯│─+|]|-{3,}", " ", said.getvalue()).partition("For full helptext")[0].split()

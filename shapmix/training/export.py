@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.ctrgcn import CTRGCN
-from shapmix.process.ending import check_output_file
+from shapmix.process.errors import ShapmixError
+from shapmix.process.files import check_output_file
 from shapmix.training.trained import Trained
 
 TOLERANCE = 1e-5  # of the logits, relative to the largest
 
 
-class ExportError(RuntimeError):
+class ExportError(ShapmixError, RuntimeError):
     """What cannot be exported; the message says why."""
 
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from shapmix.process.errors import RunError
+from shapmix.process.errors import RunError, ShapmixError
 from shapmix.process.files import write_whole
 from shapmix.process.signals import PARENT, Interruption, StopRequest
-from shapmix.training.config import as_arguments, parse_config, plain
+from shapmix.training.config import as_arguments, parse_config, parser_errors, plain
 from shapmix.training.run_folder import commit, read_metrics, versions
 
 HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
@@ -57,7 +57,7 @@ class Cell(NamedTuple):
         return re.sub(r"[^\w.]+", "-", f"{self.setting} {self.row} seed {self.seed}".lower())
 
 
-class PlanError(ValueError):
+class PlanError(ShapmixError, ValueError):
     """A plan that cannot be run; the message names the key."""
 
 
@@ -70,7 +70,7 @@ def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
 
     Raises:
         PlanError: not a plan, or two cells that would share a name.
-        ConfigError, SystemExit: options that the trainer does not take.
+        ConfigError: options that the trainer does not take.
     """
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -95,7 +95,8 @@ def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
     for cell in cells:
         if names.count(cell.name) > 1:
             raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
-        parse_config(list(as_arguments(cell.options)))
+        with parser_errors(f"{path}: setting '{cell.setting}', row '{cell.row}'"):
+            parse_config(list(as_arguments(cell.options)))
     return cells
 
 

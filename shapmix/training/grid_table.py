@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from shapmix.pictures.plots import save_figure
 from shapmix.shapley.interval import Interval, interval
 from shapmix.training.grid import COLUMNS, HEADS, Cell
 
@@ -110,7 +111,7 @@ def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_m
             axis.set_xlabel(f"{column.replace('_', ' ')} accuracy, %")
             axis.set_title(setting, fontsize="medium")
             axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _shown(value: Interval, form: str = ".1f") -> str:

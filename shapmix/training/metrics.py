@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from shapmix.data.longtail import buckets
+from shapmix.process.files import write_whole
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # how a text begins that a spreadsheet may take for a formula, or that was marked
 COLUMNS = ("top1", "top5", "class_mean", "many", "medium", "few")
@@ -94,10 +96,11 @@ def write_csv(path: Path, rows: Iterable[Sequence[str | int]]) -> None:
 
     So does a name that begins with ' itself, which makes the rule reversible. Numbers are written as they are.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(
-            [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row] for row in rows
-        )
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(
+        [f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row] for row in rows
+    )
+    write_whole(path, text.getvalue())
 
 
 def table(rows: dict[str, Accuracy]) -> str:

@@ -133,14 +133,14 @@ def predict(
         begins.append(frames - length)
     names = [f"{name} [{begin}:{begin + length}]" for begin in begins]
     store = trained.store([recording[begin : begin + length] for begin in begins], names)
-    clips = trained.sampler(store).evaluation(torch.arange(len(begins)))
+    clips = trained.sampler(store).evaluation(torch.arange(len(begins))).to(trained.device)
     with torch.no_grad():
         probability = torch.cat([trained.network(part).float().softmax(1) for part in clips.split(16)])
     best = probability.topk(min(top, probability.shape[1]), dim=1)
     shares: list[dict[str, float]] = [{} for _ in begins]
     without: list[float | None] = [None] * len(begins)
     if parts:
-        game = PartGame(trained.network, trained.layout, trained.mean_motion)
+        game = PartGame(trained.network, trained.layout, trained.mean_motion.to(trained.device))
         found = explain(game, clips, best.indices[:, 0], names)
         shares = [dict(zip(trained.layout.parts, row, strict=True)) for row in found.parts.tolist()]
         without = list(found.base_values.tolist())

@@ -6,8 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +19,13 @@ from shapmix.data.sampling import ClipSampler
 from shapmix.networks.modes import undisturbed
 from shapmix.pictures import plots
 from shapmix.process.errors import RunError
+from shapmix.process.files import whole_file, write_whole
 from shapmix.process.parallel import SharedForward
 from shapmix.training import metrics
 from shapmix.training.build import PRECISIONS, load_splits, make_network, make_sampler
 from shapmix.training.checkpoint import load_checkpoint, load_weights
 from shapmix.training.config import parse_config
+from shapmix.training.trained import Checkpoint
 
 CALIBRATION_BINS = 15
 
@@ -65,7 +66,7 @@ class Member(NamedTuple):
         )
 
 
-def open_member(run: Path, checkpoint: Literal["best", "last"], crops: int, device: torch.device) -> Member:
+def open_member(run: Path, checkpoint: Checkpoint, crops: int, device: torch.device) -> Member:
     """Reads a run's checkpoint and data.
 
     Raises:
@@ -174,29 +175,28 @@ def calibration_error(scores: Scores) -> float:
     )
 
 
-def write_tables(out: Path, scores: Scores, result: dict[str, object]) -> None:
-    """`result.json`, `per_class.csv`, `confusion.csv` and `confusion.png`."""
+def write_tables(out: Path, scores: Scores, about: dict[str, object]) -> None:
+    """`result.json` (accuracies, calibration error, `about`), `per_class.csv`, `confusion.csv`, `confusion.png`."""
     out.mkdir(parents=True, exist_ok=True)
     confusion = metrics.confusion_matrix(scores.probabilities, scores.labels)
     metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
     plots.plot_confusion(out / "confusion.png", confusion, scores.class_names)
     metrics.write_confusion(out / "confusion.csv", confusion, scores.class_names)
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {**accuracy_of(scores).as_dict(), "calibration_error": calibration_error(scores), **about}
+    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def save_scores(path: Path, scores: Scores) -> None:
     """Names [N], labels [N], probabilities [N, K] and class names [K], without pickles; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with whole_file(path) as file:
         np.savez(
-            temporary,
+            file,
             names=np.array(scores.names),
             labels=scores.labels.numpy(),
             probabilities=scores.probabilities.numpy(),
             class_names=np.array(scores.class_names),
         )
-        temporary.replace(path)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,12 +18,24 @@ from shapmix.training.build import load_splits, make_mixer, make_network, make_s
 from shapmix.training.checkpoint import CheckpointError, check_fields, load_checkpoint, load_weights, read_checkpoint
 from shapmix.training.config import TrainConfig, parse_config
 
+Checkpoint = Literal["best", "last"]
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """Which checkpoint of a run a command reads."""
+
+    checkpoint: Checkpoint = "last"
+    """last: the end of training, the figure to report; best: the best on the validation clips, often too few to choose by."""
+
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode and what belongs to its input.
+    """A network in eval mode, on `device`, and what belongs to its input.
 
-    `mean_motion` is [C, T, V, M]: what the network sees where nothing is known of a part.
+    `mean_motion` is [C, T, V, M], on the CPU: what the network sees where nothing is known of a part.
     """
 
     network: nn.Module
@@ -32,6 +44,7 @@ class Trained:
     class_names: list[str]
     mean_motion: Tensor
     scores: bool
+    device: torch.device = CPU
 
     @property
     def num_people(self) -> int:
@@ -58,7 +71,7 @@ class Trained:
         return make_sampler(self.config, store)
 
 
-def open_run(run: Path, checkpoint: Literal["best", "last"] = "best") -> Trained:
+def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = CPU) -> Trained:
     """Reads a run directory of `python -m shapmix.train`.
 
     Raises:
@@ -75,11 +88,11 @@ def open_run(run: Path, checkpoint: Literal["best", "last"] = "best") -> Trained
     one = trained.store([torch.zeros(1, 1, layout.num_joints, trained.mean_motion.shape[0])], ["nothing"])
     network = make_network(config, one)
     load_weights(network, state["network"], path)
-    return Trained(network.eval(), config, layout, trained.class_names, trained.mean_motion, trained.scores)
+    return replace(trained, network=network.eval().to(device), device=device)
 
 
 class WithData(NamedTuple):
-    """A run as it was trained: the network with a checkpoint's weights, in eval mode, and the mixer with its saliency."""
+    """A run as it was trained: the network with a checkpoint's weights, in eval mode; its mixer with its saliency, on the CPU."""
 
     config: TrainConfig
     splits: Splits
@@ -88,7 +101,7 @@ class WithData(NamedTuple):
     mixer: ShapMix
 
 
-def open_with_data(run: Path, checkpoint: Literal["best", "last"]) -> WithData:
+def open_with_data(run: Path, checkpoint: Checkpoint = "last", device: torch.device = CPU) -> WithData:
     """Reads a run directory and the data set that it was trained on.
 
     Raises:
@@ -104,4 +117,4 @@ def open_with_data(run: Path, checkpoint: Literal["best", "last"]) -> WithData:
     mixer = make_mixer(config, splits, sampler, 1)
     check_fields(path, state, {"mixer": dict})
     load_weights(mixer, state["mixer"], path)
-    return WithData(config, splits, network.eval(), sampler, mixer)
+    return WithData(config, splits, network.eval().to(device), sampler, mixer)

@@ -13,6 +13,7 @@ import torch
 
 from shapmix import evaluate, train
 from shapmix.process.errors import RunError
+from shapmix.training import ensemble
 from shapmix.training.build import load_splits
 from shapmix.training.config import parse_config
 from shapmix.training.scores import Scores, align, fit_weights
@@ -52,7 +53,7 @@ def test_several_crops_are_named_and_differ(runs: list[str], tmp_path: Path, cap
         file = tmp_path / f"{crops}.npz"
         assert evaluate.main([runs[0], "--crops", crops, "--save-scores", str(file), "--out", str(tmp_path)]) == 0
         scores.append(np.load(file)["probabilities"])
-    assert "joint best, 3 crops" in capsys.readouterr().out
+    assert "joint last, 3 crops" in capsys.readouterr().out
     assert scores[0].shape == scores[1].shape
     assert not np.allclose(*scores)
     np.testing.assert_allclose(scores[1].sum(1), 1)
@@ -112,7 +113,7 @@ def test_fitted_weights_prefer_the_better_run() -> None:
 
 def test_weights_are_fitted_on_validation_only(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(evaluate, "fit_weights", lambda values, labels: seen.append(labels) or torch.ones(2, dtype=torch.float64))
+    monkeypatch.setattr(ensemble, "fit_weights", lambda values, labels: seen.append(labels) or torch.ones(2, dtype=torch.float64))
     assert evaluate.main([*runs, "--fit-weights"]) == 0
     splits = load_splits(parse_config(["--config", f"{runs[0]}/config.yaml"]))
     assert torch.equal(seen[0], splits.store.labels[splits.val])
@@ -131,7 +132,7 @@ def test_weights_are_fitted_on_validation_only(runs: list[str], monkeypatch: pyt
 def test_what_cannot_be_evaluated_says_why(
     arguments: list[str], message: str, runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.main([runs[0], *arguments]) == 1
+    assert evaluate.main([runs[0], *arguments]) == 2
     assert message in capsys.readouterr().err
-    assert evaluate.main(["nowhere"]) == 1
+    assert evaluate.main(["nowhere"]) == 2
     assert "nowhere/config.yaml: cannot read the configuration" in capsys.readouterr().err

@@ -131,7 +131,7 @@ def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path, capsys:
     assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table"]) == 0
     assert (tmp_path / "table.md").read_text().count("No result yet: a, b") == 2
     assert (tmp_path / "table.png").stat().st_size > 1000
-    assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table", "--pairs", "c"]) == 1
+    assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table", "--pairs", "c"]) == 2
     assert "the plan has no row 'c'; it has a, b" in capsys.readouterr().err
 
 
@@ -170,7 +170,7 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     path.write_text(json.dumps({"options": options, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--only-table"]) == 0
     path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1, "device": "cpu"}))
-    assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 1
+    assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 2
     assert f"{path} was trained with epochs 8, and the plan has 7; rename the row" in capsys.readouterr().err
 
 
@@ -204,7 +204,7 @@ def is_alive(pid: int) -> bool:
 def test_a_grid_takes_its_trainers_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = written(tmp_path, ENDLESS)
     grid, trainer = started(tmp_path)
-    assert experiment.main([str(plan), "--out", str(tmp_path / "out")]) == 1  # a second grid in its folder
+    assert experiment.main([str(plan), "--out", str(tmp_path / "out")]) == 2  # a second grid in its folder
     assert f"out: process {grid.pid} on " in capsys.readouterr().err
     grid.send_signal(signal.SIGTERM)
     said = grid.communicate(timeout=60)[1]

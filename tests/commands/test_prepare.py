@@ -124,7 +124,7 @@ def test_a_damaged_recording_stops_or_is_listed(tmp_path: Path, capsys: pytest.C
     written["clip000"][:] = np.nan
     written["clip002"][1, 0, 4, 2] = np.inf
     folder = plain(tmp_path / "raw", written)
-    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
+    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 2
     said = capsys.readouterr().err
     assert "clip000.npy: frame 0, person 0, joint 0 is not finite" in said
     assert "--skip-damaged skips such recordings" in said
@@ -148,7 +148,7 @@ def test_a_damaged_recording_stops_or_is_listed(tmp_path: Path, capsys: pytest.C
 def test_what_does_not_fit_is_named(change: np.ndarray, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = clips([3, 4]) | {"odd": change}
     folder = plain(tmp_path / "raw", written)
-    assert run(folder, tmp_path / "store", "--layout", "ucla20", "--dtype", "float16") == 1
+    assert run(folder, tmp_path / "store", "--layout", "ucla20", "--dtype", "float16") == 2
     said = capsys.readouterr().err
     assert "recording 'odd': " in said
     assert message.replace("hip_centre", LAYOUT.joints[0]) in said
@@ -158,7 +158,7 @@ def test_names_and_lists_are_checked_before_anything_is_written(tmp_path: Path, 
     folder = plain(tmp_path / "raw", clips([3, 4]))
     with (folder / "labels.csv").open("a") as table:
         table.write("\nclip000,0")
-    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
+    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 2
     assert "two recordings are named 'clip000'" in capsys.readouterr().err
     assert not (tmp_path / "store.partial").exists()
 
@@ -167,7 +167,7 @@ def test_a_store_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = plain(tmp_path / "raw", clips([3, 4]))
     make(folder, tmp_path / "store")
     before = (tmp_path / "store" / INDEX).stat()
-    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
+    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 2
     assert "store exists" in capsys.readouterr().err
     assert (tmp_path / "store" / INDEX).stat() == before
 
@@ -248,7 +248,7 @@ def test_a_changed_source_starts_again(
     broken = written["clip002"].copy()
     written["clip002"][0] = np.nan
     folder = plain(tmp_path / "raw", written)
-    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
+    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 2
     np.save(folder / "clip002.npy", broken)
     np.save(folder / "clip000.npy", written["clip000"] + 1)
     with caplog.at_level("INFO"):
@@ -261,7 +261,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     folder = plain(tmp_path / "raw", clips(list(range(1, 31))))
     first = start(folder, tmp_path / "store")
     wait_for_lines(tmp_path / "store.partial" / "clips.jsonl", 1, first)
-    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 1
+    assert run(folder, tmp_path / "store", "--layout", "ucla20") == 2
     assert f"store.partial: process {first.pid} on " in capsys.readouterr().err
     assert first.communicate()[0] is None
     assert first.returncode == 0
@@ -275,7 +275,7 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(tmp_path: Path) -> Non
         folder, tmp_path / "store", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     )
     said = process.communicate()[1]
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "store.partial: File too large; fix the cause and repeat the command, which resumes here" in said
     assert not (tmp_path / "store").exists()
     process = start(folder, tmp_path / "store")
@@ -442,4 +442,4 @@ def test_a_store_trains(tmp_path: Path) -> None:
     assert train.main(arguments) == 0
     assert (tmp_path / "run" / "result.json").exists()
     shutil.rmtree(tmp_path / "store")
-    assert train.main([*arguments[:4], "--run-dir", str(tmp_path / "other")]) == 1
+    assert train.main([*arguments[:4], "--run-dir", str(tmp_path / "other")]) == 2

@@ -106,7 +106,7 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
         assert train.main([*SMALL, "--mix", "none", "--epochs", "1"]) == 0
     assert {path.name for path in Path("runs").iterdir()} == {"synthetic-none-1", "synthetic-none-2"}
     before = weights(Path("runs/synthetic-none-1"))
-    assert train.main([*SMALL, "--run-dir", "runs/synthetic-none-1"]) == 1
+    assert train.main([*SMALL, "--run-dir", "runs/synthetic-none-1"]) == 2
     assert "exists; give another --run-dir, or --resume runs/synthetic-none-1" in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(Path("runs/synthetic-none-1")).items())
 
@@ -127,12 +127,12 @@ def test_what_cannot_start_says_why(arguments: list[str], message: str, capsys: 
     if arguments[1] == "cuda:99" and torch.cuda.is_available():
         pytest.skip("the message is for machines without a GPU")
     Path("file").write_text("")
-    assert train.main([*SMALL, *arguments]) == 1
+    assert train.main([*SMALL, *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_loss_that_is_not_finite_names_the_clips(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([*SMALL, "--schedule.lr", "1e30", "--schedule.warmup-epochs", "0"]) == 1
+    assert train.main([*SMALL, "--schedule.lr", "1e30", "--schedule.warmup-epochs", "0"]) == 2
     message = capsys.readouterr().err
     assert "the loss of step" in message
     assert "clips of the batch: train_c0" in message
@@ -155,7 +155,7 @@ def test_checkpoints_of_another_layout_or_class_count_are_refused(capsys: pytest
         load_checkpoint(path, layout="ntu25", class_names=[*names, "more"])
     with pytest.raises(CheckpointError, match=f"class 3 was '{names[3]}', in the data it is 'other'"):
         load_checkpoint(path, layout="ntu25", class_names=[*names[:3], "other"])
-    assert train.main(["--resume", "run", "--epochs", "2", "--network.widths", "8", "8"]) == 1
+    assert train.main(["--resume", "run", "--epochs", "2", "--network.widths", "8", "8"]) == 2
     assert "network.widths: the run was started with [8, 16] and cannot go on with [8, 8]" in capsys.readouterr().err
 
 
@@ -192,7 +192,7 @@ def broken(*, layout: object, num_classes: int, num_people: int, in_channels: in
 
 def test_what_stops_before_its_first_step_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--batch-size", "500"], ["--cuda-graph", "always"], ["--network.backbone", "nowhere:net"]):
-        assert train.main([*SMALL, *arguments, "--run-dir", "run"]) == 1
+        assert train.main([*SMALL, *arguments, "--run-dir", "run"]) == 2
         assert not Path("run").exists()
     with pytest.raises(RuntimeError):  # in the first step
         train.main([*SMALL, "--network.backbone", f"{__name__}:broken", "--mix", "none", "--loss", "ce", "--run-dir", "run"])
@@ -215,7 +215,7 @@ def test_a_folder_in_which_no_step_was_saved_is_taken_by_the_same_command(capsys
     for foreign in ("photos", "checkpoints"):
         Path("other", foreign).mkdir(parents=True)
         Path("other", foreign, "mine").write_text("")
-        assert train.main([*quick, "--run-dir", "other"]) == 1
+        assert train.main([*quick, "--run-dir", "other"]) == 2
         assert "run directory other exists" in capsys.readouterr().err
         assert Path("other", foreign, "mine").exists()
         Path("other", foreign, "mine").unlink()
@@ -256,10 +256,10 @@ def test_a_run_goes_on_as_it_was_started(two_epochs: Path, capsys: pytest.Captur
     refused = [("mix", "stmix"), ("loss", "ce"), ("stream", "bone"), ("batch-size", "4"), ("schedule.lr", "0.5"), ("seed", "3")]
     refused += [("saliency.temperature", "0.3"), ("saliency.estimator", "chain"), ("compat", "official"), ("ema", "0.5")]
     for option, value in refused:
-        assert train.main(["--resume", "run", "--epochs", "3", f"--{option}", value]) == 1
+        assert train.main(["--resume", "run", "--epochs", "3", f"--{option}", value]) == 2
         key = option.replace("-", "_")
         assert re.search(f"error: {key}: the run was started with .* and cannot go on with {value};", capsys.readouterr().err)
-    assert train.main(["--resume", "run", "--epochs", "1"]) == 1
+    assert train.main(["--resume", "run", "--epochs", "1"]) == 2
     assert "epochs: the run is in epoch 2 and cannot end after 1" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in two_epochs.rglob("*") if path.is_file()} == before
 

@@ -402,7 +402,7 @@ def test_every_source_names_a_clip_of_zeros(
 ) -> None:
     folder = plain(tmp_path / "raw", np.ones((2, 20, 3), np.float32))
     np.save(folder / "b.npy", np.zeros((3, 20, 3), np.float32))
-    assert run(folder, tmp_path / "store") == 1
+    assert run(folder, tmp_path / "store") == 2
     assert "b.npy: no frame holds a body, all coordinates are zero; remove the clip (--skip-damaged" in capsys.readouterr().err
     with caplog.at_level("WARNING"):
         assert run(folder, tmp_path / "store", "--skip-damaged") == 0
@@ -419,7 +419,7 @@ def scored(people: int = 1, joints: int = 17) -> np.ndarray:
 @pytest.mark.parametrize(("layout", "joints"), [("coco17", 17), ("ucla20", 20), ("ntu25", 25)])
 def test_scores_are_not_taken_for_a_depth(layout: str, joints: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = plain(tmp_path / "raw", scored(joints=joints), layout=layout)
-    assert run(folder, tmp_path / "store", "--skip-damaged") == 1
+    assert run(folder, tmp_path / "store", "--skip-damaged") == 2
     said = capsys.readouterr().err
     assert "recording 'a': the third coordinate is from 0 to 1 and the others reach " in said
     assert "If it is a score, give --scores; if it is a depth, give --depth" in said
@@ -428,14 +428,14 @@ def test_scores_are_not_taken_for_a_depth(layout: str, joints: int, tmp_path: Pa
     assert open_store(tmp_path / "scores").clips.scores
     assert run(folder, tmp_path / "depth", "--depth") == 0
     assert not open_store(tmp_path / "depth").clips.scores
-    assert run(folder, tmp_path / "both", "--depth", "--scores") == 1
+    assert run(folder, tmp_path / "both", "--depth", "--scores") == 2
     assert "contradict each other" in capsys.readouterr().err
 
 
 def test_scores_in_a_pickle_of_3d_poses_stop_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     poses = scored().transpose(1, 0, 2, 3)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"annotations": [{"frame_dir": "a", "label": 0, "keypoint": poses}]}))
-    assert run(tmp_path / "a.pkl", tmp_path / "store") == 1
+    assert run(tmp_path / "a.pkl", tmp_path / "store") == 2
     assert "write it as 'keypoint_score'" in capsys.readouterr().err
 
 
@@ -491,7 +491,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     mine.mkdir()
 
     def refused(what: str) -> None:
-        assert run(folder, out) == 1
+        assert run(folder, out) == 2
         assert what in capsys.readouterr().err
         assert not out.is_dir()
 
@@ -547,7 +547,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_damaged_journal_starts_again(journal: str, frames: bytes, tmp_path: Path) -> None:
     folder = plain(tmp_path / "raw", np.ones((2, 20, 3), np.float32))
     np.save(folder / "b.npy", np.full((2, 20, 3), np.inf, np.float32))
-    assert run(folder, tmp_path / "store") == 1
+    assert run(folder, tmp_path / "store") == 2
     assert (tmp_path / "store.partial" / "clips.jsonl").read_text()
     (tmp_path / "store.partial" / "clips.jsonl").write_text(journal, encoding="latin1")
     (tmp_path / "store.partial" / "frames.npy").write_bytes(frames)

@@ -165,12 +165,12 @@ def test_a_run_is_explained_in_one_page(run: Path, tmp_path: Path, capsys: pytes
     ],
 )
 def test_what_cannot_be_explained_is_said(run: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain.main([str(run), *options]) == 1
+    assert explain.main([str(run), *options]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain.main([str(tmp_path)]) == 1
+    assert explain.main([str(tmp_path)]) == 2
     assert "config.yaml: cannot read the configuration" in capsys.readouterr().err
 
 

@@ -142,5 +142,5 @@ def test_hostile_names_are_text_on_both_pages(tmp_path: Path, small_splits: Spli
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path)]) == 1
+    assert report.main([str(tmp_path)]) == 2
     assert "cannot read the configuration" in capsys.readouterr().err

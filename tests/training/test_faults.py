@@ -219,7 +219,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message(tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=fill)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "error: run/checkpoints/" in process.stderr
     assert "cannot write the checkpoint" in process.stderr
     assert "go on with --resume run" in process.stderr
@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_says_so(
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # a test that runs as root is never refused
-    assert train.main([*TINY, "--run-dir", "there/run"]) == 1
+    assert train.main([*TINY, "--run-dir", "there/run"]) == 2
     assert "run directory there/run cannot be made: Permission denied" in capsys.readouterr().err
 
 
@@ -280,7 +280,7 @@ def test_a_live_run_is_left_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (["--resume", "run"], [*TINY, "--run-dir", "run"]):
-        assert train.main(arguments) == 1
+        assert train.main(arguments) == 2
         said = capsys.readouterr().err
         assert f"error: run: process {live.pid} on " in said or "run directory run exists" in said
     live.send_signal(signal.SIGTERM)
@@ -373,7 +373,7 @@ def test_a_full_disk_names_the_file_and_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(where, full)
-        assert train.main(QUICK) == 1
+        assert train.main(QUICK) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {file}: No space left on device"
     assert all(read_checkpoint(path) for path in Path("run").glob("checkpoints/*.pt"))
     assert train.main(["--resume", "run"] if Path("run/config.yaml").exists() else QUICK) == 0

@@ -119,7 +119,7 @@ def test_a_compiled_backbone_trains_as_the_eager_one() -> None:
     [("nowhere:net", "No module named 'nowhere'"), ("math:net", "has no attribute 'net'"), ("math", "give module:function")],
 )
 def test_a_backbone_that_cannot_be_made_says_why(backbone: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([*TINY, "--network.backbone", backbone]) == 1
+    assert train.main([*TINY, "--network.backbone", backbone]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_an_infinite_gradient_of_a_finite_loss_updates_nothing(
 
 def test_what_is_saved_of_a_failure_is_the_state_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EagerStep, "forward_backward", poisoned(at=4))
-    assert train.main([*TINY, "--run-dir", "run"]) == 1
+    assert train.main([*TINY, "--run-dir", "run"]) == 2
     failed = state("run", "failed")
     assert all(value.isfinite().all() for value in (failed["network"] | failed["mixer"]).values())
 
@@ -229,7 +229,7 @@ def test_a_gpu_becomes_the_current_one_before_anything_is_launched(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(baselines, "load_splits", enough)
-    assert train.main([*TINY, "--device", name, "--run-dir", "run"]) == 1
+    assert train.main([*TINY, "--device", name, "--run-dir", "run"]) == 2
     assert f"with cuda:{1 if name == 'cuda:1' else 0} as the current device" in capsys.readouterr().err
     assert device.choose_device("cuda:1") == current[-1] == torch.device("cuda:1")  # what the other commands call
     assert device.choose_device("cpu") == torch.device("cpu")
@@ -260,7 +260,7 @@ def test_records_say_what_a_run_was(
     store = small_splits.store
     changed = replace(small_splits, store=replace(store, frames=store.frames + 1e-3))
     monkeypatch.setattr(build, "read_splits", lambda config: changed)
-    assert train.main(["--resume", "run", "--epochs", "3"]) == 1
+    assert train.main(["--resume", "run", "--epochs", "3"]) == 2
     assert "the data is not what the run was started with" in capsys.readouterr().err
 
 
@@ -301,7 +301,7 @@ def test_every_preset_is_a_configuration(preset: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--preset", "ntu61"]) == 1
+    assert train.main(["--preset", "ntu61"]) == 2
     assert "preset: 'ntu61' is unknown; give one of kinetics, ntu120" in capsys.readouterr().err
 
 

@@ -1,0 +1,59 @@
+"""Runs measured on their test split, one by one and as an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shapmix.training.scores import Scores, align, fit_weights, open_member, weight_clips
+from shapmix.training.trained import Checkpoint
+
+
+class Measured(NamedTuple):
+    """`rows`: title -> scores of each run and of the ensemble; `whole`: the ensemble, or the one run; `weights` [R] sum to 1."""
+
+    rows: dict[str, Scores]
+    whole: Scores
+    weights: Tensor
+    views: str
+
+
+def score_runs(
+    runs: Sequence[Path],
+    checkpoint: Checkpoint,
+    device: torch.device,
+    *,
+    crops: int = 1,
+    weights: Sequence[float] | None = None,
+    fit: bool = False,
+) -> Measured:
+    """Scores of the test clips of `runs`, and of their probabilities averaged with `weights`.
+
+    Without `weights` the average is equal; with `fit` its weights are chosen on validation clips.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: a run that cannot be read.
+        RunError: runs of other clips, labels or classes.
+    """
+    members = [open_member(run, checkpoint, crops, device) for run in runs]
+    tests = align([member.score(member.splits.test) for member in members], runs)
+    shares = torch.tensor(weights or [1.0] * len(tests), dtype=torch.float64)
+    if fit:
+        chosen = weight_clips([member.splits for member in members], runs)
+        validations = align([member.score(clips) for member, clips in zip(members, chosen, strict=True)], runs)
+        shares = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
+    shares = shares / shares.sum()
+    views = "single crop" if crops == 1 else f"{crops} crops"
+    rows = {f"{run.name} {checkpoint}, {views}": test for run, test in zip(runs, tests, strict=True)}
+    whole = tests[0]
+    if len(tests) > 1:
+        mixed = torch.einsum("r,rnk->nk", shares, torch.stack([each.probabilities for each in tests]))
+        whole = replace(whole, probabilities=mixed)
+        shown = " ".join(f"{share:.3f}" for share in shares.tolist())
+        rows[f"ensemble ({'fitted' if fit else 'given' if weights else 'equal'} weights {shown})"] = whole
+    return Measured(rows, whole, shares, views)
