@@ -1,1 +1,1 @@
-"""Every random draw, as a function of (seed, step)."""
+"""Random draws, each a pure function of (seed, step)."""

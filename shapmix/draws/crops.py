@@ -1,7 +1,7 @@
-"""What to crop and what to measure: random choices drawn before any arithmetic is done on clips.
+"""Random and deterministic crops and frame selections.
 
-Each `draw_*` is a pure function of its arguments, the seed and the step; the ops of `shapmix.reference` and
-`shapmix.kernels` apply what it returns. The mixing plan is an op of its own, `draw_plan`.
+Each `draw_*` is a pure function of its arguments, the seed and the step; the ops of `shapmix.reference` and `shapmix.kernels` apply
+the returned plans. Mixing plans are drawn by the op `draw_plan`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from shapmix.draws.plans import CropPlan, FramePlan
 
 _CROP = 4
 
-MAX_ROTATION = 0.3  # radians about each axis, the NTU feeder's
+MAX_ROTATION = 0.3  # radians about each axis, as in the NTU feeder
 
-MAX_DEGREES = 60  # about x and y, the NW-UCLA feeder's
+MAX_DEGREES = 60  # about x and y, as in the NW-UCLA feeder
 
 
 def draw_crops(
@@ -30,12 +30,12 @@ def draw_crops(
     shortest: float = 0.5,
     max_rotation: float = MAX_ROTATION,
 ) -> CropPlan:
-    """Training crops of the NTU feeder: a share U[shortest, 1] of each clip, at least T frames where it has them, and a rotation.
+    """Training crops of the NTU feeder: a fraction U[shortest, 1] of each clip, at least T frames if it has them, and a rotation.
 
     Args:
         clips: [N] int64 indices.
-        lengths: [N] int64 frames of those clips.
-        max_rotation: radians about each axis; 0 where coordinates are not x, y and z, the only ones that can be turned.
+        lengths: [N] int64, frames of each clip.
+        max_rotation: radians about each axis; must be 0 unless the coordinates are x, y and z.
     """
     words = random_words(seed, _CROP, step, len(clips), 8, clips.device)
     share = shortest + (1 - shortest) * uniform(words[:, 0])
@@ -46,7 +46,7 @@ def draw_crops(
 
 
 def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> CropPlan:
-    """Evaluation crops of the NTU feeder: the central 95% of each clip, not turned."""
+    """Evaluation crops of the NTU feeder: the central 95% of each clip, without rotation."""
     margin = ((1 - share) * lengths.double() / 2).long()
     return CropPlan(clips, margin, lengths - 2 * margin, torch.zeros(len(clips), 3, dtype=torch.float64, device=clips.device))
 
@@ -54,14 +54,14 @@ def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> Crop
 def draw_frames(
     clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int, max_degrees: int = MAX_DEGREES
 ) -> FramePlan:
-    """Training draw of the NW-UCLA feeder: integer degrees U{-60..60} about x and y, scale U(0.5, 1.5), sorted frames.
+    """Random views of the NW-UCLA feeder: integer degrees U{-60..60} about x and y, scale U(0.5, 1.5), sorted frames.
 
-    Frames are drawn without replacement from every index repeated 100 times, so that short clips repeat frames.
+    Frames are drawn without replacement from 100 copies of every index, so short clips repeat frames.
 
     Args:
         clips: [N] int64 indices.
-        lengths: [N] int64 frames of those clips.
-        max_degrees: 0 where coordinates are not x, y and z, the only ones that can be turned.
+        lengths: [N] int64, frames of each clip.
+        max_degrees: must be 0 unless the coordinates are x, y and z.
     """
     words = random_words(seed, _CROP, step, len(clips), 4)
     frames = np.empty((len(clips), num_frames), dtype=np.int64)
@@ -73,7 +73,7 @@ def draw_frames(
 
 
 def draw_segments(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor) -> FramePlan:
-    """One frame, drawn uniformly, of each of T equal segments of a clip; a clip shorter than T repeats frames.
+    """A uniformly drawn frame from each of T equal segments of a clip; a clip shorter than T repeats frames.
 
     Source: the uniform sampling of 2D poses in pyskl.
     """

@@ -1,4 +1,4 @@
-"""What a draw decides, as plain tensors that the ops apply: crops, picked frames, mixes."""
+"""Plans: results of random draws as plain tensors, applied by the ops (crops, frame selections, mixes)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CropPlan:
-    """What `sample_clips` reads, one row a sample; made by `shapmix.draws.crops.draw_crops` or `centre_crops`.
+    """Input of `sample_clips`, one row per sample; made by `shapmix.draws.crops.draw_crops` or `centre_crops`.
 
     Attributes:
         clip: [N] int64, index of the recording.
@@ -26,13 +26,13 @@ class CropPlan:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """What `sample_frames` reads, one row a sample; made by `shapmix.draws.crops.draw_frames` or `even_frames`.
+    """Input of `sample_frames`, one row per sample; made by `shapmix.draws.crops.draw_frames` or `even_frames`.
 
     Attributes:
         clip: [N] int64, index of the recording.
         frames: [N, T] int64, frames within the recording.
         angles_deg: [N, 2] degrees about x, y.
-        scale: [N] factor on the coordinates.
+        scale: [N] factor of the coordinates.
     """
 
     clip: Tensor
@@ -43,15 +43,15 @@ class FramePlan:
 
 @dataclass(frozen=True)
 class MixPlan:
-    """What to mix, one row a sample; made by `shapmix.draws.crops`, applied by `mix_clips`.
+    """Input of `mix_clips`, one row per sample; made by `draw_plan`.
 
     Attributes:
-        partner: [N] int64, the sample that is mixed in.
+        partner: [N] int64, the sample mixed in.
         parts: [N] int64 bit set of the parts taken from the partner.
-        start, length: [N] int64 frames, the window that is overwritten.
+        start, length: [N] int64 frames, the overwritten window.
         source_start, source_length: [N] int64 frames, the partner's window, resized to `length`.
         lam: [N] float64, the partner's share of the label.
-        blend: [N] bool, True where the whole clips are blended by `lam` (Mixup) and the windows are not used.
+        blend: [N] bool, True where the whole clips are blended by `lam` (Mixup) and the windows are ignored.
     """
 
     partner: Tensor
@@ -65,7 +65,7 @@ class MixPlan:
 
     @property
     def label_share(self) -> Tensor:
-        """[N] float32: lam as the labels are mixed with it; the published code rounds it there and nowhere else."""
+        """[N] float32: lam as used to mix the labels; the published code rounds it only there."""
         return self.lam.float()
 
     def to(self, device: torch.device) -> MixPlan:

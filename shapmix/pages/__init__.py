@@ -1,1 +1,1 @@
-"""Pages that a browser shows offline."""
+"""Self-contained HTML pages."""

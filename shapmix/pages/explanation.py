@@ -1,4 +1,4 @@
-"""The page of `python -m shapmix.explain`."""
+"""HTML page of `python -m shapmix.explain`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shapmix.training.trained import Checkpoint, open_with_data
 
 
 class ExplainError(RunError):
-    """A request that cannot be met; the message names what and the remedy."""
+    """An invalid request; the message names the option and the remedy."""
 
 
 def explain_run(
@@ -66,30 +66,30 @@ def explain_run(
 
 
 def choose_clips(store: ClipStore, split: Tensor, wanted: Sequence[str], per_class: int) -> Tensor:
-    """Indices of the clips that are wanted by name, or of the first `per_class` of each class of the split.
+    """Indices of the clips named in `wanted`, or of the first `per_class` clips of each class of the split.
 
     Raises:
-        ExplainError: a name that no clip has, or nothing to explain.
+        ExplainError: an unknown clip name, or no clips to explain.
     """
     if wanted:
         index = {name: clip for clip, name in enumerate(store.names)}
         for name in wanted:
             if name not in index:
-                raise ExplainError(f"--clips: no clip is named '{name}'; the first of the data set is '{store.names[0]}'")
+                raise ExplainError(f"--clips: unknown clip '{name}'; the first clip of the data set is '{store.names[0]}'")
         return torch.tensor([index[name] for name in wanted])
     if per_class < 1:
-        raise ExplainError(f"--per-class: at least 1, not {per_class}")
+        raise ExplainError(f"--per-class: must be at least 1, not {per_class}")
     labels = store.labels[split]
     first = [split[labels == label][:per_class] for label in labels.unique()]
     if not first:
-        raise ExplainError("--split: it holds no clip")
+        raise ExplainError("--split: the split is empty")
     return torch.cat(first)
 
 
 def write_page(
     out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, y_down: bool = False
 ) -> Path:
-    """Draws every picture into `out` and the page that holds them all; `pose` [V, C] is the skeleton that is coloured."""
+    """Draws all figures and the HTML page into `out`; `pose` [V, C] is the skeleton to colour."""
     layout = explanation.layout
     parts = list(layout.parts)
     by_class, combinations = explanation.by_label(explanation.parts), explanation.by_label(explanation.rectified)
@@ -110,18 +110,18 @@ def write_page(
         (
             "Body parts",
             "parts.png",
-            "Mean Shapley value of each part over a class's clips, on the skeleton; the whisker is the standard error of the mean.",
+            "Mean Shapley value of each part over the clips of a class, on the skeleton; error bars are standard errors.",
         ),
         (
             "Combinations",
             "combinations.png",
-            "What a combination of parts adds to the other parts on average, never below zero: what training mixes by.",
+            "Mean rectified contribution of a combination of parts to the other parts: the saliency that guides the mixing.",
         ),
-        ("One clip", "waterfall.png", f"From the mean motion to the whole clip {example}, part by part."),
+        ("One clip", "waterfall.png", f"From the mean motion to the complete clip {example}, part by part."),
         (
             "Interactions",
             "interactions.png",
-            "Pairs of parts that are worth more together (blue) or less (orange) than apart, by the k-Shapley interaction index.",
+            "Pairs of parts that contribute more (blue) or less (orange) together than apart, by the k-Shapley interaction index.",
         ),
         ("Is it faithful?", "curves.png", faithfulness.verdict(explanation.output.replace("_", "-"))),
     ]

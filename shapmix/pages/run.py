@@ -1,4 +1,4 @@
-"""The page of `python -m shapmix.report`."""
+"""HTML page of `python -m shapmix.report`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from shapmix.training.run_folder import read_metrics
 from shapmix.training.scores import logits_of
 from shapmix.training.trained import CPU, Checkpoint, open_with_data
 
-WORST = 3  # confusions that are shown
+WORST = 3  # number of confusions shown
 
-EXPLAINED = 4  # test clips of each class whose parts are valued
+EXPLAINED = 4  # test clips per class for the part values
 
 
 def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, device: torch.device = CPU) -> Path:
-    """Measures a run's checkpoint on the test split and writes the page, whole or not at all; None: to `run`/report.html.
+    """Evaluates a run's checkpoint on the test split and writes the page atomically; by default to `run`/report.html.
 
     Raises:
-        OSError: the page cannot be written where it should; nothing was measured.
-        ConfigError, CheckpointError, DataError: a run or data that cannot be read.
+        OSError: the page cannot be written; checked before the evaluation.
+        ConfigError, CheckpointError, DataError: invalid run or data.
     """
     path = out or run / "report.html"
     check_output_file(path)
@@ -54,12 +54,12 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
         views = [
             moving(title, clip, mix.changed if title == last else None, y_down=store.y_down) for title, clip in mix.clips.items()
         ]
-        scenes.append({"heading": "A mixed clip", "caption": "Orange: what the mix took from the partner.", "views": views})
+        scenes.append({"heading": "A mixed clip", "caption": "Orange: pasted from the partner.", "views": views})
     scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
 
     pictures = [
         ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
-        ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Share of the true class."),
+        ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Fraction of the true class."),
         (
             "Parts",
             drawn(
@@ -67,11 +67,11 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
                     path, part_values(network, mixer, splits, sampler, device), store.layout, store.class_names
                 )
             ),
-            f"What each part brings to the probability of its class: exact Shapley values, mean of {EXPLAINED} test clips a class.",
+            f"Contribution of each part to the probability of its class: Shapley values, mean of {EXPLAINED} test clips per class.",
         ),
     ]
     if trained.mix == "shapmix":
-        caption = "What each combination of parts adds to the probability of a class, as training measured it to guide the mixing."
+        caption = "Contribution of each combination of parts to a class's probability, as estimated in training."
         saliency = drawn(lambda path: plots.plot_saliency(path, mixer.saliency, store.layout, store.class_names))
         pictures.append(("Class saliency", saliency, caption))
     by_class = metrics.class_accuracy(confusion)
@@ -98,7 +98,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
 
 
 def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: ClipSampler, device: torch.device = CPU) -> Tensor:
-    """[K, P]: exact Shapley values of the parts, means over the first test clips of each class; NaN for a class without."""
+    """[K, P]: exact Shapley values of the parts, averaged over the first test clips of each class; NaN without clips."""
     store, test = splits.store, splits.test
     labels = store.labels[test]
     chosen = torch.cat([test[labels == label][:EXPLAINED] for label in range(store.num_classes)])
@@ -112,7 +112,7 @@ def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: Cli
 
 
 def moving(title: str, clip: Tensor, changed: Tensor | None = None, *, y_down: bool = False) -> dict[str, Any]:
-    """A front view [T, M V, 2] of a clip [C, T, V, M], in the unit square with y upwards, and where [T, V] it is coloured."""
+    """Front view [T, M V, 2] of a clip [C, T, V, M] in the unit square (y up), and the mask [T, V] of coloured joints."""
     points = plots.front(clip, 0, y_down=y_down).permute(1, 3, 2, 0)  # [T, M, V, 2]
     stands = points.abs().amax((0, 2, 3)) > 0
     points = points[:, stands] if stands.any() else points[:, :1]
@@ -126,7 +126,7 @@ def moving(title: str, clip: Tensor, changed: Tensor | None = None, *, y_down: b
 def worst_confusions(
     splits: Splits, sampler: ClipSampler, predicted: Tensor, labels: Tensor, confusion: Tensor
 ) -> list[dict[str, Any]]:
-    """The pairs of classes that are confused most: a test clip that was, beside a training clip of what it was taken for."""
+    """The most frequent confusions: a misclassified test clip beside a training clip of the predicted class."""
     wrong = confusion.clone()
     wrong.fill_diagonal_(0)
     store, scenes = splits.store, []
@@ -143,8 +143,8 @@ def worst_confusions(
             moving(title, clip, y_down=store.y_down)
             for title, clip in zip((f"test clip: {names[true]}", f"training clip: {names[taken]}"), shown, strict=True)
         ]
-        caption = f"{count} of {int(confusion[true].sum())} test clips of '{names[true]}' were taken for '{names[taken]}'."
-        scenes.append({"heading": f"{names[true]} taken for {names[taken]}", "caption": caption, "views": views})
+        caption = f"{count} of {int(confusion[true].sum())} test clips of '{names[true]}' are classified as '{names[taken]}'."
+        scenes.append({"heading": f"{names[true]} classified as {names[taken]}", "caption": caption, "views": views})
     return scenes
 
 
@@ -171,7 +171,7 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def drawn(draw: Callable[[Path], None]) -> str:
-    """What `draw` writes to a path, as base64."""
+    """The file that `draw` writes, as base64."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.png"
         draw(path)

@@ -1,1 +1,1 @@
-"""Plots: confusion, saliency, clips, explanations."""
+"""Plots of confusion matrices, saliency, clips and explanations."""

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots with matplotlib: confusion matrices, saliency tables, mixed clips and explanations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shapmix.process.files import whole_file
 from shapmix.shapley.explanation import Faithfulness
 from shapmix.skeleton.layout import Layout
 
-plain_text = rc_context({"text.parse_math": False})  # the $ in the name of a class is no formula
+plain_text = rc_context({"text.parse_math": False})  # class names may contain $
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
@@ -32,27 +32,33 @@ def plot_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> Non
     """Row-normalised confusion matrix [K, K]; rows are the true classes."""
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     _heat_map(
-        path, shares.numpy(), class_names, class_names, x="predicted", y="true class", title="Confusion (share of the true class)"
+        path,
+        shares.numpy(),
+        class_names,
+        class_names,
+        x="predicted",
+        y="true class",
+        title="Confusion (by true class)",
     )
 
 
 def plot_saliency(path: Path, saliency: Tensor, layout: Layout, class_names: list[str]) -> None:
-    """Class saliency [K, Q] over the layout's combinations."""
+    """Class saliency [K, Q] of the layout's combinations."""
     columns = [layout.part_names(bits) for bits in layout.combinations.tolist()]
     _heat_map(path, saliency.double().numpy(), columns, class_names, x="combination of parts", y="class", title="Class saliency")
 
 
 def plot_part_values(path: Path, values: Tensor, layout: Layout, class_names: list[str]) -> None:
-    """Mean Shapley values [K, P] of the parts for each class; NaN where a class has none."""
+    """Mean Shapley values [K, P] of the parts per class; NaN if a class has none."""
     _heat_map(
         path, values.double().numpy(), list(layout.parts), class_names, x="part", y="class", title="Shapley value", signed=True
     )
 
 
 def front(coordinates: Tensor, axis: int, *, y_down: bool = False) -> Tensor:
-    """The two coordinates along `axis` that are drawn, x and y upwards; y is 0 where clips have one coordinate.
+    """Front view: x and y (pointing up) along `axis`; y is 0 if clips have one coordinate.
 
-    With `y_down` theirs grows downwards, as in an image.
+    With `y_down` the y of the input points down, as in an image.
     """
     shown = coordinates.narrow(axis, 0, min(2, coordinates.shape[axis]))
     if shown.shape[axis] == 1:
@@ -65,19 +71,19 @@ def front(coordinates: Tensor, axis: int, *, y_down: bool = False) -> Tensor:
 def plot_mixed_clip(
     path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8, y_down: bool = False
 ) -> None:
-    """Front views of a few clips, one row each, with what was pasted in colour.
+    """Front views of a few clips, one row each, with pasted joints in colour.
 
     Args:
         clips: title -> [C, T, V, M] joint coordinates; the last row is the mixed one.
-        changed: [T, V] bool, where the last row differs from the first.
-        y_down: y grows downwards, as in an image.
+        changed: [T, V] bool, joints in which the last row differs from the first.
+        y_down: y points down, as in an image.
     """
     figure = Figure(figsize=(1.25 * frames, 1.75 * len(clips)), layout="constrained")
     shown = np.linspace(0, changed.shape[0] - 1, frames).astype(int).tolist()
     clips = {title: front(clip, 0, y_down=y_down) for title, clip in clips.items()}
     seen = torch.stack([clip[:, shown, :, 0] for clip in clips.values()])
     low, high = seen.amin((0, 2, 3)), seen.amax((0, 2, 3))
-    high = torch.where(high > low, high, low + 1)  # nothing moves along this axis
+    high = torch.where(high > low, high, low + 1)  # no extent along this axis
     rows = figure.add_gridspec(len(clips), 1)
     for row, (title, clip) in enumerate(clips.items()):
         panel = figure.add_subfigure(rows[row])
@@ -124,12 +130,12 @@ def plot_parts(
     columns: int = 6,
     y_down: bool = False,
 ) -> None:
-    """Front views of one pose, a class each, bones in the colour of their part's value, and the values with their errors.
+    """Front view of a pose per class, with bones coloured by the value of their part, and bars of the values with error bars.
 
     Args:
-        values, standard_errors: [L, P], NaN where an error is unknown.
+        values, standard_errors: [L, P], NaN for an unknown error.
         pose: [V, C] coordinates.
-        y_down: y grows downwards, as in an image.
+        y_down: y points down, as in an image.
     """
     largest = float(values.abs().max()) or 1.0
     colours = colormaps["RdBu"]
@@ -166,7 +172,7 @@ def plot_parts(
 
 @plain_text
 def plot_waterfall(path: Path, values: Tensor, base: float, parts: list[str], unit: str) -> None:
-    """From v(none) = `base` to v(all) by the parts' values [P], the largest first."""
+    """Waterfall from v(none) = `base` to v(all) by the values [P] of the parts, largest first."""
     order = values.abs().argsort(descending=True).tolist()
     figure = Figure(figsize=(7, 0.6 * len(parts) + 1.6), layout="constrained")
     axes = figure.add_subplot()
@@ -197,9 +203,9 @@ def plot_waterfall(path: Path, values: Tensor, base: float, parts: list[str], un
 
 @plain_text
 def plot_interactions(path: Path, values: Tensor, layout: Layout) -> None:
-    """Parts on a circle, size and colour by their own values, joined by the interactions of the pairs.
+    """Parts on a circle, sized and coloured by their values, connected by lines for the pairwise interactions.
 
-    A pair whose value is zero at the shown precision, or that has no room left for its number, shows its line alone.
+    A pair without space for a label, or whose value rounds to zero, has no label.
 
     Args:
         values: [P + P (P - 1) / 2], single parts then pairs, in the order of `shapmix.shapley.values.interaction_sets`.
@@ -214,7 +220,7 @@ def plot_interactions(path: Path, values: Tensor, layout: Layout) -> None:
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
     largest_pair, largest = max(map(abs, pairs)) or 1.0, max(map(abs, singles)) or 1.0
-    taken = [(x, y, 0.2, 0.2) for x, y in places]  # centre and half the size of what stands there
+    taken = [(x, y, 0.2, 0.2) for x, y in places]  # centre and half size of placed labels
     for value, ends in sorted(zip(pairs, ends_of, strict=True), key=lambda pair: -abs(pair[0])):
         colour = "#2166ac" if value >= 0 else "#d95f02"
         axes.plot(*places[ends].T, color=colour, linewidth=0.5 + 9 * abs(value) / largest_pair, alpha=0.65, zorder=1)
@@ -224,7 +230,7 @@ def plot_interactions(path: Path, values: Tensor, layout: Layout) -> None:
             label = axes.annotate(f"{value:+.{decimals}f}", room[:2], fontsize=7, ha="center", va="center", zorder=3)
             label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5})
     for part, (x, y) in enumerate(places):
-        value = round(singles[part], decimals) + 0.0  # no -0.000
+        value = round(singles[part], decimals) + 0.0  # avoids -0.000
         colour = "#2166ac" if value >= 0 else "#d95f02"
         axes.scatter(x, y, s=300 + 1000 * abs(value) / largest, color=colour, edgecolor="white", zorder=2)
         name = f"{parts[part].replace('_', ' ')}\n{value:+.{decimals}f}"
@@ -238,7 +244,7 @@ Box = tuple[float, float, float, float]  # centre x, y, half the width, half the
 
 
 def _room(ends: np.ndarray, taken: list[Box], half: tuple[float, float]) -> Box | None:
-    """Where on the line [2, 2] a label covers nothing that stands there yet, the closest to the middle; None: nowhere."""
+    """Position on the line [2, 2], closest to its middle, where a label overlaps no other; None if there is none."""
     for along in (0.5, 0.42, 0.58, 0.36, 0.64, 0.3, 0.7):
         x, y = ((1 - along) * ends[0] + along * ends[1]).tolist()
         if all(abs(x - u) >= half[0] + a or abs(y - v) >= half[1] + b for u, v, a, b in taken):
@@ -247,14 +253,14 @@ def _room(ends: np.ndarray, taken: list[Box], half: tuple[float, float]) -> Box 
 
 
 def _decimals(values: Tensor) -> int:
-    """So many that the largest value has two digits that count, at least 3."""
+    """Number of decimals that shows two significant digits of the largest value, at least 3."""
     largest = float(values.abs().max())
     return 3 if largest == 0 else min(max(3, 1 - floor(log10(largest))), 8)
 
 
 @plain_text
 def plot_curves(path: Path, faithfulness: Faithfulness, unit: str) -> None:
-    """Parts shown and parts hidden along the ranking, against random rankings: their mean and a band of 95% of them."""
+    """Insertion and deletion curves along the ranking, against the mean and the 95% band of random rankings."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     steps = np.arange(faithfulness.ranked.shape[1])
     low, high = faithfulness.band

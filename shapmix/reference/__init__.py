@@ -1,6 +1,6 @@
-"""The specification: every operation of Shap-Mix as one plain eager function.
+"""Reference implementation: every operation of Shap-Mix as a plain eager function.
 
-The kernels have the same names and signatures; tests and benchmarks compare them with these.
+The kernels have the same names and signatures, and are tested and benchmarked against these functions.
 """
 
 from shapmix.draws.plans import CropPlan, FramePlan, MixPlan

@@ -1,4 +1,4 @@
-"""The end of CTR-GCN's temporal unit."""
+"""Concatenation of the branches of CTR-GCN's temporal unit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def join_branches(
     frame_stride: int = 1,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """relu([narrow, wide, max_pool(middle) * scale + offset, skip] + shortcut), the branches side by side.
+    """relu(concat(narrow, wide, max_pool(middle) * scale + offset, skip) + shortcut).
 
     Args:
         narrow, wide, skip: [N, Q, T', V], T' = ceil(T / frame_stride).
-        middle: [N, Q, T, V], pooled over windows of three frames.
+        middle: [N, Q, T, V], max-pooled over windows of three frames.
         scale, offset: [Q], float64 for float64 branches, else float32.
-        frame_stride: frames from window to window.
+        frame_stride: stride of the pooling in frames.
         shortcut: [N, 4 Q, T', V], or None.
 
     Returns:
-        [N, 4 Q, T', V] of the branches' type.
+        [N, 4 Q, T', V] with the dtype of the branches.
 
     Source: Chen et al., ICCV 2021, in eval mode; fixtures `ctrgcn_*`.
     """

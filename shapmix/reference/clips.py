@@ -1,7 +1,7 @@
-"""Clip sampling: from ragged recordings to the [N, C, T, V, M] batch that the network sees.
+"""Clip sampling: from ragged recordings to network input [N, C, T, V, M].
 
-Two pipelines, as the field's feeders have them: `sample_clips` (NTU: crop, resize, rotate) and `sample_frames`
-(NW-UCLA: rotate, scale to a box, pick frames). Both end in the same streams.
+The published feeders: `sample_clips` (NTU: crop, resize, rotate), `sample_frames` (NW-UCLA: rotate, scale to a box, select frames)
+and `pick_frames` (2D poses: select frames). All support the same streams.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ STREAMS: tuple[Stream, ...] = ("joint", "bone", "motion", "bone_motion")
 def sample_clips(
     frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, *, stream: Stream = "joint", num_frames: int = 64
 ) -> Tensor:
-    """Crop, linear resize to `num_frames`, rotation, and the stream's differences.
+    """Crop, linear resize to `num_frames`, rotation, and conversion to the stream.
 
     Args:
-        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 where an angle is not zero.
-        offsets: [n + 1] int64, where each recording begins.
-        plan: one row a sample.
-        parents: [V] int64, the root its own parent.
-        stream: joint; bone (joint - parent); motion (next - current frame, last 0) of joint or of bone.
+        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 if any angle is not zero.
+        offsets: [n + 1] int64, first frame of each recording.
+        plan: one row per sample.
+        parents: [V] int64; the root is its own parent.
+        stream: joint; bone (joint - parent); motion (next - current frame, last 0) of joints or bones.
         num_frames: T.
 
     Returns:
         [N, C, T, V, M], contiguous.
 
-    Source: the NTU feeder of CTR-GCN; fixture `feeder_ntu`. Resize has half-pixel centres (align_corners=False).
+    Source: the NTU feeder of CTR-GCN; fixture `feeder_ntu`. Resizing uses half-pixel centres (align_corners=False).
     """
     samples = []
     for row, clip in enumerate(plan.clip.tolist()):
@@ -54,24 +54,24 @@ def sample_clips(
 def sample_frames(
     frames: Tensor, offsets: Tensor, plan: FramePlan, parents: Tensor, centre: int, *, stream: Stream = "joint"
 ) -> Tensor:
-    """NW-UCLA: centre on the first frame, rotate and scale, fit into the box [-1, 1]^3, pick frames.
+    """NW-UCLA: centre on the first frame, rotate and scale, normalise to the box [-1, 1]^3, select frames.
 
     Args:
-        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 where an angle is not zero.
+        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 if any angle is not zero.
         offsets: [n + 1] int64.
-        plan: one row a sample; no rotation and scale 1 for evaluation.
+        plan: one row per sample; no rotation and scale 1 for evaluation.
         parents: [V] int64.
-        centre: joint whose place in frame 0 becomes the origin (of the first person).
-        stream: as in `sample_clips`; differences are taken of the picked frames.
+        centre: joint (of the first person) whose position in frame 0 becomes the origin.
+        stream: as in `sample_clips`; differences are between the selected frames.
 
     Returns:
-        [N, C, T, V, M], contiguous. The box is that of all frames of the recording, an axis without extent becomes 0.
+        [N, C, T, V, M], contiguous. The box is the bounding box of all frames of the recording; an axis without extent becomes 0.
 
     Source: the NW-UCLA feeder of CTR-GCN; fixture `feeder_ucla`.
     """
     channels = frames.shape[3]
     first, end = offsets[plan.clip], offsets[plan.clip + 1]  # [N]
-    # all frames of all recordings in one row, as the box is that of whole recordings
+    # concatenate all frames of the recordings, because the box covers whole recordings
     owner = torch.arange(len(first), device=first.device).repeat_interleave(end - first)  # [F']
     begin = (end - first).cumsum(0) - (end - first)  # [N]
     x = frames[first[owner] + torch.arange(len(owner), device=first.device) - begin[owner]]  # [F', M, V, C]
@@ -98,12 +98,12 @@ def pick_frames(
     stream: Stream = "joint",
     scores: bool = False,
 ) -> Tensor:
-    """The planned frames of each recording as they are, and the stream's differences; the plan's angles and scales are not used.
+    """Selects the planned frames of each recording and converts them to the stream; angles and scales of the plan are ignored.
 
     Args:
         frames: [F, M, V, C] floating point, the ragged recordings.
         offsets: [n + 1] int64.
-        plan: one row a sample; made by `shapmix.draws.crops.draw_segments` or `middle_segments`.
+        plan: one row per sample; made by `shapmix.draws.crops.draw_segments` or `middle_segments`.
         parents: [V] int64.
         stream, scores: as in `to_stream`.
 
@@ -117,10 +117,10 @@ def pick_frames(
 
 
 def to_stream(joint: Tensor, parents: Tensor, stream: Stream, *, scores: bool = False) -> Tensor:
-    """Joint coordinates [N, C, T, V, M] as one of the streams, same shape.
+    """Converts joint coordinates [N, C, T, V, M] to a stream of the same shape.
 
-    With `scores` the last coordinate is the score of a pose: no difference is taken of it, a bone's and a motion's score is the
-    mean of both ends' (as pyskl has it).
+    With `scores` the last coordinate is a confidence score, which is averaged over both ends of a bone or a motion instead of
+    differenced (as in pyskl).
     """
     if stream in ("bone", "bone_motion"):
         joint = _difference(joint, joint[:, :, :, parents], scores)
@@ -136,12 +136,12 @@ def _difference(x: Tensor, other: Tensor, scores: bool) -> Tensor:
 
 
 def clockwise_rotation(angles: Tensor) -> Tensor:
-    """[N, 3] radians about x, y, z -> [N, 3, 3] = Rz Ry Rx of clockwise matrices, as the NTU feeder turns clips."""
+    """[N, 3] radians about x, y, z -> [N, 3, 3] = Rz Ry Rx of clockwise matrices, as in the NTU feeder."""
     return _about(angles[:, 2], 2, -1) @ _about(angles[:, 1], 1, -1) @ _about(angles[:, 0], 0, -1)
 
 
 def axis_rotation_deg(angles: Tensor) -> Tensor:
-    """[N, 2] degrees about x, y -> [N, 3, 3] = Rx Ry of right-handed matrices, as the NW-UCLA feeder turns clips."""
+    """[N, 2] degrees about x, y -> [N, 3, 3] = Rx Ry of right-handed matrices, as in the NW-UCLA feeder."""
     radians = angles.deg2rad()
     return _about(radians[:, 0], 0, 1) @ _about(radians[:, 1], 1, 1)
 

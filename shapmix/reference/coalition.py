@@ -1,4 +1,4 @@
-"""Coalition inputs: what the network sees when only some body parts keep their motion."""
+"""Coalition inputs: network input in which only the parts of a coalition keep their motion."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def coalition_inputs(
         clips: [N, C, T, V, M] floating point.
         mean_motion: [C, T, V, M], same dtype.
         coalitions: int64 bit sets of parts (bit p = part p keeps the clip's motion): [S], shared by the batch, or
-            [S, N], one a sample.
+            [S, N], one per sample.
         part_of_joint: [V] int64.
-        restored_frames: only frames before this one keep the clip's motion, the rest stay the mean motion whatever the
-            coalition (the published code on 100-frame clips: 64); None restores every frame.
+        restored_frames: only frames before this one keep the clip's motion, later frames are the mean motion for every
+            coalition (the published code uses 64 on 100-frame clips); None restores all frames.
 
     Returns:
-        [S * N, C, T, V, M]: row s * N + n is sample n under its coalition s. All people are treated alike.
+        [S * N, C, T, V, M]: row s * N + n is sample n under its coalition s. The same parts are kept for all people.
 
     Source: paper section 3.2; fixtures `saliency_*`.
     """
@@ -30,7 +30,7 @@ def coalition_inputs(
 
 
 def kept(coalitions: Tensor, part_of_joint: Tensor, num_frames: int, restored_frames: int | None) -> Tensor:
-    """[S, 1 or N, 1, 1 or T, V, 1] bool: where the clip's motion is kept; arguments as in `coalition_inputs`."""
+    """[S, 1 or N, 1, 1 or T, V, 1] bool mask of the kept motion; arguments as in `coalition_inputs`."""
     if coalitions.dim() == 1:
         coalitions = coalitions.unsqueeze(1)
     keep = (coalitions.unsqueeze(-1) >> part_of_joint) & 1  # [S, 1 or N, V]
@@ -51,15 +51,15 @@ def normalised_coalition_inputs(
     *,
     restored_frames: int | None = None,
 ) -> Tensor:
-    """Coalition inputs as the first layer of a graph network sees them: normalised, one row a person.
+    """Normalised coalition inputs of the first layer of a graph network, one row per person.
 
     Args:
         clips, mean_motion, coalitions, part_of_joint, restored_frames: as in `coalition_inputs`.
-        weight, bias: [M, V, C] of the clips' type: the input normalisation in eval mode, x * weight + bias.
+        weight, bias: [M, V, C] with the clips' dtype: input normalisation in eval mode, x * weight + bias.
 
     Returns:
         [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
-        rounded one after the other.
+        rounded separately (no fused multiply-add).
 
     Source: `CTRGCN.normalised` of the expanded clips (shapmix.networks.ctrgcn_reference).
     """

@@ -1,4 +1,4 @@
-"""CTR-GCN's graph convolution: every channel aggregates the joints by a graph of its own."""
+"""CTR-GCN's graph convolution: every channel aggregates the joints with its own graph."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def graph_conv(
     offset: Tensor | None = None,
     shortcut: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the subsets of features aggregated by their refined graphs.
+    """Sum over the subsets of features aggregated with their refined graphs.
 
     The graph of subset s and channel c between joints u and v is
     shared[s, u, v] + bias[s, c] + sum_k weight[s, k, c] * tanh(left[u, s, k] - right[v, s, k]).
 
     Args:
-        features: [N, S * C, T, V], the subsets' products one after the other.
-        relation_terms: [N, V, 2, S, K], left and right; float64 for float64 features, else float32, like all that follows.
-        weight: [S, K, C], alpha times conv4's.
-        bias: [S, C], alpha times conv4's.
-        shared: [S, V, V], the graphs that all channels share.
-        offset: [C], or None. With it the result is rectified: relu(sum + offset + shortcut), for networks whose
-            normalisation is folded into their products.
-        shortcut: [N, C, T, V] of the features' type, or None; only with `offset`.
+        features: [N, S * C, T, V], concatenated over the subsets.
+        relation_terms: [N, V, 2, S, K], left and right; float64 for float64 features, else float32, as all following arguments.
+        weight: [S, K, C], alpha * weight of conv4.
+        bias: [S, C], alpha * bias of conv4.
+        shared: [S, V, V], graphs shared by all channels.
+        offset: [C], or None. If given, the result is relu(sum + offset + shortcut), for networks whose normalisation is folded
+            into the weights.
+        shortcut: [N, C, T, V] with the features' dtype, or None; only with `offset`.
 
     Returns:
-        [N, C, T, V] of the features' type, joints u.
+        [N, C, T, V] with the features' dtype, V indexing u.
 
     Source: Chen et al., ICCV 2021, equations 5 to 9; fixtures `ctrgcn_*`.
     """
@@ -55,7 +55,7 @@ def refined_graphs(relation_terms: Tensor, weight: Tensor, bias: Tensor, shared:
 def graph_conv_backward(
     grad: Tensor, features: Tensor, relation_terms: Tensor, weight: Tensor, bias: Tensor, shared: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the features, relation terms, weight, bias and shared graphs for one of `graph_conv`'s result."""
+    """Gradients with respect to features, relation terms, weight, bias and shared graphs, given that of `graph_conv`'s result."""
     relation, graphs = refined_graphs(relation_terms, weight, bias, shared)
     grad = grad.to(graphs.dtype)
     products = features.unflatten(1, bias.shape).to(graphs.dtype)

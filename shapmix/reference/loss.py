@@ -1,4 +1,4 @@
-"""Losses of clean and mixed clips, adjusted by the class prior."""
+"""Logit-adjusted losses of clean and mixed clips."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ def balanced_mix_loss(logits: Tensor, labels: Tensor, partner: Tensor, lam: Tens
     """Logit-adjusted cross-entropy of the batch [clean; mixed].
 
     Args:
-        logits: [2N, K], of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed. Half types are
-            summed in the type of `log_prior`.
+        logits: [2N, K], clean clips followed by mixed clips; or [N, K] without mixing. Half-precision logits are accumulated in
+            the dtype of `log_prior`.
         labels: [N] int64.
         partner: [N] int64, the sample mixed in.
         lam: [N], the partner's share of the label (`MixPlan.label_share`).
-        log_prior: [K] float32 (float64 for float64 logits), log of the class frequencies; zeros give plain
-            cross-entropy.
+        log_prior: [K] float32 (float64 for float64 logits), log class frequencies; zeros give plain cross-entropy.
 
     Returns:
-        (clean, mixed), each a mean over N; mixed is 0 where nothing is mixed. The training loss is their sum.
+        (clean, mixed), each a mean over N; mixed is 0 without mixing. The training loss is their sum.
 
     Source: paper section 3.3; fixture `loss`.
     """
@@ -37,7 +36,7 @@ def balanced_mix_loss(logits: Tensor, labels: Tensor, partner: Tensor, lam: Tens
 def balanced_mix_loss_backward(
     grad: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
 ) -> Tensor:
-    """Gradient of the logits for gradients [2] of the two losses; arguments and result as in `balanced_mix_loss`."""
+    """Gradient with respect to the logits, given the gradients [2] of both losses; arguments as in `balanced_mix_loss`."""
     n, num_classes = len(labels), logits.shape[1]
     share = lam.to(log_prior.dtype)[:, None]
     clean = one_hot(labels, num_classes).to(log_prior.dtype)
@@ -48,6 +47,6 @@ def balanced_mix_loss_backward(
 
 
 def log_class_prior(class_counts: Tensor) -> Tensor:
-    """[K] training clips of each class, all > 0 -> [K] float64 log frequencies."""
+    """[K] training clips per class, all > 0 -> [K] float64 log frequencies."""
     counts = class_counts.double()
     return (counts / counts.sum()).log()

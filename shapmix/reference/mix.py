@@ -9,10 +9,10 @@ from shapmix.draws.plans import MixPlan
 
 
 def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
-    """[N, T] int64: the partner's frame that lands on each frame of the window (frames outside it: frame itself).
+    """[N, T] int64: source frame in the partner for each frame of the window (outside the window: the frame itself).
 
-    Nearest neighbour with torch's rounding: floor(float32(j) * float32(source_length / length)); in float64 clips the
-    exact floor(j * source_length / length).
+    Nearest neighbour with torch's rounding: floor(float32(j) * float32(source_length / length)); for float64 clips the exact
+    floor(j * source_length / length).
     """
     frame = torch.arange(num_frames, device=plan.start.device).expand(len(plan.start), -1)
     inside = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])
@@ -27,7 +27,7 @@ def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
 
 
 def replaced(plan: MixPlan, part_of_joint: Tensor, num_frames: int) -> Tensor:
-    """[N, 1, T, V, 1] bool: where a pasted clip shows its partner."""
+    """[N, 1, T, V, 1] bool mask of the elements pasted from the partner."""
     frame = torch.arange(num_frames, device=plan.start.device)
     in_window = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])  # [N, T]
     in_parts = ((plan.parts[:, None] >> part_of_joint) & 1).bool()  # [N, V]
@@ -39,11 +39,11 @@ def mix_clips(clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> Tensor:
 
     Args:
         clips: [N, C, T, V, M] floating point.
-        plan: one row a sample.
+        plan: one row per sample.
         part_of_joint: [V] int64.
 
     Returns:
-        [2N, C, T, V, M]: the clips, then the mixed clips. All people are mixed.
+        [2N, C, T, V, M]: the clips followed by the mixed clips. All people are mixed.
 
     Source: paper section 3.1; fixtures `stmix_*` and `shapmix_*`.
     """

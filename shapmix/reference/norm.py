@@ -1,4 +1,4 @@
-"""Batch normalisation with what follows it in a residual network: shortcut and rectifier."""
+"""Batch normalisation fused with residual shortcut and ReLU."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.nn import functional
 def batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, lowest: Tensor, *, shortcut: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """max(normalised(x) * weight + bias + shortcut, lowest), the statistics those of the batch.
+    """max(normalised(x) * weight + bias + shortcut, lowest), with the statistics of the batch.
 
     Args:
         x: [N, C, T, V] floating point.
         weight, bias: [C], float64 for float64 x, else float32, like `lowest`.
-        lowest: [C]: 0 rectifies a channel, -infinity leaves it.
-        shortcut: [N, C, T, V] of x's type, or None.
+        lowest: [C], 0 applies ReLU to a channel, -infinity does not.
+        shortcut: [N, C, T, V] with x's dtype, or None.
 
     Returns:
-        (result [N, C, T, V] of x's type, mean [C], biased variance [C]); no gradient flows through the statistics returned.
-        All in float64 on the way: torch's own loses the digits of float32 where a mean is large beside its deviation.
+        (result [N, C, T, V] with x's dtype, mean [C], biased variance [C]); no gradient flows through the returned statistics.
+        Computed in float64: torch's batch norm loses float32 precision if a mean is large relative to its deviation.
     """
     wide = x.double()
     variance, mean = torch.var_mean(wide.detach(), (0, 2, 3), correction=0)
@@ -33,7 +33,7 @@ def batch_norm(
 def batch_norm_backward(
     grad: Tensor, out: Tensor, mean: Tensor, variance: Tensor, x: Tensor, weight: Tensor, lowest: Tensor, *, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, the shortcut, the weight and the bias for one of `batch_norm`'s result `out`."""
+    """Gradients with respect to x, shortcut, weight and bias, given that of `batch_norm`'s result `out`."""
     passed = torch.where(out > lowest.to(out.dtype)[:, None, None], grad, 0).to(weight.dtype)
     inverse = (variance + eps).rsqrt()[:, None, None]
     normalised = (x.to(weight.dtype) - mean[:, None, None]) * inverse

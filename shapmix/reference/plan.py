@@ -1,4 +1,4 @@
-"""The mixing plan of a step: partner, windows and the parts to paste, all from counter-based random numbers."""
+"""Mixing plan of a step: partners, windows and pasted parts, drawn with counter-based random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import MixPlan
 
-# What a random word is for; the numbers are part of what a seed means, so they never change. `shapmix.draws.crops` has 3 and 4.
+# Purposes of random words. They never change, because seeds would draw different plans. `shapmix.draws.crops` uses 3 and 4.
 WINDOW, COMBINATION = 1, 2
 
 FRAMES_PER_UNIT = 4  # windows start and end on multiples of this
@@ -18,7 +18,7 @@ _PUBLISHED_WINDOWS = {64: (7, 11), 100: (13, 20)}
 
 
 class Window(NamedTuple):
-    """One draw a batch: the mixing partner's shift and the windows, in frames; 0-dim tensors.
+    """One draw per batch: the shift to the mixing partner and the windows in frames; 0-dim tensors.
 
     `blend` True means Mixup of whole clips by `lam` instead of pasting the window.
     """
@@ -46,11 +46,11 @@ def draw_plan(
     temperature: float = 0.2,
     blend_probability: float = 0.25,
 ) -> MixPlan:
-    """Who is mixed with whom, through which window, and which parts are pasted.
+    """Draws partners, windows and pasted parts.
 
-    Guided by saliency (Shap-Mix), each sample draws a combination of parts from the softmax of the rarer class of its pair:
-    the partner's combination is pasted where the partner's class is the rarer, else the complement, so that the sample keeps
-    its own salient parts. Not guided (ST-Mix), one random combination is pasted in the whole batch.
+    Guided by saliency (Shap-Mix), each sample draws a combination of parts from the softmax over the saliency of the rarer class of
+    the pair: the combination is pasted from the partner if the partner's class is rarer, otherwise its complement, so that the
+    sample keeps its own salient parts. Unguided (ST-Mix), one random combination is pasted in the whole batch.
 
     Args:
         labels: [N] int64 class ids, N at least 3.
@@ -59,11 +59,11 @@ def draw_plan(
         combinations: [Q] int64 bit sets, `Layout.combinations`.
         part_of_joint: [V] int64.
         num_frames: T, a multiple of 4 and at least 8.
-        seed: of every draw.
-        step: of the training; a 0-dim int64 tensor on the device of the labels keeps the host out of it.
-        guided: Shap-Mix; False is ST-Mix.
-        temperature: of the softmax, in units of the saliency.
-        blend_probability: of Mixup of whole clips in place of pasting; 1 is plain Mixup.
+        seed: of all draws.
+        step: training step; a 0-dim int64 tensor on the device of the labels avoids a host sync.
+        guided: True for Shap-Mix, False for ST-Mix.
+        temperature: softmax temperature, in units of the saliency.
+        blend_probability: probability of Mixup of whole clips instead of pasting; 1 is plain Mixup.
 
     Raises:
         ValueError: fewer than 3 samples, or a clip length without windows.
@@ -86,7 +86,7 @@ def draw_plan(
 
 
 def window_range(num_frames: int) -> tuple[int, int]:
-    """Shortest and longest window in units of 4 frames: as published for 64 and 100 frames, 64's shares elsewhere.
+    """Shortest and longest window in units of 4 frames: as published for 64 and 100 frames, otherwise the fractions of 64.
 
     Raises:
         ValueError: `num_frames` is not a multiple of 4, or below 8.
@@ -132,11 +132,11 @@ def draw_window(
 def mix_plan(window: Window, parts: Tensor, part_of_joint: Tensor, num_frames: int) -> MixPlan:
     """The plan that pastes `parts` ([N] int64 bit sets) of each sample's partner through one window.
 
-    The partner's share of the label is window frames x replaced joints / (T x V), or the window's lam where it blends.
+    The partner's share of the label is window frames * replaced joints / (T * V), or the window's lam if it blends.
     """
     n, num_joints = len(parts), len(part_of_joint)
     replaced_joints = ((parts[:, None] >> part_of_joint) & 1).sum(1)
-    # a tensor, as CUDA multiplies by the reciprocal of a number, which rounds otherwise
+    # a tensor, because CUDA divides by a Python number by multiplying with its reciprocal, which rounds differently
     whole = torch.full_like(replaced_joints, num_frames * num_joints, dtype=torch.float64)
     pasted = (window.length * replaced_joints).double() / whole
 
@@ -161,9 +161,9 @@ def partner_of(batch: int, shift: Tensor) -> Tensor:
 
 
 def pasted_parts(combination: Tensor, labels: Tensor, partner_labels: Tensor, priority: Tensor, part_of_joint: Tensor) -> Tensor:
-    """[N] bit sets to paste: the drawn combination where the partner's class is the rarer, else its complement.
+    """[N] bit sets to paste: the drawn combination if the partner's class is rarer, otherwise its complement.
 
-    A tie counts as "else": the sample keeps its own salient parts.
+    For a tie, too, the sample keeps its own salient parts.
     """
     all_parts = (2 << part_of_joint.max()) - 1
     return torch.where(priority[labels] > priority[partner_labels], combination, all_parts ^ combination)

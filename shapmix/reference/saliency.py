@@ -1,4 +1,4 @@
-"""Saliency of body parts: value of a coalition, marginal of a combination, and the class table they feed."""
+"""Saliency of body parts: coalition values, marginals of combinations, and the class table of their moving averages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def marginals(with_parts: Tensor, without_parts: Tensor) -> Tensor:
 
 
 def expected_marginals(values: Tensor, combinations: Tensor, num_parts: int) -> Tensor:
-    """Mean of the rectified marginal of each combination over all contexts, weighted as they are drawn.
+    """Expected rectified marginal of each combination over all contexts, weighted by their probability.
 
-    What the sampled marginal of `shapmix.mixing.mixer.marginals.draw_marginals` is an estimate of: the context's size uniform on
-    0..parts outside the combination, then the context uniform of that size.
+    The sampled marginals of `shapmix.mixing.marginals` estimate this value: the size of the context is uniform on 0..parts outside
+    the combination, then the context is uniform among those of that size.
 
     Args:
         values: [N, 2^P], v of every coalition in bit-set order.
@@ -42,9 +42,9 @@ def expected_marginals(values: Tensor, combinations: Tensor, num_parts: int) -> 
 
 
 class Contexts(NamedTuple):
-    """Every context R of every combination P: the sets R u P and R, and the chance that R is drawn.
+    """Every context R of every combination P: the sets R u P and R, and the probability of R.
 
-    [Q, J] each, J the contexts of the smallest combination; rows of larger ones end in weight 0.
+    [Q, J] each, where J is the number of contexts of the smallest combination; rows of larger ones are padded with weight 0.
     """
 
     with_sets: Tensor
@@ -53,7 +53,7 @@ class Contexts(NamedTuple):
 
 
 def contexts(combinations: Tensor, num_parts: int) -> Contexts:
-    """The contexts of [Q] int64 bit sets: the size of R uniform on 0..parts outside P, then R uniform of that size."""
+    """Contexts of [Q] int64 bit sets: size of R uniform on 0..parts outside P, then R uniform among those of that size."""
     rows = []
     for combination in combinations.tolist():
         outside = [part for part in range(num_parts) if not combination >> part & 1]
@@ -84,25 +84,25 @@ def saliency_update(
     weights: Tensor | None = None,
     scale: float = 10.0,
 ) -> Tensor:
-    """From the logits of coalitions to the class table, in place.
+    """Updates the class table in place from the logits of coalitions.
 
     Update u measures combination P = columns[u] on a sample of class y = labels[u]: its marginal is
-    ReLU(v(R u P) - v(R)), v the probability of y, or the weighted sum of several such marginals; the table follows by
-    `average_in`.
+    ReLU(v(R u P) - v(R)), v the probability of y, or the weighted sum of several such marginals; `average_in` updates the
+    table.
 
     Args:
-        table: [K, Q] floating point, Q the layout's combinations.
-        logits: [L, K] floating point, one row a forwarded coalition; no gradient flows.
+        table: [K, Q] floating point, Q combinations of the layout.
+        logits: [L, K] floating point, one row per coalition; no gradient flows.
         labels, columns: [U] int64.
-        with_rows, without_rows: [U] int64, the rows of `logits` that show R u P and R; or [U, J] for J contexts. Rows may
-            be shared: one row of the mean motion serves every empty context.
+        with_rows, without_rows: [U] int64, rows of `logits` for R u P and R; or [U, J] for J contexts. Rows may be shared: one
+            row of the mean motion serves every empty context.
         joint_counts: [Q] int64, joints in each combination.
-        decay: 0 replaces, 0.9 is the paper's.
-        weights: [U, J] floating point, of the contexts; None weighs each 1.
+        decay: 0 replaces the old value; the paper uses 0.9.
+        weights: [U, J] floating point, weights of the contexts; None is 1 for each.
         scale: as in `average_in`.
 
     Returns:
-        [U] the marginals, in the table's type.
+        [U] marginals with the table's dtype.
 
     Source: paper section 3.2; fixtures `saliency_*`, `ema` and `train_steps_ntu`.
     """
@@ -127,19 +127,19 @@ def average_in(
     *,
     scale: float = 10.0,
 ) -> None:
-    """Class average, in place: table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P).
+    """Moving average per class, in place: table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P).
 
-    Sample by sample: a class that occurs twice in the batch is updated twice, in order. A marginal that is not finite is left
-    out, as the average would keep it for good.
+    Sequential: a class that occurs twice in the batch is updated twice, in order. Non-finite marginals are skipped, as they would
+    never leave the average.
 
     Args:
-        table: [K, Q], Q the layout's combinations.
+        table: [K, Q], Q combinations of the layout.
         labels, columns: [U] int64, row and column of each update.
         marginal: [U].
         joint_counts: [Q], joints in each combination.
-        decay: 0 replaces, 0.9 is the paper's.
-        scale: the paper's 10 (the joints of two average parts of `ntu25`); the softmax of the mixing has its
-            temperature in these units.
+        decay: 0 replaces the old value; the paper uses 0.9.
+        scale: 10 in the paper (the joints of two average parts of `ntu25`); the temperature of the mixing softmax is in these
+            units.
 
     Source: paper section 3.2; fixtures `ema` and `train_steps_ntu`.
     """

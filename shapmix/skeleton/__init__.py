@@ -1,1 +1,1 @@
-"""Skeletons: joints, parts, bones."""
+"""Skeletons: layouts of joints, bones and body parts, and forward kinematics."""

@@ -1,4 +1,4 @@
-"""Forward kinematics of the `ntu25` skeleton: a standing body, its proportions, and poses from joint angles."""
+"""Forward kinematics of the `ntu25` skeleton: rest pose, body proportions, and poses from joint angles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from shapmix.skeleton.layout import Layout, load_layout
 
-# Standing at ease, 1.7 m tall, pelvis at the origin: x to the person's left, y up, z forward, in metres.
+# Rest pose: standing, 1.7 m tall, pelvis at the origin; x to the person's left, y up, z forward, in metres.
 _MIDDLE = {
     "pelvis": (0.0, 0.0, 0.0), "spine_mid": (0.0, 0.28, 0.0), "spine_shoulder": (0.0, 0.51, 0.0),
     "neck": (0.0, 0.59, 0.0), "head": (0.0, 0.75, 0.02),
@@ -28,13 +28,13 @@ JOINT = {name: number for number, name in enumerate(LAYOUT.joints)}
 
 
 def _chain() -> list[tuple[int, int]]:
-    """(joint, its neighbour nearer to the pelvis), parents first: the layout's tree hung up at the pelvis."""
+    """(joint, parent) pairs in topological order, for the layout's tree rooted at the pelvis."""
     neighbours: dict[int, list[int]] = {joint: [] for joint in range(LAYOUT.num_joints)}
     for child, parent in LAYOUT.edges:
         neighbours[child].append(parent)
         neighbours[parent].append(child)
     chain = [(ROOT, ROOT)]
-    for joint, parent in chain:  # grows while it is walked
+    for joint, parent in chain:  # grows during the iteration
         chain += [(further, joint) for further in neighbours[joint] if further != parent]
     return chain[1:]
 
@@ -44,13 +44,13 @@ CHAIN = _chain()
 
 @dataclass(frozen=True)
 class Body:
-    """A person's proportions: `bones` [V, 3] metres, from the joint before it in the chain to each joint (root: zero)."""
+    """Proportions of a person: `bones` [V, 3] metres, the vector from the parent to each joint (zero for the root)."""
 
     bones: np.ndarray
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Body:
-        """A body of another height, with arms, legs and trunk of other lengths and another build."""
+        """Draws a random height, build, and lengths of arms, legs and trunk."""
         height = rng.normal(1.0, 0.06)
         share = dict(zip(("arm", "leg", "trunk"), rng.normal(1.0, 0.05, 3), strict=True))
         width = rng.normal(1.0, 0.06)
@@ -77,10 +77,10 @@ def rotations(angles: np.ndarray) -> np.ndarray:
 def pose(body: Body, angles: np.ndarray) -> np.ndarray:
     """[T, V, 3] joint positions in metres, pelvis at the origin, from angles [T, V, 3] in radians.
 
-    The angles of a joint turn the bone that ends in it, and all that hangs on it: those of `left_elbow` swing the upper
-    arm, those of `left_wrist` bend the elbow, those of `pelvis` turn the whole body.
+    The angles of a joint rotate the bone that ends in it and all its descendants: those of `left_elbow` swing the upper arm, those
+    of `left_wrist` bend the elbow, those of `pelvis` rotate the whole body.
     """
-    turned = np.flatnonzero(angles.any((0, 2))).tolist()  # about half: hands, feet and hips follow their parent
+    turned = np.flatnonzero(angles.any((0, 2))).tolist()  # about half of the joints: hands, feet and hips follow their parent
     local = dict(zip(turned, rotations(angles[:, turned].swapaxes(0, 1)), strict=True))
     world = {ROOT: local.get(ROOT, np.broadcast_to(np.eye(3), (len(angles), 3, 3)))}
     position = np.zeros(angles.shape)

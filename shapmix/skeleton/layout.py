@@ -1,6 +1,6 @@
-"""Skeleton layouts: joints, bones, left/right flips, body parts and the part combinations that follow from them.
+"""Skeleton layouts: joints, bones, left/right flips, body parts and their combinations.
 
-A layout is data, not code: the built-in ones (`layouts/*.toml`) and a user's own are read by the same function.
+Layouts are data, not code: built-in (`layouts/*.toml`) and custom layouts are read by the same function.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ else:
 BUILT_IN = ("ntu25", "coco17", "ucla20")
 MIN_PARTS, MAX_PARTS = 2, 8
 MOST_JOINTS = 1024
-LARGEST_FILE = 1 << 20  # bytes of a layout's text
+LARGEST_FILE = 1 << 20  # characters of a layout file
 
 
 class LayoutError(ShapmixError, ValueError):
-    """A layout that contradicts itself; the message names the file, the joint or part, and what to change."""
+    """An invalid layout; the message names the file, the joint or part, and what to change."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Layout:
     """One skeleton, in 0-based joint indices.
 
     Attributes:
-        name: what checkpoints and clip stores are checked against.
-        joints: joint names; their order is the V axis of every clip.
+        name: compared with the layout of checkpoints and clip stores.
+        joints: joint names, in the order of the V axis of clips.
         parents: parent joint of each joint; the root is its own parent.
-        flips: for each joint, the joint it becomes when left and right change sides.
+        flips: for each joint, its counterpart when left and right are swapped.
         parts: part name -> joints; every joint is in exactly one part.
-        centre: the joint that clips are centred on.
+        centre: joint that clips are centred on.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Layout:
 
     @cached_property
     def part_of_joint(self) -> Tensor:
-        """[V] int64: index of the part that holds each joint."""
+        """[V] int64: index of the part of each joint."""
         part = torch.empty(self.num_joints, dtype=torch.int64)
         for index, joints in enumerate(self.parts.values()):
             part[list(joints)] = index
@@ -84,15 +84,15 @@ class Layout:
 
     @cached_property
     def joint_counts(self) -> Tensor:
-        """[P] int64: joints in each part."""
+        """[P] int64: number of joints in each part."""
         return torch.tensor([len(joints) for joints in self.parts.values()])
 
     @cached_property
     def combination_bits(self) -> tuple[int, ...]:
         """Q bit sets of parts, the columns of every saliency table (bit p = part p).
 
-        The sets of half the parts, rounded down and up, the smaller size first, each size in lexicographic order: with
-        five parts the 10 pairs and the 10 triples of the paper. The complement of a combination is a combination.
+        All sets of half the parts, rounded down and up, smaller sets first, each size in lexicographic order: for five parts the
+        10 pairs and 10 triples of the paper. The complement of a combination is also a combination.
         """
         sizes = sorted({self.num_parts // 2, -(-self.num_parts // 2)})
         return tuple(sum(1 << part for part in chosen) for size in sizes for chosen in combinations(range(self.num_parts), size))
@@ -108,7 +108,7 @@ class Layout:
         return (1 << self.num_parts) - 1
 
     def joints_in(self, coalitions: Tensor) -> Tensor:
-        """Joints in each bit set of parts: any shape int64 -> same shape int64."""
+        """Number of joints in each bit set of parts: any shape int64 -> same shape int64."""
         member = (coalitions.unsqueeze(-1) >> torch.arange(self.num_parts, device=coalitions.device)) & 1
         return (member * self.joint_counts.to(coalitions.device)).sum(-1)
 
@@ -117,7 +117,7 @@ class Layout:
         return "+".join(name for part, name in enumerate(self.parts) if coalition >> part & 1) or "none"
 
     def adjacency(self) -> np.ndarray:
-        """[3, V, V] float32: CTR-GCN's start of its graphs (self, inward, outward), each divided by its column sums."""
+        """[3, V, V] float32: initial graphs of CTR-GCN (self, inward, outward), each divided by its column sums."""
         inward = np.zeros((self.num_joints, self.num_joints), dtype=np.float32)
         for child, parent in self.edges:
             inward[parent, child] = 1.0
@@ -130,19 +130,19 @@ class Layout:
 
 
 def load_layout(source: str | Path) -> Layout:
-    """A built-in layout by its name, or a user's own from a TOML file of the same form as `shapmix/skeleton/layouts/*.toml`.
+    """Loads a built-in layout by name, or a custom layout from a TOML file in the format of `shapmix/skeleton/layouts/*.toml`.
 
     Raises:
-        LayoutError: unknown name, unreadable file, or a layout that fails its checks.
+        LayoutError: unknown name, unreadable file, or an invalid layout.
     """
     return parse_layout(layout_text(source), where=str(layout_file(source)))
 
 
 def layout_file(source: str | Path) -> Path:
-    """The TOML file of a built-in layout, or the path itself.
+    """Path of the TOML file of a built-in or custom layout.
 
     Raises:
-        LayoutError: neither a built-in name nor a `.toml` file's.
+        LayoutError: neither a built-in name nor a `.toml` file.
     """
     if isinstance(source, str) and source in BUILT_IN:
         return Path(__file__).parent / "layouts" / f"{source}.toml"
@@ -154,7 +154,7 @@ def layout_file(source: str | Path) -> Path:
 
 
 def layout_text(source: str | Path) -> str:
-    """The text of a layout's TOML file.
+    """Reads the text of a layout's TOML file.
 
     Raises:
         LayoutError: unknown name or unreadable file.
@@ -173,16 +173,16 @@ def layout_text(source: str | Path) -> str:
 
 
 def parse_layout(text: str, where: str = "layout") -> Layout:
-    """Checks and builds a layout from the text of its TOML file; `where` begins every error message.
+    """Parses and validates the text of a layout's TOML file; `where` begins every error message.
 
     Raises:
-        LayoutError: not TOML, keys that are unknown, missing or of another kind, or a skeleton that contradicts itself.
+        LayoutError: not TOML, unknown, missing or mistyped keys, or an inconsistent skeleton.
     """
     try:
         data = tomllib.loads(text)
     except RecursionError:
-        raise LayoutError(f"{where}: not valid TOML: nested too deep") from None
-    except ValueError as error:  # TOMLDecodeError is one, as are numbers of too many digits
+        raise LayoutError(f"{where}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # includes TOMLDecodeError and numbers with too many digits
         raise LayoutError(f"{where}: not valid TOML: {error}") from error
     known = ("name", "joints", "centre", "flips", "parents", "parts")
     for key in data:
@@ -214,7 +214,7 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
     flips = list(range(len(joints)))
     for pair in data.get("flips", []):
         if len(pair) != 2:
-            raise LayoutError(f"{where}: 'flips' holds {pair}; each entry is a pair of joints")
+            raise LayoutError(f"{where}: 'flips' contains {pair}; each entry must be a pair of joints")
         left, right = (joint_index(name, "'flips'") for name in pair)
         if left == right or flips[left] != left or flips[right] != right:
             raise LayoutError(f"{where}: 'flips' uses a joint of {pair} twice")
@@ -227,10 +227,10 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
 
 
 def layout_toml(layout: Layout) -> str:
-    """The text of a layout's TOML file: `parse_layout` gives the layout back."""
+    """Serialises a layout as TOML; the inverse of `parse_layout`."""
 
     def text(value: object) -> str:
-        return json.dumps(value, ensure_ascii=False)  # a JSON string or list of strings is one of TOML's
+        return json.dumps(value, ensure_ascii=False)  # JSON strings and lists of strings are valid TOML
 
     def names(joints: Iterable[int]) -> list[str]:
         return [layout.joints[joint] for joint in joints]
@@ -244,7 +244,7 @@ def layout_toml(layout: Layout) -> str:
 
 
 def _check_kinds(where: str, data: dict[str, object]) -> None:
-    """Names are text without control characters, lists are lists of names, tables are tables."""
+    """Checks the types: names are printable text, lists are lists of names, tables are tables."""
 
     def names(value: object) -> bool:
         return isinstance(value, list) and all(map(name, value))
@@ -257,7 +257,7 @@ def _check_kinds(where: str, data: dict[str, object]) -> None:
 
     for key in ("name", "centre"):
         if not name(data[key]):
-            fail(key, "a name in one line of text")
+            fail(key, "a name (one line of text)")
     if not names(data["joints"]):
         fail("joints", "a list of names")
     flips = data.get("flips", [])
@@ -274,15 +274,15 @@ def _check_tree(where: str, joints: tuple[str, ...], parents: list[int]) -> None
     roots = [joints[joint] for joint, parent in enumerate(parents) if joint == parent]
     if len(roots) != 1:
         raise LayoutError(
-            f"{where}: the bones must form one tree, with one joint left out of [parents] as its root; "
-            f"{'no joint is' if not roots else ', '.join(roots) + ' are'} left out"
+            f"{where}: the bones must form one tree; exactly one joint, the root, must be missing from [parents], "
+            f"but {', '.join(roots) + ' are' if roots else 'none is'} missing"
         )
     for joint in range(len(parents)):
         walked = joint
         for _ in range(len(parents)):
             walked = parents[walked]
         if parents[walked] != walked:
-            raise LayoutError(f"{where}: the bones above joint '{joints[joint]}' run in a circle; they must form a tree")
+            raise LayoutError(f"{where}: the bones above joint '{joints[joint]}' form a cycle; they must form a tree")
 
 
 def _check_parts(where: str, joints: tuple[str, ...], parts: dict[str, tuple[int, ...]]) -> None:
@@ -295,9 +295,9 @@ def _check_parts(where: str, joints: tuple[str, ...], parts: dict[str, tuple[int
         for joint in members:
             if joint in holder:
                 raise LayoutError(
-                    f"{where}: joint '{joints[joint]}' is in part '{holder[joint]}' and in part '{part}'; it must be in one"
+                    f"{where}: joint '{joints[joint]}' is in both '{holder[joint]}' and '{part}'; it must be in one part"
                 )
             holder[joint] = part
     missing = [name for joint, name in enumerate(joints) if joint not in holder]
     if missing:
-        raise LayoutError(f"{where}: no part holds joint {', '.join(repr(name) for name in missing)}; every joint must be in one")
+        raise LayoutError(f"{where}: no part has joint {', '.join(repr(name) for name in missing)}; every joint must be in one")

@@ -1,4 +1,4 @@
-"""Classes without training clips, data of one class, empty splits, and the lists that a store brings along."""
+"""Classes without training clips, single-class data, empty splits, and the lists of a store."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepared(rows: list[tuple[int, str]], class_names: list[str]) -> Prepared:
 
 
 def write_plain(folder: Path, rows: list[tuple[str, str]]) -> Path:
-    """A folder of clips (label, list) in the plain form."""
+    """A folder of clips (label, list) in the plain format."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     table = ["name,label,split"]

@@ -1,4 +1,4 @@
-"""Clips of any number of coordinates, with and without scores: what `prepare` takes is trained on and used by every command."""
+"""Clips with any number of coordinates, with and without scores, through `prepare`, training and every command."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KINDS = {
 
 
 def recording(kind: Kind, label: int, length: int, generator: np.random.Generator) -> np.ndarray:
-    """[T, 2, V, C] pixels; the second person stands in every other clip, and one joint was not found."""
+    """[T, 2, V, C] pixels; every other clip has a second person, and one joint is undetected."""
     joints = generator.uniform(100, 900, size=(length, 2, load_layout(kind.layout).num_joints, kind.coordinates))
     joints[:, :, :, 0] += 300 * label
     if kind.scores:
@@ -83,7 +83,7 @@ def train_on(store: Path, run: Path, stream: str = "joint", *options: str) -> in
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path, Path]:
-    """A kind of clips, its store, and a run that trained on it."""
+    """A kind of clips, its store, and a run trained on it."""
     kind, folder = KINDS[request.param], tmp_path_factory.mktemp("runs")
     store = make_store(folder, kind)
     assert train_on(store, folder / "run", kind.stream) == 0
@@ -140,7 +140,7 @@ def test_every_pipeline_takes_every_number_of_coordinates(coordinates: int, pipe
 
 
 def test_the_step_that_samples_takes_the_same_crops() -> None:
-    """What a GPU captures, as it runs on a CPU."""
+    """Runs on the CPU the step that a GPU captures."""
     sampler = ClipSampler(pixels(2), "crop", "bone", 8)
     layout, chosen = sampler.store.layout, torch.tensor([0, 1, 2, 3])
     network = CTRGCN(layout, 2, num_people=2, in_channels=2, widths=(8,))
@@ -152,7 +152,7 @@ def test_the_step_that_samples_takes_the_same_crops() -> None:
 
 @pytest.mark.parametrize("pipeline", ["crop", "frames"])
 def test_only_three_coordinates_without_a_score_are_turned(pipeline: Pipeline) -> None:
-    """A turn about the depth axis mixes x and y: a joint at y = 0 and z = 0 keeps both only where nothing is turned."""
+    """Rotation about the depth axis mixes x and y: a joint at y = 0 and z = 0 keeps both only without rotation."""
     for coordinates in (2, 3):
         store = pixels(coordinates)
         store = replace(store, frames=torch.cat([store.frames[..., :1], torch.zeros_like(store.frames[..., 1:])], -1))
@@ -170,7 +170,7 @@ def test_a_score_is_not_taken_for_a_coordinate(pipeline: Pipeline) -> None:
 def test_clips_that_are_zero_throughout_train_to_finite_weights(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store may hold them, and so may the view of the first people of clips in which somebody else moves."""
+    """A store can contain such clips, for example if only people beyond the first ones move."""
     splits = store_splits(open_store(make_store(tmp_path, kind)))
     frames = splits.store.frames.clone()
     for clip in [*splits.train[:9].tolist(), int(splits.val[0]), int(splits.test[0])]:

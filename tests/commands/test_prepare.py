@@ -1,4 +1,4 @@
-"""Prepared stores: what is written is what was read, and nothing that goes wrong on the way is taken for a store."""
+"""Prepared stores: round trip of the recordings, resuming, checksums, and errors that leave no store behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAYOUT = load_layout("ucla20")
 
 
 def plain(folder: Path, clips: dict[str, np.ndarray], labels: dict[str, int] | None = None, **columns: dict[str, Any]) -> Path:
-    """A folder of the plain form on the layout ucla20."""
+    """A folder in the plain format with the layout ucla20."""
     folder.mkdir(exist_ok=True)
     rows = ["name,label" + "".join(f",{column}" for column in columns)]
     for number, (name, joints) in enumerate(clips.items()):
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on(tmp_path: Path) -> Non
 
 
 def test_many_clips_open_at_once(tmp_path: Path) -> None:
-    """As many as the training half of NTU RGB+D 60, of one frame each: what grows is the table."""
+    """As many clips as the training split of NTU RGB+D 60, of one frame each: only the index grows."""
     make(plain(tmp_path / "raw", clips([1, 1])), tmp_path / "store")
     index = json.loads((tmp_path / "store" / INDEX).read_text())
     count = 40_091
@@ -379,7 +379,7 @@ def test_lists_of_the_store_are_protocols(tmp_path: Path) -> None:
 
 
 def test_lists_of_ntu_are_the_published_ones() -> None:
-    """Names, in the order of the published training list, that a store of raw NTU RGB+D has."""
+    """Reproduces the published list from the names of a store of raw NTU RGB+D."""
     folder = os.environ.get("SHAPMIX_NW_UCLA")
     lists = Path(folder or "").parent / "lists"
     if not folder or not (lists / "NTU120_xsub_exp_100.txt").exists():

@@ -1,4 +1,4 @@
-"""Long-tailed lists, the NW-UCLA reader and the embedded synthetic data set."""
+"""Long-tailed lists, the NW-UCLA splits and the synthetic data set."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def clip_name(action: int, performance: int, view: int) -> str:
 
 
 def made_up_clips() -> dict[str, dict[str, Any]]:
-    """Every action, six performances from three views; clip lengths from 1 to 5 frames."""
+    """All actions, six performances from three views; clips of 1 to 5 frames."""
     rng = np.random.default_rng(0)
     return {
         (name := clip_name(action, performance, view)): {
@@ -219,7 +219,7 @@ def test_training_list_and_its_faults(tmp_path: Path) -> None:
     path.write_text("\n".join([*listed, "a01_s01_e00_v09"]))
     with pytest.raises(DataError, match=r"list\.txt, line 21: unknown clip 'a01_s01_e00_v09' \(nearest: 'a01_s01_e00_v0"):
         load_nw_ucla(root, train_list=path)
-    path.write_text(clip_name(1, 0, 3))  # a test clip must not train
+    path.write_text(clip_name(1, 0, 3))  # test clips are not allowed
     with pytest.raises(DataError, match="line 1: unknown clip"):
         load_nw_ucla(root, train_list=path)
     path.write_text("\n".join(clip_name(a, e, v) for a in ACTION_NUMBERS for e in range(PERFORMANCES) for v in (1, 2)))
@@ -345,7 +345,7 @@ def test_published_nw_ucla_list_comes_out_bit_exactly() -> None:
     assert (len(splits.store), len(splits.test)) == (1484, 464)
     assert names_of(splits, splits.train) == read_list(Path(root) / "lt_exp_10.txt")
     assert (int(splits.store.lengths.min()), int(splits.store.lengths.max())) == (1, 201)
-    # 102 clips of the largest class exist, and the list takes 100 of them
+    # the largest class has 102 clips, of which the list uses 100
     assert splits.store.class_counts(splits.val).tolist() == [2] + [10] * 9
 
 
@@ -413,7 +413,7 @@ def test_bones_keep_their_length_within_a_clip(small: Splits) -> None:
     for clip in range(0, len(store), 5):
         frames = store.clip(clip)[:, 0].double()
         length = (frames[:, child] - frames[:, parent]).norm(dim=-1)
-        assert (length.std(0) < 0.02).all()  # two ends with up to 1 cm of sensor error each
+        assert (length.std(0) < 0.02).all()  # both ends have up to 1 cm of sensor error
 
 
 def test_subjects_differ_between_splits_and_in_proportions(small: Splits) -> None:
@@ -436,7 +436,7 @@ def test_defining_parts_are_the_parts_of_the_class_name(small: Splits) -> None:
 
 
 def test_every_defining_part_is_needed() -> None:
-    """Without one of its parts, a class of a block cannot be told from another one of the same parts."""
+    """With one part hidden, a class of a block is indistinguishable from another class with the same parts."""
     for definition in CLASSES:
         for hidden in definition if len(definition) > 1 else ():
             rest = {part: motion for part, motion in definition.items() if part != hidden}
@@ -449,7 +449,7 @@ def test_every_defining_part_is_needed() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_class_moves_only_its_defining_parts(seed: int) -> None:
-    """One stream, another class of the same block: the parts that keep their motion do not change in a single bit."""
+    """Same random stream, different class of the block: parts with the same motion are bitwise identical."""
     body = Body.draw(np.random.default_rng(seed))
     first, *others = [definition for definition in CLASSES if definition.keys() == set(BLOCKS[-1])]
     reference = make_clip(first, body, np.random.SeedSequence(seed))
@@ -462,7 +462,7 @@ def test_the_class_moves_only_its_defining_parts(seed: int) -> None:
 
 
 def test_idle_motion_is_independent_of_the_class() -> None:
-    """A class that leaves a part idle shows in it, bit by bit, what a class with no defining part at all would."""
+    """Idle parts are bitwise identical to those of a clip without any defining part."""
     body = Body.draw(np.random.default_rng(0))
     for number, definition in enumerate(CLASSES):
         clip, idle = (make_clip(given, body, np.random.SeedSequence(number)) for given in (definition, {}))

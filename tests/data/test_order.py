@@ -1,4 +1,4 @@
-"""Which clips an epoch has, and in which order."""
+"""Clips of an epoch and their order, for every sampler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLIPS = torch.arange(84) + 100
 
 
 def share(sampler: Sampler) -> torch.Tensor:
-    """Of each class over many epochs."""
+    """Class frequencies over many epochs."""
     counts = torch.zeros(3)
     for epoch in range(200):
         counts += torch.bincount(LABELS[epoch_order(CLIPS, 0, epoch, labels=LABELS, sampler=sampler) - 100], minlength=3)
@@ -41,7 +41,7 @@ def test_instance_takes_every_clip_once_and_as_always() -> None:
 
 
 def test_classes_come_as_often_as_the_definition_says() -> None:
-    spread = 4 * (0.25 / (84 * 200)) ** 0.5  # four standard errors
+    spread = 4 * (0.25 / (84 * 200)) ** 0.5  # 4 standard errors
     torch.testing.assert_close(share("class_balanced"), torch.full((3,), 1 / 3), rtol=0, atol=spread)
     roots = torch.tensor([60.0, 20.0, 4.0]).sqrt()
     torch.testing.assert_close(share("square_root"), roots / roots.sum(), rtol=0, atol=spread)

@@ -1,4 +1,4 @@
-"""From a store to batches: picked frames of 2D poses, streams, and batches that are made ahead."""
+"""Sampling pipelines: frame selection of 2D poses, streams, and prefetched batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_segments_hold_a_frame_each() -> None:
         edges = torch.arange(11) * length / 10
         assert (drawn >= edges[:-1].floor()).all()
         assert (drawn <= edges[1:].ceil() - 1).all()
-        assert set(drawn.flatten().tolist()) == set(range(length))  # every frame may come
+        assert set(drawn.flatten().tolist()) == set(range(length))  # every frame can be drawn
     assert torch.equal(plans[3], draw_segments(clips, lengths, num_frames=10, seed=1, step=3).frames)
     assert middle_segments(clips, lengths, num_frames=10).frames[2].tolist() == list(range(5, 100, 10))
 
@@ -66,7 +66,7 @@ def test_skip_bones_end_two_joints_away(pipeline: sampling.Pipeline) -> None:
     skip = ClipSampler(data, pipeline, "skip_bone", 8).evaluation(chosen)
     ends = {joint: layout.parents[parent] for joint, parent in enumerate(layout.parents)}
     ends |= {joint: joint for joint, parent in enumerate(layout.parents) if layout.parents[parent] == parent}
-    # the published pairs of NTU's skeleton, 0-based
+    # the published pairs of the NTU skeleton, 0-based
     published = (20, 1, 2, 20, 4, 20, 4, 5, 8, 20, 8, 9, 1, 0, 12, 13, 1, 0, 16, 17, 20, 7, 6, 11, 10)
     assert tuple(ends.values()) == published
     for number, end in ends.items():
@@ -84,7 +84,7 @@ def test_recordings_stay_where_the_network_is() -> None:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_batches_made_ahead_are_the_same_batches(ahead: bool) -> None:
-    """`meta` stands for another device: what is copied there has a shape only, so the copy is looked at before."""
+    """`meta` replaces a second device; it stores shapes only, so the values are checked before the copy."""
     sampler = ClipSampler(store(), "segments", "joint", 8)
     batches = [(torch.tensor([step % 4, 1]), step) for step in range(5)]
     made: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Random draws: known answers, ranges, and the distributions the paper states."""
+"""Random draws: known answers, ranges, and the distributions stated in the paper."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_philox_known_answers(counter: str, key: str, answer: str) -> None:
 
 def test_draws_depend_on_seed_purpose_step_and_row_alone() -> None:
     words = random_words(3, 1, 7, 5, 8)
-    assert torch.equal(words[:2], random_words(3, 1, 7, 2, 8))  # the batch size does not matter
+    assert torch.equal(words[:2], random_words(3, 1, 7, 2, 8))  # independent of the batch size
     for other in (random_words(4, 1, 7, 5, 8), random_words(3, 2, 7, 5, 8), random_words(3, 1, 8, 5, 8)):
         assert not (words == other).any()
-    assert not torch.equal(random_words(3 + (1 << 32), 1, 7, 5, 8), words)  # all 64 bits of the seed count
+    assert not torch.equal(random_words(3 + (1 << 32), 1, 7, 5, 8), words)  # all 64 bits of the seed are used
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 2**63))
@@ -92,7 +92,7 @@ def test_the_rarer_class_keeps_or_brings_its_parts() -> None:
     drawn = NTU.combinations[[4, 4, 4]]
     combination = int(drawn[0])
     complement = NTU.all_parts ^ combination
-    # frequent sample: the rare partner's parts go in; rare sample, and a tie: its own parts stay
+    # frequent sample: the rare partner's parts are pasted; rare sample or tie: the sample keeps its parts
     assert pasted_parts(drawn, labels, partners, priority, NTU.part_of_joint).tolist() == [combination, complement, complement]
 
 

@@ -1,4 +1,4 @@
-"""Explanations: what follows from their games, what they survive on disk, and the page of a run."""
+"""Explanations: values of known games, loading and saving, and the HTML page of a run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_means_by_label_have_their_errors() -> None:
 
 
 def test_curves_follow_the_ranking() -> None:
-    """v is the number of the best parts shown: insertion rises at once, deletion falls at once."""
+    """v counts the best parts shown: insertion rises immediately, deletion falls immediately."""
     found = explanation(1)
     count = torch.tensor([(bits & 1) + (bits >> 3 & 1) for bits in range(32)], dtype=torch.float64)
     found = replace(found, games=count[None])
@@ -66,25 +66,25 @@ def test_curves_follow_the_ranking() -> None:
 
 
 def planted(n: int, labels: int, spread: float, *, of: str) -> Explanation:
-    """Additive games in which one part of each label brings 0.3, or no part anything, and noise of the size `spread`."""
+    """Additive games in which one part per label (or none) contributes 0.3, plus noise of size `spread`."""
     generator = torch.Generator().manual_seed(1)
     label = torch.arange(n) % labels
     value = spread * torch.randn(n, 5, generator=generator, dtype=torch.float64)
     if of == "label":
         value[torch.arange(n), label % 5] += 0.3
-    if of == "half":  # what counts for one clip counts against the other one of its label
+    if of == "half":  # the contribution changes sign between the two clips of a label
         value[:, 0] += torch.where(torch.arange(n) < n // 2, 0.3, -0.3)
     member = (torch.arange(32)[:, None] >> torch.arange(5) & 1).double()
     return Explanation(value @ member.T, label, [f"clip{i}" for i in range(n)], NTU, "probability", 31 * n + 1)
 
 
 def test_a_part_that_matters_is_ranked_better_than_random() -> None:
-    for labels in (5, 1):  # over labels; over the clips of one
+    for labels in (5, 1):  # resampling labels; resampling the clips of one label
         found = planted(30, labels, 0.05, of="label").faithfulness()
         assert found.sign == 1
         assert "The ranking is clearly better than random." in found.verdict("probability")
         assert labels == 1 or bool(found.ranked[1, 1] < found.band[0, 1, 1])  # below the band of random rankings
-        assert found.lost[0] == pytest.approx(0.3 / 2, abs=0.02)  # shown by a random order for half of the steps
+        assert found.lost[0] == pytest.approx(0.3 / 2, abs=0.02)  # a random order shows the part in half of the steps
     torch.testing.assert_close(found.ranked[:, [0, -1]], found.random[:, [0, -1]])
 
 
@@ -131,7 +131,7 @@ def test_files_hold_everything_and_no_pickle(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch on a few clips of the embedded data."""
+    """A run of one epoch on a few clips of the synthetic data."""
     path = tmp_path_factory.mktemp("runs") / "run"
     options = ["--run-dir", str(path), "--n-max", "8", "--imbalance", "4", "--epochs", "1", "--saliency.warmup-epochs", "0"]
     assert train([*options, "--network.widths", "8", "16", "--network.halve", "0", "1"]) == 0
@@ -143,10 +143,10 @@ def test_a_run_is_explained_in_one_page(run: Path, tmp_path: Path, capsys: pytes
     assert "index.html" in capsys.readouterr().out
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert page.count("<img") == 5
-    # one epoch on 8 clips a class: the network is at chance
+    # one epoch on 8 clips per class: the network is at chance level
     assert "The ranking is not distinguishable from random with 48 clips of 24 classes: the clips bring nothing" in page
     assert "faithful." not in page
-    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # nothing is fetched
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # no external resources
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     found = Explanation.load(tmp_path / "explanation.npz", NTU)
     assert len(found) == 48
@@ -160,8 +160,8 @@ def test_a_run_is_explained_in_one_page(run: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--clips", "nobody"], "--clips: no clip is named 'nobody'; the first of the data set is"),
-        (["--per-class", "0"], "--per-class: at least 1, not 0"),
+        (["--clips", "nobody"], "--clips: unknown clip 'nobody'; the first clip of the data set is"),
+        (["--per-class", "0"], "--per-class: must be at least 1, not 0"),
     ],
 )
 def test_what_cannot_be_explained_is_said(run: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +175,7 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_page_opens_in_a_browser_without_a_word(run: Path, tmp_path: Path) -> None:
-    """Headless Chromium: no console message, and a picture that is not blank."""
+    """Headless Chromium: no console messages, and a screenshot that is not blank."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")

@@ -1,4 +1,4 @@
-"""A run's report is one page that shows what the run left, asks the network for nothing, and moves in a browser."""
+"""The report of a run is a self-contained page without external resources, animated in a browser."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_page_moves_in_a_browser(page: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Tags, and the text of each script and of the rest, as a browser sees them."""
+    """Tags, script texts and visible text, as parsed by a browser."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures: which way is up, what is readable, and that names are drawn as they are."""
+"""Plots: orientation of poses, legible labels, and names drawn literally."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COCO, NTU = load_layout("coco17"), load_layout("ntu25")
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
+    """The saved figures."""
     figures: list[Figure] = []
     save = Figure.savefig
 
@@ -32,7 +32,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def standing(channels: int, *, down: bool) -> torch.Tensor:
-    """[C, 2, 17, 1]: the nose above the hips, the hips above the ankles; in pixels y points down."""
+    """[C, 2, 17, 1]: nose above hips above ankles; y points down, as in an image."""
     pose = torch.rand(channels, 2, 17, 1, generator=torch.Generator().manual_seed(0))
     height = torch.tensor([5.0] + [5.2] * 4 + [4.0] * 6 + [3.0] * 2 + [1.5] * 2 + [0.0] * 2)
     pose[1] = (480 - 80 * height if down else height)[None, :, None]
@@ -60,11 +60,11 @@ def test_heads_are_up(down: bool, drawn: list[Figure], tmp_path: Path) -> None:
     assert len(drawn) == 2
     for figure in drawn:
         axes = next(found for found in (*figure.axes, *(child for each in figure.axes for child in each.child_axes)) if found.lines)
-        # bones from the nose down to an ankle, by COCO's order of joints: the first bone is eye to nose, the last ankle to knee
+        # in COCO's joint order the first bone is eye to nose, the last ankle to knee
         first, last = axes.lines[0].get_ydata(), axes.lines[-1].get_ydata()
         assert axes.transData.transform((0, first[1]))[1] > axes.transData.transform((0, last[0]))[1]
     moving = run.moving("clip", clip, y_down=down)["frames"][0]
-    assert moving[0][1] > moving[11][1] > moving[15][1]  # nose, hip, ankle; the page draws y upwards
+    assert moving[0][1] > moving[11][1] > moving[15][1]  # nose, hip, ankle; y points up on the page
     assert all(0 <= value <= 1 for joint in moving for value in joint)
 
 

@@ -1,4 +1,4 @@
-"""Plans that tests of the reference and of the draws share."""
+"""Plans shared by the tests of the reference and of the draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shapmix.skeleton.layout import load_layout
 
 
 def stmix_plan(batch: int, num_frames: int, step: int, blend_probability: float = 0.25) -> MixPlan:
-    """A plan on `ntu25` that no saliency guides."""
+    """An unguided plan on `ntu25`."""
     layout = load_layout("ntu25")
     labels, one = torch.zeros(batch, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     saliency = torch.zeros(1, len(layout.combinations))

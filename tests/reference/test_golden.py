@@ -35,7 +35,7 @@ from shapmix.skeleton.layout import Layout, load_layout
 
 
 def recorded(pattern: str) -> list:
-    """Parameters for one test per recorded file that matches, or one visible skip where the folder is not given."""
+    """Parameters for one test per recorded file that matches, or one visible skip if the folder is not given."""
     folder = os.environ.get("SHAPMIX_GOLDEN")
     if not folder:
         skip = pytest.mark.skip(reason="SHAPMIX_GOLDEN is not set: no recorded behaviour to compare with")
@@ -70,7 +70,7 @@ def bits(parts: Tensor | list[int]) -> int:
 
 
 def window_of(draws: list[list]) -> tuple[Window, list[list]]:
-    """Recorded draws in their order -> our window, and the draws that are left (combination indices)."""
+    """Recorded draws in order -> the window, and the remaining draws (combination indices)."""
     left = [draw for draw in draws if draw[0] not in ("sample",)]
     shift = left.pop(0)[-1]
     if draws[1][0] == "randint" and draws[1][1:3] == [2, 3]:
@@ -144,7 +144,7 @@ def test_saliency(path: Path) -> None:
     coalitions = torch.tensor([combination | context, context])
     n = len(z["x"])
     rows = coalition_inputs(z["x"], z["mean_motion"], coalitions, layout.part_of_joint, restored_frames=restored_frames(layout))
-    shared = "_naive" in path.stem  # one row of the empty coalition serves the batch
+    shared = "_naive" in path.stem  # the batch shares one row of the empty coalition
     without = rows[n : n + 1] if shared else rows[n:]
     assert torch.equal(rows[:n], z["input_with"])
     assert torch.equal(without, z["input_without"])
@@ -161,7 +161,7 @@ def test_saliency(path: Path) -> None:
 def test_class_ema(path: Path) -> None:
     z = load(path)
     columns = z["column"].expand(len(z["label"]))
-    unscaled = torch.full((z["before"].shape[1],), 10)  # the fixture's weights are scaled already
+    unscaled = torch.full((z["before"].shape[1],), 10)  # the weights of the fixture are already scaled
     for decay, after in ((float(z["decay"]), "after"), (0.0, "after_decay0")):
         table = z["before"].clone()
         average_in(table, z["label"], columns, z["weight"], unscaled, decay)

@@ -1,4 +1,4 @@
-"""Laws of the reference ops that need no recorded behaviour."""
+"""Properties of the reference ops that need no recordings."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_whole_clip_pasted_or_blended_at_one_is_the_partner() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_windows_are_resized_like_torch_resizes(dtype: torch.dtype) -> None:
-    """torch's own nearest neighbour on the window, for every published pair of lengths."""
+    """Equals torch's nearest-neighbour resize on the window, for every published pair of lengths."""
     units = {16: range(7, 12), 25: range(13, 21)}
     for total, lengths in units.items():
         for length in lengths:
@@ -152,7 +152,7 @@ def test_marginals_are_rectified_differences_of_probabilities() -> None:
 
 
 def test_the_update_is_softmax_marginal_and_average() -> None:
-    """One context a row, several weighted ones, and a shared row give what the pieces give one after the other."""
+    """One context per row, several weighted contexts, and a shared row equal the separate ops in sequence."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(9, 4, dtype=torch.float64, generator=generator)
     labels, columns = torch.tensor([1, 3, 1]), torch.tensor([0, 2, 0])
@@ -194,7 +194,7 @@ def test_normalised_coalitions_are_what_the_first_layer_sees() -> None:
 
 
 def test_expected_marginals_are_the_mean_of_the_drawn_ones() -> None:
-    """The sampler of the paper over many draws, within 4 standard errors, for every combination."""
+    """Agrees with the paper's sampler over many draws within 4 standard errors, for every combination."""
     values = torch.rand(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = expected_marginals(values, NTU.combinations, 5)[0]
     drawn = draw_marginals(40_000, NTU, seed=0, step=0)
@@ -206,7 +206,7 @@ def test_expected_marginals_are_the_mean_of_the_drawn_ones() -> None:
 
 @given(st.integers(1, 31))
 def test_a_combination_earns_what_it_completes(needed: int) -> None:
-    """Unanimity game: v is 1 where all of `needed` is there. P earns by chance q of the contexts that hold the rest."""
+    """Unanimity game: v is 1 if all of `needed` are present. P earns the probability q of the contexts that contain the rest."""
     values = torch.tensor([[float(coalition & needed == needed) for coalition in range(32)]], dtype=torch.float64)
     expected = expected_marginals(values, NTU.combinations, 5)[0]
     for column, combination in enumerate(NTU.combinations.tolist()):
@@ -277,7 +277,7 @@ def test_streams_are_differences() -> None:
 
 def test_boxed_clips_fill_the_box_and_a_still_pose_stays_finite() -> None:
     frames, offsets = recordings([9, 1], people=1)
-    frames[9:, :, :, 2] = 0.7  # a pose without depth
+    frames[9:, :, :, 2] = 0.7  # constant depth
     picked = torch.tensor([[0, 2, 4, 8], [0, 0, 0, 0]])
     plan = FramePlan(torch.tensor([0, 1]), picked, torch.zeros(2, 2), torch.ones(2))
     x = sample_frames(frames, offsets, plan, PARENTS, NTU.centre)

@@ -1,4 +1,4 @@
-"""Skeleton layouts: the built-in ones, a user's own, and what is refused."""
+"""Skeleton layouts: built-in and custom layouts, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ def test_combinations_are_closed_under_complement_for_any_number_of_parts(parts:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('feet = ["left_foot", "right_foot"]', 'feet = ["left_foot"]'), "no part holds joint 'right_foot'"),
-        (('hands = ["left_hand"', 'hands = ["neck", "left_hand"'), "joint 'neck' is in part 'body' and in part 'hands'"),
+        (('feet = ["left_foot", "right_foot"]', 'feet = ["left_foot"]'), "no part has joint 'right_foot'"),
+        (('hands = ["left_hand"', 'hands = ["neck", "left_hand"'), "joint 'neck' is in both 'body' and 'hands'"),
         (('hands = ["left_hand"', 'hands = ["left_hnad"'), "unknown joint 'left_hnad'; did you mean 'left_hand'"),
-        (('neck = "hip"', 'neck = "left_hand"'), "the bones above joint 'neck' run in a circle"),
-        (('neck = "hip"\n', ""), "hip, neck are left out"),
+        (('neck = "hip"', 'neck = "left_hand"'), "the bones above joint 'neck' form a cycle"),
+        (('neck = "hip"\n', ""), "but hip, neck are missing"),
         (('hip", "neck", "left_hand', 'hip", "hip", "left_hand'), "joint 'hip' is listed twice"),
         (('centre = "hip"', 'center = "hip"'), "unknown key 'center'; did you mean 'centre'"),
         (('name = "stick"\n', ""), "key 'name' is missing"),
         (('hands = ["left_hand", "right_hand"]', "hands = []"), "part 'hands' has no joints"),
         (('[["left_hand", "right_hand"]', '[["left_hand", "left_foot"]'), "'flips' uses a joint of"),
-        (('[["left_hand", "right_hand"]', '[["left_hand"]'), "each entry is a pair"),
+        (('[["left_hand", "right_hand"]', '[["left_hand"]'), "each entry must be a pair"),
         (("[parents]", "[parents"), "not valid TOML"),
         (('body = ["hip", "neck"]\nhands = ["left_hand", "right_hand"]\nfeet = ["left_foot", "right_foot"]',
           'all = ["hip", "neck", "left_hand", "right_hand", "left_foot", "right_foot"]'), "1 parts; a layout has 2 to 8"),

@@ -1,6 +1,6 @@
-"""Every reader of files by name: whole files to begin with, and a function that reads any bytes in their place.
+"""Readers by name: valid seed files, and a function that reads arbitrary bytes in their place.
 
-Readers raise `DataError` or `LayoutError`, or read what is there; anything else is a fault that fuzzing finds.
+Readers raise `DataError` or `LayoutError`, or return data; any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from shapmix.skeleton.layout import LayoutError, layout_text, parse_layout
 
 NAME = "S001C001P001R001A003"
 UCLA = "a08_s01_e00_v01"
-MOST_READ = 50  # recordings of a source
+MOST_READ = 50  # recordings per source
 
-# What the formats are made of, for mutations to put in.
+# Tokens of the formats, which mutations insert.
 TOKENS = (
     b"\x00", b"\xff\xff\xff\x7f", b"\xff" * 8, b"-1", b"1e999", b"nan", b"true", b"null", b"[", b"{}", b'"', b"\n", b",",
     b"9" * 401, b"h\x00", b"r\xff\xff\xff\x7f", b"q\x00", b"\x94", b"\x86", b"\x87", b"(", b"t", b"R", b"b", b"]", b"}", b"u",
@@ -42,7 +42,7 @@ TOKENS = (
 
 
 def mutated(content: bytes, generator: random.Random) -> bytes:
-    """The content with one to eight changes: bytes, cuts, repeats, moved pieces and tokens."""
+    """Applies one to eight mutations: changed bytes, cuts, repeats, moves and inserted tokens."""
     changed = bytearray(content)
     for _ in range(generator.randint(1, 8)):
         at, end = sorted(generator.randint(0, len(changed)) for _ in range(2))
@@ -70,7 +70,7 @@ def _read_all(source: Source) -> None:
 
 
 class Readers:
-    """The readers, with a folder to put files in."""
+    """The readers, with a folder for their files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,7 +119,7 @@ class Readers:
         self.seeds: dict[str, list[bytes]] = self._seeds(generator)
 
     def check(self, name: str, content: bytes) -> None:
-        """Reads; what is no error of the readers comes through."""
+        """Reads the content; unexpected errors propagate."""
         with contextlib.suppress(DataError, LayoutError):
             self.read[name](content)
 
@@ -209,7 +209,7 @@ class Readers:
 
 
 def _nothing(_: object) -> None:
-    """What a reader returned is not looked at."""
+    """Discards what the reader returns."""
 
 
 def _json_clip() -> bytes:

@@ -3,7 +3,7 @@
     python tests/data/fuzz/readers_fuzz.py --seeds corpus
     python tests/data/fuzz/readers_fuzz.py -max_total_time=600 -rss_limit_mb=2048 -timeout=20 -max_len=20000 corpus
 
-The first byte of an input says which reader takes the rest.
+The first byte of an input selects the reader of the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["shapmix.data", "shapmix.skeleton.layou
 
 def main() -> None:
     logging.disable()
-    warnings.simplefilter("error")  # a warning of NumPy's is a case that nobody thought of
+    warnings.simplefilter("error")  # a NumPy warning is an unhandled case
     readers = Readers(Path(tempfile.mkdtemp()))
     names = sorted(readers.read)
     if sys.argv[1] == "--seeds":

@@ -1,4 +1,4 @@
-"""Writes recordings to begin fuzzing with into the folder that is given."""
+"""Writes seed recordings for the fuzzer into the given folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def recording(frames: int, people: int, number: str, end: str) -> str:
-    """The same number everywhere."""
+    """A constant number for all draws."""
     body = ["72057594037937185 0 1 1 1 1 0 0.1 -0.2 2", "25", *[" ".join([number] * 11 + ["2"])] * 25]
     lines = [str(frames)]
     for frame in range(frames):
