@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shapmix.process.errors import DataError
+from shapmix.process.files import write_whole
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
@@ -97,7 +98,7 @@ def write_list(path: str | Path, names: Iterable[str]) -> None:
             reason = "listed twice" if name in seen else "blank, padded with space or broken over lines"
             raise DataError(f"{path}: cannot write the name {name!r}: it is {reason}")
         seen.add(name)
-    Path(path).write_bytes("".join(f"{name}\n" for name in names).encode())
+    write_whole(Path(path), "".join(f"{name}\n" for name in names))
 
 
 def match_list(path: str | Path, known: Sequence[str]) -> list[int]:

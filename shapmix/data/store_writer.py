@@ -25,7 +25,7 @@ from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
 from shapmix.process.errors import DataError, ShapmixError
-from shapmix.process.files import UNFINISHED, InUseError, only_writer, sync_folder, write_whole
+from shapmix.process.files import UNFINISHED, only_writer, sync_folder, write_whole
 from shapmix.skeleton.layout import Layout, layout_text, parse_layout
 
 log = logging.getLogger("shapmix")
@@ -86,15 +86,13 @@ def prepare(
                 refuse = None if depth or source.scores else _reject_undeclared_scores
                 _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, refuse)
                 index = _index(source, rows, dtype, hashes.result())
-            (partial / LAYOUT).write_text(text, encoding="utf-8")
+            write_whole(partial / LAYOUT, text)
             write_whole(partial / INDEX, json.dumps(index))
             for name in (JOURNAL, ORIGIN):  # the index identifies the folder from here on
                 (partial / name).unlink()
             sync_folder(partial)
             partial.rename(out)
             sync_folder(out.parent)
-    except InUseError as error:
-        raise PrepareError(str(error)) from None
     except OSError as error:
         reason = f"{error.filename or partial}: {error.strerror or error}"
         raise PrepareError(f"{reason}; fix the cause and repeat the command, which resumes here") from error

@@ -46,7 +46,7 @@ def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
     """The directory of the run that goes on, held for this process until `held` closes.
 
     Raises:
-        RunError: another process writes there.
+        InUseError: another process writes there.
         ConfigError: an option that a run keeps is another.
     """
     assert config.resume is not None

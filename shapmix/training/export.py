@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process.errors import ShapmixError
-from shapmix.process.files import check_output_file
+from shapmix.process.files import check_output_file, whole_file
 from shapmix.training.trained import Trained
 
 TOLERANCE = 1e-5  # of the logits, relative to the largest
@@ -53,7 +53,7 @@ def export(trained: Trained, out: Path) -> float:
     clips = torch.randn(3, *trained.mean_motion.shape, generator=generator) * 0.1 + trained.mean_motion
     shapes = {"clips": {0: torch.export.Dim("clips", min=1)}}
     program = torch.export.export(_Named(plain), (clips,), dynamic_shapes=shapes)
-    with TemporaryDirectory(prefix=f".{out.stem}-", dir=out.parent) as folder:
+    with TemporaryDirectory() as folder:
         temporary = Path(folder) / out.name
         if out.suffix == ".pt2":
             torch.export.save(program, temporary)
@@ -67,7 +67,8 @@ def export(trained: Trained, out: Path) -> float:
         off = float((found - expected).abs().max() / expected.abs().max())
         if not off <= TOLERANCE:
             raise ExportError(f"{out}: its logits are {off:.1e} from the network's, more than {TOLERANCE}; nothing was written")
-        temporary.replace(out)
+        with whole_file(out) as file:
+            file.write(temporary.read_bytes())
     return off
 
 

@@ -22,11 +22,11 @@ import torch
 import shapmix
 from shapmix.data.clips import Splits
 from shapmix.process import parallel
-from shapmix.process.errors import RunError
-from shapmix.process.files import UNFINISHED, InUseError, append_line, named, only_writer, write_whole
+from shapmix.process.errors import RunError, ShapmixError
+from shapmix.process.files import UNFINISHED, append_line, named, only_writer, write_whole
 from shapmix.training import metrics
 from shapmix.training.checkpoint import CheckpointError
-from shapmix.training.config import ConfigError, TrainConfig
+from shapmix.training.config import TrainConfig
 
 log = logging.getLogger("shapmix")
 
@@ -85,14 +85,12 @@ def hold_run_dir(run_dir: Path, held: ExitStack) -> None:
     """Keeps other processes from writing to `run_dir` until `held` closes, and removes what a killed one did not finish.
 
     Raises:
-        RunError: another process writes there, or it is no directory.
+        InUseError: another process writes there.
+        RunError: it is no directory.
     """
     if not run_dir.is_dir():
         raise RunError(f"run directory {run_dir} does not exist; give the directory of a run")
-    try:
-        held.enter_context(only_writer(run_dir, run_dir / "lock"))
-    except InUseError as error:
-        raise RunError(str(error)) from None
+    held.enter_context(only_writer(run_dir, run_dir / "lock"))
     for folder in (run_dir, run_dir / "checkpoints"):
         for path in folder.glob(f"*{UNFINISHED}"):
             path.unlink(missing_ok=True)
@@ -102,13 +100,13 @@ def of_process_0(work: Callable[[], Path]) -> Path:
     """What process 0 alone does for all; its error is every process's.
 
     Raises:
-        RunError, ConfigError, OSError: as `work` does.
+        ShapmixError, OSError: as `work` does.
     """
-    done: Path | RunError | ConfigError | OSError | None = None
+    done: Path | ShapmixError | OSError | None = None
     if parallel.rank() == 0:
         try:
             done = work()
-        except (RunError, ConfigError, OSError) as error:
+        except (ShapmixError, OSError) as error:
             done = error
     done = parallel.shared(done)
     if isinstance(done, Exception):

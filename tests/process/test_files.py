@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 
+from shapmix.pictures import plots
 from shapmix.process.files import InUseError, named, only_writer, whole_file, write_whole
+from shapmix.shapley.explanation import Explanation
+from shapmix.skeleton.layout import load_layout
+from shapmix.training import metrics, scores
+from shapmix.training.config import TrainConfig, save_config
+
+ROOT = Path(__file__).parents[2]
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from shapmix.files import only_writer
+from shapmix.process.files import only_writer
 with only_writer(Path("."), Path("lock")):
     print("held", flush=True)
     time.sleep(60)
@@ -77,6 +87,57 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
         second.write(b"second")
     assert path.read_text() == "first"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def some_scores() -> scores.Scores:
+    return scores.Scores(["a", "b"], torch.tensor([0, 1]), torch.eye(2).double(), torch.ones(2), ["x", "y"], torch.ones(2))
+
+
+def explanation() -> Explanation:
+    return Explanation(torch.zeros(1, 32), torch.zeros(1, dtype=torch.int64), ["a"], load_layout("ntu25"), "probability", 32)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "picture.png": lambda path: plots.save_figure(Figure(), path),
+    "table.csv": lambda path: metrics.write_csv(path, [["a", 1]]),
+    "scores.npz": lambda path: scores.save_scores(path, some_scores()),
+    "explanation.npz": lambda path: explanation().save(path),
+    "config.yaml": lambda path: save_config(TrainConfig(), path),
+    "result.json": lambda path: scores.write_tables(path.parent, some_scores(), {}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_writer_leaves_what_was_there_where_the_disk_is_full(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.write_text("before")
+
+    def full(file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shapmix.process.files.synced", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            WRITERS[name](path)
+    assert Path(caught.value.filename).parent == tmp_path
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {name: "before"}
+    WRITERS[name](path)
+    assert path.read_bytes() != b"before"
+
+
+def test_files_are_written_by_the_one_writer() -> None:
+    """Files that a command writes for its user; what a folder that is not yet the store holds is written as it comes."""
+    other = re.compile(r"write_text\(|write_bytes\(|open\(\"[wx]|savefig\(path|savez\w*\(path|torch\.save\(\w+, path")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in (ROOT / "shapmix").rglob("*.py")
+        if path.name not in ("files.py", "store_writer.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if other.search(line)
+    ]
+    assert found == []
 
 
 def test_an_error_names_its_file(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+import shapmix.__main__ as script
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -152,3 +154,9 @@ def test_the_changelog_is_by_release() -> None:
     assert heads[0] == "[Unreleased]"
     for head in heads[1:]:
         assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", head), head
+
+
+def test_the_console_script_is_the_list_of_commands() -> None:
+    assert PROJECT["project"]["scripts"] == {"shapmix": f"{script.__name__}:main"}
+    verbs = {path.stem for path in (ROOT / "shapmix").glob("*.py") if not path.stem.startswith("_")}
+    assert set(script.COMMANDS) == verbs

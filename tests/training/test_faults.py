@@ -382,12 +382,17 @@ def test_a_full_disk_names_the_file_and_the_run_goes_on(
 COMMANDS = ["train", "evaluate", "experiment", "prepare", "predict", "export", "explain", "report", "doctor"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "script", "module"])
 def test_ctrl_c_while_a_command_imports(name: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", f"shapmix.{name}"]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    script = tmp_path / "bin" / "shapmix"  # as an installer writes it
+    script.parent.mkdir()
+    script.write_text("from shapmix.__main__ import main\nmain()\n")
+    command = {"script": [str(script)], "module": ["-m", "shapmix"]}.get(name, ["-m", f"shapmix.{name}"])
+    process = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     # Python ends itself by the signal, which a shell shows as 130
     assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "stopped\n")
 
