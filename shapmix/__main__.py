@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from shapmix.process.choices import nearest
-from shapmix.process.command import FAILED, told
+from shapmix.process.command import FAILED, finish
 
 COMMANDS = {
     "prepare": "convert a data set of any known format to a store",
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"  {command:<12}{purpose}" for command, purpose in COMMANDS.items()))
         return 0
     hint = nearest(name, COMMANDS) or f"; give one of {', '.join(COMMANDS)}"
-    return told(f"error: unknown command '{name}'{hint}", FAILED)
+    return finish(f"error: unknown command '{name}'{hint}", FAILED)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def predict_files(config: PredictConfig) -> int:
     for option in ("top", "window", "stride"):
         value = getattr(config, option)
         if value is not None and value < 1:
-            raise ConfigError(f"--{option}: at least 1, not {value}")
+            raise ConfigError(f"--{option}: must be at least 1, not {value}")
     trained = open_run(config.run, config.checkpoint, start_computing(config))
     classify = partial(predict, trained, top=config.top, parts=config.parts, window=config.window, stride=config.stride)
     total = failed = 0

@@ -1,1 +1,1 @@
-"""Other processes, devices, signals, memory, files and errors."""
+"""Command frame, processes, devices, signals, memory, files and errors."""

@@ -1,4 +1,4 @@
-"""A name out of several: refused with the nearest known one."""
+"""Validation of names, with suggestions for misspelled ones."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '...'?`, or nothing where no known word is close."""
+    """`; did you mean '...'?`, or an empty string if no known word is close."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """One of several names.
+    """Checks that `value` is one of `choices`.
 
     Raises:
-        ValueError: any other, with the nearest one.
+        ValueError: it is not; the message suggests the closest choice.
     """
     if value in choices:
         return

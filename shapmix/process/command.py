@@ -1,10 +1,10 @@
-"""What all commands share: how options are read, how messages look, and what the exit code says.
+"""The frame of all commands: option parsing, logging, error messages and exit codes.
 
 Exit codes:
     0: done.
-    1: done, but something that the command reports is wrong: a cell failed, a checksum differs, a file has no prediction.
-    2: an error, in one line on stderr that begins with `error: `. Unknown options exit with 2 too.
-    128 + n: stopped by signal n; 130 is Ctrl-C, 141 a reader of the output that has gone.
+    1: completed, but with a reported failure: a failed cell, a checksum mismatch, a file without a prediction.
+    2: an error, in one line on stderr that begins with `error: `. Unknown options also exit with 2.
+    128 + n: stopped by signal n; 130 is Ctrl-C, 141 a closed output pipe.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ log = logging.getLogger("shapmix")
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """Where a command computes."""
+    """Device and threads of a command."""
 
     device: str = "auto"
     """auto (the GPU if there is one), cpu, cuda or cuda:N; under torchrun cuda is the GPU of the process."""
     threads: int | None = None
-    """CPU threads; None: torch's choice."""
+    """CPU threads; None for torch's default."""
 
 
 def read_options(kind: type[Options], arguments: Sequence[str] | None, name: str) -> Options:
-    """Options of the command `name` from the command line, None: of this process; `--help` shows the docstrings of `kind`.
+    """Parses the options of the command `name` (None: from sys.argv); `--help` shows the docstrings of `kind`.
 
     Raises:
-        SystemExit: an unknown option (the message names the nearest) or a value of the wrong type.
+        SystemExit: an unknown option (the message suggests the closest) or a value of the wrong type.
     """
     return tyro.cli(kind, args=arguments, prog=program(name), description=kind.__doc__, console_outputs=True)
 
 
 def program(name: str) -> str:
-    """A command as the user called it: `shapmix NAME` or `python -m shapmix.NAME`."""
+    """The command as invoked by the user: `shapmix NAME` or `python -m shapmix.NAME`."""
     return f"{SCRIPT} {name}" if is_script() else f"python -m shapmix.{name}"
 
 
 def run_command(work: Callable[[], int | None]) -> int:
-    """Runs a command's work, whose own exit code None means 0, and returns the exit code.
+    """Runs a command's work and returns the exit code (None means 0).
 
-    Messages of the package go to stderr: those of process 0 from INFO on, those of other processes from WARNING on.
+    Logs go to stderr: of process 0 from level INFO, of other processes from level WARNING.
     """
     level = logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
@@ -68,21 +68,21 @@ def run_command(work: Callable[[], int | None]) -> int:
         code = work() or 0
         sys.stdout.flush()
     except Interruption as stop:
-        return told(str(stop), stop.exit_code)
+        return finish(str(stop), stop.exit_code)
     except KeyboardInterrupt:
-        return told("stopped", 128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of the output has gone
+        return finish("stopped", 128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except ShapmixError as error:
-        return told(f"error: {error}", FAILED)
+        return finish(f"error: {error}", FAILED)
     except OSError as error:
-        return told(f"error: {error.filename or 'output'}: {error.strerror or error}", FAILED)
+        return finish(f"error: {error.filename or 'output'}: {error.strerror or error}", FAILED)
     return code
 
 
-def told(line: str, code: int) -> int:
-    """Prints a line to stderr and returns the exit code, also where stderr has been closed."""
+def finish(line: str, code: int) -> int:
+    """Prints a final line to stderr and returns the exit code, even if stderr is closed."""
     try:
         print(line, file=sys.stderr)
     except OSError:
@@ -91,16 +91,16 @@ def told(line: str, code: int) -> int:
 
 
 def start_computing(options: ComputeOptions) -> torch.device:
-    """Sets the CPU threads and the current GPU, says where the command computes, and returns the device.
+    """Sets the CPU threads and the current GPU, logs where the command computes, and returns the device.
 
-    On the CPU the process keeps freed memory (`shapmix.process.memory`).
+    On the CPU the process retains freed memory (`shapmix.process.memory`).
 
     Raises:
-        ShapmixError: a device that this machine lacks, or fewer than one thread.
+        ShapmixError: the device is not available, or fewer than one thread.
     """
     if options.threads is not None:
         if options.threads < 1:
-            raise ShapmixError(f"--threads: at least 1, not {options.threads}")
+            raise ShapmixError(f"--threads: must be at least 1, not {options.threads}")
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if device.type == "cuda":

@@ -1,15 +1,15 @@
-"""What the CPU of this machine can do, as Linux lists it."""
+"""CPU features, as listed by Linux."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-BF16_PRODUCTS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # of x86, and of Arm
+BF16_PRODUCTS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}  # flags of x86 and of Arm
 
 
 def multiplies_bf16() -> bool | None:
-    """Whether there are instructions that multiply bfloat16, without which every product goes through float32; None: not known."""
+    """Whether the CPU has bfloat16 multiply instructions (without them products are computed in float32); None if unknown."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:

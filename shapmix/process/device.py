@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""Selection of the compute device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from shapmix.process.errors import RunError
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" takes the GPU where there is one, and under torchrun the one of the process.
+    """Resolves a device name; "auto" is the GPU if there is one, under torchrun the GPU of the process.
 
-    A GPU becomes the process's current one, on which kernels run and streams are made where nothing else is said.
+    A GPU becomes the current CUDA device of the process, the default for kernels and streams.
 
     Raises:
-        RunError: a device that this machine lacks.
+        RunError: an unknown or unavailable device.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
@@ -28,8 +28,8 @@ def choose_device(name: str) -> torch.device:
         raise RunError(f"device '{name}': choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise RunError(f"device '{name}': torch {torch.__version__} sees no CUDA device on this machine")
-        # with its number, as tensors name it: "cuda" and "cuda:0" compare as different devices
+            raise RunError(f"device '{name}': torch {torch.__version__} finds no CUDA device on this machine")
+        # with an index, because "cuda" and "cuda:0" compare as different devices
         device = torch.device("cuda", local if "LOCAL_RANK" in os.environ else device.index or 0)
         if device.index >= torch.cuda.device_count():
             raise RunError(f"device '{device}': this machine has {torch.cuda.device_count()} CUDA devices; start fewer processes")

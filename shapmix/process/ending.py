@@ -1,6 +1,6 @@
-"""Ctrl-C while a command is still importing torch is one line, not a traceback.
+"""Reports Ctrl-C during the import of torch as one line instead of a traceback.
 
-The package imports this first. From then on `shapmix.process.command` does the same for everything that a command does.
+The package imports this module first; `shapmix.process.command` handles Ctrl-C after the imports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _is_command() -> bool:
     return is_script() or any(option == "-m" and module.partition(".")[0] == "shapmix" for option, module in pairwise(given))
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
     else:
@@ -32,4 +32,4 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 if _is_command():
-    sys.excepthook = _tell
+    sys.excepthook = _report

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, folders that one process writes at a time, and errors that name their file."""
+"""Atomic file writes, locks of folders, and I/O errors that name their file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from shapmix.process.errors import ShapmixError
 log = logging.getLogger("shapmix")
 
 LOCK_BEGINS = b'{"pid"'
-UNFINISHED = ".tmp"  # ends the name of a file that is being written, and of one whose writer was killed
+UNFINISHED = ".tmp"  # suffix of temporary files, which a killed process leaves behind
 
 
 class InUseError(ShapmixError, RuntimeError):
-    """A folder that another process writes; the message says which, and what to do."""
+    """Another process is writing the folder; the message says which, and what to do."""
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """An OSError inside says of which file it is, which that of a write does not."""
+    """Adds the file name to an OSError raised inside, because those of writes lack it."""
     try:
         yield
     except OSError as error:
@@ -41,10 +41,10 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the name `path` when it is complete and on the disk; an error leaves what was there before.
+    """Opens a temporary file for writing that atomically replaces `path` once complete and synced; an error leaves `path` as is.
 
     Raises:
-        OSError: with the file's name.
+        OSError: with the file name.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid4().hex[:8]}{UNFINISHED}")
     with named(path):
@@ -60,20 +60,20 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The text as a file, whole or not at all.
+    """Writes a text file atomically.
 
     Raises:
-        OSError: with the file's name.
+        OSError: with the file name.
     """
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def check_output_file(path: Path) -> None:
-    """That a file can be written, before work is done for it.
+    """Checks that a file can be written, before its content is computed.
 
     Raises:
-        OSError: it cannot; with the path that is at fault.
+        OSError: it cannot; with the path of the problem.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder; give a file", str(path))
@@ -81,10 +81,10 @@ def check_output_file(path: Path) -> None:
 
 
 def check_output_folder(path: Path) -> None:
-    """That files can be written into a folder, which may still have to be made, before work is done for them.
+    """Checks that files can be written into a folder (which may not exist yet), before they are computed.
 
     Raises:
-        OSError: they cannot; with the path that is at fault.
+        OSError: they cannot; with the path of the problem.
     """
     _check_folder(next(folder for folder in (path, *path.absolute().parents) if folder.exists()))
 
@@ -100,23 +100,23 @@ def _check_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file.
+    """Appends a line to a file.
 
     Raises:
-        OSError: with the file's name.
+        OSError: with the file name.
     """
     with named(path), path.open("ab") as file:
         file.write(line.encode() + b"\n")
 
 
 def synced(file: IO[bytes]) -> None:
-    """What was written is on the disk."""
+    """Flushes a file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Renames in the folder survive a power cut."""
+    """Flushes the renames in a folder to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -126,19 +126,19 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def only_writer(folder: Path, lock: Path) -> Iterator[None]:
-    """Holds `folder` for this process by the file `lock`, which says who does.
+    """Locks `folder` for this process with the file `lock`, which names the holder.
 
-    The kernel drops the lock with the process, however that ends: a lock file that a killed process left is taken over.
+    The kernel releases the lock when the process ends for any reason; the lock file of a killed process is taken over.
 
     Raises:
-        InUseError: another process holds it.
-        OSError: the lock file cannot be made.
+        InUseError: another process holds the lock.
+        OSError: the lock file cannot be created.
     """
     handle = _locked(folder, lock)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone, and makes a new one
+        lock.unlink(missing_ok=True)  # before the release: a process that has it open notices and creates a new one
         os.close(handle)
 
 
@@ -155,12 +155,12 @@ def _locked(folder: Path, lock: Path) -> int:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 os.close(handle)
                 raise
-            log.warning("%s: this file system has no locks (%s); start no other process there", folder, error.strerror)
-        found = os.pread(handle, 4096, 0).strip(b"\0")  # zeros are what a power cut leaves
+            log.warning("%s: this file system does not support locks (%s); start no other process there", folder, error.strerror)
+        found = os.pread(handle, 4096, 0).strip(b"\0")  # a power failure leaves zeros
         if found and not found.startswith(LOCK_BEGINS):
             os.close(handle)
-            raise InUseError(f"{lock} is not a lock file of shapmix, and is left as it is; move it away")
-        if _is(lock, handle):
+            raise InUseError(f"{lock} is not a lock file of shapmix and is not overwritten; move it away")
+        if _is_open_as(lock, handle):
             break
         os.close(handle)
     since = datetime.now(timezone.utc).astimezone().isoformat(sep=" ", timespec="seconds")
@@ -169,12 +169,12 @@ def _locked(folder: Path, lock: Path) -> int:
     try:
         os.truncate(handle, 0)
         os.pwrite(handle, content.encode(), 0)
-    except OSError as error:  # a full disk: the lock holds all the same, without its holder's name
+    except OSError as error:  # full disk: the lock is held, but does not name its holder
         log.warning("%s: %s", lock, error.strerror)
     return handle
 
 
-def _is(path: Path, handle: int) -> bool:
+def _is_open_as(path: Path, handle: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:

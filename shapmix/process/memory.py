@@ -1,4 +1,4 @@
-"""Memory of the CPU's tensors."""
+"""Reuse of the memory of freed CPU tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep the memory of freed tensors for the next ones, for the rest of the process.
+    """Configures the C library to retain freed memory for reuse, for the rest of the process.
 
-    A training step allocates and frees the same hundreds of megabytes each time. glibc gets large blocks from the system and gives
-    them back, so that every page of every tensor is faulted in and zeroed anew, each step; kept, they are there already
-    (`bench/results/freed_memory.json` has what that saves). The process stays as large as it was at its peak.
+    Every training step allocates and frees the same hundreds of megabytes. By default glibc maps large blocks and unmaps them when
+    freed, so every page of every tensor is faulted in and zeroed again at each step. With retained memory there are no page faults
+    (`bench/results/freed_memory.json` has the savings), but the process does not shrink below its peak.
 
     Returns:
-        Whether it does: False where the C library is not glibc, which alone knows these settings.
+        True if configured; False if the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

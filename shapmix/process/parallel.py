@@ -1,7 +1,7 @@
-"""Several processes as one: what they add up, and the layers that need to know of each other.
+"""Data-parallel training: process group, collectives and sharded forward passes.
 
-Started by `torchrun`; without it every function here is that of a single process. All processes hold the same weights,
-draw the same plans and end each step with the same numbers, because all that is exchanged is summed by one collective.
+Processes are started by `torchrun`; without it every function is the single-process case. All processes have the same weights, draw
+the same plans and end each step with the same values, because data is exchanged only by all-reduce and broadcast.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from shapmix.process.errors import ShapmixError
 
 
 def rank() -> int:
-    """Of this process, from 0; process 0 writes the files."""
+    """Rank of this process, from 0; rank 0 writes the files."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def ranks() -> int:
-    """Number of processes."""
+    """Number of processes (world size)."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 class LostProcessError(ShapmixError, RuntimeError):
-    """Another process of the job is gone, so nothing can be added up any more."""
+    """Another process of the job has died, so collectives fail."""
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that `torchrun` started (NCCL on GPUs, gloo on the CPU); nothing to do where it started none.
+    """Joins the process group of `torchrun` (NCCL on GPUs, gloo on the CPU); a no-op without `torchrun`.
 
     Raises:
-        LostProcessError: another process died meanwhile.
+        LostProcessError: another process died.
     """
     if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
         yield
@@ -47,13 +47,13 @@ def process_group(device: torch.device) -> Iterator[None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-        gc.collect()  # a network in a cycle of references holds the group, and would end it while the interpreter exits
-        distributed.barrier()  # nobody leaves while another one still talks
+        gc.collect()  # a network in a reference cycle would keep the group alive until the interpreter exits
+        distributed.barrier()  # no process leaves before all have finished communicating
     except RuntimeError as error:
         if isinstance(error, distributed.DistBackendError) or "gloo" in str(error):
             raise LostProcessError(
                 f"process {rank()} lost another process of the job ({str(error).partition('. ')[0]}); "
-                "what that one said, if anything, is above. Go on from the last checkpoint with --resume RUN"
+                "its error, if any, is above. Resume from the last checkpoint with --resume RUN"
             ) from error
         raise
     finally:
@@ -61,24 +61,24 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def averaged_gradients(network: nn.Module, *, broadcast_buffers: bool) -> nn.Module:
-    """The network, whose gradients are means over the processes; itself where there is one.
+    """Wraps the network so that gradients are averaged over the processes; returns it unchanged for a single process.
 
     Args:
-        broadcast_buffers: before each forward from process 0; not needed where `copy_buffers` does so after each step.
+        broadcast_buffers: broadcast buffers from rank 0 before each forward; not needed if `copy_buffers` runs after each step.
     """
     if ranks() == 1:
         return network
-    # channels-last gives the gradient of a 1x1 kernel other strides for the same bytes, which torch takes for a slow layout
+    # with channels-last, gradients of 1x1 kernels have different strides for the same bytes; torch warns of a slow layout
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     parallel: Any = nn.parallel.DistributedDataParallel
-    # torch 2.13 has another name for it and warns of the former one
+    # torch 2.13 renames the argument and deprecates the old name
     name = "forward_sync_buffers" if "forward_sync_buffers" in signature(parallel).parameters else "broadcast_buffers"
     averaged: nn.Module = parallel(network, **({} if broadcast_buffers else {name: False}))
     return averaged
 
 
 def shared(value: Any) -> Any:
-    """The value of process 0, on every process."""
+    """Broadcasts the value of rank 0 to all processes."""
     if ranks() == 1:
         return value
     box = [value]
@@ -87,14 +87,14 @@ def shared(value: Any) -> Any:
 
 
 def summed(x: Tensor) -> Tensor:
-    """Sum over the processes, in place, without gradient."""
+    """All-reduce (sum) in place, without gradient."""
     if ranks() > 1:
         distributed.all_reduce(x)
     return x
 
 
 def largest(numbers: list[int], device: torch.device) -> list[int]:
-    """Of each number the largest over the processes, which talk through `device`."""
+    """All-reduce (maximum) of each number, with `device` for the communication."""
     if ranks() == 1:
         return numbers
     x = torch.tensor(numbers, device=device)
@@ -103,18 +103,18 @@ def largest(numbers: list[int], device: torch.device) -> list[int]:
 
 
 def copy_buffers(network: nn.Module) -> None:
-    """Every process takes the buffers of process 0, such as BatchNorm statistics of its own share of a batch."""
+    """Broadcasts the buffers of rank 0, such as BatchNorm statistics, which every process computes from its shard of the batch."""
     if ranks() > 1:
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
 
 
 class SharedForward(nn.Module):
-    """Logits of all rows on every process, of which each forwards its share; without gradient.
+    """Sharded forward pass: every process forwards its shard of the rows and receives all logits; without gradient.
 
     Args:
         network: clips [N, C, T, V, M] -> logits [N, K].
-        autocast: element type of `torch.autocast`, None for none; the logits are float32 or float64.
+        autocast: dtype of `torch.autocast`, None to disable it; the logits have the dtype of the clips.
     """
 
     def __init__(self, network: nn.Module, autocast: torch.dtype | None = None) -> None:
@@ -124,7 +124,7 @@ class SharedForward(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """[N, C, T, V, M] -> [N, K]."""
         mine = clips[rank() :: ranks()]
-        some = mine if len(mine) else clips[:1]  # more processes than clips: forwarded for its shape, not counted
+        some = mine if len(mine) else clips[:1]  # with more processes than clips: forwarded for the shape only
         with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():
             logits = self.network(some)
         logits = logits.to(clips.dtype)

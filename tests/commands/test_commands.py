@@ -603,7 +603,7 @@ def test_predict_checks_numbers_once(
 ) -> None:
     file = str(data / "raw" / "clip00.npy")
     assert predict.main([str(runs[0]), file, file, option, value]) == 2
-    assert capsys.readouterr().err.splitlines() == [f"error: {option}: at least 1, not {value}"]
+    assert capsys.readouterr().err.splitlines() == [f"error: {option}: must be at least 1, not {value}"]
 
 
 def test_other_joints_and_scores_are_refused(data: Path, runs: list[Path], tmp_path: Path) -> None:

@@ -230,5 +230,5 @@ def test_a_trainer_whose_grid_is_gone_begins_nothing(
     command = [sys.executable, "-m", "shapmix.train", "--run-dir", "run"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 143
-    assert "which started this one, has ended; nothing was begun" in process.stderr
+    assert "has ended; nothing was started" in process.stderr
     assert not (tmp_path / "run").exists()

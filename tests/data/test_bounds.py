@@ -530,7 +530,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     out.unlink()
     lock = tmp_path / "store.lock"
     lock.write_text("mine")
-    refused("store.lock is not a lock file of shapmix, and is left as it is; move it away")
+    refused("store.lock is not a lock file of shapmix and is not overwritten; move it away")
     assert lock.read_text() == "mine"
     lock.unlink()
     lock.symlink_to(mine / "frames")

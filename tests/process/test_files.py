@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process writes at a time."""
+"""Atomic writes, and locks of folders."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_folder_has_one_writer_and_the_message_names_it(holder: subprocess.Pop
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert (tmp_path / "lock").exists()  # what a killed process leaves holds nobody up
+    assert (tmp_path / "lock").exists()  # the lock file of a killed process does not block others
     with only_writer(tmp_path, tmp_path / "lock"):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
         with pytest.raises(InUseError, match=f"process {os.getpid()} on"), only_writer(tmp_path, tmp_path / "lock"):
@@ -73,7 +73,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with only_writer(tmp_path, tmp_path / "lock"):
-        assert "this file system has no locks (No locks available)" in caplog.text
+        assert "this file system does not support locks (No locks available)" in caplog.text
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(AttributeError), whole_file(path) as file:
         file.written(b"after")  # type: ignore[attr-defined]
     assert path.read_text() == "before"
-    with whole_file(path) as first, whole_file(path) as second:  # names of one's own
+    with whole_file(path) as first, whole_file(path) as second:  # distinct temporary names
         first.write(b"first")
         second.write(b"second")
     assert path.read_text() == "first"

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: the next tensor of its size faults no page in."""
+"""Freed memory is retained: the next tensor of the same size causes no page faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shapmix.process.memory import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "kept" else None
 def allocate():
     torch.ones(64 << 20, dtype=torch.uint8)
-for _ in range(20):  # the heap finds its shape
+for _ in range(20):  # warm-up of the heap
     allocate()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
