@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from bench.machine import commit, machine
-from shapmix.data.order import epoch_batches
+from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.sources.ntu_raw import read_skeletons
 from shapmix.data.store import FRAMES, INDEX, LAYOUT, NUMBERS, VERSION, open_store
@@ -144,7 +144,7 @@ def feeding(folder: Path) -> dict[str, Any]:
         store = open_store(folder).clips
         opened.append(time.perf_counter() - begin)
     sampler = ClipSampler(store, "crop", "joint", 64)
-    batches = list(epoch_batches(torch.arange(CLIPS), 64, 0, 0))
+    batches = list(epoch_batches(epoch_order(torch.arange(CLIPS), 0, 0), 64))
     for step, chosen in enumerate(batches):  # every page of the store is in the page cache
         sampler.training(chosen, step)
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.machine import commit, machine
-from shapmix.data.order import epoch_batches
+from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.process.memory import keep_freed_memory
 from shapmix.training.build import load_splits, make_mixer, make_network, make_optimizer, make_sampler
 from shapmix.training.config import parse_config
@@ -85,7 +85,7 @@ def measure(options: list[str], keep: bool, threads: int) -> dict[str, float]:
     sampler, network = make_sampler(config, splits.store), make_network(config, splits.store).train()
     mixer, optimizer = make_mixer(config, splits, sampler, 1), make_optimizer(network, config)
     times, faults = [], 0
-    batches = [batch for epoch in range(9) for batch in epoch_batches(splits.train, config.batch_size, 0, epoch)]
+    batches = [batch for epoch in range(9) for batch in epoch_batches(epoch_order(splits.train, 0, epoch), config.batch_size)]
     for step, chosen in enumerate(batches[: WARM_UP + STEPS], start=config.epochs):
         if step == config.epochs + WARM_UP:
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

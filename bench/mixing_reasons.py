@@ -29,7 +29,7 @@ from torch import Tensor
 from bench.machine import commit, machine
 from bench.saliency_estimators import Truth, read_truth
 from shapmix.data.longtail import buckets
-from shapmix.data.order import epoch_batches
+from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.kernels import draw_plan
 from shapmix.training.trained import open_with_data
 
@@ -112,7 +112,7 @@ def shares_of_the_rarer(train: Tensor, labels: Tensor, mixer: Any, batch_size: i
     """[K]: mean label share of a class in pasted clips whose other class is more frequent; NaN where there were none."""
     classes = len(mixer.class_counts)
     total, count = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
-    batches = [batch for epoch in range(EPOCHS) for batch in epoch_batches(train, batch_size, mixer.seed, epoch)]
+    batches = [batch for epoch in range(EPOCHS) for batch in epoch_batches(epoch_order(train, mixer.seed, epoch), batch_size)]
     for step, chosen in enumerate(batches):
         own = labels[chosen]
         plan = draw_plan(

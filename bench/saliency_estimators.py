@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bench.machine import commit, machine
-from shapmix.data.order import epoch_batches
-from shapmix.mixing.estimators import ESTIMATORS, Estimator, propose
+from shapmix.data.order import epoch_batches, epoch_order
+from shapmix.mixing.estimators import ESTIMATORS
+from shapmix.mixing.marginals import Request
 from shapmix.mixing.saliency import SALIENCY_SCALE, ClassSaliency
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import contexts
@@ -65,16 +66,14 @@ class Truth:
         return float(difference.sqrt()), float(wrong.mean())
 
 
-def follow(
-    truth: Truth, estimator: Estimator, batches: list[Tensor], decay: float, temperature: float, seed: int
-) -> dict[str, Any]:
+def follow(truth: Truth, estimator: str, batches: list[Tensor], decay: float, temperature: float, seed: int) -> dict[str, Any]:
     """One estimator over the batches (indices into the truth); the first epoch's steps are the last half's warm-up."""
     table = ClassSaliency(truth.classes, truth.layout, truth.joint_counts, estimator, decay)
     empty = truth.log_probability[0, :1]  # of the mean motion, the same for every clip
     rows, errors = 0, []
     for step, batch in enumerate(batches):
         labels = truth.labels[batch]
-        found = propose(estimator, table.measured[labels], truth.layout, seed=seed, step=step)
+        found = ESTIMATORS[estimator].propose(Request(table.measured[labels], truth.layout, seed, step))
         logits = torch.cat([empty, truth.log_probability[batch[found.samples], found.coalitions]])
         table.update(found, logits, labels)
         rows += len(logits)
@@ -110,7 +109,9 @@ def main() -> None:
         each = []
         for seed in range(SEEDS):
             batches = [
-                batch for epoch in range(arguments.epochs) for batch in epoch_batches(everyone, config.batch_size, seed, epoch)
+                batch
+                for epoch in range(arguments.epochs)
+                for batch in epoch_batches(epoch_order(everyone, seed, epoch), config.batch_size)
             ]
             each.append(follow(truth, estimator, batches, config.saliency.decay, config.saliency.temperature, seed))
         results[estimator] = {

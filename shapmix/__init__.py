@@ -3,7 +3,8 @@
 from importlib import metadata
 
 import shapmix.process.ending  # noqa: F401 (first: what it says of Ctrl-C is to hold while torch is imported)
-from shapmix.mixing.mixer import MixedBatch, ShapMix
+from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.mixers import MixedBatch
 from shapmix.skeleton.layout import Layout, load_layout
 
 

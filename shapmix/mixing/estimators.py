@@ -3,27 +3,30 @@
 Every estimator spends about as much as the published one, two forwards a sample, except `exact`. What it proposes is applied
 by `saliency_update`, so all feed one table. They differ in how many marginals a forward yields, and in their variance:
 `python -m bench.saliency_estimators` measures their error on a trained network.
+
+Each is one function of a `Request` that its decorator registers; `--saliency.estimator`, `ShapMix(estimator=...)`, help and errors
+follow. One of your own, before `ShapMix` or a configuration names it:
+
+    @estimator("first_half", on_device=True)
+    def first_half(request: Request) -> Measurement:
+        return exact(request._replace(times_measured=request.times_measured[: len(request.times_measured) // 2]))
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from shapmix.draws.philox import random_words
-from shapmix.mixing.marginals import draw_marginals
-from shapmix.process.choices import check_choice
+from shapmix.mixing.marginals import Request, draw_marginals
+from shapmix.process.choices import Registry
 from shapmix.reference.saliency import Contexts, contexts
 from shapmix.shapley.values import group_matrix
 from shapmix.skeleton.layout import Layout
-
-Estimator = Literal["official", "exact", "exact_subset", "pair_table", "chain", "chain_reverse"]
-ESTIMATORS: tuple[Estimator, ...] = ("official", "exact", "exact_subset", "pair_table", "chain", "chain_reverse")
-
-ON_DEVICE: tuple[Estimator, ...] = ("official", "exact", "exact_subset")  # can be proposed without the host
 
 FORWARDS = 2  # a sample, the published budget
 _ORDER = 5  # purpose of the random words (see `shapmix.draws.crops`)
@@ -46,76 +49,102 @@ class Measurement(NamedTuple):
     weights: Tensor | None  # [U, J] float64
 
 
-def propose(
-    estimator: Estimator,
-    times_measured: Tensor,
-    layout: Layout,
-    *,
-    seed: int,
-    step: int,
-    shared: bool = False,
-    naive: bool = False,
-) -> Measurement:
-    """What an estimator measures on a batch.
+class Estimator(NamedTuple):
+    """An estimator, and what the class saliency and the trainer must know of it; `estimator` says what."""
+
+    propose: Callable[[Request], Measurement]
+    on_device: bool
+    pairs: bool
+
+
+ESTIMATORS = Registry[Estimator]("estimator")
+
+
+def estimator(
+    name: str, *, on_device: bool = False, pairs: bool = False
+) -> Callable[[Callable[[Request], Measurement]], Callable[[Request], Measurement]]:
+    """Registers an estimator under a name.
 
     Args:
-        estimator: "official", one marginal of a drawn combination and context on every sample (the paper's); "exact", every
-            coalition of every sample, 31 forwards each with five parts; "exact_subset", the same on as many samples as the
-            budget allows; "chain", the prefixes of a random order of the parts, and "chain_reverse", also of its reverse: a
-            prefix and what follows it are a context and a combination; "pair_table", one coalition and its complement on
-            every sample.
-        times_measured: [N] how often the class of each sample was measured; estimators that choose samples take the least
-            measured first.
-        shared, naive: of `draw_marginals`, for "official".
-
-    Columns are the layout's combinations, for "pair_table" coalitions in bit-set order: column A is where v(A) - v(not A) is
-    positive, by how much (see `pair_values`).
+        on_device: it reads no value on the host, also where the request's step is a tensor, so that a CUDA graph can hold it.
+        pairs: its columns are coalitions in bit-set order, and column A is where v(A) - v(not A) is positive, by how much (see
+            `pair_values`); otherwise they are the layout's combinations.
 
     Raises:
-        ValueError: no estimator of that name.
+        ValueError: the name is taken.
     """
-    check_choice("estimator", estimator, ESTIMATORS)
-    n, parts = len(times_measured), layout.num_parts
-    if estimator == "official":
-        return _official(n, layout, seed, step, shared, naive)
-    if estimator == "pair_table":
-        return _pairs(n, parts, seed, step)
-    rows = {
-        "exact": 1,
-        "exact_subset": (1 << parts) - 1,
-        "chain": parts,
-        "chain_reverse": 2 * parts - 1,
-    }[estimator]
-    count = n if estimator == "exact" else max(1, FORWARDS * n // rows)
-    chosen = times_measured.argsort(stable=True)[:count]
-    if estimator.startswith("exact"):
-        return _exact(chosen, layout)
-    return _chains(chosen.cpu(), layout, seed, step, both_ways=estimator == "chain_reverse")
+
+    def register(propose: Callable[[Request], Measurement]) -> Callable[[Request], Measurement]:
+        ESTIMATORS.add(name, Estimator(propose, on_device, pairs))
+        return propose
+
+    return register
 
 
-def propose_on_device(
-    batch: int, layout: Layout, combinations: Tensor, *, seed: int, step: Tensor, shared: bool = False, naive: bool = False
-) -> Measurement:
-    """What "official" measures, drawn without the host: the same marginals, in tensors whose shapes no draw changes.
+def drawn_on_device() -> list[str]:
+    """Names of the estimators that a CUDA graph can hold."""
+    return [name for name, entry in ESTIMATORS.items() if entry.on_device]
 
-    Every sample's context is a row of its own, an empty one too.
 
-    Args:
-        combinations: the layout's, on the device where all results are wanted.
-        step: 0-dim int64 of that device.
+def affordable(request: Request, rows: int) -> Tensor:
+    """The least measured samples, as many as the budget allows with `rows` forwards each, at least one."""
+    return request.times_measured.argsort(stable=True)[: max(1, FORWARDS * len(request.times_measured) // rows)]
+
+
+@estimator("official", on_device=True)
+def official(request: Request) -> Measurement:
+    """One marginal of a drawn combination and context on every sample: the paper's."""
+    return _official_on_device(request) if isinstance(request.step, Tensor) else _official(request)
+
+
+@estimator("exact", on_device=True)
+def exact(request: Request) -> Measurement:
+    """Every coalition of every sample, 31 forwards each with five parts."""
+    return _exact(request.times_measured.argsort(stable=True), request.layout)
+
+
+@estimator("exact_subset", on_device=True)
+def exact_subset(request: Request) -> Measurement:
+    """Every coalition of as many samples as the budget allows."""
+    return _exact(affordable(request, request.layout.all_parts), request.layout)
+
+
+@estimator("pair_table", pairs=True)
+def pair_table(request: Request) -> Measurement:
+    """One coalition and its complement on every sample.
+
+    Every pair comes as often as every other, up to one, in a random order of samples.
     """
-    columns, context = draw_marginals(batch, layout, seed=seed, step=step, shared=shared, naive=naive, combinations=combinations)
-    everyone = torch.arange(batch, device=combinations.device)
-    measured = combinations[columns] | context
+    n, parts = len(request.times_measured), request.layout.num_parts
+    pairs = 1 << parts - 1
+    order = random_words(request.seed, _ORDER, request.step, 1, -(-n // 4) * 4)[0, :n].argsort()
+    coalition = (order + request.step * n) % pairs  # without the last part; its complement holds it
+    complement = (1 << parts) - 1 - coalition
+    everyone = torch.arange(n)
+    some = torch.nonzero(coalition).flatten()
+    row = torch.zeros(n, dtype=torch.int64)
+    row[some] = 1 + n + torch.arange(len(some))
     return Measurement(
-        samples=everyone if naive else everyone.repeat(2),
-        coalitions=measured if naive else torch.cat([measured, context]),
-        owners=everyone,
-        columns=columns,
-        with_rows=(1 + everyone)[:, None],
-        without_rows=(everyone * 0 if naive else 1 + batch + everyone)[:, None],
+        samples=torch.cat([everyone, some]),
+        coalitions=torch.cat([complement, coalition[some]]),
+        owners=everyone.repeat(2),
+        columns=torch.cat([complement, coalition]),
+        with_rows=torch.cat([1 + everyone, row])[:, None],
+        without_rows=torch.cat([row, 1 + everyone])[:, None],
         weights=None,
     )
+
+
+@estimator("chain")
+def chain(request: Request) -> Measurement:
+    """The prefixes of a random order of the parts: a prefix and what follows it are a context and a combination."""
+    return _chains(affordable(request, request.layout.num_parts), request, both_ways=False)
+
+
+@estimator("chain_reverse")
+def chain_reverse(request: Request) -> Measurement:
+    """The prefixes of a random order of the parts and of its reverse."""
+    return _chains(affordable(request, 2 * request.layout.num_parts - 1), request, both_ways=True)
 
 
 def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
@@ -128,15 +157,34 @@ def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
     return ((pairs - pairs.flip(1)) @ matrix.T / 2).relu()
 
 
-def _official(n: int, layout: Layout, seed: int, step: int, shared: bool, naive: bool) -> Measurement:
-    columns, context = draw_marginals(n, layout, seed=seed, step=step, shared=shared, naive=naive)
+def _official_on_device(request: Request) -> Measurement:
+    """The same marginals, in tensors whose shapes no draw changes: every sample's context is a row of its own, an empty one too."""
+    batch, combinations = len(request.times_measured), request.combinations
+    assert combinations is not None
+    columns, context = draw_marginals(request)
+    everyone = torch.arange(batch, device=combinations.device)
+    measured = combinations[columns] | context
+    return Measurement(
+        samples=everyone if request.naive else everyone.repeat(2),
+        coalitions=measured if request.naive else torch.cat([measured, context]),
+        owners=everyone,
+        columns=columns,
+        with_rows=(1 + everyone)[:, None],
+        without_rows=(everyone * 0 if request.naive else 1 + batch + everyone)[:, None],
+        weights=None,
+    )
+
+
+def _official(request: Request) -> Measurement:
+    n = len(request.times_measured)
+    columns, context = draw_marginals(request)
     some = torch.nonzero(context).flatten()
     everyone = torch.arange(n)
     without_rows = torch.zeros(n, dtype=torch.int64)
     without_rows[some] = 1 + n + torch.arange(len(some))
     return Measurement(
         samples=torch.cat([everyone, some]),
-        coalitions=torch.cat([layout.combinations[columns] | context, context[some]]),
+        coalitions=torch.cat([request.layout.combinations[columns] | context, context[some]]),
         owners=everyone,
         columns=columns,
         with_rows=(1 + everyone)[:, None],
@@ -172,11 +220,12 @@ def _contexts_on(combination_bits: tuple[int, ...], num_parts: int, device: torc
     return Contexts(*(value.to(device) for value in every))
 
 
-def _chains(chosen: Tensor, layout: Layout, seed: int, step: int, *, both_ways: bool) -> Measurement:
+def _chains(chosen: Tensor, request: Request, *, both_ways: bool) -> Measurement:
+    chosen, layout = chosen.cpu(), request.layout
     parts = layout.num_parts
     column_of = {bits: column for column, bits in enumerate(layout.combinations.tolist())}
     sizes = sorted({bits.bit_count() for bits in column_of})
-    words = random_words(seed, _ORDER, step, len(chosen), -(-parts // 4) * 4)[:, :parts]
+    words = random_words(request.seed, _ORDER, request.step, len(chosen), -(-parts // 4) * 4)[:, :parts]
     samples: list[int] = []
     coalitions: list[int] = []
     owners: list[int] = []
@@ -207,26 +256,5 @@ def _chains(chosen: Tensor, layout: Layout, seed: int, step: int, *, both_ways: 
         columns=torch.tensor(columns),
         with_rows=torch.tensor(with_rows),
         without_rows=torch.tensor(without_rows),
-        weights=None,
-    )
-
-
-def _pairs(n: int, parts: int, seed: int, step: int) -> Measurement:
-    """Every pair of a coalition and its complement as often as every other, up to one, in a random order of samples."""
-    pairs = 1 << parts - 1
-    order = random_words(seed, _ORDER, step, 1, -(-n // 4) * 4)[0, :n].argsort()
-    coalition = (order + step * n) % pairs  # without the last part; its complement holds it
-    complement = (1 << parts) - 1 - coalition
-    everyone = torch.arange(n)
-    some = torch.nonzero(coalition).flatten()
-    row = torch.zeros(n, dtype=torch.int64)
-    row[some] = 1 + n + torch.arange(len(some))
-    return Measurement(
-        samples=torch.cat([everyone, some]),
-        coalitions=torch.cat([complement, coalition[some]]),
-        owners=everyone.repeat(2),
-        columns=torch.cat([complement, coalition]),
-        with_rows=torch.cat([1 + everyone, row])[:, None],
-        without_rows=torch.cat([row, 1 + everyone])[:, None],
         weights=None,
     )

@@ -1,22 +1,110 @@
-"""Losses that the balanced loss is compared with. All take what `balanced_mix_loss` takes, and the classes' sizes.
+"""Losses, each one function that its decorator registers; `--loss`, `ShapMix(loss=...)`, help and errors follow.
 
-Each is a function of logits [N, K] and labels [N] that gives a loss a clip [N]; a mixed clip has that of both its labels, weighted
-by their shares.
+Most are functions of logits [N, K], labels [N], the training clips of each class [K] and `deferred` that give a loss a clip [N]; a
+mixed clip has that of both its labels, weighted by their shares. One of your own, before `ShapMix` or a configuration names it:
+
+    @loss("twice", on_device=True)
+    def twice(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool) -> Tensor:
+        return 2 * cross_entropy(logits, labels, reduction="none")
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from shapmix.kernels import balanced_mix_loss
+from shapmix.mixing.mixers import MixedBatch
+from shapmix.process.choices import Registry
+
 BETA = 0.9999
 GAMMA = 2.0
 LARGEST_MARGIN = 0.5
 
-Loss = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+ClipLoss = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+
+
+class Classes(NamedTuple):
+    """What a loss knows of the classes: training clips [K], log frequencies [K], and where the schedule stands."""
+
+    counts: Tensor
+    log_prior: Tensor
+    deferred: bool  # whether the part of the training is reached in which LDAM weights its classes
+    backend: str | None = None
+
+
+MixLoss = Callable[[Tensor, MixedBatch, Classes], tuple[Tensor, Tensor]]
+
+
+class Loss(NamedTuple):
+    """A loss (clean, mixed) of logits and a mixed batch, and whether a CUDA graph can hold it."""
+
+    of_batch: MixLoss
+    on_device: bool
+
+
+LOSSES = Registry[Loss]("loss")
+
+
+def loss(name: str, *, on_device: bool = False) -> Callable[[ClipLoss], ClipLoss]:
+    """Registers a loss of logits [N, K] and labels [N], given the training clips [K] and `deferred`, that returns [N] losses.
+
+    Args:
+        on_device: neither `deferred` nor any value on the host decides what it computes, so that a CUDA graph can hold it.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(of_clips: ClipLoss) -> ClipLoss:
+        LOSSES.add(name, Loss(partial(mix_loss, of_clips), on_device))
+        return of_clips
+
+    return register
+
+
+def batch_loss(name: str) -> Callable[[MixLoss], MixLoss]:
+    """Registers a loss that computes (clean, mixed) of a whole batch in one op, on the device."""
+
+    def register(of_batch: MixLoss) -> MixLoss:
+        LOSSES.add(name, Loss(of_batch, on_device=True))
+        return of_batch
+
+    return register
+
+
+def mix_loss(of_clips: ClipLoss, logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Tensor]:
+    """(clean, mixed), as `balanced_mix_loss` has them, of a loss a clip.
+
+    Args:
+        of_clips: gives [N] losses of logits [N, K] and labels [N].
+        logits: [2N, K], of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed.
+    """
+    labels, n = batch.labels, len(batch.labels)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    clean = of_clips(logits[:n], labels, classes.counts, classes.deferred).mean()
+    if len(logits) == n:
+        return clean, logits.new_zeros(())
+    share = batch.share.to(logits.dtype)
+    own, other = (of_clips(logits[n:], of, classes.counts, classes.deferred) for of in (labels, labels[batch.partner]))
+    return clean, ((1 - share) * own + share * other).mean()
+
+
+@batch_loss("ce")
+def ce(logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Tensor]:
+    """Plain cross-entropy."""
+    return balanced(logits, batch, classes._replace(log_prior=torch.zeros_like(classes.log_prior)))
+
+
+@batch_loss("balanced")
+def balanced(logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits that are adjusted by the class prior."""
+    return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, classes.log_prior, backend=classes.backend)
 
 
 def class_weights(counts: Tensor, beta: float = BETA) -> Tensor:
@@ -25,17 +113,20 @@ def class_weights(counts: Tensor, beta: float = BETA) -> Tensor:
     return weights / weights.mean()
 
 
+@loss("class_balanced", on_device=True)
 def class_balanced(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True, *, beta: float = BETA) -> Tensor:
     """Cross-entropy weighted by the effective number of clips (Cui et al., CVPR 2019)."""
     return class_weights(counts, beta)[labels].to(logits.dtype) * cross_entropy(logits, labels, reduction="none")
 
 
+@loss("focal", on_device=True)
 def focal(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True, *, gamma: float = GAMMA) -> Tensor:
     """Cross-entropy weighted by (1 - p)^gamma (Lin et al., ICCV 2017)."""
     every = cross_entropy(logits, labels, reduction="none")
     return (-torch.expm1(-every)) ** gamma * every
 
 
+@loss("ldam")
 def ldam(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) -> Tensor:
     """Cross-entropy with a margin that goes by n^(-1/4), at most 0.5, of the label's logit; class weights once `deferred` is over.
 
@@ -47,28 +138,3 @@ def ldam(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) 
     lowered = logits.scatter_add(1, labels[:, None], -margin[labels][:, None])
     every = cross_entropy(lowered, labels, reduction="none")
     return class_weights(counts)[labels].to(logits.dtype) * every if deferred else every
-
-
-LOSSES: dict[str, Loss] = {"class_balanced": class_balanced, "focal": focal, "ldam": ldam}
-
-
-def mix_loss(
-    loss: Loss, logits: Tensor, labels: Tensor, partner: Tensor, share: Tensor, counts: Tensor, deferred: bool = True
-) -> tuple[Tensor, Tensor]:
-    """(clean, mixed), as `balanced_mix_loss` has them, of another loss.
-
-    Args:
-        loss: one of `LOSSES`.
-        logits: [2N, K], of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed.
-        labels, partner, share: [N].
-        counts: [K] training clips of each class.
-        deferred: whether the part of the training is reached in which LDAM weights its classes.
-    """
-    n = len(labels)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    clean = loss(logits[:n], labels, counts, deferred).mean()
-    if len(logits) == n:
-        return clean, logits.new_zeros(())
-    share = share.to(logits.dtype)
-    own, other = (loss(logits[n:], of, counts, deferred) for of in (labels, labels[partner]))
-    return clean, ((1 - share) * own + share * other).mean()

@@ -21,28 +21,33 @@ class Marginals(NamedTuple):
     contexts: Tensor
 
 
-def draw_marginals(
-    batch: int,
-    layout: Layout,
-    *,
-    seed: int,
-    step: int | Tensor,
-    shared: bool = False,
-    naive: bool = False,
-    combinations: Tensor | None = None,
-) -> Marginals:
-    """A combination P and a context R, disjoint from it, for each sample: the size of R uniform, then R uniform of that size.
+class Request(NamedTuple):
+    """The batch whose saliency is measured, and what its draws are a function of.
 
-    Args:
-        shared: one draw for the whole batch (the published code); otherwise one a sample.
-        naive: R empty (the published code's first epochs).
-        combinations: the layout's, on the device where the draw is wanted; a `step` of that device is not read by the host.
+    times_measured [N]: how often the class of each sample was measured; estimators that choose samples take the least measured
+    first. seed, step: decide every draw; a `step` that is a tensor is not read by the host, and then `combinations` are the
+    layout's on its device. shared: one draw for the whole batch (the published code), not one a sample. naive: every context is
+    empty (the published code's first epochs).
+    """
+
+    times_measured: Tensor
+    layout: Layout
+    seed: int
+    step: int | Tensor
+    shared: bool = False
+    naive: bool = False
+    combinations: Tensor | None = None
+
+
+def draw_marginals(request: Request) -> Marginals:
+    """A combination P and a context R, disjoint from it, for each sample: the size of R uniform, then R uniform of that size.
 
     Source: paper section 3.2.
     """
+    batch, layout, combinations = len(request.times_measured), request.layout, request.combinations
     parts = layout.num_parts
     combinations = layout.combinations if combinations is None else combinations
-    words = random_words(seed, _MARGINAL, step, 1 if shared else batch, 12, combinations.device)
+    words = random_words(request.seed, _MARGINAL, request.step, 1 if request.shared else batch, 12, combinations.device)
     columns = integers(words[:, 0], 0, len(combinations) - 1)
     each_part = torch.arange(parts, device=combinations.device)
     combination = combinations[columns]
@@ -52,6 +57,6 @@ def draw_marginals(
     order = words[:, 4 : 4 + parts].masked_fill(taken, 1 << 32).argsort(dim=1, stable=True)
     first = each_part < size[:, None]
     contexts = (first.long() << order).sum(1)
-    if naive:
+    if request.naive:
         contexts = torch.zeros_like(contexts)
     return Marginals(columns.expand(batch), contexts.expand(batch))

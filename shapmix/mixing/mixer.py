@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from shapmix.kernels import BACKENDS, balanced_mix_loss, coalition_inputs, draw_plan, mix_clips
+from shapmix.kernels import BACKENDS, coalition_inputs
 from shapmix.mixing import official
-from shapmix.mixing.estimators import ESTIMATORS, ON_DEVICE, Estimator, propose, propose_on_device
-from shapmix.mixing.losses import LOSSES, mix_loss
-from shapmix.mixing.rivals import RIVALS
+from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
+from shapmix.mixing.losses import LOSSES, Classes
+from shapmix.mixing.marginals import Request
+from shapmix.mixing.mixers import MIXERS, Batch, MixedBatch, Pasting
 from shapmix.mixing.saliency import ClassSaliency
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion, whole_counts
 from shapmix.networks.modes import in_eval_mode, undisturbed
@@ -21,25 +22,7 @@ from shapmix.process.choices import check_choice
 from shapmix.reference import log_class_prior
 from shapmix.skeleton.layout import Layout
 
-Mode = Literal[
-    "none", "mixup", "stmix", "shapmix",
-    "remix", "cutmix", "cmo", "skelemix", "partial_mixup", "spatial_mix", "temporal_mix", "bone_mix",
-]  # fmt: skip
-Loss = Literal["ce", "balanced", "class_balanced", "focal", "ldam"]
 Compat = Literal["default", "official"]
-
-
-class MixedBatch(NamedTuple):
-    """A batch [clean; mixed] and how its labels are mixed.
-
-    clips [2N, C, T, V, M] (or [N, ...] where nothing is mixed), labels [N], partner [N], the partner's share [N], and the step.
-    """
-
-    clips: Tensor
-    labels: Tensor
-    partner: Tensor
-    share: Tensor
-    step: int = 0
 
 
 class ShapMix(nn.Module):
@@ -56,15 +39,16 @@ class ShapMix(nn.Module):
         class_counts: [K] training clips of each class, whole numbers > 0; a tensor, an array or a list.
         mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`); V is
             the layout's number of joints. Clips are of its shape, in any floating-point type.
-        mode: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or one of `shapmix.mixing.rivals.RIVALS`.
-        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or one of
+        mix: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or another name in
+            `shapmix.mixing.mixers.MIXERS`.
+        loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or another name in
             `shapmix.mixing.losses.LOSSES`.
         estimator: of the saliency (`shapmix.mixing.estimators`); all but "exact" forward about 2N rows a step. None takes
             "official" where `compat` does, else "exact_subset", whose error at that cost is the lowest
             (`bench/results/saliency_estimators.json`).
         compat: "official" reproduces the published code's departures from its paper (`shapmix.mixing.official`).
         temperature: of the softmax over a class's combinations, in units of the saliency.
-        blend_probability: of Mixup of whole clips in place of pasting, drawn once a batch, in the modes "shapmix" and "stmix".
+        blend_probability: of Mixup of whole clips in place of pasting, drawn once a batch, by the mixers "shapmix" and "stmix".
         decay: of the class average, for one update a sample; estimators that update more often forget less each time.
         warmup_steps: steps at the start in which mixing is ST-Mix and the saliency is measured with empty contexts.
         replace_steps: steps at the start in which a measurement replaces the class average instead of joining it;
@@ -94,9 +78,9 @@ class ShapMix(nn.Module):
         class_counts: Tensor | Sequence[int],
         mean_motion: Tensor,
         *,
-        mode: Mode = "shapmix",
-        loss: Loss = "balanced",
-        estimator: Estimator | None = None,
+        mix: str = "shapmix",
+        loss: str = "balanced",
+        estimator: str | None = None,
         compat: Compat = "default",
         temperature: float = 0.2,
         blend_probability: float = 0.25,
@@ -108,12 +92,12 @@ class ShapMix(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("mode", mode, get_args(Mode))
-        check_choice("loss", loss, get_args(Loss))
+        MIXERS.find(mix)
+        LOSSES.find(loss)
         check_choice("compat", compat, get_args(Compat))
         if estimator is None:
             estimator = "official" if compat == "official" else "exact_subset"
-        check_choice("estimator", estimator, ESTIMATORS)
+        ESTIMATORS.find(estimator)
         if backend is not None:
             check_choice("backend", backend, ("auto", *BACKENDS))
         if not isinstance(layout, Layout):
@@ -130,10 +114,10 @@ class ShapMix(nn.Module):
         for name, steps in (("warmup", warmup_steps), ("replace", replace_steps), ("deferred", deferred_steps)):
             if steps is not None and steps < 0:
                 raise ValueError(f"{name}_steps is {steps}; give 0 or more")
-        self.layout, self.mode, self.compat, self.backend = layout, mode, compat, backend
-        self.estimator: Estimator = estimator
+        self.layout, self.mix_name, self.compat, self.backend = layout, mix, compat, backend
+        self.estimator = estimator
         self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
-        self.blend_probability = 1.0 if mode == "mixup" else blend_probability
+        self.blend_probability = blend_probability
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
         classes = len(class_counts)
@@ -144,7 +128,7 @@ class ShapMix(nn.Module):
         else:
             priority, joint_counts = class_counts, layout.joints_in(combinations)
             self.restored_frames = None
-        log_prior = log_class_prior(class_counts) if loss == "balanced" else torch.zeros(classes)
+        log_prior = log_class_prior(class_counts)
         self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay)
         self.register_buffer("mean_motion", mean_motion)
         self.register_buffer("class_counts", class_counts.clone(), persistent=False)
@@ -177,20 +161,24 @@ class ShapMix(nn.Module):
         self._check(clips, labels, counter)
         if not isinstance(network, nn.Module):
             raise TypeError(f"network is a {type(network).__name__}; give a torch.nn.Module")
-        if self.mode != "shapmix":
+        if not MIXERS[self.mix_name].guided:
             return
-        shared, naive = self.compat == "official", step < self.warmup_steps
-        times_measured = self.class_saliency.measured[labels]
-        if counter is None or self.estimator.startswith("exact"):
-            found = propose(self.estimator, times_measured, self.layout, seed=self.seed, step=step, shared=shared, naive=naive)
-        elif self.estimator == "official":
-            found = propose_on_device(
-                len(labels), self.layout, self.combinations, seed=self.seed, step=counter, shared=shared, naive=naive
-            )
-        else:
+        estimator = ESTIMATORS[self.estimator]
+        if counter is not None and not estimator.on_device:
             raise ValueError(
-                f"estimator '{self.estimator}' is drawn on the host; leave the counter out, or take one of {', '.join(ON_DEVICE)}"
+                f"estimator '{self.estimator}' is drawn on the host; leave the counter out, or take one of "
+                f"{', '.join(drawn_on_device())}"
             )
+        request = Request(
+            self.class_saliency.measured[labels],
+            self.layout,
+            self.seed,
+            step if counter is None else counter,
+            shared=self.compat == "official",
+            naive=step < self.warmup_steps,
+            combinations=None if counter is None else self.combinations,
+        )
+        found = estimator.propose(request)
         device, mean_motion = clips.device, self.mean_motion.to(clips.dtype)
         rows = coalition_inputs(
             clips[found.samples.to(device)],
@@ -217,34 +205,23 @@ class ShapMix(nn.Module):
 
         Raises:
             TypeError, ValueError: clips or labels of another shape, type or device; fewer than 3 clips, a clip length that is
-                not a multiple of 4, or a counter with one of the rivals.
+                not a multiple of 4, or a counter with a mixer that draws on the host.
         """
         self._check(clips, labels, counter)
-        n, num_frames = len(labels), clips.shape[2]
-        if self.mode == "none":
-            itself = torch.arange(n, device=labels.device)
-            return MixedBatch(clips, labels, itself, torch.zeros(n, device=clips.device), step)
-        if self.mode in RIVALS:
-            if counter is not None:
-                raise ValueError(f"mode '{self.mode}' draws on the host; leave the counter out")
-            mixed = RIVALS[self.mode](clips, labels, self.class_counts, self.layout, self.seed, step)
-            return MixedBatch(torch.cat([clips, mixed.clips]), labels, mixed.partner, mixed.share, step)
-        plan = draw_plan(
-            labels,
+        mixer = MIXERS[self.mix_name]
+        if counter is not None and not mixer.on_device:
+            raise ValueError(f"mix '{self.mix_name}' draws on the host; leave the counter out")
+        pasting = Pasting(
             self.saliency,
             self.priority,
             self.combinations,
             self.part_of_joint,
-            num_frames,
-            seed=self.seed,
-            step=step if counter is None else counter,
-            guided=self.mode == "shapmix" and step >= self.warmup_steps,
-            temperature=self.temperature,
-            blend_probability=self.blend_probability,
-            backend=self.backend,
+            self.temperature,
+            self.blend_probability,
+            step >= self.warmup_steps,
+            self.backend,
         )
-        both = mix_clips(clips, plan, self.part_of_joint, backend=self.backend)
-        return MixedBatch(both, labels, plan.partner, plan.label_share, step)
+        return mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting))
 
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
         """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum.
@@ -256,12 +233,9 @@ class ShapMix(nn.Module):
             TypeError, ValueError: logits of another shape or type than [2N, K] ([N, K] where nothing was mixed).
         """
         check_logits("logits", logits, len(batch.clips), len(self.class_counts))
-        if self.loss_name in LOSSES:
-            deferred = batch.step >= self.deferred_steps
-            counts = self.class_counts
-            return mix_loss(LOSSES[self.loss_name], logits, batch.labels, batch.partner, batch.share, counts, deferred)
         log_prior = self.log_prior.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, log_prior, backend=self.backend)
+        classes = Classes(self.class_counts, log_prior, batch.step >= self.deferred_steps, self.backend)
+        return LOSSES[self.loss_name].of_batch(logits, batch, classes)
 
     def _check(self, clips: Tensor, labels: Tensor, counter: Tensor | None) -> None:
         check_clips(clips, self.mean_motion)

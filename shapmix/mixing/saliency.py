@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from shapmix.kernels import saliency_update
-from shapmix.mixing.estimators import ESTIMATORS, Estimator, Measurement, pair_values
-from shapmix.process.choices import check_choice
+from shapmix.mixing.estimators import ESTIMATORS, Measurement, pair_values
 from shapmix.skeleton.layout import Layout
 
 SALIENCY_START = 1e-6
@@ -32,7 +31,7 @@ class ClassSaliency(nn.Module):
         squares [K, Q]: of the same values squared.
         within [K, Q]: of their variance within a sample, over its contexts; known to the exact estimators alone, else zero.
         measured [K]: samples that each class was measured on.
-        pairs [K, 2^P]: what "pair_table" averages in place of `mean`; it keeps no squares.
+        pairs [K, 2^P]: what an estimator of pairs averages in place of `mean`; it keeps no squares.
     """
 
     mean: Tensor
@@ -42,18 +41,18 @@ class ClassSaliency(nn.Module):
     pairs: Tensor
     joint_counts: Tensor
 
-    def __init__(self, classes: int, layout: Layout, joint_counts: Tensor, estimator: Estimator, decay: float) -> None:
+    def __init__(self, classes: int, layout: Layout, joint_counts: Tensor, estimator: str, decay: float) -> None:
         super().__init__()
-        check_choice("estimator", estimator, ESTIMATORS)
+        averages_pairs = ESTIMATORS.find(estimator).pairs
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; give a number in 0..1")
-        self.layout, self.estimator, self.decay = layout, estimator, decay
+        self.layout, self.estimator, self.decay, self.averages_pairs = layout, estimator, decay, averages_pairs
         size = (classes, len(layout.combinations))
         self.register_buffer("mean", torch.full(size, SALIENCY_START))
         self.register_buffer("squares", torch.zeros(size))
         self.register_buffer("within", torch.zeros(size))
         self.register_buffer("measured", torch.zeros(classes, dtype=torch.int64))
-        self.register_buffer("pairs", torch.zeros(classes, 1 << layout.num_parts), persistent=estimator == "pair_table")
+        self.register_buffer("pairs", torch.zeros(classes, 1 << layout.num_parts), persistent=averages_pairs)
         self.register_buffer("joint_counts", joint_counts, persistent=False)
 
     @torch.no_grad()
@@ -73,7 +72,7 @@ class ClassSaliency(nn.Module):
         weights = None if found.weights is None else found.weights.to(self.mean)
         # As much memory as one update a sample has, whatever the number of updates.
         decay = 0.0 if replace else self.decay ** (len(labels) / len(owners))
-        pairs = self.estimator == "pair_table"
+        pairs = self.averages_pairs
         table = self.pairs if pairs else self.mean
         counts = torch.ones_like(self.pairs[0], dtype=torch.int64) if pairs else self.joint_counts
         scale = 1.0 if pairs else SALIENCY_SCALE

@@ -1,11 +1,11 @@
 """Networks for skeleton clips: CTR-GCN with fused kernels, ST-GCN, AAGCN and attention.
 
-Each maps clips [N, C, T, V, M] of any layout to logits [N, K]. Those exported here are baselines in plain PyTorch, for
-`python -m shapmix.train --network.backbone shapmix.networks:stgcn`.
+Each maps clips [N, C, T, V, M] of any layout to logits [N, K], and is one function or class that `backbone` registers in its file.
 """
 
 from shapmix.networks.aagcn import aagcn
 from shapmix.networks.attention import attention
+from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.networks.stgcn import stgcn
 
-__all__ = ["aagcn", "attention", "stgcn"]
+__all__ = ["CTRGCN", "aagcn", "attention", "stgcn"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from shapmix.networks.backbones import backbone
 from shapmix.networks.skeleton_graph import SkeletonNetwork, shortcut, temporal_conv
 from shapmix.skeleton.layout import Layout
 
@@ -66,6 +67,7 @@ class Layer(nn.Module):
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
 
+@backbone("aagcn")
 def aagcn(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3) -> nn.Module:
     """AAGCN with adaptive graphs and STC attention, ten layers."""
     graphs = torch.from_numpy(layout.adjacency())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from shapmix.networks.backbones import backbone
 from shapmix.networks.skeleton_graph import SkeletonNetwork, shortcut, temporal_conv
 from shapmix.networks.stgcn import Layer as GraphLayer
 from shapmix.skeleton.layout import Layout
@@ -57,6 +58,7 @@ class Layer(nn.Module):
         return (self.tcn(y) + self.residual(x)).relu()
 
 
+@backbone("attention")
 def attention(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3) -> nn.Module:
     """Four graph layers of 64 channels, then six layers of attention."""
     graphs = torch.from_numpy(layout.adjacency())

@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d, linear
 
 from shapmix.kernels import batch_norm, graph_conv, join_branches
 from shapmix.networks import ctrgcn_reference
+from shapmix.networks.backbones import backbone
 from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
 
 CHANNELS_LAST = torch.channels_last
@@ -119,6 +120,7 @@ class Layer(ctrgcn_reference.Layer):
         return y
 
 
+@backbone("ctrgcn", on_device=True, options=("widths", "halve", "graph_gain"))
 class CTRGCN(ctrgcn_reference.CTRGCN):
     """Clips [N, C, T, V, M] -> logits [N, K]; arguments, parameters and state dict of the reference."""
 

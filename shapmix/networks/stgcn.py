@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from shapmix.networks.backbones import backbone
 from shapmix.networks.skeleton_graph import SkeletonNetwork, shortcut, temporal_conv
 from shapmix.skeleton.layout import Layout
 
@@ -29,6 +30,7 @@ class Layer(nn.Module):
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
 
+@backbone("stgcn")
 def stgcn(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
     """ST-GCN with the spatial partition and learned edge importance, ten layers."""
     graphs = torch.from_numpy(layout.adjacency())

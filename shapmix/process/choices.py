@@ -1,9 +1,45 @@
-"""Validation of names, with suggestions for misspelled ones."""
+"""Validation of names, with suggestions for misspelled ones, and registries of what a name stands for."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
+
+class Registry(dict[str, Entry]):
+    """The choices of one option by name: what a decorator registers is offered by `--help`, the errors and the tests.
+
+    Args:
+        option: that takes one of the names.
+    """
+
+    def __init__(self, option: str) -> None:
+        super().__init__()
+        self.option = option
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Registers a choice.
+
+        Raises:
+            ValueError: the name is taken, or no name for the command line.
+        """
+        if not name.replace("-", "_").isidentifier():
+            raise ValueError(f"{self.option} '{name}' cannot be registered: give a name of letters, digits and _")
+        if name in self:
+            raise ValueError(f"{self.option} '{name}' is registered already; give another name")
+        self[name] = entry
+
+    def find(self, name: str) -> Entry:
+        """The choice of a name.
+
+        Raises:
+            ValueError: an unknown name, with the nearest one.
+        """
+        check_choice(self.option, name, self)
+        return self[name]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -12,13 +48,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Checks that `value` is one of `choices`.
 
     Raises:
         ValueError: it is not; the message suggests the closest choice.
     """
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return
     hint = nearest(value, choices) if isinstance(value, str) else ""
     raise ValueError(f"{name} is {value!r}{hint + ' Give' if hint else '; give'} one of {', '.join(choices)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from shapmix.data.store import open_store
 from shapmix.kernels import unavailable
 from shapmix.mixing import official
 from shapmix.mixing.mixer import ShapMix
-from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.networks.backbones import find_backbone
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
 from shapmix.process.errors import RunError
@@ -46,11 +45,11 @@ def load_splits(config: TrainConfig) -> Splits:
     """
     splits = read_splits(config)
     splits.check()
-    if config.people is None:
+    if config.num_people is None:
         return splits
-    if config.people > splits.store.num_people:
-        raise RunError(f"people: {config.people} asked for, the clips have {splits.store.num_people}")
-    store = replace(splits.store, frames=splits.store.frames[:, : config.people].contiguous())
+    if config.num_people > splits.store.num_people:
+        raise RunError(f"num_people: {config.num_people} asked for, the clips have {splits.store.num_people}")
+    store = replace(splits.store, frames=splits.store.frames[:, : config.num_people].contiguous())
     return replace(splits, store=store)
 
 
@@ -88,32 +87,22 @@ def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
 
 
 def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
-    """CTR-GCN for the store's skeletons and classes, or the backbone that the configuration names.
+    """The backbone that the configuration names, for the store's skeletons and classes.
 
     Raises:
         RunError: the backbone cannot be imported or made.
     """
-    if config.network.backbone is not None:
-        module, _, name = config.network.backbone.partition(":")
-        try:
-            make = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise RunError(f"network.backbone '{config.network.backbone}': {error}") from error
-        network = make(
-            layout=store.layout, num_classes=store.num_classes, num_people=store.num_people, in_channels=store.num_coordinates
-        )
-        if not isinstance(network, nn.Module):
-            raise RunError(f"network.backbone '{config.network.backbone}' made a {type(network).__name__}, not a torch module")
-        return network
-    return CTRGCN(
-        store.layout,
-        store.num_classes,
-        num_people=store.num_people,
-        in_channels=store.num_coordinates,
-        widths=config.network.widths,
-        halve=config.network.halve,
-        graph_gain=config.network.graph_gain,
-    )
+    name = config.network.backbone
+    try:
+        found = find_backbone(name)
+    except (ImportError, AttributeError) as error:
+        raise RunError(f"network.backbone '{name}': {error}") from error
+    options = {option: getattr(config.network, option) for option in found.options}
+    size = {"num_classes": store.num_classes, "num_people": store.num_people, "in_channels": store.num_coordinates}
+    network = found.make(layout=store.layout, **size, **options)
+    if not isinstance(network, nn.Module):
+        raise RunError(f"network.backbone '{name}' made a {type(network).__name__}, not a torch module")
+    return network
 
 
 def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int) -> ShapMix:
@@ -128,12 +117,12 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         store.layout,
         splits.class_counts(),
         motion,
-        mode=config.mix,
+        mix=config.mix,
         loss=config.loss,
         estimator=config.saliency.estimator,
         compat=config.compat,
         temperature=config.saliency.temperature,
-        blend_probability=config.blend,
+        blend_probability=config.blend_probability,
         decay=config.saliency.decay,
         warmup_steps=warmup * steps,
         # the published code's averaging begins one epoch after its contexts do
@@ -189,7 +178,7 @@ def make_step(
         RunError: a CUDA graph was asked for and cannot be; a batch that does not divide into processes and passes.
     """
     reason = "as asked for" if config.cuda_graph == "never" else not_captured(config, run.mixer, device)
-    if reason is None and config.cuda_graph == "auto" and config.network.backbone is not None:
+    if reason is None and config.cuda_graph == "auto" and not find_backbone(config.network.backbone).on_device:
         reason = "a backbone may read values on the host; --cuda-graph always captures it all the same"
     if reason is not None and config.cuda_graph == "always":
         raise RunError(f"cuda_graph: a step cannot be one CUDA graph: {reason}")

@@ -11,21 +11,61 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
+from tyro.constructors import PrimitiveConstructorSpec
 
-from shapmix.data.order import Sampler
+from shapmix.data.order import SAMPLERS
 from shapmix.data.sampling import NetworkStream
-from shapmix.mixing.estimators import Estimator
-from shapmix.mixing.mixer import Compat, Loss, Mode
+from shapmix.mixing.estimators import ESTIMATORS
+from shapmix.mixing.losses import LOSSES
+from shapmix.mixing.mixer import Compat
+from shapmix.mixing.mixers import MIXERS
+from shapmix.networks.backbones import BACKBONES
+from shapmix.process.choices import Registry, check_choice
 from shapmix.process.command import ComputeOptions, program
 from shapmix.process.errors import ShapmixError
 from shapmix.process.files import write_whole
 
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
+
+
+class RegisteredName(PrimitiveConstructorSpec[str]):
+    """A name in a registry: one that is registered when a command line is read.
+
+    Args:
+        own: the form of what is taken besides, such as MODULE:FUNCTION; it holds a colon, and no name does.
+    """
+
+    nargs = 1
+
+    def __init__(self, registry: Registry[Any], own: str = "") -> None:
+        self.registry, self.own = registry, own
+
+    @property
+    def metavar(self) -> str:
+        return f"{{{','.join(filter(None, (*self.registry, self.own)))}}}"
+
+    def instance_from_str(self, words: list[str]) -> str:
+        if not (self.own and ":" in words[0]):
+            check_choice(self.registry.option, words[0], [*self.registry, *filter(None, [self.own])])
+        return words[0]
+
+    def is_instance(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def str_from_instance(self, value: str) -> list[str]:
+        return [value]
+
+
+Mix = Annotated[str, RegisteredName(MIXERS)]
+Loss = Annotated[str, RegisteredName(LOSSES)]
+Estimator = Annotated[str, RegisteredName(ESTIMATORS)]
+Sampler = Annotated[str, RegisteredName(SAMPLERS)]
+BackboneName = Annotated[str, RegisteredName(BACKBONES, "MODULE:FUNCTION")]
 
 NOT_SAVED = ("config", "preset", "resume", "run_dir", "force")  # where a run came from, not what it is
 
@@ -34,8 +74,8 @@ NOT_SAVED = ("config", "preset", "resume", "run_dir", "force")  # where a run ca
 class NetworkConfig:
     """CTR-GCN, or a network of your own."""
 
-    backbone: str | None = None
-    """`module:function` of your own, in place of CTR-GCN: called with layout, num_classes, num_people and in_channels, it
+    backbone: BackboneName = "ctrgcn"
+    """A registered network, or `module:function` of your own: called with layout, num_classes, num_people and in_channels, it
     returns a module that maps clips [N, C, T, V, M] to logits [N, K]."""
     widths: tuple[int, ...] = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
     """Channels of each layer, multiples of 8; their number is the depth."""
@@ -121,7 +161,7 @@ class TrainConfig(ComputeOptions):
     """Clips with fewer frames are left out, and named."""
     drop_empty_classes: bool = False
     """Leave out, and name, the classes without training clips; the others are renumbered. Otherwise such a class is an error."""
-    people: int | None = None
+    num_people: int | None = None
     """People of a clip that the network sees, the first ones; None: all that are recorded."""
     stream: NetworkStream = "joint"
     """bone is a joint less its parent, skip_bone less its parent's parent (the field's k); motion is the next frame less this."""
@@ -130,11 +170,11 @@ class TrainConfig(ComputeOptions):
 
     sampler: Sampler = "instance"
     """How often clips come: each once, or with classes drawn by the square root of their size, all alike, or the tail repeated."""
-    mix: Mode = "shapmix"
-    """stmix is Shap-Mix without saliency, mixup blends whole clips; the others are those of shapmix.mixing.rivals."""
+    mix: Mix = "shapmix"
+    """stmix is Shap-Mix without saliency, mixup blends whole clips; the others are those of shapmix.mixing.mixers."""
     loss: Loss = "balanced"
     """balanced adjusts the logits by the class prior; ce is plain cross-entropy; the others are those of shapmix.mixing.losses."""
-    blend: float = 0.25
+    blend_probability: float = 0.25
     """Share of the batches that shapmix and stmix mix by Mixup of whole clips in place of pasting, as published."""
     compat: Compat = "default"
     """official reproduces the published code's departures from its paper."""
@@ -243,14 +283,14 @@ def _at_least(least: float) -> Callable[[float], bool]:
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it takes a value, and what it takes
     **dict.fromkeys(
         (
-            *("people", "min_frames", "n_max", "batch_size", "epochs", "accumulate", "eval_every", "picture_every", "threads"),
+            *("num_people", "min_frames", "n_max", "batch_size", "epochs", "accumulate", "eval_every", "picture_every", "threads"),
             *("patience", "checkpoint.keep", "checkpoint.every_steps"),
         ),
         (_at_least(1), "must be at least 1"),
     ),
     "imbalance": (_at_least(1), "largest over smallest class, at least 1"),
     "ema": (lambda value: 0 < value < 1, "a decay between 0 and 1"),
-    "blend": (lambda value: 0 <= value <= 1, "a share of the batches, between 0 and 1"),
+    "blend_probability": (lambda value: 0 <= value <= 1, "a share of the batches, between 0 and 1"),
     "seed": (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
     "network.widths": (lambda value: value >= 8 and value % 8 == 0, "each a multiple of 8"),
     "network.graph_gain": (isfinite, "a finite number"),
@@ -278,8 +318,6 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError("network.widths: at least one layer")
     if config.schedule.optimizer == "sgd" and not 0 < config.schedule.momentum < 1:  # Nesterov's needs one
         raise ConfigError(f"schedule.momentum: above 0 and below 1, not {config.schedule.momentum:g}")
-    if config.network.backbone is not None and ":" not in config.network.backbone:
-        raise ConfigError(f"network.backbone: give module:function, not '{config.network.backbone}'")
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
     if config.imbalance is not None and config.train_list is not None:
@@ -288,7 +326,7 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError("data_root and train_list are for data sets on disk; dataset 'synthetic' is generated")
     if config.dataset != "synthetic" and config.data_root is None:
         raise ConfigError(f"data_root: dataset '{config.dataset}' is read from a folder; give --data-root DIR")
-    if config.mix == "shapmix" and config.saliency.warmup_epochs >= config.epochs:
+    if MIXERS[config.mix].guided and config.saliency.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"saliency.warmup_epochs: Shap-Mix would begin after epoch {config.saliency.warmup_epochs} of {config.epochs}; "
             "lower it, or choose --mix stmix"
@@ -308,12 +346,22 @@ ON_RESUME: dict[str, Literal["free", "kept", "of the start"]] = {
     ),
     **dict.fromkeys(
         (
-            *("dataset", "protocol", "imbalance", "n_max", "min_frames", "drop_empty_classes", "people", "stream", "num_frames"),
+            *(
+                "dataset",
+                "protocol",
+                "imbalance",
+                "n_max",
+                "min_frames",
+                "drop_empty_classes",
+                "num_people",
+                "stream",
+                "num_frames",
+            ),
             *(
                 "sampler",
                 "mix",
                 "loss",
-                "blend",
+                "blend_probability",
                 "compat",
                 "batch_size",
                 "accumulate",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from shapmix.mixing.mixer import MixedBatch
+from shapmix.mixing.mixers import MixedBatch
 from shapmix.process import parallel
 from shapmix.training.state import Training
 from shapmix.training.step import StepResult, copied, keep_where, largest_gradient, running

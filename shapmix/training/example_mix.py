@@ -10,9 +10,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from shapmix.data.clips import Splits
-from shapmix.data.order import epoch_batches
+from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import ClipSampler
 from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.mixers import MIXERS
 from shapmix.pictures import plots
 from shapmix.training.config import TrainConfig
 
@@ -39,7 +40,8 @@ def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer
     sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
     mixer = deepcopy(mixer).cpu()
     favourite = layout.combinations[mixer.saliency.argmax(1)]  # [K]
-    for index, chosen in enumerate(epoch_batches(splits.train, config.batch_size, config.seed, config.epochs)):
+    order = epoch_order(splits.train, config.seed, config.epochs)
+    for index, chosen in enumerate(epoch_batches(order, config.batch_size)):
         labels = store.labels[chosen]
         batch = mixer.mix(sampler.evaluation(chosen).cpu(), labels, mixer.warmup_steps + index)
         clean, mixed = batch.clips.chunk(2)
@@ -51,7 +53,7 @@ def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer
                 continue  # blended, or nothing to see
             brings = bool(sizes[row] > sizes[partner])
             kept = pasted if brings else layout.all_parts ^ pasted
-            if config.mix == "shapmix" and kept != int(favourite[labels[partner if brings else row]]):
+            if MIXERS[config.mix].guided and kept != int(favourite[labels[partner if brings else row]]):
                 continue
             titles = [
                 f"{kind}: {store.class_names[int(labels[of])]} ({int(sizes[of])} training clips)"

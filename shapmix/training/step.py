@@ -16,9 +16,10 @@ from torch.nn.utils import get_total_norm
 
 from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import sample_clips
-from shapmix.mixing.estimators import ON_DEVICE
+from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
+from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import ShapMix
-from shapmix.mixing.rivals import RIVALS
+from shapmix.mixing.mixers import MIXERS
 from shapmix.process.parallel import SharedForward
 
 WARM_UP = 3  # steps of a phase on a side stream before its capture, torch's recommendation; Triton compiles in them
@@ -45,7 +46,7 @@ class TrainingStep:
 
     Args:
         network: maps [N, C, T, V, M] to logits [N, K]. In eval mode it must leave its buffers and random state alone.
-        mixer: on the network's device, with an estimator that is drawn on the device: one of `ON_DEVICE`.
+        mixer: on the network's device, with an estimator that is drawn on the device (`drawn_on_device`).
         optimizer: of the network's parameters. To be captured it must be `fused=True`; schedulers may change its learning rate.
         sampler: whose recordings are copied to the mixer's device; its pipeline must be "crop", unless clips are given.
         batch_size: N, of every batch.
@@ -279,11 +280,12 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 def draws_on_host(mixer: ShapMix) -> str | None:
     """What of a mixer's draws or schedules needs the host in every step, None where nothing does."""
-    if mixer.mode in RIVALS or mixer.loss_name == "ldam":
-        what = f"mode '{mixer.mode}'" if mixer.mode in RIVALS else "loss 'ldam'"
+    mix, loss = MIXERS[mixer.mix_name], LOSSES[mixer.loss_name]
+    if not (mix.on_device and loss.on_device):
+        what = f"loss '{mixer.loss_name}'" if mix.on_device else f"mix '{mixer.mix_name}'"
         return f"{what} goes by a step that the host knows; train with it in a plain loop"
-    if mixer.mode == "shapmix" and mixer.estimator not in ON_DEVICE:
-        return f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(ON_DEVICE)}"
+    if mix.guided and not ESTIMATORS[mixer.estimator].on_device:
+        return f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(drawn_on_device())}"
     return None
 
 

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import resident, training_batches
+from shapmix.mixing.mixers import MIXERS
 from shapmix.pictures import plots
 from shapmix.process import parallel
 from shapmix.process.device import choose_device
@@ -185,9 +186,9 @@ class Trainer:
     def batches(self) -> Iterator[tuple[Tensor | None, Tensor, int]]:
         """(clips, their indices, step) of the rest of the epoch; no clips where the step samples them itself."""
         config, done = self.config, self.run.progress
-        clips, where = self.splits.train, (config.batch_size, config.seed, done.epoch)
-        batches = epoch_batches(clips, *where, first=done.batch, labels=self.labels, sampler=config.sampler)
-        numbered = ((chosen, done.epoch * self.steps + number) for number, chosen in enumerate(batches, start=done.batch))
+        order = epoch_order(self.splits.train, config.seed, done.epoch, labels=self.labels, sampler=config.sampler)
+        left = epoch_batches(order, config.batch_size, first=done.batch)
+        numbered = ((chosen, done.epoch * self.steps + number) for number, chosen in enumerate(left, start=done.batch))
         if self.step.takes_clips:
             yield from training_batches(self.sampler, numbered, self.device)
         else:
@@ -302,7 +303,7 @@ class Trainer:
         """`saliency.png` and `mixed_clip.png` of the run as it is now."""
         mixer, store = self.run.mixer, self.splits.store
         saliency, mixed_clip = self.run_dir / "saliency.png", self.run_dir / "mixed_clip.png"
-        if self.config.mix == "shapmix":
+        if MIXERS[self.config.mix].guided:
             with named(saliency):
                 plots.plot_saliency(saliency, mixer.saliency.cpu(), store.layout, store.class_names)
         if self.config.mix != "none":

@@ -117,7 +117,7 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
         (["--run-dir", "file/run"], "cannot be made: "),
         (["--batch-size", "500"], "batch_size 500 is more than the .* training clips"),
         (["--device", "cuda:99"], "device 'cuda:99': "),
-        (["--people", "3"], "people: 3 asked for, the clips have 2"),
+        (["--num-people", "3"], "num_people: 3 asked for, the clips have 2"),
         (["--device", "gpu"], "device 'gpu': choose auto, cpu, cuda or cuda:N"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot read the configuration"),
         (["--cuda-graph", "always"], "cuda_graph: a step cannot be one CUDA graph: the device is cpu"),

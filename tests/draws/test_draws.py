@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shapmix.draws.crops import centre_crops, draw_crops, draw_frames, even_frames
 from shapmix.draws.philox import integers, philox, random_words, uniform
-from shapmix.mixing.marginals import draw_marginals
+from shapmix.mixing.marginals import Request, draw_marginals
 from shapmix.reference import draw_plan
 from shapmix.reference.plan import draw_window, pasted_parts, window_range
 from shapmix.skeleton.layout import load_layout
@@ -117,7 +117,7 @@ def test_combinations_follow_the_softmax_of_the_rarer_class() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_contexts_are_disjoint_and_their_sizes_uniform(shared: bool) -> None:
-    draws = [draw_marginals(64, NTU, seed=5, step=step, shared=shared) for step in range(300)]
+    draws = [draw_marginals(Request(torch.zeros(64), NTU, 5, step, shared)) for step in range(300)]
     columns, contexts = (torch.cat(parts) for parts in zip(*draws, strict=True))
     combination = NTU.combinations[columns]
     assert not (combination & contexts).any()
@@ -129,7 +129,7 @@ def test_contexts_are_disjoint_and_their_sizes_uniform(shared: bool) -> None:
         tolerance = 4 * (0.25 / (samples / 2)) ** 0.5
         assert ((share - 1 / (largest + 1)).abs() < tolerance).all()
     assert all(len(set(draw.columns.tolist())) == 1 for draw in draws) == shared
-    naive = draw_marginals(64, NTU, seed=5, step=0, shared=shared, naive=True)
+    naive = draw_marginals(Request(torch.zeros(64), NTU, 5, 0, shared, naive=True))
     assert not naive.contexts.any()
     assert torch.equal(naive.columns, draws[0].columns)
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.synthetic import make_synthetic
-from shapmix.mixing.estimators import propose
+from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.mixing.mixer import ShapMix
-from shapmix.mixing.rivals import RIVALS
+from shapmix.mixing.mixers import MIXERS
 from shapmix.mixing.saliency import ClassSaliency
 from shapmix.shapley.game import PartGame
 from shapmix.shapley.values import interaction_matrix
@@ -51,13 +51,13 @@ class Net(nn.Module):
 
 
 CHOICES = [
-    (lambda: mixer_of(mode="shap-mix"), "mode is 'shap-mix'; did you mean 'shapmix'? Give one of none, mixup, stmix, shapmix, "),
+    (lambda: mixer_of(mix="shap-mix"), "mix is 'shap-mix'; did you mean 'shapmix'? Give one of none, mixup, stmix, shapmix, "),
     (lambda: mixer_of(loss="Balanced"), "loss is 'Balanced'; did you mean 'balanced'? Give one of ce, balanced, "),
     (lambda: mixer_of(compat="offical"), "compat is 'offical'; did you mean 'official'? Give one of default, official"),
     (lambda: mixer_of(compat=None), "compat is None; give one of default, official"),
     (lambda: mixer_of(estimator="exact-subset"), "estimator is 'exact-subset'; did you mean 'exact_subset'?"),
     (lambda: mixer_of(backend="trition"), "backend is 'trition'; did you mean 'triton'?"),
-    (lambda: propose("exacts", COUNTS, NTU, seed=0, step=0), "estimator is 'exacts'; did you mean 'exact'?"),
+    (lambda: ESTIMATORS.find("exacts"), "estimator is 'exacts'; did you mean 'exact'?"),
     (lambda: ClassSaliency(4, NTU, NTU.joints_in(NTU.combinations), "chains", 0.9), "estimator is 'chains'; did you mean 'chain'?"),
     (lambda: PartGame(Net(), NTU, mean_motion(), "logits"), "output is 'logits'; did you mean 'logit'?"),
     (lambda: interaction_matrix(5, "k-sii", 2), "index is 'k-sii'; did you mean 'k_sii'?"),
@@ -147,14 +147,14 @@ LABELS: list[tuple[Callable[[Tensor], Any], type[Exception], str]] = [
     (lambda y: y.tolist(), TypeError, "labels is a list; give a tensor [N]"),
     (lambda y: y.to("meta"), ValueError, "labels is on meta, clips on cpu"),
 ]
-MODES = ["none", "mixup", "shapmix", *RIVALS]
+MODES = list(MIXERS)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("change", "error", "message"), CLIPS, ids=[message[:50] for *_, message in CLIPS])
 def test_clips_that_do_not_fit(change: Callable[[Tensor], Any], error: type[Exception], message: str, mode: str) -> None:
     clips, labels = batch()
-    mixer, network = mixer_of(mode=mode), Net()
+    mixer, network = mixer_of(mix=mode), Net()
     if mode == "shapmix":
         with pytest.raises(error) as raised:
             mixer.observe(network, change(clips), labels[: len(change(clips))], 0)
@@ -172,7 +172,7 @@ def test_clips_that_do_not_fit(change: Callable[[Tensor], Any], error: type[Exce
 def test_labels_that_do_not_fit(change: Callable[[Tensor], Any], error: type[Exception], message: str, mode: str) -> None:
     clips, labels = batch()
     labels[2], labels[5] = 3, 0
-    mixer, network = mixer_of(mode=mode), Net()
+    mixer, network = mixer_of(mix=mode), Net()
     before = {key: value.clone() for key, value in mixer.state_dict().items()}
     if mode == "shapmix":
         with pytest.raises(error) as raised:
@@ -228,7 +228,7 @@ def test_float64_clips_are_taken(mode: str, loss: str) -> None:
     clips = clips.double()
     network, found = Net().double(), []
     for motion in (mean_motion(), mean_motion().double()):
-        mixer = mixer_of(mode=mode, loss=loss, mean_motion=motion)
+        mixer = mixer_of(mix=mode, loss=loss, mean_motion=motion)
         mixer.observe(network, clips, labels, 0)
         mixed = mixer.mix(clips, labels, 0)
         assert mixed.clips.dtype == torch.float64

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from shapmix.mixing.estimators import ESTIMATORS, Estimator, Measurement, pair_values, propose
+from shapmix.mixing.estimators import ESTIMATORS, Measurement, pair_values
+from shapmix.mixing.marginals import Request
 from shapmix.reference import expected_marginals
 from shapmix.shapley.values import group_values
 from shapmix.skeleton.layout import load_layout
@@ -31,9 +32,9 @@ def games_of(n: int) -> Tensor:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("n", [1, 3, 16, 64])
-def test_the_budget_is_two_forwards_a_sample(estimator: Estimator, n: int) -> None:
+def test_the_budget_is_two_forwards_a_sample(estimator: str, n: int) -> None:
     for step in range(3):
-        found = propose(estimator, torch.zeros(n, dtype=torch.int64), NTU, seed=0, step=step)
+        found = ESTIMATORS[estimator].propose(Request(torch.zeros(n, dtype=torch.int64), NTU, 0, step))
         rows = len(found.coalitions)
         if estimator == "exact":
             assert rows == 31 * n
@@ -48,8 +49,8 @@ def test_the_budget_is_two_forwards_a_sample(estimator: Estimator, n: int) -> No
 
 
 @pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name != "pair_table"])
-def test_every_marginal_is_of_its_sample_column_and_a_context(estimator: Estimator) -> None:
-    found = propose(estimator, torch.zeros(12, dtype=torch.int64), NTU, seed=1, step=4)
+def test_every_marginal_is_of_its_sample_column_and_a_context(estimator: str) -> None:
+    found = ESTIMATORS[estimator].propose(Request(torch.zeros(12, dtype=torch.int64), NTU, 1, 4))
     owner_of_row = torch.cat([torch.tensor([-1]), found.samples])
     set_of_row = torch.cat([torch.tensor([0]), found.coalitions])
     weights = torch.ones(found.with_rows.shape) if found.weights is None else found.weights
@@ -68,13 +69,13 @@ def test_every_marginal_is_of_its_sample_column_and_a_context(estimator: Estimat
 
 
 @pytest.mark.parametrize("estimator", ["official", "chain", "chain_reverse"])
-def test_drawn_marginals_are_right_on_average(estimator: Estimator) -> None:
+def test_drawn_marginals_are_right_on_average(estimator: str) -> None:
     """Many steps on one game: within 4 standard errors of the exact rectified mean, column by column."""
     games = games_of(1).expand(40, -1)
     exact = expected_marginals(games[:1], NTU.combinations, 5)[0]
     columns, values = [], []
     for step in range(150):
-        found = propose(estimator, torch.zeros(40, dtype=torch.int64), NTU, seed=2, step=step)
+        found = ESTIMATORS[estimator].propose(Request(torch.zeros(40, dtype=torch.int64), NTU, 2, step))
         columns.append(found.columns)
         values.append(marginals_of(found, games))
     column, value = torch.cat(columns), torch.cat(values)
@@ -86,9 +87,9 @@ def test_drawn_marginals_are_right_on_average(estimator: Estimator) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["exact", "exact_subset"])
-def test_exact_marginals_are_exact(estimator: Estimator) -> None:
+def test_exact_marginals_are_exact(estimator: str) -> None:
     games = games_of(32)
-    found = propose(estimator, torch.arange(32).flip(0), NTU, seed=0, step=0)
+    found = ESTIMATORS[estimator].propose(Request(torch.arange(32).flip(0), NTU, 0, 0))
     expected = expected_marginals(games, NTU.combinations, 5)
     torch.testing.assert_close(marginals_of(found, games), expected[found.owners, found.columns])
     chosen = found.owners.unique().tolist()
@@ -99,7 +100,7 @@ def test_pairs_are_seen_equally_often_and_give_the_group_values() -> None:
     games = games_of(8)
     total, count = torch.zeros(32, dtype=torch.float64), torch.zeros(32)
     for step in range(32):
-        found = propose("pair_table", torch.zeros(8, dtype=torch.int64), NTU, seed=0, step=step)
+        found = ESTIMATORS["pair_table"].propose(Request(torch.zeros(8, dtype=torch.int64), NTU, 0, step))
         value = marginals_of(found, games[:1].expand(8, -1))
         total.index_add_(0, found.columns, value)
         count.index_add_(0, found.columns, torch.ones(len(value)))
@@ -110,4 +111,4 @@ def test_pairs_are_seen_equally_often_and_give_the_group_values() -> None:
 
 def test_an_unknown_estimator_is_named() -> None:
     with pytest.raises(ValueError, match="estimator is 'shap'; give one of official, exact"):
-        propose("shap", torch.zeros(3, dtype=torch.int64), NTU, seed=0, step=0)  # type: ignore[arg-type]
+        ESTIMATORS.find("shap")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.mixing import official
-from shapmix.mixing.estimators import ESTIMATORS, ON_DEVICE, Estimator
-from shapmix.mixing.marginals import draw_marginals
-from shapmix.mixing.mixer import Compat, Mode, ShapMix
+from shapmix.mixing.estimators import ESTIMATORS
+from shapmix.mixing.marginals import Request, draw_marginals
+from shapmix.mixing.mixer import Compat, ShapMix
 from shapmix.mixing.saliency import SALIENCY_START
 from shapmix.process.errors import DataError
 from shapmix.reference import coalition_inputs, expected_marginals, label_probability
@@ -95,7 +95,7 @@ def test_modes_come_back_after_an_exception() -> None:
 def test_observed_table_is_the_formula(compat: Compat, step: int) -> None:
     network, (clips, labels) = Probe().eval(), batch()
     mixer = mixer_of(compat=compat, estimator="official", warmup_steps=3, seed=2)
-    columns, contexts = draw_marginals(12, NTU, seed=2, step=step, shared=compat == "official", naive=step < 3)
+    columns, contexts = draw_marginals(Request(torch.zeros(12), NTU, 2, step, compat == "official", step < 3))
     expected = torch.full((4, 20), SALIENCY_START)
     for n in range(12):
         combination = int(NTU.combinations[columns[n]])
@@ -135,9 +135,9 @@ def test_exact_saliency_measures_every_coalition_of_the_least_measured_classes()
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_clip_that_is_not_finite_leaves_no_trace(estimator: Estimator, bad: float, counted: bool) -> None:
+def test_a_clip_that_is_not_finite_leaves_no_trace(estimator: str, bad: float, counted: bool) -> None:
     """Whole or in one joint: tables stay finite, its class alone misses a measurement, the others' rows keep every bit."""
-    if counted and estimator not in ON_DEVICE:
+    if counted and not ESTIMATORS[estimator].on_device:
         pytest.skip("drawn on the host")
     network, (clips, labels) = Probe().eval(), batch()
     others = torch.arange(4) != labels[0]
@@ -161,9 +161,9 @@ def test_a_clip_that_is_not_finite_leaves_no_trace(estimator: Estimator, bad: fl
 
 
 @pytest.mark.parametrize("mode", ["none", "mixup", "stmix", "shapmix"])
-def test_modes(mode: Mode) -> None:
+def test_modes(mode: str) -> None:
     network, (clips, labels) = Probe(), batch()
-    mixer = mixer_of(mode=mode, warmup_steps=2)
+    mixer = mixer_of(mix=mode, warmup_steps=2)
     for step in range(4):
         mixer.observe(network, clips, labels, step)
         mixed = mixer.mix(clips, labels, step)

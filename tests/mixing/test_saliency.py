@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shapmix.mixing.estimators import ESTIMATORS, Estimator, propose
+from shapmix.mixing.estimators import ESTIMATORS
+from shapmix.mixing.marginals import Request
 from shapmix.mixing.saliency import SALIENCY_SCALE, ClassSaliency, average_in
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import average_in as looped
@@ -29,12 +30,12 @@ def games(n: int, seed: int) -> torch.Tensor:
     return found
 
 
-def state(estimator: Estimator, decay: float = 0.9) -> ClassSaliency:
+def state(estimator: str, decay: float = 0.9) -> ClassSaliency:
     return ClassSaliency(CLASSES, NTU, JOINTS, estimator, decay)
 
 
 def measure(saliency: ClassSaliency, logits: torch.Tensor, labels: torch.Tensor, step: int, replace: bool = False) -> None:
-    found = propose(saliency.estimator, saliency.measured[labels], NTU, seed=0, step=step)
+    found = ESTIMATORS[saliency.estimator].propose(Request(saliency.measured[labels], NTU, 0, step))
     saliency.update(found, torch.cat([logits[0, :1], logits[found.samples, found.coalitions]]), labels, replace=replace)
 
 
@@ -109,7 +110,7 @@ def test_variance_is_that_between_samples() -> None:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_state_goes_through_state_dict(estimator: Estimator) -> None:
+def test_state_goes_through_state_dict(estimator: str) -> None:
     saliency = state(estimator)
     for step in range(3):
         measure(saliency, games(40, step), torch.arange(40) % CLASSES, step)

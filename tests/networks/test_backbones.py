@@ -63,5 +63,5 @@ def test_folding_is_exact(make: Callable[..., nn.Module]) -> None:
 
 def test_the_trainer_takes_them(tmp_path: object) -> None:
     options = ["--num-frames", "8", "--n-max", "8", "--imbalance", "4", "--batch-size", "8", "--epochs", "1", "--mix", "none"]
-    options += ["--network.backbone", "shapmix.networks:stgcn", "--threads", "1", "--run-dir", f"{tmp_path}/run"]
+    options += ["--network.backbone", "stgcn", "--threads", "1", "--run-dir", f"{tmp_path}/run"]
     assert train.main(options) == 0

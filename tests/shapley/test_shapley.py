@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shapmix.mixing.marginals import draw_marginals
+from shapmix.mixing.marginals import Request, draw_marginals
 from shapmix.reference import expected_marginals, marginals
 from shapmix.shapley.values import (
     Interaction,
@@ -153,7 +153,7 @@ def test_the_rectified_mean_is_at_least_the_rectified_value(seed: int) -> None:
 def test_the_published_draw_is_an_unbiased_estimate() -> None:
     """Means of many draws within 4 standard errors of the exact values, rectified and not."""
     game = game_of(5, 3)
-    drawn = draw_marginals(60_000, NTU, seed=1, step=0)
+    drawn = draw_marginals(Request(torch.zeros(60_000), NTU, 1, 0))
     upper, lower = game[NTU.combinations[drawn.columns] | drawn.contexts], game[drawn.contexts]
     for sample, exact in (
         (upper - lower, group_values(game, NTU.combinations, 5)),

@@ -22,7 +22,7 @@ import torch
 
 from shapmix import train
 from shapmix.data.clips import Splits
-from shapmix.data.order import epoch_batches, passes
+from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.process import files
 from shapmix.process.signals import stop_requests
 from shapmix.skeleton.layout import LayoutError
@@ -241,14 +241,14 @@ def test_a_folder_that_cannot_be_written_says_so(
 
 def test_batches_go_on_inside_an_epoch() -> None:
     clips = torch.arange(50) * 3
-    every = list(epoch_batches(clips, 8, seed=3, epoch=2))
+    every = list(epoch_batches(epoch_order(clips, 3, 2), 8))
     assert len(every) == 6
     assert len(torch.cat(every).unique()) == 48
     for first in range(7):
-        rest = list(epoch_batches(clips, 8, seed=3, epoch=2, first=first))
+        rest = list(epoch_batches(epoch_order(clips, 3, 2), 8, first=first))
         assert len(rest) == 6 - first
         assert all(torch.equal(one, other) for one, other in zip(rest, every[first:], strict=True))
-    assert not torch.equal(torch.cat(every), torch.cat(list(epoch_batches(clips, 8, seed=3, epoch=1))))
+    assert not torch.equal(torch.cat(every), torch.cat(list(epoch_batches(epoch_order(clips, 3, 1), 8))))
 
 
 @pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (3, 2), (4, 3)])

@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shapmix import reference
 from shapmix.data.clips import Splits
-from shapmix.data.order import epoch_batches
+from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.mixing import mixer
-from shapmix.mixing.estimators import ON_DEVICE, Estimator
-from shapmix.mixing.mixer import Mode, ShapMix
+from shapmix.mixing.estimators import drawn_on_device
+from shapmix.mixing.mixer import ShapMix
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.training import step
 from shapmix.training.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
@@ -36,7 +36,7 @@ def splits() -> Splits:
 class Setup:
     """A small network, its mixer and its optimizer, the same each time."""
 
-    def __init__(self, splits: Splits, mode: Mode, device: str = "cpu", *, fused: bool = True, **options: Any) -> None:
+    def __init__(self, splits: Splits, mode: str, device: str = "cpu", *, fused: bool = True, **options: Any) -> None:
         store = splits.store
         torch.manual_seed(0)
         self.sampler = ClipSampler(store, "crop", "joint", FRAMES, seed=3)
@@ -44,7 +44,7 @@ class Setup:
             store.layout, store.num_classes, num_people=store.num_people, in_channels=3, widths=(8, 16), halve=(1,)
         ).to(device)
         motion = mean_motion(self.sampler, splits.train)
-        self.mixer = ShapMix(store.layout, splits.class_counts(), motion, mode=mode, warmup_steps=1, **options).to(device)
+        self.mixer = ShapMix(store.layout, splits.class_counts(), motion, mix=mode, warmup_steps=1, **options).to(device)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
         )
@@ -57,12 +57,12 @@ class Setup:
 
 
 @pytest.mark.parametrize("clips_given", [False, True])
-@pytest.mark.parametrize("estimator", ON_DEVICE)
+@pytest.mark.parametrize("estimator", drawn_on_device())
 @pytest.mark.parametrize("mode", ["shapmix", "stmix", "mixup", "none"])
-def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: Mode, estimator: Estimator, clips_given: bool) -> None:
+def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: str, estimator: str, clips_given: bool) -> None:
     theirs, ours = Setup(splits, mode, estimator=estimator), Setup(splits, mode, estimator=estimator)
     step = ours.step(clips_given=clips_given)
-    batches = epoch_batches(splits.train[: BATCH * STEPS], BATCH, 1, 0)
+    batches = epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 1, 0), BATCH)
     for number, chosen in enumerate(batches):
         clips, labels = theirs.sampler.training(chosen, number), splits.store.labels[chosen]
         theirs.network.train()
@@ -93,9 +93,9 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("estimator", ON_DEVICE)
+@pytest.mark.parametrize("estimator", drawn_on_device())
 @pytest.mark.parametrize("number", [0, 1])
-def test_nothing_is_read_back(splits: Splits, number: int, estimator: Estimator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_back(splits: Splits, number: int, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(splits, "shapmix", estimator=estimator)
     setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
@@ -184,7 +184,7 @@ class Guarded(Setup):
 def test_a_step_that_is_not_finite_is_left_out(splits: Splits, optimizer: str, cause: str, first: int) -> None:
     """Weights, optimizer, running statistics and the saliency go on as if it had not been, the first step of all too."""
     with_it, without = Guarded(splits, optimizer), Guarded(splits, optimizer)
-    batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 1, 0))
+    batches = list(epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 1, 0), BATCH))
     for setup in (with_it, without):
         step = setup.step(clips_given=True)
         for number, chosen in enumerate(batches):
@@ -320,7 +320,7 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
         else:
             setup.optimizer.param_groups[0]["lr"] = 2e-3
         steps[capture] = setup.step(capture=capture, clips_given=clips_given)
-    batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
+    batches = list(epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 0, 0), BATCH)) * 3
     for number, chosen in enumerate(batches):
         if number == len(batches) - 3:
             for setup in setups.values():
@@ -342,7 +342,7 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
 def test_a_graph_leaves_everything_alone_where_the_loss_is_not_finite(splits: Splits) -> None:
     setup = Setup(splits, "shapmix", "cuda")
     step = setup.step(clips_given=True)
-    batches = list(epoch_batches(splits.train[: BATCH * STEPS], BATCH, 0, 0)) * 3
+    batches = list(epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 0, 0), BATCH)) * 3
     for number, chosen in enumerate(batches):
         step(chosen, number, setup.sampler.training(chosen, number))
     assert step._captured

@@ -36,7 +36,7 @@ def losses(run: str) -> torch.Tensor:
         ["--mix", "none", "--loss", "ce"],
         ["--mix", "shapmix", "--schedule.optimizer", "sgd", "--ema", "0.9"],
         # at a rate of 0.01 its ten layers make tenths of a rounding within an epoch
-        ["--mix", "shapmix", "--network.backbone", "shapmix.networks:stgcn", "--schedule.lr", "1e-4", "--epochs", "2"],
+        ["--mix", "shapmix", "--network.backbone", "stgcn", "--schedule.lr", "1e-4", "--epochs", "2"],
     ],
     ids=" ".join,
 )

@@ -1,8 +1,12 @@
-"""Mixers that Shap-Mix is compared with, each one function of the batch.
+"""Mixers, each one function of the batch that its decorator registers; `--mix`, `ShapMix(mix=...)`, help and errors follow.
 
-All take clips [N, C, T, V, M], labels [N], the training clips of each class [K], the layout, and (seed, step), of which every draw
-is a function; all return the mixed clips [N, C, T, V, M], the partner [N] of each and the partner's share [N] of its label. They
-mix within the batch, clip by clip with draws of its own unless they say otherwise, and follow their papers except where they say.
+They mix within the batch, clip by clip with draws of their own unless they say otherwise, and follow their papers except where they
+say. A mixer of your own, before `ShapMix` or a configuration names it:
+
+    @mixer("half")
+    def half(batch: Batch) -> MixedBatch:
+        partner = batch.draws().other()
+        return batch.mixed((batch.clips + batch.clips[partner]) / 2, partner, torch.full(partner.shape, 0.5))
 """
 
 from __future__ import annotations
@@ -15,17 +19,93 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from shapmix.draws.philox import integers, random_words, uniform
+from shapmix.kernels import draw_plan, mix_clips
+from shapmix.process.choices import Registry
 from shapmix.skeleton.layout import Layout
 
 _RIVAL = 6  # what the random words are for; see shapmix.draws.crops
 
 
-class Mixed(NamedTuple):
-    """Mixed clips [N, C, T, V, M], partners [N] int64 and their share [N] float32 of the label."""
+class MixedBatch(NamedTuple):
+    """A batch [clean; mixed] and how its labels are mixed.
+
+    clips [2N, C, T, V, M] (or [N, ...] where nothing is mixed), labels [N], partner [N], the partner's share [N], and the step.
+    """
 
     clips: Tensor
+    labels: Tensor
     partner: Tensor
     share: Tensor
+    step: int = 0
+
+
+class Pasting(NamedTuple):
+    """What Shap-Mix pastes by: the arguments of `draw_plan` that are the same in every step, and whether saliency is known yet."""
+
+    saliency: Tensor  # [K, Q]
+    priority: Tensor  # [K]
+    combinations: Tensor  # [Q] bit sets
+    part_of_joint: Tensor  # [V]
+    temperature: float
+    blend_probability: float
+    warmed_up: bool
+    backend: str | None
+
+
+class Batch(NamedTuple):
+    """What a mixer is given: clips [N, C, T, V, M], labels [N], the training clips of each class [K], the layout, and (seed, step).
+
+    Every draw is a function of (seed, step). `counter` is the step as a tensor beside the clips where no value may be read on the
+    host, which only mixers registered with `on_device=True` see.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    counts: Tensor
+    layout: Layout
+    seed: int
+    step: int
+    counter: Tensor | None
+    pasting: Pasting
+
+    def draws(self, rows: int | None = None) -> Draws:
+        """Uniform numbers of this step, one row a clip unless told otherwise."""
+        return Draws(self.seed, self.step, len(self.labels) if rows is None else rows, self.clips.device)
+
+    def mixed(self, clips: Tensor, partner: Tensor, share: Tensor) -> MixedBatch:
+        """The batch [clean; mixed] of mixed clips [N, C, T, V, M], partners [N] int64 and their share [N] float32 of the label."""
+        return MixedBatch(torch.cat([self.clips, clips]), self.labels, partner, share, self.step)
+
+
+class Mixer(NamedTuple):
+    """A mixer, and what the trainer must know of it; `mixer` says what."""
+
+    mix: Callable[[Batch], MixedBatch]
+    on_device: bool
+    guided: bool
+
+
+MIXERS = Registry[Mixer]("mix")
+
+
+def mixer(
+    name: str, *, on_device: bool = False, guided: bool = False
+) -> Callable[[Callable[[Batch], MixedBatch]], Callable[[Batch], MixedBatch]]:
+    """Registers a mixer under a name.
+
+    Args:
+        on_device: it reads no value on the host and draws by `batch.counter` where there is one, so that a CUDA graph can hold it.
+        guided: it goes by the class saliency, which is then measured in every step.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(mix: Callable[[Batch], MixedBatch]) -> Callable[[Batch], MixedBatch]:
+        MIXERS.add(name, Mixer(mix, on_device, guided))
+        return mix
+
+    return register
 
 
 class Draws:
@@ -52,50 +132,82 @@ class Draws:
         return (torch.arange(self._rows, device=shift.device) + shift) % self._rows
 
 
-def remix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("none", on_device=True)
+def none(batch: Batch) -> MixedBatch:
+    """The clean clips alone."""
+    itself = torch.arange(len(batch.labels), device=batch.labels.device)
+    return MixedBatch(batch.clips, batch.labels, itself, torch.zeros(len(itself), device=batch.clips.device), batch.step)
+
+
+@mixer("mixup", on_device=True)
+def mixup(batch: Batch) -> MixedBatch:
+    """Whole clips, blended: Zhang et al., mixup, ICLR 2018."""
+    return _pasted(batch, batch.pasting._replace(blend_probability=1.0), guided=False)
+
+
+@mixer("stmix", on_device=True)
+def stmix(batch: Batch) -> MixedBatch:
+    """Shap-Mix without saliency: random parts."""
+    return _pasted(batch, batch.pasting, guided=False)
+
+
+@mixer("shapmix", on_device=True, guided=True)
+def shapmix(batch: Batch) -> MixedBatch:
+    """The rarer class keeps, or brings, parts drawn by its saliency, once that is known."""
+    return _pasted(batch, batch.pasting, guided=batch.pasting.warmed_up)
+
+
+@mixer("remix")
+def remix(batch: Batch) -> MixedBatch:
     """Mixup whose label belongs to the rarer class alone where that class is 3 times rarer and its clip has less than half.
 
     Source: Chou et al., Remix, ECCV 2020 workshops, equation 5, with its kappa = 3 and tau = 0.5.
     """
+    clips, labels, counts = batch.clips, batch.labels, batch.counts
     kappa, tau = 3.0, 0.5
-    draws = Draws(seed, step, len(labels), clips.device)
+    draws = batch.draws()
     partner, share = draws.other(), draws.share()
     mixed = clips * _column(1 - share, clips) + clips[partner] * _column(share, clips)
     ratio = counts[labels].double() / counts[labels[partner]].double()
     share = torch.where((ratio >= kappa) & (1 - share < tau), torch.ones_like(share), share)
     share = torch.where((ratio <= 1 / kappa) & (share < tau), torch.zeros_like(share), share)
-    return Mixed(mixed, partner, share)
+    return batch.mixed(mixed, partner, share)
 
 
-def cutmix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("cutmix")
+def cutmix(batch: Batch) -> MixedBatch:
     """A window of frames of random joints is the partner's; the label goes by its share of the clip.
 
     Source: Yun et al., CutMix, ICCV 2019. A skeleton has no rectangle of joints: as many are drawn as a side would have.
     """
-    draws = Draws(seed, step, len(labels), clips.device)
-    return _cut(clips, draws.other(), draws)
+    draws = batch.draws()
+    return _cut(batch, draws.other(), draws)
 
 
-def cmo(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("cmo")
+def cmo(batch: Batch) -> MixedBatch:
     """CutMix that pastes the tail into the head: partners are drawn with the inverse of their class's size.
 
     Source: Park et al., CMO, CVPR 2022, q(1, k). There partners come from all training clips, here from the batch.
     """
-    draws = Draws(seed, step, len(labels), clips.device)
-    weight = 1 / counts[labels].double()
+    labels = batch.labels
+    draws = batch.draws()
+    weight = 1 / batch.counts[labels].double()
     place = uniform(draws.next()[:, 0]) * weight.sum()
     partner = torch.searchsorted(weight.cumsum(0), place).clamp(max=len(labels) - 1)
-    return _cut(clips, partner, draws)
+    return _cut(batch, partner, draws)
 
 
-def skelemix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("skelemix")
+def skelemix(batch: Batch) -> MixedBatch:
     """A window of frames of 1 to P - 1 body parts is the partner's, the same window, parts and shift for the whole batch.
 
     Source: Chen et al., SkeleMixCLR, AAAI 2023, whose windows are of 4 frames. It has no labels; their share here is that of the
     pasted joints and frames.
     """
-    n, num_frames = len(labels), clips.shape[2]
-    draws = Draws(seed, step, 1, clips.device)
+    clips, layout, n = batch.clips, batch.layout, len(batch.labels)
+    num_frames = clips.shape[2]
+    draws = batch.draws(1)
     shift = integers(draws.next()[:, 0], 1, n - 1)
     partner = (torch.arange(n, device=clips.device) + shift) % n
     count = integers(draws.next()[:, 0], 1, layout.num_parts - 1)
@@ -104,10 +216,11 @@ def skelemix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed
     blocks = num_frames // 4
     length = integers(draws.next()[:, 0], 1, max(1, blocks - 1))
     start = integers(draws.next()[:, 0], 0, blocks - length)
-    return _paste(clips, partner, (4 * start).expand(n), (4 * length).expand(n), joints)
+    return batch.mixed(*_paste(clips, partner, (4 * start).expand(n), (4 * length).expand(n), joints))
 
 
-def partial_mixup(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("partial_mixup")
+def partial_mixup(batch: Batch) -> MixedBatch:
     """The clip's upper body on the partner's legs; the label goes by the joints, or to the class that is 3 times rarer alone.
 
     Source: Liu et al., Balanced Representation Learning, arXiv 2308.14024, rebalanced partial mixup. There a sixteenth of a batch
@@ -116,23 +229,25 @@ def partial_mixup(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout,
     Raises:
         ValueError: the layout has no parts with `leg` in their names.
     """
+    clips, labels, counts, layout = batch.clips, batch.labels, batch.counts, batch.layout
     legs = [name for name in layout.parts if "leg" in name]
     if not legs:
         raise ValueError(
             f"partial mixup needs parts with 'leg' in their names; layout '{layout.name}' has {', '.join(layout.parts)}"
         )
     kappa, n = 3, len(labels)
-    partner = Draws(seed, step, n, clips.device).other()
+    partner = batch.draws().other()
     lower = torch.zeros(layout.num_joints, dtype=torch.bool, device=clips.device)
     lower[[joint for name in legs for joint in layout.parts[name]]] = True
     all_frames = torch.full((n,), clips.shape[2], device=clips.device)
     mixed, _, share = _paste(clips, partner, torch.zeros_like(all_frames), all_frames, lower.expand(n, -1))
     mine, theirs = counts[labels], counts[labels[partner]]
     share = torch.where(mine > kappa * theirs, torch.ones_like(share), share)
-    return Mixed(mixed, partner, torch.where(theirs > kappa * mine, torch.zeros_like(share), share))
+    return batch.mixed(mixed, partner, torch.where(theirs > kappa * mine, torch.zeros_like(share), share))
 
 
-def spatial_mix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("spatial_mix")
+def spatial_mix(batch: Batch) -> MixedBatch:
     """Each projection along an axis is the clip's or the partner's, and a coordinate is the mean of the projections that show it.
 
     Source: Xiang and Wang, JMDA, TOMM 2024, SpatialMix. One draw for the batch, as there. C = 3 coordinates.
@@ -140,40 +255,44 @@ def spatial_mix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, s
     Raises:
         ValueError: clips without three coordinates.
     """
+    clips, n = batch.clips, len(batch.labels)
     if clips.shape[1] != 3:
         raise ValueError(f"SpatialMix projects clips of 3 coordinates, not {clips.shape[1]}")
-    n = len(labels)
-    draws = Draws(seed, step, 1, clips.device)
+    draws = batch.draws(1)
     shift = integers(draws.next()[:, 0], 1, n - 1)
     partner = (torch.arange(n, device=clips.device) + shift) % n
     theirs = uniform(draws.next(3)[0]).to(clips.dtype) < 0.5  # [3], of the projection along each axis
     share_of_axis = (theirs.sum() - theirs.to(torch.int64)).to(clips.dtype) / 2  # a coordinate is seen along the other two axes
     weight = share_of_axis.view(1, 3, 1, 1, 1)
     mixed = clips * (1 - weight) + clips[partner] * weight
-    return Mixed(mixed, partner, (theirs.sum() / 3).float().expand(n))
+    return batch.mixed(mixed, partner, (theirs.sum() / 3).float().expand(n))
 
 
-def temporal_mix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("temporal_mix")
+def temporal_mix(batch: Batch) -> MixedBatch:
     """The whole clip, resized to a part of the frames, and behind it the whole partner in the rest of them.
 
     Source: Xiang and Wang, JMDA, TOMM 2024, TemporalMix. One draw for the batch, as there.
     """
-    n, num_frames = len(labels), clips.shape[2]
-    draws = Draws(seed, step, 1, clips.device)
+    clips, n = batch.clips, len(batch.labels)
+    num_frames = clips.shape[2]
+    draws = batch.draws(1)
     shift = integers(draws.next()[:, 0], 1, n - 1)
     partner = (torch.arange(n, device=clips.device) + shift) % n
     own = min(max(1, int(num_frames * draws.share())), num_frames - 1)
     mixed = torch.cat([_resized(clips, own), _resized(clips[partner], num_frames - own)], dim=2)
-    return Mixed(mixed, partner, torch.full((n,), 1 - own / num_frames, device=clips.device))
+    return batch.mixed(mixed, partner, torch.full((n,), 1 - own / num_frames, device=clips.device))
 
 
-def bone_mix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed: int, step: int) -> Mixed:
+@mixer("bone_mix")
+def bone_mix(batch: Batch) -> MixedBatch:
     """Mixup of the directions of the bones, with the clip's own root and bone lengths: the body keeps its proportions.
 
     An approximation of mixing in the space of poses: directions are mixed linearly and made unit again, frame by frame. Joint
     stream only; a bone without length stays without.
     """
-    draws = Draws(seed, step, len(labels), clips.device)
+    clips, layout = batch.clips, batch.layout
+    draws = batch.draws()
     partner, share = draws.other(), draws.share()
     parents = torch.tensor(layout.parents, device=clips.device)
     own, other = (x - x[:, :, :, parents] for x in (clips, clips[partner]))
@@ -185,19 +304,27 @@ def bone_mix(clips: Tensor, labels: Tensor, counts: Tensor, layout: Layout, seed
     joints = list(clips.unbind(3))
     for joint in _outwards(layout):
         joints[joint] = joints[layout.parents[joint]] + bone[:, :, :, joint]
-    return Mixed(torch.stack(joints, dim=3), partner, share)
+    return batch.mixed(torch.stack(joints, dim=3), partner, share)
 
 
-RIVALS: dict[str, Callable[[Tensor, Tensor, Tensor, Layout, int, int], Mixed]] = {
-    "remix": remix,
-    "cutmix": cutmix,
-    "cmo": cmo,
-    "skelemix": skelemix,
-    "partial_mixup": partial_mixup,
-    "spatial_mix": spatial_mix,
-    "temporal_mix": temporal_mix,
-    "bone_mix": bone_mix,
-}
+def _pasted(batch: Batch, pasting: Pasting, *, guided: bool) -> MixedBatch:
+    """A window of frames of some parts is the partner's, or whole clips are blended, as a drawn plan says."""
+    plan = draw_plan(
+        batch.labels,
+        pasting.saliency,
+        pasting.priority,
+        pasting.combinations,
+        pasting.part_of_joint,
+        batch.clips.shape[2],
+        seed=batch.seed,
+        step=batch.step if batch.counter is None else batch.counter,
+        guided=guided,
+        temperature=pasting.temperature,
+        blend_probability=pasting.blend_probability,
+        backend=pasting.backend,
+    )
+    both = mix_clips(batch.clips, plan, pasting.part_of_joint, backend=pasting.backend)
+    return MixedBatch(both, batch.labels, plan.partner, plan.label_share, batch.step)
 
 
 def _column(share: Tensor, clips: Tensor) -> Tensor:
@@ -221,19 +348,19 @@ def _resized(clips: Tensor, num_frames: int) -> Tensor:
     return resized.view(n, channels, joints, people, num_frames).permute(0, 1, 4, 2, 3)
 
 
-def _cut(clips: Tensor, partner: Tensor, draws: Draws) -> Mixed:
+def _cut(batch: Batch, partner: Tensor, draws: Draws) -> MixedBatch:
     """A window and joints whose sides are the root of a uniform share of the clip."""
-    _, _, num_frames, num_joints, _ = clips.shape
+    _, _, num_frames, num_joints, _ = batch.clips.shape
     side = draws.share().sqrt()
     length = (side * num_frames).round().long()
     start = integers(draws.next()[:, 0], 0, num_frames - length)
     rank = draws.next(num_joints).argsort(1).argsort(1)
-    return _paste(clips, partner, start, length, rank < (side * num_joints).round()[:, None])
+    return batch.mixed(*_paste(batch.clips, partner, start, length, rank < (side * num_joints).round()[:, None]))
 
 
-def _paste(clips: Tensor, partner: Tensor, start: Tensor, length: Tensor, joints: Tensor) -> Mixed:
-    """Frames start to start + length of `joints` [N, V] bool are the partner's."""
+def _paste(clips: Tensor, partner: Tensor, start: Tensor, length: Tensor, joints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(clips, partner, share): frames start to start + length of `joints` [N, V] bool are the partner's."""
     frame = torch.arange(clips.shape[2], device=clips.device)
     window = (frame >= start[:, None]) & (frame < (start + length)[:, None])
     pasted = window[:, None, :, None, None] & joints[:, None, None, :, None]
-    return Mixed(torch.where(pasted, clips[partner], clips), partner, pasted.float().mean((1, 2, 3, 4)))
+    return torch.where(pasted, clips[partner], clips), partner, pasted.float().mean((1, 2, 3, 4))

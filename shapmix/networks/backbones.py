@@ -1,0 +1,59 @@
+"""Networks by name, for `--network.backbone`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from torch import nn
+
+from shapmix.process.choices import Registry
+
+Make = TypeVar("Make", bound=Callable[..., nn.Module])
+
+
+class Backbone(NamedTuple):
+    """A function that makes a network, and what the trainer must know of it; `backbone` says what."""
+
+    make: Callable[..., nn.Module]
+    on_device: bool
+    options: tuple[str, ...]
+
+
+BACKBONES = Registry[Backbone]("network.backbone")
+
+
+def backbone(name: str, *, on_device: bool = False, options: tuple[str, ...] = ()) -> Callable[[Make], Make]:
+    """Registers a function that makes a network for clips of a layout.
+
+        @backbone("linear")
+        def linear(layout: Layout, num_classes: int, *, num_people: int, in_channels: int) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+    Args:
+        on_device: the network reads no value on the host, so that `--cuda-graph auto` holds it in a CUDA graph.
+        options: of `--network` that the function takes as well: widths, halve, graph_gain.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(make: Make) -> Make:
+        BACKBONES.add(name, Backbone(make, on_device, options))
+        return make
+
+    return register
+
+
+def find_backbone(name: str) -> Backbone:
+    """A registered backbone, or `module:function` of the user's own.
+
+    Raises:
+        ValueError: an unknown name, with the nearest one.
+        ImportError, AttributeError: no such module or function.
+    """
+    module, colon, function = name.partition(":")
+    if not colon:
+        return BACKBONES.find(name)
+    return Backbone(getattr(importlib.import_module(module), function), on_device=False, options=())
