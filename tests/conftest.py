@@ -1,4 +1,4 @@
-"""Where recorded behaviour is found, and what every test shares."""
+"""Fixtures shared by all tests, among them the recordings and the NW-UCLA clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench  # noqa: F401  finds shapmix.kernels where the project is not installed
+import bench  # noqa: F401  makes shapmix.kernels importable if the project is not installed
 from bench.verdicts import proofs_of
 from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
@@ -20,20 +20,20 @@ from shapmix.data.synthetic import make_synthetic
 try:
     from hypothesis import settings
 except ModuleNotFoundError:
-    pass  # the tests that need it are left out by name, see below
+    pass  # the tests that need it are skipped by name, see below
 else:
-    # a shared machine makes single examples slow, which says nothing about the code
+    # single examples can be slow on a shared machine
     settings.register_profile("shapmix", deadline=None)
     settings.load_profile("shapmix")
 
-if os.environ.get("PYTEST_XDIST_WORKER"):  # as many processes as cores: each, and what it starts, computes on one
+if os.environ.get("PYTEST_XDIST_WORKER"):  # as many workers as cores: each worker and its subprocesses use one thread
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of the ops on a back end of the GPU are marked `gpu`; others that need one say so themselves."""
+    """Marks the tests of ops on GPU back ends as `gpu`; other GPU tests mark themselves."""
     for item in items:
         if proofs_of(item.nodeid):
             item.add_marker(pytest.mark.gpu)
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """A GPU may be in a machine with little else: of `-m gpu`, files whose packages are missing there are skipped by name."""
+    """With `-m gpu`, skips files whose packages are missing by name, since a GPU machine may have few packages."""
     report = yield
     lacks = re.search(r"No module named '(?!shapmix|bench|kernels|backends)(\w+)", str(report.longrepr)) if report.failed else None
     if lacks and "gpu" in collector.config.option.markexpr:
@@ -60,8 +60,8 @@ def small_splits() -> Splits:
 
 @pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch, small_splits: Splits, tmp_path: Path) -> None:
-    """Whatever a configuration asks for, the trainer gets the small data, in a folder of its own."""
-    from shapmix.training import build  # here, as most tests need nothing of what it imports
+    """The trainer uses the small data for any configuration, in a temporary working directory."""
+    from shapmix.training import build  # imported here, because most tests do not need it
 
     monkeypatch.setattr(build, "read_splits", lambda config: small_splits)
     monkeypatch.chdir(tmp_path)

@@ -90,7 +90,7 @@ def load_nw_ucla(
         val = left_over(labels[: len(train_pool)], _performances(train_pool), train, val_per_class, seed)
         if val_per_class and not val:
             raise DataError(
-                f"{train_list or 'the long-tailed draw'} uses every clip of the training views and leaves none to "
+                f"{train_list or 'the long-tailed sample'} uses every clip of the training views and leaves none to "
                 "validate on; use fewer clips, remove the list to hold out a tenth, or give val_per_class=0"
             )
     return _splits(source, clips, class_names, (train, val, range(len(train_pool), len(clips))), min_frames)
@@ -108,7 +108,7 @@ def _training_rows(
     if train_list is not None:
         return match_list(train_list, names)
     if imbalance is not None:
-        # The published sample is drawn from the whole order of train.csv.
+        # The published sample is drawn from the complete order of train.csv.
         return longtail_list(names, [clip.label for clip in pool], longtail_counts(num_classes, n_max, imbalance), seed)
     return list(range(len(pool)))
 
@@ -139,7 +139,7 @@ def _splits(
 
 
 def _cross_view(read: dict[str, Performed], folder: Path) -> tuple[list[Performed], list[Performed]]:
-    """Training and test clips, in the order of `train.csv` and `test.csv` where they exist, else by name."""
+    """Training and test clips, in the order of `train.csv` and `test.csv` if they exist, otherwise by name."""
     pools: list[list[Performed]] = []
     for table, training in (("train.csv", True), ("test.csv", False)):
         members = {name: clip for name, clip in sorted(read.items()) if (clip.view in TRAIN_VIEWS) == training}

@@ -165,8 +165,8 @@ def _pools(prepared: Prepared, protocol: str | None) -> Pools:
     if pair:
         for name in (training, testing):
             if name not in lists:
-                own = ", ".join(sorted(lists)) or "none"
-                raise DataError(f"protocol '{protocol}': the store has no list '{name}'; its lists are {own}")
+                known = ", ".join(sorted(lists)) or "none"
+                raise DataError(f"protocol '{protocol}': the store has no list '{name}'; its lists are {known}")
         if training == testing:
             raise DataError(f"protocol '{protocol}': '{training}' is both training and test list; give two lists")
         own_val = lists.get("val", none) if (training, testing) == ("train", "test") else none

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import jinja2
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from shapmix.data.clips import ClipStore
+from shapmix.pages.rendering import render
 from shapmix.pictures import plots
 from shapmix.process.errors import RunError
 from shapmix.process.files import check_output_folder, write_whole
@@ -90,6 +90,32 @@ def write_page(
     out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, y_down: bool = False
 ) -> Path:
     """Draws all figures and the HTML page into `out`; `pose` [V, C] is the skeleton to colour."""
+    by_class = explanation.by_label(explanation.parts)
+    shown = [class_names[label] for label in by_class.labels.tolist()]
+    pictures = draw_figures(out, explanation, class_names, pose, y_down=y_down)
+    table = [
+        (name, int(count), [f"{value:+.3f}" for value in row])
+        for name, count, row in zip(shown, by_class.clips.tolist(), by_class.mean.tolist(), strict=True)
+    ]
+    page = render(
+        "explain.html",
+        title=title,
+        clips=len(explanation),
+        rows=explanation.rows_forwarded,
+        output=explanation.output.replace("_", "-"),
+        parts=[part.replace("_", " ") for part in explanation.layout.parts],
+        table=table,
+        pictures=[(heading, base64.b64encode((out / file).read_bytes()).decode(), caption) for heading, file, caption in pictures],
+    )
+    path = out / "index.html"
+    write_whole(path, page)
+    return path
+
+
+def draw_figures(
+    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, *, y_down: bool
+) -> list[tuple[str, str, str]]:
+    """Draws all figures into `out`; returns (heading, file name, caption) of each."""
     layout = explanation.layout
     parts = list(layout.parts)
     by_class, combinations = explanation.by_label(explanation.parts), explanation.by_label(explanation.rectified)
@@ -106,7 +132,7 @@ def write_page(
     faithfulness = explanation.faithfulness()
     plots.plot_curves(out / "curves.png", faithfulness, explanation.output)
     example = f"'{explanation.names[strongest]}' of class '{class_names[int(explanation.labels[strongest])]}'"
-    pictures = [
+    return [
         (
             "Body parts",
             "parts.png",
@@ -125,22 +151,3 @@ def write_page(
         ),
         ("Is it faithful?", "curves.png", faithfulness.verdict(explanation.output.replace("_", "-"))),
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("shapmix.pages"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    table = [
-        (name, int(count), [f"{value:+.3f}" for value in row])
-        for name, count, row in zip(shown, by_class.clips.tolist(), by_class.mean.tolist(), strict=True)
-    ]
-    page = environment.get_template("explain.html").render(
-        title=title,
-        clips=len(explanation),
-        rows=explanation.rows_forwarded,
-        output=explanation.output.replace("_", "-"),
-        parts=[part.replace("_", " ") for part in parts],
-        table=table,
-        pictures=[(heading, base64.b64encode((out / file).read_bytes()).decode(), caption) for heading, file, caption in pictures],
-    )
-    path = out / "index.html"
-    write_whole(path, page)
-    return path

@@ -9,20 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from shapmix.data.clips import Splits
+from shapmix.data.clips import ClipStore, Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.mixing.mixer import ShapMix
+from shapmix.pages.rendering import render
 from shapmix.pictures import plots
 from shapmix.process.files import check_output_file, write_whole
 from shapmix.shapley.explanation import explain
 from shapmix.shapley.game import PartGame
 from shapmix.training import metrics
-from shapmix.training.example_mix import example_mix
+from shapmix.training.example_mix import MixExample, example_mix
 from shapmix.training.run_folder import read_metrics
 from shapmix.training.scores import logits_of
 from shapmix.training.trained import CPU, Checkpoint, open_with_data
@@ -47,54 +47,64 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
     rows = read_metrics(run / "metrics.jsonl")
 
-    scenes = []
-    mix = example_mix(trained, splits, sampler, mixer)
-    if mix is not None:
-        last = list(mix.clips)[-1]
-        views = [
-            moving(title, clip, mix.changed if title == last else None, y_down=store.y_down) for title, clip in mix.clips.items()
-        ]
-        scenes.append({"heading": "A mixed clip", "caption": "Orange: pasted from the partner.", "views": views})
-    scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
-
-    pictures = [
-        ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
-        ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, store.class_names)), "Fraction of the true class."),
-        (
-            "Parts",
-            drawn(
-                lambda path: plots.plot_part_values(
-                    path, part_values(network, mixer, splits, sampler, device), store.layout, store.class_names
-                )
-            ),
-            f"Contribution of each part to the probability of its class: Shapley values, mean of {EXPLAINED} test clips per class.",
-        ),
-    ]
-    if trained.mix == "shapmix":
-        caption = "Contribution of each combination of parts to a class's probability, as estimated in training."
-        saliency = drawn(lambda path: plots.plot_saliency(path, mixer.saliency, store.layout, store.class_names))
-        pictures.append(("Class saliency", saliency, caption))
-    by_class = metrics.class_accuracy(confusion)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("shapmix.pages"), autoescape=True, undefined=jinja2.StrictUndefined
+    about = (
+        f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
+        f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint"
     )
-    page = environment.get_template("report.html").render(
+    scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), y_down=store.y_down)
+    scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
+    values = part_values(network, mixer, splits, sampler, device)
+    saliency = mixer.saliency if trained.mix == "shapmix" else None
+    page = render(
+        "report.html",
         title=run.name,
-        about=f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
-        f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint",
+        about=about,
         buckets=[(name, _percent(value)) for name, value in accuracy.as_dict().items() if name != "clips"],
-        classes=[
-            (name, int(count), int(tested), _percent(share), 0.0 if share != share else 100 * share)
-            for name, count, tested, share in zip(
-                store.class_names, counts.tolist(), confusion.sum(1).tolist(), by_class.tolist(), strict=True
-            )
-        ],
-        pictures=pictures,
+        classes=class_rows(store.class_names, counts, confusion),
+        pictures=figures(store, rows, confusion, values, saliency),
         scenes=scenes,
         data={"edges": store.layout.edges, "scenes": [scene["views"] for scene in scenes]},
     )
     write_whole(path, page)
     return path
+
+
+def figures(
+    store: ClipStore, rows: Sequence[dict[str, Any]], confusion: Tensor, values: Tensor, saliency: Tensor | None
+) -> list[tuple[str, str, str]]:
+    """(heading, base64 PNG, caption) of every figure; the saliency table only if the run has one."""
+    layout, names = store.layout, store.class_names
+    found = [
+        ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
+        ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, names)), "Fraction of the true class."),
+        (
+            "Parts",
+            drawn(lambda path: plots.plot_part_values(path, values, layout, names)),
+            f"Contribution of each part to the probability of its class: Shapley values, mean of {EXPLAINED} test clips per class.",
+        ),
+    ]
+    if saliency is not None:
+        caption = "Contribution of each combination of parts to a class's probability, as estimated in training."
+        found.append(("Class saliency", drawn(lambda path: plots.plot_saliency(path, saliency, layout, names)), caption))
+    return found
+
+
+def class_rows(names: Sequence[str], counts: Tensor, confusion: Tensor) -> list[tuple[str, int, int, str, float]]:
+    """(name, training clips, test clips, accuracy as text, width of its bar in percent) of every class."""
+    columns = (counts.tolist(), confusion.sum(1).tolist(), metrics.class_accuracy(confusion).tolist())
+    return [
+        (name, int(count), int(tested), _percent(share), 0.0 if share != share else 100 * share)
+        for name, count, tested, share in zip(names, *columns, strict=True)
+    ]
+
+
+def mixed_scene(mix: MixExample | None, *, y_down: bool) -> list[dict[str, Any]]:
+    """The animation of a mixed clip beside its sources, if the run mixes clips."""
+    if mix is None:
+        return []
+    last = list(mix.clips)[-1]
+    views = [moving(title, clip, mix.changed if title == last else None, y_down=y_down) for title, clip in mix.clips.items()]
+    return [{"heading": "A mixed clip", "caption": "Orange: pasted from the partner.", "views": views}]
 
 
 def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: ClipSampler, device: torch.device = CPU) -> Tensor:

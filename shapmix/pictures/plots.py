@@ -19,10 +19,10 @@ plain_text = rc_context({"text.parse_math": False})  # class names may contain $
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Writes a PNG, whole or not at all.
+    """Writes a PNG file atomically.
 
     Raises:
-        OSError: with the file's name.
+        OSError: with the file name.
     """
     with whole_file(path) as file:
         figure.savefig(file, dpi=dpi, format="png")

@@ -40,7 +40,7 @@ class Msg3d:
             self.names += names
             self.splits[part] = names
         if not self.files:
-            raise DataError(f"{folder}: holds no *{DATA}")
+            raise DataError(f"{folder}: contains no *{DATA}")
         shapes = {rows.shape[3] for rows, _ in self._rows}
         if len(shapes) != 1 or not shapes <= set(LAYOUTS):
             raise DataError(

@@ -49,11 +49,11 @@ def find_clips(root: Path) -> Path:
     if root.is_file():
         return root
     if not root.exists():
-        raise DataError(f"{root}: no such folder; give the folder that holds NW-UCLA's all_sqe/ or all_sqe.tar.xz")
+        raise DataError(f"{root}: no such folder; give the folder with NW-UCLA's all_sqe/ or all_sqe.tar.xz")
     for candidate in (root / "all_sqe", root / "all_sqe.tar.xz"):
         if candidate.exists():
             return candidate
-    raise DataError(f"{root}: contains neither all_sqe/ nor all_sqe.tar.xz; give the folder that holds one of them")
+    raise DataError(f"{root}: contains neither all_sqe/ nor all_sqe.tar.xz; give the folder that contains one of them")
 
 
 def json_files(source: Path) -> Iterator[tuple[str, bytes]]:
