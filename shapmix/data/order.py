@@ -20,7 +20,7 @@ Draw = Callable[[npt.NDArray[np.int64], np.random.Generator], npt.NDArray[np.int
 
 
 class Sampler(NamedTuple):
-    """Draws the clips of an epoch, and whether it goes by their classes; `sampler` says how."""
+    """A function that draws the clips of an epoch (see `sampler`), and whether it uses their classes."""
 
     draw: Draw
     by_class: bool
@@ -30,19 +30,19 @@ SAMPLERS = Registry[Sampler]("sampler")
 
 
 def sampler(name: str, *, by_class: bool = True) -> Callable[[Draw], Draw]:
-    """Registers a sampler: a function of the clips' labels [N] and a generator, the only source of chance.
+    """Registers a sampler: a function of the clips' labels [N] and a generator, its only source of randomness.
 
         @sampler("first_half")
         def first_half(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
             return generator.permutation(len(labels) // 2)
 
-    It returns clips (0 to N - 1) in the order of one epoch, as many in each epoch.
+    It returns clips (0 to N - 1) in the order of one epoch, the same number in each epoch.
 
     Args:
-        by_class: it goes by the labels; otherwise they may be missing, and are zeros.
+        by_class: whether it uses the labels; otherwise they may be missing, and are zeros.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
 
     def register(draw: Draw) -> Draw:
@@ -60,7 +60,7 @@ def instance(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> n
 
 @sampler("square_root")
 def square_root(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """N draws with replacement, a class with a probability that goes by the square root of its clips.
+    """N draws with replacement; the probability of a class is proportional to the square root of its number of clips.
 
     Source: Kang et al., ICLR 2020, section 3.
     """
@@ -69,13 +69,13 @@ def square_root(labels: npt.NDArray[np.int64], generator: np.random.Generator) -
 
 @sampler("class_balanced")
 def class_balanced(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """N draws with replacement, each class with the same probability (Kang et al., ICLR 2020, section 3)."""
+    """N draws with replacement; all classes have the same probability (Kang et al., ICLR 2020, section 3)."""
     return _weighted(1 / np.bincount(labels)[labels], generator)
 
 
 @sampler("tail_repeat")
 def tail_repeat(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Every clip of a class of n clips sqrt(mean n / n) times, rounded, but at least once: no clip is left out.
+    """Repeats every clip of a class of n clips max(1, round(sqrt(mean n / n))) times, so no clip is skipped.
 
     Source: the repeat factors of Gupta et al., CVPR 2019.
     """
@@ -89,43 +89,43 @@ def _weighted(weight: npt.NDArray[np.float64], generator: np.random.Generator) -
 
 
 def epoch_order(clips: Tensor, seed: int, epoch: int, *, labels: Tensor | None = None, sampler: str = "instance") -> Tensor:
-    """The clips (indices [N]) in the order of one epoch.
+    """Clips in the order of one epoch.
 
     Args:
-        clips: indices [N].
-        seed, epoch: decide every draw.
-        labels: [N] classes of the clips; every sampler but `instance` goes by them.
+        clips: [N] indices.
+        seed, epoch: determine all random draws.
+        labels: [N] classes of the clips, required unless the sampler is `instance`.
         sampler: a name in `SAMPLERS`.
 
     Returns:
-        [N] indices; another number, the same in each epoch, with a sampler that repeats or leaves out clips.
+        [N] indices; a sampler that repeats or skips clips returns a different number, the same in each epoch.
 
     Raises:
-        ValueError: an unknown sampler, or no labels for one that goes by them.
+        ValueError: an unknown sampler, or missing labels for a sampler that uses them.
     """
     found = SAMPLERS.find(sampler)
     if labels is None and found.by_class:
-        raise ValueError(f"sampler '{sampler}' goes by the classes of the clips; give labels")
+        raise ValueError(f"sampler '{sampler}' needs the classes of the clips; give labels")
     given = np.zeros(len(clips), dtype=np.int64) if labels is None else labels.numpy()
     return clips[torch.from_numpy(found.draw(given, np.random.default_rng((seed, epoch))))]
 
 
 def epoch_batches(order: Tensor, batch_size: int, *, first: int = 0) -> Iterator[Tensor]:
-    """Global batches of an epoch's order from batch `first` on; a last, smaller batch is left out."""
+    """Yields the global batches of an epoch's order from batch `first` on; drops an incomplete last batch."""
     for begin in range(first * batch_size, len(order) - batch_size + 1, batch_size):
         yield order[begin : begin + batch_size]
 
 
 def passes(batch_size: int, rank: int, ranks: int, accumulate: int) -> list[Tensor]:
-    """Rows [n] of the global batch that a process forwards together, one tensor a pass.
+    """Rows [n] of the global batch that a process forwards together, one tensor per pass.
 
-    Over all processes and passes every row comes exactly once, and all passes have as many.
+    Every row occurs exactly once over all processes and passes; all passes have the same size.
 
     Raises:
-        ValueError: the batch does not divide.
+        ValueError: the batch is not divisible.
     """
     size, rest = divmod(batch_size, ranks * accumulate)
     if rest:
-        raise ValueError(f"batch_size {batch_size} does not divide into {ranks} processes with {accumulate} passes each")
+        raise ValueError(f"batch_size {batch_size} is not divisible by {ranks} processes times {accumulate} passes")
     begin = rank * accumulate * size
     return [torch.arange(begin + number * size, begin + (number + 1) * size) for number in range(accumulate)]

@@ -1,4 +1,4 @@
-"""The built-in synthetic data set: forward kinematics of people, with classes defined by known body parts.
+"""The embedded data set: synthetic clips from forward kinematics, with classes defined by known body parts.
 
 A class is a conjunction: a given motion in each of its one or two defining parts, with everything else drawn independently of
 the class. Classes come in blocks that cross two motions of both defining parts (2 x 2), so a single defining part never identifies

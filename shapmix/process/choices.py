@@ -1,4 +1,4 @@
-"""Validation of names, with suggestions for misspelled ones, and registries of what a name stands for."""
+"""Registries of named choices, and validation of names with suggestions for misspelled ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Entry = TypeVar("Entry")
 
 
 class Registry(dict[str, Entry]):
-    """The choices of one option by name: what a decorator registers is offered by `--help`, the errors and the tests.
+    """The named choices of an option; `--help`, error messages and tests list every registered choice.
 
     Args:
-        option: that takes one of the names.
+        option: name of the option.
     """
 
     def __init__(self, option: str) -> None:
@@ -24,19 +24,19 @@ class Registry(dict[str, Entry]):
         """Registers a choice.
 
         Raises:
-            ValueError: the name is taken, or no name for the command line.
+            ValueError: the name is already registered, or is not valid on the command line.
         """
         if not name.replace("-", "_").isidentifier():
-            raise ValueError(f"{self.option} '{name}' cannot be registered: give a name of letters, digits and _")
+            raise ValueError(f"{self.option} '{name}' cannot be registered: use letters, digits and _")
         if name in self:
-            raise ValueError(f"{self.option} '{name}' is registered already; give another name")
+            raise ValueError(f"{self.option} '{name}' is already registered; choose another name")
         self[name] = entry
 
     def find(self, name: str) -> Entry:
-        """The choice of a name.
+        """The choice with that name.
 
         Raises:
-            ValueError: an unknown name, with the nearest one.
+            ValueError: an unknown name; the message suggests the closest one.
         """
         check_choice(self.option, name, self)
         return self[name]

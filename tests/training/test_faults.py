@@ -256,7 +256,7 @@ def test_processes_and_passes_share_a_batch_without_overlap(ranks: int, accumula
     shares = [rows for rank in range(ranks) for rows in passes(24, rank, ranks, accumulate)]
     assert torch.equal(torch.cat(shares), torch.arange(24))
     assert {len(rows) for rows in shares} == {24 // (ranks * accumulate)}
-    with pytest.raises(ValueError, match="batch_size 25 does not divide"):
+    with pytest.raises(ValueError, match="batch_size 25 is not divisible"):
         passes(25, 0, ranks if ranks * accumulate > 1 else 2, accumulate)
 
 

@@ -190,7 +190,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     process = launch(2, tmp_path, [*TINY, "--batch-size", "13"])
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "batch_size 13 does not divide into 2 processes with 1 passes each; change one of them" in said
+    assert "batch_size 13 is not divisible by 2 processes times 1 passes; change one of them" in said
 
 
 @pytest.mark.parametrize("name", ["broadcast_buffers", "forward_sync_buffers"])

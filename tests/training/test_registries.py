@@ -92,13 +92,13 @@ def test_help_and_errors_list_what_is_registered(own: list[str], capsys: pytest.
 
 
 def test_a_sampler_by_class_asks_for_the_classes() -> None:
-    with pytest.raises(ValueError, match="sampler 'tail_repeat' goes by the classes of the clips; give labels"):
+    with pytest.raises(ValueError, match="sampler 'tail_repeat' needs the classes of the clips; give labels"):
         epoch_order(torch.arange(3), 0, 0, sampler="tail_repeat")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("cutmix", "mix 'cutmix' is registered already; give another name"), ("a b", "mix 'a b' cannot be registered: give a name")],
+    [("cutmix", "mix 'cutmix' is already registered; choose another name"), ("a b", "mix 'a b' cannot be registered: use letters")],
 )
 def test_a_name_is_registered_once(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
