@@ -9,11 +9,13 @@ bytes before memory is allocated, data that calls rebuild is counted, and only s
 from __future__ import annotations
 
 import codecs
+import gc
 import math
 import mmap
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +81,9 @@ class _Later:
         self.place: int | None = None
 
 
-class _Mark:
-    """Marks the start of a list of operands on the stack."""
-
-
-_MARK = _Mark()
-_NOT_DATA = (_Global, _ElementType, _Later, _Mark)
+_INTEGER = frozenset((int,))  # not bool
+_SIZED = frozenset((str, bytes, bytearray, list, tuple))
+_NOT_DATA = frozenset((_Global, _ElementType, _Later))  # these have no subclasses
 
 
 def _array(content: Any, element: Any, shape: Any, fortran: bool) -> np.ndarray:
@@ -92,13 +91,16 @@ def _array(content: Any, element: Any, shape: Any, fortran: bool) -> np.ndarray:
         content = content.encode("latin1")
     if not isinstance(element, _ElementType) or not isinstance(content, (bytes, bytearray)):
         raise RefusedError("an array of objects")
-    if not isinstance(shape, tuple) or len(shape) > 32 or any(type(length) is not int or length < 0 for length in shape):
+    if not isinstance(shape, tuple) or len(shape) > 32 or not _INTEGER.issuperset(map(type, shape)) or (shape and min(shape) < 0):
         raise ValueError(f"{show(shape)} is not the shape of an array")
     if not content or not element.dtype.itemsize:
         if content or (element.dtype.itemsize and math.prod(shape)):
             raise ValueError(f"{len(content)} bytes for an array of shape {show(shape)}")
         return np.zeros(shape, element.dtype)
-    return np.frombuffer(content, element.dtype).reshape(shape, order="F" if fortran else "C")
+    array: np.ndarray = np.ndarray(shape, element.dtype, content, order="F" if fortran else "C")
+    if array.nbytes != len(content):
+        raise ValueError(f"{len(content)} bytes for an array of shape {show(shape)}")
+    return array
 
 
 def _from_buffer(content: Any, element: Any, shape: Any, order: Any) -> np.ndarray:
@@ -185,21 +187,56 @@ class _Machine:
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
         self.data, self.size, self.at = data, len(data), 0
-        self.stack: list[Any] = []
+        self.stack: list[Any] = []  # the values above the last mark
+        self.below: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
         self.taken = 0  # bytes and elements passed to calls
 
     def run(self) -> Any:
-        data, operations = self.data, OPERATIONS
-        while self.at < self.size:
-            code = data[self.at]
-            self.at += 1
-            if code == STOP:
-                return _data(self.pop())
-            operation = operations.get(code)
-            if operation is None:
-                raise RefusedError(f"the operation {bytes([code])!r}")
-            operation(self)
+        """Runs the most frequent operations inline and the others through `OPERATIONS`.
+
+        A tuple may hold names and element types, because it may hold the arguments of a call.
+        """
+        data, size, memo, below, operations, index_of = self.data, self.size, self.memo, self.below, OPERATIONS, _U4.unpack_from
+        at, stack = 0, self.stack
+        while at < size:
+            code = data[at]
+            at += 1
+            if code == 0x6A:  # LONG_BINGET
+                stack.append(memo[index_of(data, at)[0]])
+                at += 4
+            elif code == 0x94 and type(stack[-1]) is not _Later:  # MEMOIZE
+                memo[len(memo)] = stack[-1]
+            elif code == 0x4B:  # BININT1
+                stack.append(data[at])
+                at += 1
+            elif code == 0x28:  # MARK
+                below.append(stack)
+                self.stack = stack = []
+            elif 0x85 <= code <= 0x87:  # TUPLE1, TUPLE2, TUPLE3
+                count = code - 0x84
+                values = tuple(stack[-count:])
+                if len(values) != count or _Later in map(type, values):
+                    raise ValueError("a tuple of an unfinished array")
+                stack[-count:] = (values,)
+            elif code == 0x74:  # TUPLE
+                values = tuple(self.to_mark())
+                if _Later in map(type, values):
+                    raise ValueError("a tuple of an unfinished array")
+                stack = self.stack
+                stack.append(values)
+            elif code == 0x68:  # BINGET
+                stack.append(memo[data[at]])
+                at += 1
+            elif code == STOP:
+                return _data(stack.pop())
+            else:
+                operation = operations[code]
+                if operation is None:
+                    raise RefusedError(f"the operation {bytes([code])!r}")
+                self.at = at
+                operation(self)
+                at, stack = self.at, self.stack
         raise ValueError("truncated")
 
     def take(self, count: int) -> bytes:
@@ -209,7 +246,9 @@ class _Machine:
         return self.data[self.at - count : self.at]
 
     def number(self, code: struct.Struct) -> Any:
-        return code.unpack(self.take(code.size))[0]
+        at = self.at
+        self.at += code.size
+        return code.unpack_from(self.data, at)[0]
 
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.at, self.at + LONGEST_LINE)
@@ -227,10 +266,7 @@ class _Machine:
         self.stack.append(value)
 
     def pop(self) -> Any:
-        value = self.stack.pop()
-        if value is _MARK:
-            raise ValueError("missing value")
-        return value
+        return self.stack.pop()
 
     def top(self, kind: type) -> Any:
         value = self.stack[-1]
@@ -239,15 +275,18 @@ class _Machine:
         return value
 
     def to_mark(self) -> list[Any]:
-        """Pops the values above the last mark; because they are removed, each value is visited only once."""
-        at = len(self.stack) - 1
-        while self.stack[at] is not _MARK:
-            at -= 1
-            if at < 0:
-                raise ValueError("missing mark")
-        values = self.stack[at + 1 :]
-        del self.stack[at:]
+        """Pops the values above the last mark."""
+        if not self.below:
+            raise ValueError("missing mark")
+        values, self.stack = self.stack, self.below.pop()
         return values
+
+    def drop(self) -> None:
+        """Pops the top value, or a mark with nothing above it."""
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.to_mark()
 
     def push_integer(self) -> None:
         content = self.line()
@@ -272,24 +311,14 @@ class _Machine:
     def push_text(self, count: int) -> None:
         self.push(str(self.take(count), "utf-8", "surrogatepass"))
 
-    def push_tuple(self, count: int) -> None:
-        values = self.stack[-count:]
-        if len(values) != count:
-            raise ValueError("too few values for a tuple")
-        del self.stack[-count:]
-        self.push(_operands(values))
-
     def extend(self, values: list[Any]) -> None:
-        into = self.top(list)
-        for value in values:
-            _data(value)
-        into.extend(values)
+        self.top(list).extend(_all_data(values))
 
     def insert(self, values: list[Any]) -> None:
-        into = self.top(dict)
-        for key, value in zip(values[::2], values[1::2], strict=True):
+        into, keys = self.top(dict), values[::2]
+        for key in keys:
             _check_key(key)
-            into[key] = _data(value)
+        into.update(zip(keys, _all_data(values[1::2]), strict=True))
 
     def get(self, index: int) -> None:
         self.push(self.memo[index])
@@ -298,8 +327,6 @@ class _Machine:
         value = self.stack[-1]
         if isinstance(value, _Later):
             value.place = index
-        elif value is _MARK:
-            raise ValueError("missing value")
         self.memo[index] = value
 
     def name(self, module: Any, name: Any) -> None:
@@ -313,59 +340,57 @@ class _Machine:
         self.push(ADMITTED[module, name])
 
     def call(self) -> None:
-        arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Global) or function.make is None or not isinstance(arguments, tuple):
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not _Global or function.make is None or type(arguments) is not tuple:
             raise RefusedError("a call that does not build data")
         # A genuine pickle uses each part once. Rebuilding large objects from one small part would exhaust memory.
-        self.taken += sum(len(one) if isinstance(one, (str, bytes, bytearray, list, tuple)) else 1 for one in arguments)
+        for one in arguments:
+            self.taken += len(one) if type(one) in _SIZED else 1
         if self.taken > 2 * self.size + 1000:
             raise ValueError("calls build more data than the file contains")
-        self.push(function.make(*arguments))
+        self.stack.append(function.make(*arguments))
 
     def build(self) -> None:
-        state, value = self.pop(), self.pop()
-        if isinstance(value, _ElementType) and isinstance(state, tuple):
-            value.set(state)
-            self.push(value)
-        elif isinstance(value, _Later) and isinstance(state, tuple):
+        state, value = self.stack.pop(), self.stack.pop()
+        if type(value) is _Later and type(state) is tuple:
             _, shape, element, fortran, content = state
             array = _array(content, element, shape, bool(fortran))
             if value.place is not None:
                 self.memo[value.place] = array
-            self.push(array)
+            self.stack.append(array)
+        elif type(value) is _ElementType and type(state) is tuple:
+            value.set(state)
+            self.stack.append(value)
         else:
             raise RefusedError("an object with custom state")
 
 
 def _data(value: Any) -> Any:
-    if isinstance(value, _NOT_DATA):
+    if type(value) in _NOT_DATA:
         raise RefusedError("a container of something that is not data")
     return value
 
 
-def _operands(values: list[Any]) -> tuple[Any, ...]:
-    """A tuple; it may contain names and element types, because calls take them as arguments."""
-    if any(isinstance(value, (_Later, _Mark)) for value in values):
-        raise ValueError("a tuple of an unfinished array")
-    return tuple(values)
+def _all_data(values: list[Any]) -> list[Any]:
+    if not _NOT_DATA.isdisjoint(map(type, values)):
+        raise RefusedError("a container of something that is not data")
+    return values
 
 
 _U1, _U2, _U4, _U8, _I4, _F8 = map(struct.Struct, ("<B", "<H", "<I", "<Q", "<i", ">d"))
-STOP = ord(".")
-OPERATIONS: dict[int, Callable[[_Machine], object]] = {
-    0x80: lambda m: m.take(1),  # protocol version
-    0x95: lambda m: m.take(8),  # frame length, not needed here
-    ord("("): lambda m: m.push(_MARK),
-    ord("0"): lambda m: m.stack.pop(),
+STOP = 0x2E
+_BY_CODE: dict[int, Callable[[_Machine], object]] = {
+    0x80: lambda m: m.take(1),  # the protocol
+    0x95: lambda m: m.take(8),  # a frame's length, for those who read in pieces
+    ord("0"): _Machine.drop,
     ord("1"): lambda m: m.to_mark(),
     ord("2"): lambda m: m.push(_data(m.stack[-1])),
-    ord("N"): lambda m: m.push(None),
-    0x88: lambda m: m.push(True),
-    0x89: lambda m: m.push(False),
+    ord("N"): lambda m: m.stack.append(None),
+    0x88: lambda m: m.stack.append(True),
+    0x89: lambda m: m.stack.append(False),
     ord("I"): lambda m: m.push_integer(),
     ord("L"): lambda m: m.push(m.whole()),
     ord("J"): lambda m: m.push(m.number(_I4)),
-    ord("K"): lambda m: m.push(m.number(_U1)),
     ord("M"): lambda m: m.push(m.number(_U2)),
     0x8A: lambda m: m.push_long(m.number(_U1)),
     0x8B: lambda m: m.push_long(m.number(_I4)),
@@ -382,36 +407,31 @@ OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     ord("C"): lambda m: m.push(m.take(m.number(_U1))),
     0x8E: lambda m: m.push(m.take(m.number(_U8))),
     0x96: lambda m: m.push(bytearray(m.take(m.number(_U8)))),
-    ord("]"): lambda m: m.push([]),
-    ord("l"): lambda m: m.push(list(map(_data, m.to_mark()))),
+    ord("]"): lambda m: m.stack.append([]),
+    ord("l"): lambda m: m.push(_all_data(m.to_mark())),
     ord("a"): lambda m: m.extend([m.pop()]),
     ord("e"): lambda m: m.extend(m.to_mark()),
-    ord(")"): lambda m: m.push(()),
-    ord("t"): lambda m: m.push(_operands(m.to_mark())),
-    0x85: lambda m: m.push_tuple(1),
-    0x86: lambda m: m.push_tuple(2),
-    0x87: lambda m: m.push_tuple(3),
-    ord("}"): lambda m: m.push({}),
+    ord(")"): lambda m: m.stack.append(()),
+    ord("}"): lambda m: m.stack.append({}),
     ord("d"): lambda m: _push_dict(m, m.to_mark()),
     ord("s"): lambda m: m.insert([m.pop(), m.pop()][::-1]),
     ord("u"): lambda m: m.insert(m.to_mark()),
-    0x8F: lambda m: m.push(set()),
+    0x8F: lambda m: m.stack.append(set()),
     0x90: lambda m: _add(m, m.to_mark()),
     0x91: lambda m: m.push(frozenset(_set(m.to_mark()))),
     ord("g"): lambda m: m.get(m.whole()),
-    ord("h"): lambda m: m.get(m.number(_U1)),
-    ord("j"): lambda m: m.get(m.number(_U4)),
     ord("p"): lambda m: m.put(m.whole()),
     ord("q"): lambda m: m.put(m.number(_U1)),
     ord("r"): lambda m: m.put(m.number(_U4)),
     0x94: lambda m: m.put(len(m.memo)),
     ord("c"): lambda m: m.name(m.line().decode(), m.line().decode()),
     0x93: lambda m: m.name(*[m.pop(), m.pop()][::-1]),
-    ord("R"): lambda m: m.call(),
-    ord("b"): lambda m: m.build(),
+    ord("R"): _Machine.call,
+    ord("b"): _Machine.build,
     ord("P"): lambda m: _persistent(m),
     ord("Q"): lambda m: _persistent(m),
 }
+OPERATIONS = [_BY_CODE.get(code) for code in range(256)]
 
 
 def _push_dict(machine: _Machine, values: list[Any]) -> None:
@@ -427,6 +447,18 @@ def _persistent(_: _Machine) -> None:
     raise RefusedError("a persistent object outside of the file")
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses the garbage collector, which would scan the new objects, and those of torch, again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def load_pickle(path: Path) -> Any:
     """Loads numbers, text, arrays and containers from a pickle file. Arrays are read-only.
 
@@ -436,8 +468,8 @@ def load_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
-                raise OtherLibraryError("the output of torch.save or numpy.savez; save NumPy arrays with pickle.dump")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                raise OtherLibraryError("what torch.save or numpy.savez writes; save NumPy arrays with pickle.dump")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, _uncollected():
                 return _Machine(content).run()
     except RefusedError as error:
         raise DataError(
