@@ -39,7 +39,8 @@ class PrepareConfig:
     scores: bool = False
     """The last coordinate of the plain form is the score of a pose's estimator."""
     depth: bool = False
-    """The third coordinate is a depth, although it looks like a score: it lies from 0 to 1 and the others are in pixels."""
+    """The third coordinate is a depth, although it looks like a score: it lies from 0 to 1 and the others are in pixels, or it is
+    that of 17 joints in MS-G3D's form."""
     train_names: Path | None = None
     """List of the names of the rows of x_train of an NTU npz, one a line."""
     test_names: Path | None = None
@@ -76,6 +77,7 @@ def prepare_or_check(config: PrepareConfig) -> int:
             config.format,
             layout=config.layout,
             scores=config.scores,
+            depth=config.depth,
             train_names=train_names,
             test_names=test_names,
         )

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import shapmix
 from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
+from shapmix.data.sources.msg3d import Msg3d
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
@@ -83,7 +84,7 @@ def prepare(
             rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
-                refuse = None if depth or source.scores else _reject_undeclared_scores
+                refuse = None if depth else _reject_depth if source.scores else _reject_undeclared_scores
                 _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, refuse)
                 index = _index(source, rows, dtype, hashes.result())
             write_whole(partial / LAYOUT, text)
@@ -105,12 +106,13 @@ def _log_summary(out: Path, layout: Layout, index: Mapping[str, Any]) -> None:
     for entry in damaged:
         log.warning("skipped: %s", entry["reason"])
     log.info(
-        "%s: %d recordings of %d classes, %d frames, layout %s%s",
+        "%s: %d recordings of %d classes, %d frames, layout %s%s%s",
         out,
         len(index["clips"]["name"]),
         len(index["class_names"]),
         sum(index["clips"]["length"]),
         layout.name,
+        "; the last coordinate is a confidence score" if index["scores"] else "",
         f"; {len(damaged)} damaged recordings skipped" if damaged else "",
     )
 
@@ -329,6 +331,17 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
         f"recording '{name}': the third coordinate is from 0 to 1 and the others reach {reach:.0f}, which looks like a "
         f"confidence score beside pixels. If it is a score, {scores}; if it is a depth, give --depth"
     )
+
+
+def _reject_depth(source: Source, name: str, joints: np.ndarray) -> None:
+    """Refuses a third coordinate outside 0 to 1 where the reader assumes a confidence score: 17 joints in MS-G3D's form."""
+    third = joints[..., 2]
+    least, most = float(third.min()), float(third.max())
+    if isinstance(source, Msg3d) and (least < 0 or most > OF_A_SCORE):
+        raise PrepareError(
+            f"recording '{name}': 17 joints are read as (x, y, score), but the third coordinate is between {least:.3g} and {most:.3g}; "
+            "if it is a depth, give --depth; if it is a score, write the data in the plain form and give --scores"
+        )
 
 
 def _warn_of_empty_classes(index: Mapping[str, Any]) -> None:

@@ -439,6 +439,35 @@ def test_scores_in_a_pickle_of_3d_poses_stop_too(tmp_path: Path, capsys: pytest.
     assert "write it as 'keypoint_score'" in capsys.readouterr().err
 
 
+def rows_of_17(folder: Path, joints: np.ndarray) -> Path:
+    """One clip [T, M, V, C] in MS-G3D's form."""
+    folder.mkdir()
+    np.save(folder / "train_data_joint.npy", joints.transpose(3, 0, 2, 1)[None])
+    (folder / "train_label.pkl").write_bytes(pickle.dumps((["a"], [0])))
+    return folder
+
+
+def test_a_depth_in_rows_of_17_joints_is_not_taken_for_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = rows_of_17(tmp_path / "3d", RNG.normal(size=(4, 1, 17, 3)).astype(np.float32))
+    assert run(folder, tmp_path / "store", "--skip-damaged") == 2
+    said = capsys.readouterr().err
+    assert "recording 'a': 17 joints are read as (x, y, score), but the third coordinate is between -" in said
+    assert "if it is a depth, give --depth; if it is a score, write the data in the plain form and give --scores" in said
+    assert not (tmp_path / "store").exists()
+    assert run(folder, tmp_path / "depth", "--depth") == 0
+    assert not open_store(tmp_path / "depth").clips.scores
+
+
+def test_rows_of_17_joints_have_a_score_where_there_are_three_coordinates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for coordinates in (2, 3):
+        folder, store = rows_of_17(tmp_path / f"raw{coordinates}", scored()[..., :coordinates]), tmp_path / str(coordinates)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert run(folder, store) == 0
+        assert open_store(store).clips.scores == (coordinates == 3)
+        assert ("layout coco17; the last coordinate is a confidence score" in caplog.text) == (coordinates == 3)
+
+
 @pytest.mark.parametrize("change", [[1, 1, 5], [0.002, 0.002, 1], [1, 1, 0], [1, 1, -1]])
 def test_other_third_coordinates_are_coordinates(change: list[float], tmp_path: Path) -> None:
     assert run(plain(tmp_path / "raw", scored(joints=20) * np.float32(change)), tmp_path / "store") == 0

@@ -35,6 +35,7 @@ def find_source(
     *,
     layout: str | None = None,
     scores: bool = False,
+    depth: bool = False,
     train_names: Sequence[str] | None = None,
     test_names: Sequence[str] | None = None,
 ) -> Source:
@@ -45,6 +46,7 @@ def find_source(
         format: its format; `auto` detects it.
         layout: skeleton of the plain form.
         scores: the last coordinate of the plain form is a confidence score.
+        depth: the third coordinate of 17 joints in MS-G3D's form is a depth, not a confidence score.
         train_names, test_names: names of the rows of an NTU npz.
 
     Raises:
@@ -68,7 +70,7 @@ def find_source(
     if format == "nw_ucla":
         return NwUcla(path)
     if format == "msg3d":
-        return Msg3d(path)
+        return Msg3d(path, depth=depth)
     return Plain(path, layout=layout, scores=scores)
 
 

@@ -19,13 +19,14 @@ DATA, LABEL = "_data_joint.npy", "_label.pkl"
 class Msg3d:
     """Every part (`train`, `val`, `test`) of a folder; arrays are memory-mapped, trailing all-zero frames are removed.
 
-    The label pickle contains (names, labels) in the order of the rows; file name extensions are removed.
+    The label pickle contains (names, labels) in the order of the rows; file name extensions are removed. Three coordinates of 17
+    joints are (x, y, score), or with `depth` (x, y, z).
 
     Raises:
         DataError: files that are missing, unreadable or inconsistent; a number of joints without a built-in layout.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, depth: bool = False) -> None:
         self.files: list[Path] = []
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}
@@ -42,12 +43,13 @@ class Msg3d:
         if not self.files:
             raise DataError(f"{folder}: contains no *{DATA}")
         shapes = {rows.shape[3] for rows, _ in self._rows}
+        coordinates = {rows.shape[1] for rows, _ in self._rows}
         if len(shapes) != 1 or not shapes <= set(LAYOUTS):
             raise DataError(
                 f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; all files must have 17 or all 25"
             )
         self.layout = LAYOUTS[shapes.pop()]
-        self.scores = self.layout == "coco17"
+        self.scores = self.layout == "coco17" and coordinates == {3} and not depth
         classes = max(self._labels) + 1
         named = all(parse_ntu_name(name) for name in self.names)
         self.class_names = ntu_classes(classes) if named else [str(label) for label in range(classes)]
