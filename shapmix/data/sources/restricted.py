@@ -468,7 +468,7 @@ def load_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
-                raise OtherLibraryError("what torch.save or numpy.savez writes; save NumPy arrays with pickle.dump")
+                raise OtherLibraryError("the output of torch.save or numpy.savez; save NumPy arrays with pickle.dump")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, _uncollected():
                 return _Machine(content).run()
     except RefusedError as error:
