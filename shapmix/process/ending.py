@@ -11,6 +11,7 @@ from itertools import pairwise
 from types import TracebackType
 
 SCRIPT = "shapmix"  # the console script
+STARTED_BY = os.getppid()  # read before torch is imported, which takes seconds in which the parent may end
 
 
 def is_script() -> bool:

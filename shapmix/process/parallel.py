@@ -44,20 +44,21 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         yield
         gc.collect()  # a network in a reference cycle would keep the group alive until the interpreter exits
         distributed.barrier()  # no process leaves before all have finished communicating
     except RuntimeError as error:
-        if isinstance(error, distributed.DistBackendError) or "gloo" in str(error):
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise LostProcessError(
-                f"process {rank()} lost another process of the job ({str(error).partition('. ')[0]}); "
+                f"process {os.environ.get('RANK', 0)} lost another process of the job ({str(error).partition('. ')[0]}); "
                 "its error, if any, is above. Resume from the last checkpoint with --resume RUN"
             ) from error
         raise
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def averaged_gradients(network: nn.Module, *, broadcast_buffers: bool) -> nn.Module:

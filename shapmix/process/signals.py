@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from shapmix.process.ending import STARTED_BY
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARENT = "_SHAPMIX_PARENT"  # environment variable of a process that must end with its parent
 _PR_SET_PDEATHSIG = 1
@@ -68,12 +70,16 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def end_with_parent() -> None:
-    """If `PARENT` is set, this process receives SIGTERM when the process with that id ends for any reason.
+    """If `PARENT` is set, or torchrun started this process, it receives SIGTERM when its parent ends for any reason.
+
+    torchrun starts its processes in separate sessions: without this, they continue to train after it was killed.
 
     Raises:
         Interruption: the parent has already ended.
     """
     parent = os.environ.pop(PARENT, None)  # not inherited by child processes
+    if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = str(STARTED_BY)
     if parent is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -100,7 +100,7 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on_bit_for_bit(
     code, message = finish(process)
     assert code == 128 + number
     assert f"{number.name}: finishing the step, then saving" in message
-    assert "go on with --resume run" in message
+    assert "resume with --resume run" in message
     assert finish(start(["--resume", "run"], tmp_path))[0] == 0
     assert_equal_runs(whole, tmp_path / "run")
     assert len((tmp_path / "run/environment.jsonl").read_text().splitlines()) == 2
@@ -490,14 +490,20 @@ def kill_often(command: list[str], again: list[str], folder: Path, kills: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [["--ema", "0.9"], ["--saliency.estimator", "exact_subset", "--schedule.optimizer", "adamw"]],
-    ids=["ema", "exact_subset"],
+    ("processes", "options"),
+    [
+        (1, ["--ema", "0.9"]),
+        (1, ["--saliency.estimator", "exact_subset", "--schedule.optimizer", "adamw"]),
+        (2, ["--saliency.estimator", "exact_subset"]),
+    ],
+    ids=["ema", "exact_subset", "two processes"],
 )
-def test_a_run_of_any_kind_survives_kills(options: list[str], tmp_path: Path) -> None:
+def test_a_run_of_any_kind_survives_kills(processes: int, options: list[str], tmp_path: Path) -> None:
+    """Of two processes torchrun is killed: they end with it, which is when their error output ends."""
     arguments = [*TINY, *options, "--checkpoint.every-minutes", "0", "--run-dir", "run"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     for kills, name in ((0, "whole"), (4, "cut")):
         (tmp_path / name).mkdir()
-        command = [sys.executable, "-m", "shapmix.train"]
+        command = [sys.executable, *torchrun, "-m", "shapmix.train"]
         kill_often([*command, *arguments], [*command, "--resume", "run"], tmp_path / name, kills)
     assert_equal_runs(tmp_path / "whole/run", tmp_path / "cut/run")

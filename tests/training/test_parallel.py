@@ -69,6 +69,14 @@ def launch(processes: int, folder: Path, arguments: list[str], double: bool = Fa
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
+    until = time.monotonic() + 120
+    while not (folder / "run/checkpoints/last.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def records(folder: Path, rank: int = 0) -> list[dict]:
     return [json.loads(line) for line in (folder / f"steps{rank}.jsonl").read_text().splitlines()]
 
@@ -144,17 +152,8 @@ def test_accumulated_passes_are_the_same_step(tmp_path: Path) -> None:
 
 def test_a_killed_process_ends_the_job_and_the_job_goes_on(tmp_path: Path) -> None:
     process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "2"])
-    until = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/last.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = {}
-    for worker in workers:
-        environment = Path(f"/proc/{worker}/environ").read_bytes().decode().split("\0")
-        ranks |= {entry: int(worker) for entry in environment if entry.startswith("RANK=")}
-    os.kill(ranks["RANK=1"], signal.SIGKILL)
+    wait_for_checkpoint(process, tmp_path)
+    os.kill(workers_of(process.pid)["RANK=1"], signal.SIGKILL)
     killed = time.monotonic()
     said, _ = process.communicate(timeout=60)
     print(f"\nthe job ended {time.monotonic() - killed:.0f} s after the kill")
@@ -167,17 +166,77 @@ def test_a_killed_process_ends_the_job_and_the_job_goes_on(tmp_path: Path) -> No
     assert "resuming from run/checkpoints/last" in said
 
 
-def test_a_signal_to_the_job_saves_once_and_the_job_goes_on(tmp_path: Path) -> None:
-    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "7"])
-    until = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/last.pt").exists():
-        assert process.poll() is None
+def workers_of(torchrun: int) -> dict[str, int]:
+    """RANK=... -> process."""
+    found = {}
+    for worker in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+        environment = Path(f"/proc/{worker}/environ").read_bytes().decode().split("\0")
+        found |= {entry: int(worker) for entry in environment if entry.startswith("RANK=")}
+    return found
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_processes_end_with_torchrun_and_the_job_goes_on(tmp_path: Path) -> None:
+    options = ["--network.backbone", "backbone:linear", "--checkpoint.every-minutes", "0"]
+    run(2, tmp_path / "whole", *options)
+    process = launch(2, tmp_path / "cut", [*TINY, *options])
+    wait_for_checkpoint(process, tmp_path / "cut")
+    workers = workers_of(process.pid)
+    assert sorted(workers) == ["RANK=0", "RANK=1"]
+    process.kill()
+    said, _ = process.communicate(timeout=60)  # the workers have ended when nobody can write any more
+    assert process.returncode == -signal.SIGKILL
+    until = time.monotonic() + 30
+    while any(map(is_running, workers.values())):
         assert time.monotonic() < until
         time.sleep(0.05)
+    assert "SIGTERM: finishing the step, then saving" in said
+    again = launch(2, tmp_path / "cut", ["--resume", "run"])
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    whole, cut = (torch.load(tmp_path / name / "run/checkpoints/last.pt", weights_only=True) for name in ("whole", "cut"))
+    for part in ("network", "mixer"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, cut[part][name]), name
+
+
+def test_a_second_job_on_a_live_run_ends_with_one_line_a_process(tmp_path: Path) -> None:
+    process = launch(2, tmp_path, [*TINY, "--network.backbone", "backbone:linear", "--epochs", "100000"])
+    try:
+        wait_for_checkpoint(process, tmp_path)
+        for arguments, reason in (
+            (["--resume", "run"], "error: run: process "),
+            (TINY, "error: run directory run exists"),
+            (["--resume", "run", "--mix", "none"], "error: run: process "),
+        ):
+            second = launch(2, tmp_path, arguments)
+            said, _ = second.communicate(timeout=60)
+            assert second.returncode == 1
+            assert [line[: len(reason)] for line in said.splitlines() if line.startswith("error: ")] == [reason] * 2
+            assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert "resume with --resume run" in said
+    second = launch(2, tmp_path, ["--resume", "run", "--mix", "none"])
+    said, _ = second.communicate(timeout=60)
+    reason = "error: mix: the run was started with shapmix and cannot go on with none"
+    assert [line[: len(reason)] for line in said.splitlines() if line.startswith("error: ")] == [reason] * 2
+
+
+def test_a_signal_to_the_job_saves_once_and_the_job_goes_on(tmp_path: Path) -> None:
+    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "7"])
+    wait_for_checkpoint(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "go on with --resume run" in said
+    assert "resume with --resume run" in said
     stopped = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert stopped["epoch"] * 19 + stopped["batch"] == len(records(tmp_path))  # not a step is lost
 
