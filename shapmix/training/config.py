@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
 from operator import attrgetter
 from pathlib import Path
@@ -67,7 +67,7 @@ Estimator = Annotated[str, RegisteredName(ESTIMATORS)]
 Sampler = Annotated[str, RegisteredName(SAMPLERS)]
 BackboneName = Annotated[str, RegisteredName(BACKBONES, "MODULE:FUNCTION")]
 
-NOT_SAVED = ("config", "preset", "resume", "run_dir", "force")  # where a run came from, not what it is
+NOT_SAVED = ("config", "preset", "resume", "run_dir")  # where a run came from, not what it is
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class NetworkConfig:
     widths: tuple[int, ...] = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
     """Channels of each layer, multiples of 8; their number is the depth."""
     halve: tuple[int, ...] | None = None
-    """Layers (counted from 0) that halve the frames; None: those that change the width."""
+    """Layers (counted from 0) that halve the frames; None, and where only other widths are given: those that change the width."""
     graph_gain: float = 1e-6
     """Start of the graph units' BatchNorm weight; the published 1e-6 suits long runs, 1 short runs of small networks."""
 
@@ -267,13 +267,24 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         given.insert(place, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
     config = TrainConfig()
     for name, values in given:
-        config = _parse_file(name, values, config)
+        network = values.get("network")
+        halves = isinstance(network, dict) and "halve" in network
+        config = _of_these_widths(_parse_file(name, values, config), config, halves)
     whose = " and ".join(name for name, _ in given) or "no preset"
+    given_above = config
     config = _parse(
         list(argv), config, prog=program("train"), description=f"{DESCRIPTION} The defaults below are those of {whose}."
     )
+    config = _of_these_widths(config, given_above, any(argument.startswith("--network.halve") for argument in argv))
     check_config(config)
     return config
+
+
+def _of_these_widths(config: TrainConfig, before: TrainConfig, halves: bool) -> TrainConfig:
+    """Which layers halve the frames was said of the widths that they stood beside: other widths alone do without."""
+    if halves or config.network.widths == before.network.widths:
+        return config
+    return replace(config, network=replace(config.network, halve=None))
 
 
 def _at_least(least: float) -> Callable[[float], bool]:
@@ -316,6 +327,10 @@ def check_config(config: TrainConfig) -> None:
                 raise ConfigError(f"{key}: {words}, not {one:g}")
     if not config.network.widths:
         raise ConfigError("network.widths: at least one layer")
+    layers = len(config.network.widths)
+    for layer in config.network.halve or ():
+        if not 0 <= layer < layers:
+            raise ConfigError(f"network.halve: {layer} is none of the {layers} layers, which are 0 to {layers - 1}")
     if config.schedule.optimizer == "sgd" and not 0 < config.schedule.momentum < 1:  # Nesterov's needs one
         raise ConfigError(f"schedule.momentum: above 0 and below 1, not {config.schedule.momentum:g}")
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
@@ -341,6 +356,7 @@ ON_RESUME: dict[str, Literal["free", "kept", "of the start"]] = {
             *("epochs", "eval_every", "patience", "non_finite", "baselines", "picture_every"),
             *("checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep"),
             *("device", "threads", "backend", "cuda_graph", "compile", "deterministic"),  # the same numbers up to rounding
+            "force",  # in bf16 as before
         ),
         "free",
     ),

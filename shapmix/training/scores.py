@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.networks.modes import undisturbed
 from shapmix.pictures import plots
+from shapmix.process import cpu
 from shapmix.process.errors import RunError
 from shapmix.process.files import whole_file, write_whole
 from shapmix.process.parallel import SharedForward
@@ -26,6 +28,8 @@ from shapmix.training.build import PRECISIONS, load_splits, make_network, make_s
 from shapmix.training.checkpoint import load_checkpoint, load_weights
 from shapmix.training.config import parse_config
 from shapmix.training.trained import Checkpoint
+
+log = logging.getLogger("shapmix")
 
 CALIBRATION_BINS = 15
 
@@ -79,7 +83,11 @@ def open_member(run: Path, checkpoint: Checkpoint, crops: int, device: torch.dev
     state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
     network = make_network(trained, store)
     load_weights(network, state["network"], path)
-    forward = SharedForward(network.to(device), PRECISIONS[trained.precision])
+    precision = PRECISIONS[trained.precision]
+    if precision is not None and device.type == "cpu" and cpu.multiplies_bf16() is False:
+        log.warning("%s: was trained in bf16, of which this CPU has no products; it is measured in fp32, which is faster here", run)
+        precision = None
+    forward = SharedForward(network.to(device), precision)
     return Member(splits, forward, make_sampler(trained, store), trained.batch_size, crops, device)
 
 
