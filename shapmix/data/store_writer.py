@@ -339,8 +339,8 @@ def _reject_depth(source: Source, name: str, joints: np.ndarray) -> None:
     least, most = float(third.min()), float(third.max())
     if isinstance(source, Msg3d) and (least < 0 or most > OF_A_SCORE):
         raise PrepareError(
-            f"recording '{name}': 17 joints are read as (x, y, score), but the third coordinate is between {least:.3g} and {most:.3g}; "
-            "if it is a depth, give --depth; if it is a score, write the data in the plain form and give --scores"
+            f"recording '{name}': 17 joints are read as (x, y, score), but the third coordinate is between {least:.3g} and "
+            f"{most:.3g}; if it is a depth, give --depth; if it is a score, write the data in the plain form and give --scores"
         )
 
 

@@ -61,6 +61,9 @@ class ShapMix(nn.Module):
         TypeError, ValueError: a choice that is unknown (with the nearest one), an argument of another shape or type, a number
             outside its range, a class without training clips, or `compat="official"` on a layout it has no rule for.
 
+    Labels on the CPU are checked against K. To read those on a GPU would stop its queue in every step: there a label outside 0 to
+    K - 1 ends in a device-side assert, which leaves the process without that GPU. Check such labels once, where they are made.
+
     The table `saliency` [K, Q] has the layout's combinations as columns; it and what else is known of the classes are buffers of
     `class_saliency` and travel in `state_dict`.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import shapmix
 from shapmix.process.errors import ShapmixError
@@ -125,13 +125,24 @@ def load_weights(module: nn.Module, state: dict[str, Any], path: Path | str) -> 
     """Fills a module with what a checkpoint holds of it.
 
     Raises:
-        CheckpointError: it is of another module.
+        CheckpointError: it is of another module, or not finite where that is, as a mask may be.
     """
+    for name, fresh in module.state_dict().items():
+        value = state.get(name) if isinstance(state, dict) else None
+        if isinstance(value, Tensor) and not value.isfinite().all() and (value.isnan().any() or fresh.isfinite().all()):
+            raise not_finite(path, name)
     try:
         module.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: the checkpoint is of another network: {reason}") from error
+
+
+def not_finite(path: Path | str, name: str) -> CheckpointError:
+    """The error of a tensor that holds NaN or infinity."""
+    return CheckpointError(
+        f"{path}: '{name}' is not finite, and neither is what it gives; take an earlier checkpoint or train anew"
+    )
 
 
 def _aged(path: Path, age: int) -> Path:

@@ -20,7 +20,7 @@ import shapmix
 from shapmix.data.clips import Splits
 from shapmix.mixing.mixer import ShapMix
 from shapmix.skeleton.layout import layout_toml
-from shapmix.training.checkpoint import CheckpointError, check_fields, load_weights
+from shapmix.training.checkpoint import CheckpointError, check_fields, load_weights, not_finite
 from shapmix.training.config import TrainConfig
 
 
@@ -160,6 +160,8 @@ def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None
             for parameter in group["params"]:
                 for name, value in run.optimizer.state[parameter].items():
                     _check_average(name, value, parameter)
+    except CheckpointError:
+        raise
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"the run's checkpoint: the optimizer's state is of another network: {reason}") from error
@@ -176,6 +178,8 @@ def _check_average(name: str, value: Any, parameter: Tensor) -> None:
         raise ValueError(f"{name} is a {type(value).__name__}")
     if value.shape != (() if name == "step" else parameter.shape):
         raise ValueError(f"{name} has shape {list(value.shape)}, its parameter {list(parameter.shape)}")
+    if not value.isfinite().all():
+        raise not_finite("the run's checkpoint", f"optimizer.{name}")
 
 
 def seed_all(seed: int, step: int, rank: int) -> None:

@@ -15,7 +15,7 @@ from shapmix.mixing.mixer import ShapMix
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout, parse_layout
 from shapmix.training.build import load_splits, make_mixer, make_network, make_sampler
-from shapmix.training.checkpoint import CheckpointError, check_fields, load_checkpoint, load_weights, read_checkpoint
+from shapmix.training.checkpoint import CheckpointError, check_fields, load_checkpoint, load_weights, not_finite, read_checkpoint
 from shapmix.training.config import TrainConfig, parse_config
 
 Checkpoint = Literal["best", "last"]
@@ -84,6 +84,8 @@ def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = 
     motion = state["mixer"].get("mean_motion")
     if not isinstance(motion, Tensor) or motion.dim() != 4 or motion.shape[2] != layout.num_joints or not motion.numel():
         raise CheckpointError(f"{path}: not a checkpoint of this trainer: its mean motion is none of layout '{layout.name}'")
+    if not motion.isfinite().all():
+        raise not_finite(path, "mean_motion")
     trained = Trained(nn.Identity(), config, layout, state["class_names"], motion.float(), bool(state.get("scores")))
     one = trained.store([torch.zeros(1, 1, layout.num_joints, trained.mean_motion.shape[0])], ["nothing"])
     network = make_network(config, one)

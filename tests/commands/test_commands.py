@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,11 +27,13 @@ from shapmix.pages import run as run_page
 from shapmix.process import command as frame
 from shapmix.process import cpu, device
 from shapmix.process.errors import DataError, RunError, ShapmixError
+from shapmix.process.parallel import SharedForward
 from shapmix.skeleton.layout import layout_toml, load_layout
 from shapmix.training import build, ensemble, prediction, scores
 from shapmix.training import export as exporting
 from shapmix.training.build import load_splits
-from shapmix.training.config import TrainConfig, parse_config, presets, save_config
+from shapmix.training.checkpoint import read_checkpoint, save_checkpoint
+from shapmix.training.config import parse_config, presets
 from shapmix.training.trained import open_run
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -425,9 +430,56 @@ def test_doctor_tells_of_bfloat16(has: bool | None, told: str, monkeypatch: pyte
     assert installation.processor()["bfloat16 products"] == told
 
 
-def test_force_is_no_property_of_a_run(tmp_path: Path) -> None:
-    save_config(TrainConfig(force=True), tmp_path / "config.yaml")
-    assert "force" not in (tmp_path / "config.yaml").read_text()
+@pytest.mark.usefixtures("small_data")
+def test_what_began_with_force_goes_on_without(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """And is measured in float32."""
+    monkeypatch.setattr(cpu, "multiplies_bf16", lambda: False)
+    assert train.main([*TINY, "--precision", "bf16", "--force", "--run-dir", "run"]) == 0
+    assert train.main(["--resume", "run", "--epochs", "3"]) == 0
+    used: list[bool] = []
+    forward = SharedForward.forward
+
+    def watched(self: SharedForward, clips: torch.Tensor) -> torch.Tensor:
+        used.append(self.autocast is not None)
+        return forward(self, clips)
+
+    monkeypatch.setattr(SharedForward, "forward", watched)
+    for has, what in ((False, False), (None, True), (True, True)):
+        monkeypatch.setattr(cpu, "multiplies_bf16", lambda has=has: has)
+        used.clear()
+        caplog.clear()
+        assert evaluate.main(["run"]) == 0
+        assert set(used) == {what}
+        assert ("run: was trained in bf16, of which this CPU has no products; it is measured in fp32" in caplog.text) != what
+
+
+@pytest.mark.usefixtures("small_data")
+def test_a_checkpoint_that_is_not_finite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """By every command that reads it, in one line that names the tensor; with one before it, the run goes on from that."""
+    assert train.main([*TINY, "--run-dir", "run"]) == 0
+    good = read_checkpoint(Path("run/checkpoints/last.pt"))
+    momentum = next(iter(good["optimizer"]["state"]))
+    for place, value, named in (
+        (("network", next(name for name in good["network"] if name.endswith("weight"))), math.inf, "weight' is not finite"),
+        (("mixer", "class_saliency.mean"), math.nan, "'class_saliency.mean' is not finite"),
+        (("mixer", "mean_motion"), math.nan, "'mean_motion' is not finite"),
+        (("optimizer", "state", momentum, next(iter(good["optimizer"]["state"][momentum]))), math.nan, "is not finite"),
+    ):
+        state = copy.deepcopy(good)
+        tensor = functools.reduce(lambda inside, key: inside[key], place, state)
+        tensor.view(-1)[0] = value
+        for name in ("last", "best"):
+            save_checkpoint(Path(f"run/checkpoints/{name}.pt"), state)
+        commands = [lambda: train.main(["--resume", "run", "--epochs", "4"])]
+        if place[0] == "network":
+            commands += [lambda: evaluate.main(["run"]), lambda: explain.main(["run"])]
+        if place[0] == "network" or place[1] == "mean_motion":
+            np.save("clip.npy", np.ones((5, 25, 3), np.float32))
+            commands += [lambda: predict.main(["run", "clip.npy"]), lambda: export.main(["run", "x.onnx"])]
+        capsys.readouterr()
+        for command in commands:
+            assert command() != 0
+            assert named in one_line(capsys.readouterr().err)
 
 
 @pytest.fixture
