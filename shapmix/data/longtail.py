@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shapmix.process.choices import nearest
 from shapmix.process.errors import DataError
 from shapmix.process.files import write_whole
 
@@ -111,15 +111,12 @@ def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
     found: list[int] = []
     for name, line in _line_of_name(Path(path)).items():
         if name not in index:
-            raise DataError(f"{path}, line {line}: unknown clip '{name}'{nearest(name, known)}; correct or remove the line")
+            hint = nearest(name, known)
+            raise DataError(
+                f"{path}, line {line}: unknown clip '{name}'{hint + ' Correct' if hint else '; correct'} or remove the line"
+            )
         found.append(index[name])
     return found
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (nearest: '...')` for an error message, or an empty string if no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (nearest: '{close[0]}')" if close else ""
 
 
 def _line_of_name(path: Path) -> dict[str, int]:

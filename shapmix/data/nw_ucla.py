@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from shapmix.data.clips import Splits, join_clips
-from shapmix.data.longtail import longtail_counts, longtail_list, match_list, nearest
+from shapmix.data.longtail import longtail_counts, longtail_list, match_list
 from shapmix.data.protocols import held_out, left_over
 from shapmix.data.sources.bounded import read_table, show
 from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES, Performed, find_clips, read_clips
+from shapmix.process.choices import nearest
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import load_layout
 
@@ -155,7 +156,10 @@ def _in_table_order(path: Path, members: dict[str, Performed]) -> list[Performed
         where = f"{path}, line {line}"
         name, label = row["name"], row["label"]
         if name not in members:
-            raise DataError(f"{where}: no clip {show(name)} in these views{nearest(name, members)}; correct or remove the line")
+            hint = nearest(name, members)
+            raise DataError(
+                f"{where}: no clip {show(name)} in these views{hint + ' Correct' if hint else '; correct'} or remove the line"
+            )
         if label != str(members[name].label + 1):
             raise DataError(f"{where}: label {label[:20]} of '{name}' contradicts label {members[name].label + 1} in its JSON")
         clips.append(members.pop(name))

@@ -110,13 +110,8 @@ class ShapMix(nn.Module):
         if empty:
             raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
         check_mean_motion(mean_motion, layout.num_joints, layout.name)
-        if not (temperature > 0 and isfinite(temperature)):
-            raise ValueError(f"temperature is {temperature}; give a number above 0")
-        if not 0 <= blend_probability <= 1:
-            raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
-        for name, steps in (("warmup", warmup_steps), ("replace", replace_steps), ("deferred", deferred_steps)):
-            if steps is not None and steps < 0:
-                raise ValueError(f"{name}_steps is {steps}; give 0 or more")
+        _check_numbers(temperature, blend_probability)
+        _check_steps(warmup=warmup_steps, replace=replace_steps, deferred=deferred_steps)
         self.layout, self.mix_name, self.compat, self.backend = layout, mix, compat, backend
         self.estimator = estimator
         self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
@@ -124,23 +119,25 @@ class ShapMix(nn.Module):
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
         classes = len(class_counts)
-        combinations = layout.combinations
         if compat == "official":
             priority, joint_counts = official.priority(classes), official.joint_counts(layout)
             self.restored_frames = official.restored_frames(layout)
         else:
-            priority, joint_counts = class_counts, layout.joints_in(combinations)
+            priority, joint_counts = class_counts, layout.joints_in(layout.combinations)
             self.restored_frames = None
-        log_prior = log_class_prior(class_counts)
         self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay)
         self.register_buffer("mean_motion", mean_motion)
+        self._register_constants(class_counts, priority)
+
+    def _register_constants(self, class_counts: Tensor, priority: Tensor) -> None:
+        """What is made anew from the arguments and travels to the device, but not in `state_dict`."""
+        wide = self.mean_motion.dtype == torch.float64
         self.register_buffer("class_counts", class_counts.clone(), persistent=False)
-        self.register_buffer(
-            "log_prior", log_prior.to(torch.float64 if mean_motion.dtype == torch.float64 else torch.float32), persistent=False
-        )
+        log_prior = log_class_prior(class_counts)
+        self.register_buffer("log_prior", log_prior.to(torch.float64 if wide else torch.float32), persistent=False)
         self.register_buffer("priority", priority.clone(), persistent=False)
-        self.register_buffer("part_of_joint", layout.part_of_joint, persistent=False)
-        self.register_buffer("combinations", combinations, persistent=False)
+        self.register_buffer("part_of_joint", self.layout.part_of_joint, persistent=False)
+        self.register_buffer("combinations", self.layout.combinations, persistent=False)
 
     @torch.no_grad()
     def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> None:
@@ -243,3 +240,16 @@ class ShapMix(nn.Module):
     def _check(self, clips: Tensor, labels: Tensor, counter: Tensor | None) -> None:
         check_clips(clips, self.mean_motion)
         check_labels(labels, clips, len(self.class_counts), values=counter is None)
+
+
+def _check_numbers(temperature: float, blend_probability: float) -> None:
+    if not (temperature > 0 and isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; give a number above 0")
+    if not 0 <= blend_probability <= 1:
+        raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
+
+
+def _check_steps(**schedule: int | None) -> None:
+    for name, steps in schedule.items():
+        if steps is not None and steps < 0:
+            raise ValueError(f"{name}_steps is {steps}; give 0 or more")

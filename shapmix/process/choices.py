@@ -44,8 +44,9 @@ class Registry(dict[str, Entry]):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean '...'?`, or an empty string if no known word is close."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

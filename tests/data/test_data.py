@@ -110,7 +110,7 @@ def test_list_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
         read_list(path)
     path.write_text("clip_01\nclip_20\nclop_02\n")
-    with pytest.raises(DataError, match=r"line 3: unknown clip 'clop_02' \(nearest: 'clip_02'\)"):
+    with pytest.raises(DataError, match=r"line 3: unknown clip 'clop_02'; did you mean 'clip_02'\? Correct or"):
         match_list(path, ["clip_20", "clip_01", "clip_02"])
 
 
@@ -217,7 +217,7 @@ def test_training_list_and_its_faults(tmp_path: Path) -> None:
     splits = load_nw_ucla(root, train_list=path, val_per_class=1)
     assert names_of(splits, splits.train) == listed
     path.write_text("\n".join([*listed, "a01_s01_e00_v09"]))
-    with pytest.raises(DataError, match=r"list\.txt, line 21: unknown clip 'a01_s01_e00_v09' \(nearest: 'a01_s01_e00_v0"):
+    with pytest.raises(DataError, match=r"list\.txt, line 21: unknown clip 'a01_s01_e00_v09'; did you mean 'a01_s01_e00_v0"):
         load_nw_ucla(root, train_list=path)
     path.write_text(clip_name(1, 0, 3))  # test clips are not allowed
     with pytest.raises(DataError, match="line 1: unknown clip"):
