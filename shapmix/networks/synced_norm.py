@@ -49,20 +49,25 @@ def keep_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
 def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(result of x's shape and type, mean [C], biased variance [C], rows) over the batch of all processes.
 
-    The sums are taken in float32, or float64 for float64 x; deviations are from the common mean, as the variance needs it.
+    The sums are taken in float32, or float64 for float64 x, of the differences from the first row of each process, and are put
+    together in float64: a mean far from zero costs no digits. Deviations are from the common mean, as the variance needs it.
     """
     dims = [0, *range(2, x.dim())]
     shape = [1, -1, *(1 for _ in dims[1:])]
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
-        rows = summed(torch.tensor(float(x.numel() // x.shape[1]), device=x.device, dtype=wide.dtype))
-        mean = _sum_over_processes(wide.sum(dims)) / rows
-        centred = wide - mean.view(shape)
-        variance = _sum_over_processes(centred.square().sum(dims)) / rows
+        own = x.numel() // x.shape[1]
+        rows = summed(torch.tensor(float(own), device=x.device, dtype=torch.float64))
+        pivot = wide.detach()[(0, slice(None), *(0 for _ in dims[1:]))]
+        differences = (wide - pivot.view(shape)).sum(dims)
+        mean = _sum_over_processes(differences.double() + pivot.double() * own) / rows
+        centre = mean.to(wide.dtype)
+        centred = wide - centre.view(shape) - (mean - centre).to(wide.dtype).view(shape)  # what rounding has left of the mean
+        variance = (_sum_over_processes(centred.square().sum(dims).double()) / rows).to(wide.dtype)
         y = centred * (variance + eps).rsqrt().view(shape)
         if weight is not None and bias is not None:
             y = y * weight.view(shape) + bias.view(shape)
-    return y.to(x.dtype), mean.detach(), variance.detach(), rows
+    return y.to(x.dtype), centre.detach(), variance.detach(), rows
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:

@@ -270,6 +270,30 @@ def test_buffers_are_broadcast_once_a_step(synced: bool, name: str, monkeypatch:
     assert given == [{name: synced}]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("level", "spread"), [(1e8 / 3, 0.0), (1e6, 0.1), (1e4, 1.0), (0.0, 1.0)])
+def test_a_synced_norm_keeps_its_digits_far_from_zero(
+    level: float, spread: float, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torch in float64; a second process would hold the same clips, so that every sum doubles."""
+    monkeypatch.setattr(synced_norm, "summed", lambda x: x.mul_(processes))
+    generator = torch.Generator().manual_seed(0)
+    x = (level + spread * torch.randn(7, 3, 63, 5, generator=generator)).requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    y, mean, variance, rows = synced_norm.synced_batch_norm(x, None, None, 1e-5)
+    y64 = nn.functional.batch_norm(x64, None, None, training=True)
+    spread64, mean64 = torch.var_mean(x64.detach(), (0, 2, 3), correction=0)
+    assert int(rows) == processes * 7 * 63 * 5
+    torch.testing.assert_close(mean.double(), mean64, rtol=1e-7, atol=1e-6)
+    torch.testing.assert_close(variance.double(), spread64, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(y.double(), y64, rtol=1e-5, atol=1e-5)
+    (y * y.detach().sin()).sum().backward()
+    (y64 * y64.detach().sin()).sum().backward()
+    assert x.grad is not None
+    assert x64.grad is not None
+    torch.testing.assert_close(x.grad.double(), x64.grad, rtol=1e-4, atol=1e-5 * float(x64.grad.abs().max()) + 1e-12)
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(6), nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, momentum=None)])
 def test_a_synced_norm_alone_is_torchs(norm: nn.Module) -> None:
     torch.manual_seed(0)
