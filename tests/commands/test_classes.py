@@ -105,7 +105,7 @@ def test_nothing_is_copied_where_no_clip_is_left_out() -> None:
 
 def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, run = make_store(tmp_path, [(str(label), split) for label, split in GAPS]), tmp_path / "run"
-    assert train_on(store, run) == 1
+    assert train_on(store, run) == 2
     assert "labels start at 1" in capsys.readouterr().err
     assert not run.exists()
     assert train_on(store, run, "--drop-empty-classes") == 0
@@ -131,7 +131,7 @@ def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: p
 def test_what_cannot_train_is_refused_before_there_is_a_run(
     rows: list[tuple[str, str]], options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_on(make_store(tmp_path, rows), tmp_path / "run", *options) == 1
+    assert train_on(make_store(tmp_path, rows), tmp_path / "run", *options) == 2
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
