@@ -354,7 +354,7 @@ QUICK = [*TINY, "--epochs", "2", "--mix", "stmix", "--run-dir", "run"]
     ("where", "file"),
     [
         ("tensorboard.summary.writer.record_writer.RecordWriter.write", "run/tensorboard"),
-        ("shapmix.train.append_line", "run/metrics.jsonl"),
+        ("shapmix.training.trainer.append_line", "run/metrics.jsonl"),
         ("shapmix.training.metrics.csv.writer", "run/per_class_last.csv"),
         ("matplotlib.figure.Figure.savefig", "run/mixed_clip.png"),
         ("shapmix.training.run_folder.append_line", "run/environment.jsonl"),
