@@ -1,6 +1,6 @@
-"""Fast versions of the ops of `shapmix.reference`, with the same names, arguments and results.
+"""Fast implementations of the ops in `shapmix.reference`, with the same names, arguments and results.
 
-One back end a module: `native` (C++), `cuda` (CUDA C++), `triton_ops` (Triton); `dispatch` picks one a call.
+Each back end is a module: `native` (C++), `cuda` (CUDA C++), `triton_ops` (Triton). `dispatch` selects one per call.
 """
 
 if __name__ != "shapmix.kernels":
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def backends(device: str = "cpu") -> dict[str, str | None]:
-    """Every back end and why it cannot run on a device such as `cpu` or `cuda:0`; None where it can."""
+    """Maps each back end to the reason why it cannot run on a device such as `cpu` or `cuda:0`, or to None if it can."""
     import torch
 
     return {backend: unavailable(backend, torch.device(device)) for backend in BACKENDS}

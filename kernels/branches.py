@@ -1,4 +1,4 @@
-"""The end of CTR-GCN's temporal unit on the fastest back end."""
+"""The fused epilogue of CTR-GCN's temporal unit, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from shapmix import reference
 
 from .checks import DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import by_registered_op, choose, run, wants_gradient
+from .dispatch import choose, needs_registered_op, run, wants_gradient
 from .graph import CHANNELS_LAST, rows_of_channels
 
 
@@ -24,30 +24,30 @@ def join_branches(
     shortcut: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """relu([narrow, wide, max_pool(middle) * scale + offset, skip] + shortcut), the branches side by side, in one pass.
+    """relu([narrow, wide, max_pool(middle) * scale + offset, skip] + shortcut), branches concatenated along channels, in one pass.
 
-    For eval mode without gradient. Where a gradient is wanted, or torch must see what is done (torch.compile, tensor
-    subclasses), it is the reference's few lines.
+    Fused for eval mode without gradients. If a gradient is required, or if torch must trace the call (torch.compile, tensor
+    subclasses), the eager reference runs instead.
 
     Args:
-        narrow, wide, skip: [N, Q, T', V], T' = ceil(T / frame_stride). They, `middle` and `shortcut` are copied where the
-            channels of a joint do not lie together; slices of the channels of a channels-last tensor are taken as they are.
+        narrow, wide, skip: [N, Q, T', V], T' = ceil(T / frame_stride). They, `middle` and `shortcut` are copied if the
+            channels of a joint are not contiguous; channel slices of a channels-last tensor are used without a copy.
         middle: [N, Q, T, V], pooled over windows of three frames.
         scale, offset: [Q], float64 for float64 branches, else float32.
-        frame_stride: frames from window to window.
+        frame_stride: stride of the pooling windows, in frames.
         shortcut: [N, 4 Q, T', V], or None.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
 
     Returns:
-        [N, 4 Q, T', V] of the branches' type, in channels-last memory.
+        [N, 4 Q, T', V] in the branches' dtype, in channels-last memory.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device.
+        BackendError: the requested back end cannot run.
     """
     given = [narrow, wide, middle, skip, scale, offset] + ([] if shortcut is None else [shortcut])
-    if by_registered_op(*given) or wants_gradient(*given):
+    if needs_registered_op(*given) or wants_gradient(*given):
         return reference.join_branches(narrow, wide, middle, skip, scale, offset, frame_stride=frame_stride, shortcut=shortcut)
     check_dtype("middle", middle, DTYPES)
     if middle.dim() != 4 or middle.numel() == 0:

@@ -1,4 +1,4 @@
-"""What the ops ask of their arguments, whatever the back end. Values are checked by the native code, on CPU tensors."""
+"""Argument checks shared by all back ends: shape, dtype, device. Values are checked by the native code, on CPU tensors only."""
 
 from __future__ import annotations
 
@@ -10,70 +10,70 @@ SUM_DTYPES = (torch.float32, torch.float64)
 
 
 def check_clips(clips: Tensor) -> None:
-    """[N, C, T, V, M] floating point, no axis empty."""
+    """Checks for [N, C, T, V, M], floating point, no empty axis."""
     if clips.dim() != 5 or clips.numel() == 0:
         raise ValueError(f"clips has shape {list(clips.shape)}; give [N, C, T, V, M] with no axis empty")
     check_dtype("clips", clips, DTYPES)
 
 
 def check_dtype(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """One of several element types."""
+    """Checks that a tensor has one of the given dtypes."""
     if value.dtype not in dtypes:
         *others, last = map(dtype_name, dtypes)
         raise TypeError(f"{name} is {value.dtype}; give {', '.join(others)} or {last}")
 
 
 def check_tensor(
-    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, beside: str = "clips"
+    name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, device_of: str = "clips"
 ) -> None:
-    """Shape, element type and device of an argument that goes with another one, `beside`."""
+    """Checks shape, dtype and device; `device_of` names the argument whose device is required."""
     if value.dtype != dtype:
         raise TypeError(f"{name} is {value.dtype}; give {dtype}")
     if value.shape != shape:
         raise ValueError(f"{name} has shape {list(value.shape)}; give {list(shape)}")
     if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, {beside} on {device}; move it with .to('{device}')")
+        raise ValueError(f"{name} is on {value.device}, {device_of} on {device}; move it with .to('{device}')")
 
 
-def check_out(out: Tensor, shape: tuple[int, ...], beside: Tensor, name: str = "clips") -> None:
-    """A result buffer: contiguous, like the argument it goes with, and not recorded by autograd."""
-    check_tensor("out", out, shape, beside.dtype, beside.device, name)
+def check_out(out: Tensor, shape: tuple[int, ...], like: Tensor, name: str = "clips") -> None:
+    """Checks an output buffer: contiguous, dtype and device of `like` (the argument `name`), not tracked by autograd."""
+    check_tensor("out", out, shape, like.dtype, like.device, name)
     if not out.is_contiguous():
         raise ValueError("out is not contiguous; give a buffer from torch.empty")
-    check_unrecorded("out", out)
+    check_not_tracked("out", out)
 
 
-def check_unrecorded(name: str, written: Tensor) -> None:
-    """A tensor that is written in place and that autograd does not follow: no gradient would know of the writing."""
+def check_not_tracked(name: str, written: Tensor) -> None:
+    """Checks that autograd does not track a tensor that is written in place: its gradient would miss the write."""
     if torch.is_grad_enabled() and written.requires_grad:
-        raise ValueError(f"{name} requires a gradient; give a buffer that does not, or write it under torch.no_grad()")
+        raise ValueError(f"{name} requires a gradient; give a buffer that does not, or call under torch.no_grad()")
 
 
-def check_apart(name: str, written: Tensor, **read: Tensor | None) -> None:
-    """A tensor that is written shares no memory with one that is read, nor does what lies between their elements."""
+def check_no_overlap(name: str, written: Tensor, **read: Tensor | None) -> None:
+    """Checks that the address range of a tensor that is written does not overlap those of the tensors that are read."""
     begin, end = _addresses(written)
     for other, value in read.items():
         if value is None or value.device != written.device:
             continue
         first, last = _addresses(value)
         if begin < last and first < end:
-            raise ValueError(f"{name} overlaps {other} in memory; give a buffer of its own")
+            raise ValueError(f"{name} overlaps {other} in memory; give a separate buffer")
 
 
 def _addresses(x: Tensor) -> tuple[int, int]:
-    """The first byte and the one behind the last, of a tensor that is not empty."""
+    """Address range [begin, end) of a non-empty tensor, in bytes."""
     begin = x.data_ptr()
     return begin, begin + (1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))) * x.element_size()
 
 
-def written_to(out: Tensor) -> Tensor:
-    """`out`, told to autograd as written: what was saved of it for a gradient is no longer there."""
+def mark_written(out: Tensor) -> Tensor:
+    """Bumps the autograd version of `out`, so that a backward pass that saved the old contents raises. Returns `out`."""
     torch.autograd.graph.increment_version(out)
     return out
 
 
-def with_whole_planes(clips: Tensor) -> Tensor:
-    """Clips [..., T, V, M] whose planes [T, V, M] are contiguous already, else a contiguous copy."""
+def with_contiguous_planes(clips: Tensor) -> Tensor:
+    """Clips [..., T, V, M] with contiguous planes [T, V, M]: the input itself if it has them, else a contiguous copy."""
     if clips.is_contiguous():
         return clips
     frames, joints, people = clips.shape[-3:]
@@ -83,13 +83,13 @@ def with_whole_planes(clips: Tensor) -> Tensor:
 
 
 def row_stride(x: Tensor) -> int | None:
-    """Elements from joint to joint of [N, C, T, V] where joints lie evenly spaced and channels together, else None."""
+    """Stride in elements between the joints of [N, C, T, V] if channels are contiguous and joints evenly spaced, else None."""
     n, channels, frames, joints = x.shape
     if channels > 1 and x.stride(1) != 1:
         return None
     stride, rows = None, 1
     for size, step in ((joints, x.stride(3)), (frames, x.stride(2)), (n, x.stride(0))):
-        if size == 1:  # its stride says nothing
+        if size == 1:  # the stride of an axis of size 1 is meaningless
             continue
         if stride is None:
             stride = step
@@ -100,12 +100,12 @@ def row_stride(x: Tensor) -> int | None:
 
 
 def set_strides(coalitions: Tensor) -> tuple[int, int]:
-    """Elements between the sets and between the samples of coalitions [S] (shared: 0) or [S, N]."""
+    """Strides in elements over the sets and over the samples of coalitions [S] (shared by the batch: 0) or [S, N]."""
     return (coalitions.stride(0), 0 if coalitions.dim() == 1 else coalitions.stride(1))
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums of a type's elements are taken in: float64 for float64, else float32."""
+    """The accumulation dtype: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

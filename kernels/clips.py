@@ -1,4 +1,4 @@
-"""Clip sampling on the fastest back end."""
+"""Clip sampling, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from shapmix.reference import CropPlan, Stream
 from shapmix.reference.clips import STREAMS
 
 from . import native
-from .checks import DTYPES, check_apart, check_dtype, check_out, check_tensor, sum_dtype, written_to
-from .dispatch import by_registered_op, choose, run
+from .checks import DTYPES, check_dtype, check_no_overlap, check_out, check_tensor, mark_written, sum_dtype
+from .dispatch import choose, needs_registered_op, run
 
 
 def sample_clips(
@@ -25,33 +25,33 @@ def sample_clips(
     backend: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Crop, linear resize to `num_frames`, rotation, and the stream's differences, in one pass over the frames needed.
+    """Crop, linear resize to `num_frames`, rotation and bone/motion differences, fused into one pass over the frames read.
 
     Args:
-        frames: [F, M, V, C] floating point, the ragged recordings; C = 3 where an angle is not zero.
-        offsets: [n + 1] int64, where each recording begins.
-        plan: one row a sample, on the device of the frames. On CPU tensors its values are checked; elsewhere they must be
-            as `CropPlan` says: recordings in 0..n-1 and crops of at least one frame inside them.
-        parents: [V] int64, the root its own parent.
-        stream: joint; bone (joint - parent); motion (next - current frame, last 0) of joint or of bone.
+        frames: [F, M, V, C] floating point, the recordings concatenated along time; C must be 3 if any angle is nonzero.
+        offsets: [n + 1] int64, first frame of each recording.
+        plan: one row per sample, on the device of the frames. Its values are checked on CPU tensors only; elsewhere they must
+            satisfy `CropPlan`: recordings in 0..n-1 and crops of at least one frame inside them.
+        parents: [V] int64; the root is its own parent.
+        stream: joint; bone (joint - parent); motion (next frame - this frame, 0 for the last) of joint or of bone.
         num_frames: T.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
-        out: where to put the result, for loops that reuse a buffer.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
+        out: output buffer, for loops that reuse one.
 
     Returns:
-        [N, C, T, V, M] of the frames' type, no gradient. A crop of T frames that is not turned is copied bit for bit; resizing
-        and turning are within a few roundings of the reference.
+        [N, C, T, V, M] in the frames' dtype, without gradient. A crop of T frames without rotation is copied bit for bit;
+        resized and rotated clips agree with the reference to within a few roundings.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device, an unknown stream; on CPU tensors also a row of the plan or a parent that
-            points outside, and an angle where C is not 3.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device, or the stream is unknown; on CPU tensors also if a plan row or
+            parent is out of range, or an angle is nonzero and C is not 3.
+        BackendError: the requested back end cannot run.
     """
     if stream not in STREAMS:
         raise ValueError(f"stream is '{stream}'; give one of {', '.join(STREAMS)}")
     columns = (plan.clip, plan.start, plan.length, plan.angles)
-    if not by_registered_op(frames, offsets, *columns, parents, out):
+    if not needs_registered_op(frames, offsets, *columns, parents, out):
         return _sample(frames, offsets, plan, parents, stream, num_frames, backend, out)
     result = torch.ops.shapmix.sample_clips(frames, offsets, *columns, parents, stream, num_frames, backend)
     if out is None:
@@ -88,7 +88,7 @@ def _sample(
     shape = (n, channels, num_frames, joints, people)
     if out is not None:
         check_out(out, shape, frames, "frames")
-        check_apart("out", out, frames=frames, offsets=offsets, parents=parents, **vars(plan))
+        check_no_overlap("out", out, frames=frames, offsets=offsets, parents=parents, **vars(plan))
 
     chosen = choose("sample_clips", frames, backend)
     angles = plan.angles.to(sum_dtype(frames.dtype)).contiguous()
@@ -104,10 +104,10 @@ def _sample(
     to = frames.new_empty(shape) if out is None else out
     bone, motion = stream in ("bone", "bone_motion"), stream in ("motion", "bone_motion")
     run(chosen, "sample_clips", to, frames, offsets, plan, parents, bone, motion)
-    return to if out is None else written_to(out)
+    return to if out is None else mark_written(out)
 
 
-# The same op for torch.compile, the plan's fields one by one. Recordings are data: they get no gradient.
+# The same op for torch.compile, with the plan flattened into its fields. Recordings are data: they get no gradient.
 
 
 @torch.library.custom_op(

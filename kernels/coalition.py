@@ -1,4 +1,4 @@
-"""Coalition inputs on the fastest back end: as clips, and as the rows that a graph network's first layer sees."""
+"""Coalition inputs on the fastest back end: as clips, and as the normalised rows that a graph network's first layer reads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from shapmix import reference
 
 from . import native
-from .checks import check_apart, check_clips, check_out, check_tensor, with_whole_planes, written_to
-from .dispatch import by_registered_op, choose, run, wants_gradient
+from .checks import check_clips, check_no_overlap, check_out, check_tensor, mark_written, with_contiguous_planes
+from .dispatch import choose, needs_registered_op, run, wants_gradient
 
 
 def coalition_inputs(
@@ -27,25 +27,25 @@ def coalition_inputs(
     """Clips with the parts outside each coalition replaced by the mean motion.
 
     Args:
-        clips: [N, C, T, V, M] floating point. Planes [T, V, M] that are not contiguous are copied first.
+        clips: [N, C, T, V, M] floating point. Non-contiguous planes [T, V, M] are copied first.
         mean_motion: [C, T, V, M], same dtype.
-        coalitions: int64 bit sets of parts (bit p = part p keeps the clip's motion): [S], shared by the batch, or
-            [S, N], one a sample.
+        coalitions: int64 bit sets of parts (bit p set: part p keeps the clip's motion): [S], shared by the batch, or
+            [S, N], one per sample.
         part_of_joint: [V] int64.
-        restored_frames: only frames before this one keep the clip's motion; None restores every frame.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
-        out: where to put the result, for loops that reuse a buffer; no gradient flows then.
+        restored_frames: only frames before this index keep the clip's motion; None keeps all frames.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
+        out: output buffer, for loops that reuse one; disables gradients.
 
     Returns:
         [S * N, C, T, V, M]: row s * N + n is sample n under its coalition s, bit-equal to the reference.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device; on CPU tensors also bits that are no part's.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device; on CPU tensors also if a bit set has bits beyond the parts.
+        BackendError: the requested back end cannot run.
     """
     arguments = (clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
-    if not by_registered_op(*arguments[:4], out) and (out is not None or not wants_gradient(clips, mean_motion)):
+    if not needs_registered_op(*arguments[:4], out) and (out is not None or not wants_gradient(clips, mean_motion)):
         return _expand(*arguments, out)
     if out is None:
         return torch.ops.shapmix.coalition_inputs(*arguments)
@@ -67,7 +67,7 @@ def _expand(
     shape = (len(coalitions) * len(clips), *clips.shape[1:])
     if out is not None:
         check_out(out, shape, clips)
-        check_apart("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
+        check_no_overlap("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
 
     chosen = choose("coalition_inputs", clips, backend)
     part_of_joint = part_of_joint.contiguous()
@@ -83,13 +83,13 @@ def _expand(
         chosen,
         "coalition_inputs",
         to,
-        with_whole_planes(clips),
-        with_whole_planes(mean_motion),
+        with_contiguous_planes(clips),
+        with_contiguous_planes(mean_motion),
         coalitions,
         part_of_joint,
         _restored(restored_frames, clips.shape[2]),
     )
-    return to if out is None else written_to(out)
+    return to if out is None else mark_written(out)
 
 
 def normalised_coalition_inputs(
@@ -104,22 +104,22 @@ def normalised_coalition_inputs(
     backend: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Coalition inputs as the first layer of a graph network sees them: normalised, one row a person, written once.
+    """Coalition inputs as the first layer of a graph network reads them: normalised, one row per person, fused into one write.
 
     Args:
         clips, mean_motion, coalitions, part_of_joint, restored_frames, backend, out: as in `coalition_inputs`.
-        weight, bias: [M, V, C] of the clips' type: the input normalisation in eval mode, x * weight + bias.
+        weight, bias: [M, V, C] in the clips' dtype: the input normalisation in eval mode, x * weight + bias.
 
     Returns:
         [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
-        rounded one after the other, as in the reference: bit-equal to it.
+        rounded separately (no FMA), so the result is bit-equal to the reference.
 
     Raises:
         TypeError, ValueError, BackendError: as in `coalition_inputs`.
     """
     arguments = (clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
     recorded = out is None and wants_gradient(clips, mean_motion, weight, bias)
-    if not by_registered_op(*arguments[:6], out) and not recorded:
+    if not needs_registered_op(*arguments[:6], out) and not recorded:
         return _expand_normalised(*arguments, out)
     if out is None:
         return torch.ops.shapmix.normalised_coalition_inputs(*arguments)
@@ -147,8 +147,8 @@ def _expand_normalised(
     shape = (len(coalitions) * n * people, channels, frames, joints)
     if out is not None:
         check_out(out, shape, clips)
-        check_apart("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
-        check_apart("out", out, weight=weight, bias=bias)
+        check_no_overlap("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
+        check_no_overlap("out", out, weight=weight, bias=bias)
 
     chosen = choose("normalised_coalition_inputs", clips, backend)
     part_of_joint = part_of_joint.contiguous()
@@ -166,15 +166,15 @@ def _expand_normalised(
         chosen,
         "normalised_coalition_inputs",
         to,
-        with_whole_planes(clips),
-        with_whole_planes(mean_motion),
+        with_contiguous_planes(clips),
+        with_contiguous_planes(mean_motion),
         coalitions,
         part_of_joint,
         weight.contiguous(),
         bias.contiguous(),
         _restored(restored_frames, frames),
     )
-    return to if out is None else written_to(out)
+    return to if out is None else mark_written(out)
 
 
 def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor) -> None:
@@ -286,7 +286,7 @@ def _normalised_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _to_clips_and_mean(
     grad: Tensor, coalitions: Tensor, part_of_joint: Tensor, restored_frames: int | None
 ) -> tuple[Tensor, Tensor]:
-    """[S, N, C, T, V, M] -> the clips' share [N, C, T, V, M] and the mean motion's [C, T, V, M]."""
+    """[S, N, C, T, V, M] -> gradients of the clips [N, C, T, V, M] and of the mean motion [C, T, V, M]."""
     keep = reference.coalition.kept(coalitions, part_of_joint, grad.shape[3], restored_frames)
     return torch.where(keep, grad, 0).sum(0), torch.where(keep, 0, grad).sum((0, 1))
 

@@ -1,4 +1,4 @@
-"""The CUDA back end: compiled kernels on raw addresses, on the caller's current stream."""
+"""The CUDA back end: compiled kernels called with raw pointers, launched on the caller's current stream."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DTYPES = {"coalition_inputs": ALL_DTYPES, "normalised_coalition_inputs": ALL_DTY
 
 @cache
 def load() -> tuple[ModuleType | None, str | None]:
-    """The compiled module, or None and why it cannot be imported."""
+    """The compiled module, or None and the reason why it cannot be imported."""
     try:
         return import_module("shapmix._native_cuda"), None
     except ImportError as error:
-        remedy = "install shapmix again with SHAPMIX_CUDA=1 and nvcc on the PATH"
+        remedy = "reinstall shapmix with SHAPMIX_CUDA=1 and nvcc on the PATH"
         return None, f"shapmix._native_cuda cannot be imported ({error}): {remedy}"
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why it cannot run on tensors of a device, None where it can."""
+    """The reason why it cannot run on tensors of a device, None if it can."""
     if device.type != "cuda":
         return f"it works on CUDA tensors, not on {device}"
     module, reason = load()
@@ -45,7 +45,7 @@ def coalition_inputs(
 ) -> None:
     """Writes `out` [S * N, C, T, V, M]; coalitions [S] or [S, N], 0 <= restored_frames <= T, planes [T, V, M] contiguous.
 
-    Values are not checked, which would take a device read: `part_of_joint` must be in 0..62.
+    Values are not checked, since that would synchronise with the host: `part_of_joint` must be in 0..62.
     """
     _module().coalition_inputs(
         out.data_ptr(),
@@ -100,8 +100,8 @@ def normalised_coalition_inputs(
 def mix_clips(out: Tensor, clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> None:
     """Writes `out` [2N, C, T, V, M]; the plan's fields and the planes [T, V, M] are contiguous.
 
-    Values are not checked, which would take a device read: partners must be in 0..N-1 and both windows inside 0..T with
-    lengths of at least 1, or the kernel reads outside the clips.
+    Values are not checked, since that would synchronise with the host: partners must be in 0..N-1 and both windows inside
+    0..T with lengths of at least 1; otherwise the kernel reads out of bounds.
     """
     _module().mix_clips(
         out.data_ptr(),

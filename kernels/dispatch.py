@@ -1,4 +1,4 @@
-"""Which back end runs an op: the argument, else the variable SHAPMIX_BACKEND, else the fastest that can."""
+"""Selects the back end of an op: the argument if given, else the variable SHAPMIX_BACKEND, else the fastest available."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger("shapmix")
 
 
 class BackendError(ShapmixError, RuntimeError):
-    """A back end was asked for by name and cannot run; the message says why and what to do."""
+    """A back end was requested by name and cannot run; the message says why and what to do."""
 
 
 class UnknownBackendError(BackendError, ValueError):
@@ -33,7 +33,7 @@ class UnknownBackendError(BackendError, ValueError):
 
 
 def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = None, op: str | None = None) -> str | None:
-    """Why a back end cannot run (an op, on an element type) on tensors of a device, None where it can.
+    """The reason why a back end cannot run (an op, with a dtype) on tensors of a device, None if it can.
 
     Raises:
         ValueError: no back end of that name.
@@ -50,20 +50,20 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = 
     if op is not None and op not in module.DTYPES:
         return f"it has no kernel for {op}; leave the choice to 'auto'"
     if op is not None and dtype is not None and dtype not in module.DTYPES[op]:
-        return f"it takes {', '.join(map(dtype_name, module.DTYPES[op]))}, not {dtype_name(dtype)}"
+        return f"it supports {', '.join(map(dtype_name, module.DTYPES[op]))}, not {dtype_name(dtype)}"
     return None
 
 
 @cache
 def implementation(backend: str) -> ModuleType:
-    """The module of a back end: `DTYPES` of each of its ops, `unavailable(device)`, and the ops, which write into buffers."""
+    """The module of a back end: `DTYPES` per op, `unavailable(device)`, and the ops, which write into given buffers."""
     return import_module(f".{_MODULES[backend]}", __package__)
 
 
 def run(backend: str, op: str, *arguments: Any) -> None:
-    """Runs an op of a back end on the device of its first argument, a buffer that it writes.
+    """Runs an op of a back end with the device of its first argument, the output buffer, as the current device.
 
-    Triton launches on the current device, whatever device the addresses belong to.
+    Triton launches on the current device, not on the device that owns the tensors.
     """
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -71,13 +71,13 @@ def run(backend: str, op: str, *arguments: Any) -> None:
 
 
 def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
-    """Name of the back end that runs `op` on `tensor`; the first choice on a device logs those of all ops.
+    """Name of the back end that runs `op` on `tensor`; the first call per device logs the back ends of all ops.
 
     Args:
-        backend: a name to insist on; None leaves it to SHAPMIX_BACKEND, and that unset or `auto` to the machine.
+        backend: a name; None reads SHAPMIX_BACKEND. If that is unset or `auto`, the fastest available is selected.
 
     Raises:
-        BackendError: the back end asked for cannot run on this tensor.
+        BackendError: the requested back end cannot run on this tensor.
         ValueError: no back end of that name.
     """
     asked_by = "backend"
@@ -92,11 +92,11 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
     return backend
 
 
-def by_registered_op(*tensors: torch.Tensor | None) -> bool:
-    """True where torch must see a call before a back end takes the tensors' addresses.
+def needs_registered_op(*tensors: torch.Tensor | None) -> bool:
+    """True if the call must go through the registered torch op, because a back end may not read the tensors' pointers.
 
-    Under torch.compile and dispatch modes such as `FakeTensorMode`, for subclasses, whose memory may lie elsewhere, and for
-    negations that torch has put off.
+    That is so under torch.compile and dispatch modes such as `FakeTensorMode`, for tensor subclasses, whose storage may be
+    elsewhere, and for tensors with the lazy negative bit set.
     """
     return torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not all(map(_is_plain, tensors))
 
@@ -108,34 +108,34 @@ def _is_plain(tensor: torch.Tensor | None) -> bool:
 
 
 def wants_gradient(*tensors: torch.Tensor) -> bool:
-    """True where autograd would record what is done to one of the tensors."""
+    """True if autograd would record an op on one of the tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-# What a machine can do does not change while a process runs.
+# The available back ends do not change while a process runs.
 _reason = cache(unavailable)
 
 
 @cache
 def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for backend in _FASTEST_FIRST.get(device.type, ("reference",)):
         reason = _reason(backend, device, dtype, op)
         if reason is None:
-            _tell(device)
+            _log_choices(device)
             if backend == "reference" and op in _choices(device) and _choices(device)[op][0] != backend:
-                why = "; ".join(passed_over)
+                why = "; ".join(skipped)
                 _log.warning("%s of %s on %s runs on back end 'reference' (%s)", op, dtype_name(dtype), device, why)
             return backend
-        passed_over.append(f"{backend}: {reason}")
+        skipped.append(f"{backend}: {reason}")
     raise AssertionError("the reference runs everywhere")
 
 
 @cache
 def _choices(device: torch.device) -> dict[str, tuple[str, str]]:
-    """Each op's back end for float32 on a device, and which faster ones cannot run there at all."""
+    """The float32 back end of each op on a device, and why each faster back end cannot run there."""
     choices = {}
-    for op in implementation("cpp").DTYPES:  # has every op
+    for op in implementation("cpp").DTYPES:  # the only back end with all ops
         backends = _FASTEST_FIRST.get(device.type, ("reference",))
         chosen = next(name for name in backends if _reason(name, device, torch.float32, op) is None)
         reasons = {name: _reason(name, device) for name in backends[: backends.index(chosen)]}
@@ -144,18 +144,18 @@ def _choices(device: torch.device) -> dict[str, tuple[str, str]]:
 
 
 @cache
-def _tell(device: torch.device) -> None:
-    """One line for a device; a warning where the slow reference is all that is left on one that has a fast back end."""
+def _log_choices(device: torch.device) -> None:
+    """Logs one line per device; a warning if an op falls back to the slow reference on a device that has fast back ends."""
     choices = _choices(device)
     groups: dict[tuple[str, str], list[str]] = {}
     for op, choice in choices.items():
         groups.setdefault(choice, []).append(op)
-    told = [
+    parts = [
         f"{backend} for {f'all {len(ops)} ops' if len(groups) == 1 else ', '.join(ops)}{f' ({why})' if why else ''}"
         for (backend, why), ops in groups.items()
     ]
     slow = device.type in _FASTEST_FIRST and any(backend == "reference" for backend, _ in choices.values())
-    _log.log(logging.WARNING if slow else logging.INFO, "back ends on %s: %s", device, "; ".join(told))
+    _log.log(logging.WARNING if slow else logging.INFO, "back ends on %s: %s", device, "; ".join(parts))
 
 
 @cache

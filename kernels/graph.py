@@ -1,4 +1,4 @@
-"""CTR-GCN's graph convolution on the fastest back end, with its gradient."""
+"""CTR-GCN's graph convolution and its gradient, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from shapmix import reference
 
 from .checks import DTYPES, check_dtype, check_tensor, row_stride, sum_dtype
-from .dispatch import by_registered_op, choose, run, wants_gradient
+from .dispatch import choose, needs_registered_op, run, wants_gradient
 
 CHANNELS_LAST = torch.channels_last
 
@@ -27,35 +27,35 @@ def graph_conv(
     shortcut: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Sum over the subsets of features aggregated by their refined graphs; no more than a few clips' graphs are ever in memory.
+    """Sum over the subsets of features aggregated by their refined graphs; the graphs of only a few clips are materialised at once.
 
     The graph of subset s and channel c between joints u and v is
     shared[s, u, v] + bias[s, c] + sum_k weight[s, k, c] * tanh(left[u, s, k] - right[v, s, k]).
 
     Args:
-        features: [N, S * C, T, V] in channels-last memory (copied into it otherwise), the subsets' products one after the
-            other; it may be the first channels of a wider tensor. C is a multiple of 8.
-        relation_terms: [N, V, 2, S, K], left and right; float64 for float64 features, else float32, like all that follows.
-        weight: [S, K, C], alpha times conv4's.
-        bias: [S, C], alpha times conv4's.
-        shared: [S, V, V], the graphs that all channels share.
-        offset: [C], or None. With it the result is rectified: relu(sum + offset + shortcut), for networks whose
-            normalisation is folded into their products; no gradient flows then.
-        shortcut: [N, C, T, V] of the features' type, or None; only with `offset`.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        features: [N, S * C, T, V] in channels-last memory (copied otherwise), subset-major along the channels; may be the first
+            channels of a wider tensor. C is a multiple of 8.
+        relation_terms: [N, V, 2, S, K], left and right; float64 for float64 features, else float32, as are the following.
+        weight: [S, K, C], alpha times the weight of conv4.
+        bias: [S, C], alpha times the bias of conv4.
+        shared: [S, V, V], the graphs shared by all channels.
+        offset: [C], or None. If given, the epilogue relu(sum + offset + shortcut) is fused, for networks with folded batch
+            normalisation; disables gradients.
+        shortcut: [N, C, T, V] in the features' dtype, or None; only with `offset`.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
 
     Returns:
-        [N, C, T, V] of the features' type, in channels-last memory; sums in the type of the weight.
+        [N, C, T, V] in the features' dtype, in channels-last memory; accumulated in the dtype of the weight.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device, a shortcut without an offset.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device, or a shortcut is given without an offset.
+        BackendError: the requested back end cannot run.
     """
     tensors = (features, relation_terms, weight, bias, shared)
     if not torch.compiler.is_compiling() and offset is not None and wants_gradient(*tensors):
-        raise ValueError("offset is given where a gradient is wanted; use torch.no_grad(), or add and rectify outside")
-    if by_registered_op(*tensors, offset, shortcut) or wants_gradient(*tensors):
+        raise ValueError("offset is given but a gradient is required; use torch.no_grad(), or apply offset and ReLU outside")
+    if needs_registered_op(*tensors, offset, shortcut) or wants_gradient(*tensors):
         return torch.ops.shapmix.graph_conv(*tensors, offset, shortcut, backend)
     return _convolve(*tensors, offset, shortcut, backend)
 
@@ -114,21 +114,21 @@ def _convolve(
 
 
 def rows_of_channels(x: Tensor) -> Tensor:
-    """[N, C, T, V] whose joints lie evenly spaced, each joint's channels together; a channels-last copy otherwise.
+    """[N, C, T, V] with contiguous channels and evenly spaced joints: the input if it is so laid out, else a channels-last copy.
 
-    A slice of the channels of a channels-last tensor is taken as it is.
+    A channel slice of a channels-last tensor is not copied.
     """
     return x.contiguous(memory_format=CHANNELS_LAST) if row_stride(x) is None else x
 
 
 def differentiable_gradients(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
-    """Gradients of `forward`, made of torch's own ops, which autograd records: for gradients of gradients."""
+    """Gradients of `forward`, built from torch ops that autograd records, for double backward."""
     wanted = [value for value in inputs if value.requires_grad]
     found = iter(torch.autograd.grad(forward(*inputs), wanted, grad, create_graph=True))
     return [next(found) if value.requires_grad else None for value in inputs]
 
 
-# The op and its gradient, an op too, for autograd and torch.compile.
+# The op and its gradient as registered ops, for autograd and torch.compile.
 
 
 @torch.library.custom_op(
@@ -192,7 +192,7 @@ def _(grad: Tensor, features: Tensor, *others: Any) -> tuple[Tensor, ...]:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, offset, _shortcut, ctx.backend = inputs
     if offset is not None:
-        raise ValueError("graph_conv has no gradient where an offset is given; add and rectify outside")
+        raise ValueError("graph_conv with an offset is not differentiable; apply offset and ReLU outside")
     ctx.save_for_backward(*tensors)
 
 

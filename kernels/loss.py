@@ -1,4 +1,4 @@
-"""The logit-adjusted loss of clean and mixed clips on the fastest back end."""
+"""The logit-adjusted loss of clean and mixed clips, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -11,38 +11,37 @@ from shapmix import reference
 
 from . import native
 from .checks import DTYPES, SUM_DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import by_registered_op, choose, run, wants_gradient
+from .dispatch import choose, needs_registered_op, run, wants_gradient
 
 
 def balanced_mix_loss(
     logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logit-adjusted cross-entropy of the batch [clean; mixed], without writing targets or log-probabilities.
+    """Logit-adjusted cross-entropy of the batch [clean; mixed], without materialising targets or log-probabilities.
 
     Args:
-        logits: [2N, K] floating point, of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed. Half
-            types are summed in float32.
+        logits: [2N, K] floating point, clean clips first, then mixed ones; or [N, K] without mixed clips. Half precision is
+            accumulated in float32.
         labels: [N] int64.
-        partner: [N] int64, the sample mixed in.
+        partner: [N] int64, the index of the sample mixed in.
         lam: [N] float32 or float64, the partner's share of the label (`MixPlan.label_share`).
         log_prior: [K] float32 (float64 for float64 logits), log of the class frequencies; zeros give plain cross-entropy.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
 
     Returns:
-        (clean, mixed) in the type of `log_prior`, each a mean over N; mixed is 0 where nothing is mixed. The training loss is
-        their sum. Gradients flow to the logits alone.
+        (clean, mixed) in the dtype of `log_prior`, each a mean over N; mixed is 0 without mixed clips. The training loss is
+        their sum. Only the logits receive gradients.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device; on CPU tensors also a label outside the classes or a partner outside the
-            batch.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device; on CPU tensors also if a label or partner is out of range.
+        BackendError: the requested back end cannot run.
     """
     arguments = (logits, labels, partner, lam, log_prior, backend)
-    if by_registered_op(*arguments[:5]):
+    if needs_registered_op(*arguments[:5]):
         clean, mixed = torch.ops.shapmix.balanced_mix_loss(*arguments)[0].unbind()
     elif wants_gradient(logits):
-        clean, mixed = _Recorded.apply(*arguments)  # type: ignore[no-untyped-call]
+        clean, mixed = _BalancedMixLoss.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
         clean, mixed = _forward(*arguments)[0].unbind()
     return clean, mixed
@@ -51,12 +50,10 @@ def balanced_mix_loss(
 def _forward(
     logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    """The losses [2] and, for the gradient, the log of each row's sum of exponentials."""
+    """The losses [2] and the log-sum-exp of each row, which the backward pass needs."""
     n, device = len(labels), logits.device
     if logits.dim() != 2 or n == 0 or len(logits) not in (n, 2 * n) or logits.numel() == 0:
-        raise ValueError(
-            f"logits has shape {list(logits.shape)} beside {n} labels; give [2N, K] of clean and mixed clips, or [N, K]"
-        )
+        raise ValueError(f"logits has shape {list(logits.shape)} for {n} labels; give [2N, K] of clean and mixed clips, or [N, K]")
     check_dtype("logits", logits, DTYPES)
     check_tensor("labels", labels, (n,), torch.int64, device, "logits")
     check_tensor("partner", partner, (n,), torch.int64, device, "logits")
@@ -65,7 +62,7 @@ def _forward(
     check_tensor("log_prior", log_prior, (logits.shape[1],), sum_dtype(logits.dtype), device, "logits")
 
     chosen = choose("balanced_mix_loss", logits, backend)
-    labels, partner, lam, log_prior = _ready(labels, partner, lam, log_prior)
+    labels, partner, lam, log_prior = _for_kernels(labels, partner, lam, log_prior)
     if logits.is_cpu and chosen != "cpp":
         native.check_targets(labels, partner, logits.shape[1])
     if chosen == "reference":
@@ -77,8 +74,8 @@ def _forward(
     return losses, row_sums
 
 
-def _ready(labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As the kernels read them: contiguous, the share in the type of the sums."""
+def _for_kernels(labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The layout that the kernels read: contiguous, `lam` in the accumulation dtype."""
     return labels.contiguous(), partner.contiguous(), lam.to(log_prior.dtype).contiguous(), log_prior.contiguous()
 
 
@@ -92,9 +89,9 @@ def _gradient(
     log_prior: Tensor,
     backend: str | None,
 ) -> Tensor:
-    """[L, K] from the gradient [2] of the losses."""
+    """Gradient of the logits [L, K] from the gradient of the losses [2]."""
     chosen = choose("balanced_mix_loss", logits, backend)
-    labels, partner, lam, log_prior = _ready(labels, partner, lam, log_prior)
+    labels, partner, lam, log_prior = _for_kernels(labels, partner, lam, log_prior)
     if chosen == "reference":
         return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam, log_prior)
     to_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
@@ -106,12 +103,12 @@ def _gradient(
 def _differentiable_gradient(
     grad: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
 ) -> Tensor:
-    """As `_gradient`, in torch's own ops, which autograd records: for gradients of gradients, of the logits alone."""
+    """Like `_gradient`, built from torch ops that autograd records, for double backward through the logits."""
     return reference.balanced_mix_loss_backward(grad, logits, labels, partner, lam.detach(), log_prior.detach())
 
 
-class _Recorded(torch.autograd.Function):
-    """The op in eager code that wants a gradient: a registered op costs more there than the kernels do."""
+class _BalancedMixLoss(torch.autograd.Function):
+    """The op with a gradient in eager mode, where the overhead of a registered op exceeds the time of the kernels."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -119,7 +116,7 @@ class _Recorded(torch.autograd.Function):
         *tensors, ctx.backend = arguments
         ctx.save_for_backward(row_sums, *tensors)
         clean, mixed = losses.unbind()
-        return clean.clone(), mixed.clone()  # one of the views alone may be changed in place
+        return clean.clone(), mixed.clone()  # autograd forbids in-place changes of one of several output views
 
     @staticmethod
     def backward(ctx: Any, clean: Tensor, mixed: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,7 +126,7 @@ class _Recorded(torch.autograd.Function):
         return _gradient(grad, row_sums, *(*tensors, ctx.backend)), None, None, None, None, None
 
 
-# The op and its gradient, an op too, for torch.compile.
+# The op and its gradient as registered ops, for torch.compile.
 
 
 @torch.library.custom_op(

@@ -1,4 +1,4 @@
-"""Mixing clips on the fastest back end."""
+"""Mixing clips, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shapmix.reference import MixPlan
 from shapmix.reference.mix import replaced, source_frames
 
 from . import native
-from .checks import check_apart, check_clips, check_out, check_tensor, with_whole_planes, written_to
-from .dispatch import by_registered_op, choose, run, wants_gradient
+from .checks import check_clips, check_no_overlap, check_out, check_tensor, mark_written, with_contiguous_planes
+from .dispatch import choose, needs_registered_op, run, wants_gradient
 
 _FIELDS = tuple(field.name for field in fields(MixPlan))
 _FIELD_DTYPES = {"lam": torch.float64, "blend": torch.bool}
@@ -27,23 +27,23 @@ def mix_clips(
     """The training batch [clean; mixed].
 
     Args:
-        clips: [N, C, T, V, M] floating point. Planes [T, V, M] that are not contiguous are copied first.
-        plan: one row a sample, on the clips' device. On CPU tensors its values are checked; elsewhere they must be as
-            `MixPlan` says: partners in 0..N-1, windows inside the clip, lengths of at least 1.
+        clips: [N, C, T, V, M] floating point. Non-contiguous planes [T, V, M] are copied first.
+        plan: one row per sample, on the device of the clips. Its values are checked on CPU tensors only; elsewhere they must
+            satisfy `MixPlan`: partners in 0..N-1, windows inside the clip, lengths of at least 1.
         part_of_joint: [V] int64.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
-        out: where to put the result, for loops that reuse a buffer; no gradient flows then.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
+        out: output buffer, for loops that reuse one; disables gradients.
 
     Returns:
         [2N, C, T, V, M]: the clips, then the mixed clips, bit-equal to the reference.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device; on CPU tensors also a row of the plan that points outside.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device; on CPU tensors also if a plan row is out of range.
+        BackendError: the requested back end cannot run.
     """
     columns = [getattr(plan, name) for name in _FIELDS]
-    if not by_registered_op(clips, *columns, part_of_joint, out) and (out is not None or not wants_gradient(clips)):
+    if not needs_registered_op(clips, *columns, part_of_joint, out) and (out is not None or not wants_gradient(clips)):
         return _mix(clips, plan, part_of_joint, backend, out)
     if out is None:
         return torch.ops.shapmix.mix_clips(clips, *columns, part_of_joint, backend)
@@ -61,7 +61,7 @@ def _mix(clips: Tensor, plan: MixPlan, part_of_joint: Tensor, backend: str | Non
     check_tensor("part_of_joint", part_of_joint, (clip_shape[2],), torch.int64, device)
     if out is not None:
         check_out(out, (2 * n, *clip_shape), clips)
-        check_apart("out", out, clips=clips, part_of_joint=part_of_joint, **vars(plan))
+        check_no_overlap("out", out, clips=clips, part_of_joint=part_of_joint, **vars(plan))
 
     chosen = choose("mix_clips", clips, backend)
     plan, part_of_joint = _contiguous(plan), part_of_joint.contiguous()
@@ -73,18 +73,18 @@ def _mix(clips: Tensor, plan: MixPlan, part_of_joint: Tensor, backend: str | Non
             return result if out is None else out.copy_(result)
 
     to = clips.new_empty((2 * n, *clip_shape)) if out is None else out
-    run(chosen, "mix_clips", to, with_whole_planes(clips), plan, part_of_joint)
-    return to if out is None else written_to(out)
+    run(chosen, "mix_clips", to, with_contiguous_planes(clips), plan, part_of_joint)
+    return to if out is None else mark_written(out)
 
 
 def _contiguous(plan: MixPlan) -> MixPlan:
-    """The plan itself where every field is contiguous, as planners make it."""
+    """The plan with contiguous fields; the plan itself if they already are, as those of `draw_plan`."""
     if all(getattr(plan, name).is_contiguous() for name in _FIELDS):
         return plan
     return MixPlan(*(getattr(plan, name).contiguous() for name in _FIELDS))
 
 
-# The same op for autograd and torch.compile, the plan's fields one by one.
+# The same op for autograd and torch.compile, with the plan flattened into its fields.
 
 
 @torch.library.custom_op(
@@ -119,7 +119,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     keep, take = ((share.to(ctx.dtype) * plan.blend).view(by_sample) for share in (1 - plan.lam, plan.lam))
     own = torch.where(plan.blend.view(by_sample), mixed * keep, mixed.masked_fill(paste, 0))
 
-    # To the partners, frame by frame; index_put_ adds in a fixed order where samples or frames repeat.
+    # Scatter to the partners' frames; index_put accumulates in a fixed order if samples or frames repeat.
     to_source = torch.where(paste, mixed, 0) + mixed * take
     frame = torch.arange(num_frames, device=grad.device)
     source = torch.where(plan.blend[:, None], frame, source_frames(plan, num_frames, ctx.dtype))

@@ -1,4 +1,4 @@
-"""The CPU back end: C++ on raw addresses, on as many threads as torch uses."""
+"""The CPU back end: C++ called with raw pointers, on as many threads as torch uses."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ _NAMES = {dtype: dtype_name(dtype) for dtype in ALL_DTYPES}
 
 @cache
 def load() -> tuple[ModuleType | None, str | None]:
-    """The compiled module, or None and why it cannot be imported."""
+    """The compiled module, or None and the reason why it cannot be imported."""
     try:
         return import_module("shapmix._native"), None
     except ImportError as error:
-        return None, f"shapmix._native cannot be imported ({error}): install shapmix again, with a C++ compiler on the PATH"
+        return None, f"shapmix._native cannot be imported ({error}): reinstall shapmix with a C++ compiler on the PATH"
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why it cannot run on tensors of a device, None where it can."""
+    """The reason why it cannot run on tensors of a device, None if it can."""
     if device.type != "cpu":
         return f"it works on CPU tensors, not on {device}"
     return load()[1]
 
 
 def sample_clips(out: Tensor, frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, bone: bool, motion: bool) -> None:
-    """Writes `out` [N, C, T, V, M]; everything is contiguous, the angles of the frames' type.
+    """Writes `out` [N, C, T, V, M]; all tensors are contiguous, the angles have the frames' dtype.
 
     Raises:
-        ValueError: a row of the plan, the offsets or the parents points outside, or an angle is not zero where C is not 3.
+        ValueError: a plan row, offset or parent is out of range, or an angle is nonzero and C is not 3.
     """
     _module().sample_clips(
         out.data_ptr(),
@@ -68,7 +68,7 @@ def coalition_inputs(
     """Writes `out` [S * N, C, T, V, M]; coalitions [S] or [S, N], 0 <= restored_frames <= T, planes [T, V, M] contiguous.
 
     Raises:
-        ValueError: a coalition holds a bit that is no part's.
+        ValueError: a coalition has a bit beyond the parts.
     """
     _module().coalition_inputs(
         out.data_ptr(),
@@ -126,7 +126,7 @@ def mix_clips(out: Tensor, clips: Tensor, plan: MixPlan, part_of_joint: Tensor) 
     """Writes `out` [2N, C, T, V, M]; the plan's fields and the planes [T, V, M] are contiguous.
 
     Raises:
-        ValueError: a row of the plan points outside the batch, the clip or the parts.
+        ValueError: a plan row is out of range of the batch, the clip or the parts.
     """
     _module().mix_clips(
         out.data_ptr(),
@@ -160,10 +160,10 @@ def draw_plan(
 ) -> None:
     """Writes `fields` [6, N] (partner, parts, start, length, source_start, source_length), `lam` and `blend` [N].
 
-    Windows of `shortest` to `longest` units of 4 frames; everything is contiguous.
+    Windows span `shortest` to `longest` units of 4 frames; all tensors are contiguous.
 
     Raises:
-        ValueError: a label that is no class of the saliency, or a combination that holds a bit that is no part's.
+        ValueError: a label is not a class of the saliency, or a combination has a bit beyond the parts.
     """
     _module().draw_plan(
         fields.data_ptr(),
@@ -202,10 +202,10 @@ def saliency_update(
     decay: float,
     scale: float,
 ) -> None:
-    """Updates `table` [K, Q] and writes `marginal` [U]; rows and weights [U, J], everything contiguous.
+    """Updates `table` [K, Q] and writes `marginal` [U]; rows and weights are [U, J], all tensors contiguous.
 
     Raises:
-        ValueError: an index that points outside, or a combination without joints; nothing is written then.
+        ValueError: an index is out of range, or a combination has no joints; nothing is written then.
     """
     _module().saliency_update(
         marginal.data_ptr(),
@@ -232,10 +232,10 @@ def saliency_update(
 def balanced_mix_loss(
     losses: Tensor, row_sums: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
 ) -> None:
-    """Writes `losses` [2] and `row_sums` [L], the log of each row's sum of exponentials; all of the type of `log_prior`.
+    """Writes `losses` [2] and `row_sums` [L], the log-sum-exp of each row; both in the dtype of `log_prior`.
 
     Raises:
-        ValueError: a label that is no class, or a partner outside the batch.
+        ValueError: a label is not a class, or a partner is outside the batch.
     """
     _module().balanced_mix_loss(
         losses.data_ptr(), *_loss_rows(row_sums, logits, labels, partner, lam, log_prior), torch.get_num_threads()
@@ -252,7 +252,7 @@ def balanced_mix_loss_backward(
     lam: Tensor,
     log_prior: Tensor,
 ) -> None:
-    """Writes `to_logits` [L, K] from `grad` [2], of the losses.
+    """Writes `to_logits` [L, K] from `grad` [2], the gradient of the losses.
 
     Raises:
         ValueError: as `balanced_mix_loss`.
@@ -275,7 +275,7 @@ def graph_conv(
     offset: Tensor | None,
     shortcut: Tensor | None,
 ) -> None:
-    """Writes `out` [N, C, T, V]; it, the features and the shortcut are rows of channels, the rest is contiguous."""
+    """Writes `out` [N, C, T, V]; `out`, features and shortcut are rows of channels, the others contiguous."""
     _module().graph_conv(
         out.data_ptr(),
         features.data_ptr(),
@@ -306,7 +306,7 @@ def graph_conv_backward(
     bias: Tensor,
     shared: Tensor,
 ) -> None:
-    """Writes the gradients; they, `grad` and the features are channels-last, the rest is contiguous."""
+    """Writes the gradients; those of [N, C, T, V], `grad` and features are channels-last, the others contiguous."""
     gradients = (to_features, to_relation_terms, to_weight, to_bias, to_shared)
     _module().graph_conv_backward(
         tuple(gradient.data_ptr() for gradient in gradients),
@@ -400,7 +400,7 @@ def batch_norm_backward(
     lowest: Tensor,
     eps: float,
 ) -> None:
-    """Writes the gradients; all of [N, C, T, V] is channels-last."""
+    """Writes the gradients; all tensors of [N, C, T, V] are channels-last."""
     _module().batch_norm_backward(
         (to_x.data_ptr(), 0 if to_shortcut is None else to_shortcut.data_ptr(), to_weight.data_ptr(), to_bias.data_ptr()),
         grad.data_ptr(),
@@ -420,7 +420,7 @@ def batch_norm_backward(
 
 
 def plan_addresses(plan: MixPlan) -> tuple[int, ...]:
-    """The fields in the order the native modules read them."""
+    """Pointers to the fields, in the order that the native modules expect."""
     return (
         plan.partner.data_ptr(),
         plan.parts.data_ptr(),
@@ -434,7 +434,7 @@ def plan_addresses(plan: MixPlan) -> tuple[int, ...]:
 
 
 def check_coalitions(coalitions: Tensor, part_of_joint: Tensor, shape: torch.Size) -> None:
-    """What `coalition_inputs` checks, for the other back ends on CPU tensors.
+    """The checks of `coalition_inputs`, for the other back ends on CPU tensors.
 
     Raises:
         ValueError: as `coalition_inputs`.
@@ -444,7 +444,7 @@ def check_coalitions(coalitions: Tensor, part_of_joint: Tensor, shape: torch.Siz
 
 
 def check_plan(plan: MixPlan, part_of_joint: Tensor, shape: torch.Size) -> None:
-    """What `mix_clips` checks, for the other back ends on CPU tensors.
+    """The checks of `mix_clips`, for the other back ends on CPU tensors.
 
     Raises:
         ValueError: as `mix_clips`.
@@ -454,7 +454,7 @@ def check_plan(plan: MixPlan, part_of_joint: Tensor, shape: torch.Size) -> None:
 
 
 def check_crops(frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor) -> None:
-    """What `sample_clips` checks, for the other back ends on CPU tensors; the angles of the type sums are taken in.
+    """The checks of `sample_clips`, for the other back ends on CPU tensors; the angles have the accumulation dtype.
 
     Raises:
         ValueError: as `sample_clips`.
@@ -464,7 +464,7 @@ def check_crops(frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor
 
 
 def check_draw(labels: Tensor, saliency: Tensor, combinations: Tensor, part_of_joint: Tensor) -> None:
-    """What `draw_plan` checks, for the other back ends on CPU tensors.
+    """The checks of `draw_plan`, for the other back ends on CPU tensors.
 
     Raises:
         ValueError: as `draw_plan`.
@@ -478,7 +478,7 @@ def check_draw(labels: Tensor, saliency: Tensor, combinations: Tensor, part_of_j
 def check_updates(
     table: Tensor, logits: Tensor, labels: Tensor, columns: Tensor, with_rows: Tensor, without_rows: Tensor, joint_counts: Tensor
 ) -> None:
-    """What `saliency_update` checks, for the other back ends on CPU tensors.
+    """The checks of `saliency_update`, for the other back ends on CPU tensors.
 
     Raises:
         ValueError: as `saliency_update`.
@@ -498,7 +498,7 @@ def check_updates(
 
 
 def check_targets(labels: Tensor, partner: Tensor, num_classes: int) -> None:
-    """What `balanced_mix_loss` checks, for the other back ends on CPU tensors.
+    """The checks of `balanced_mix_loss`, for the other back ends on CPU tensors.
 
     Raises:
         ValueError: as `balanced_mix_loss`.

@@ -1,4 +1,4 @@
-"""Batch normalisation with shortcut and rectifier on the fastest back end, with its gradient."""
+"""Batch normalisation fused with shortcut and ReLU, and its gradient, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from shapmix import reference
 
 from .checks import DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import by_registered_op, choose, run, wants_gradient
+from .dispatch import choose, needs_registered_op, run, wants_gradient
 from .graph import CHANNELS_LAST, differentiable_gradients, rows_of_channels
 
 
@@ -24,28 +24,28 @@ def batch_norm(
     eps: float = 1e-5,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """max(normalised(x) * weight + bias + shortcut, lowest), the statistics those of the batch.
+    """max(normalised(x) * weight + bias + shortcut, lowest), with batch statistics.
 
     Args:
-        x: [N, C, T, V] floating point in channels-last memory (copied into it otherwise).
+        x: [N, C, T, V] floating point in channels-last memory (copied otherwise).
         weight, bias: [C], float64 for float64 x, else float32, like `lowest`.
-        lowest: [C]: 0 rectifies a channel, -infinity leaves it.
-        shortcut: [N, C, T, V] of x's type, or None.
+        lowest: [C], the lower bound per channel: 0 is a ReLU, -infinity none.
+        shortcut: [N, C, T, V] in the dtype of x, or None.
         eps: added to the variance.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
 
     Returns:
-        (result [N, C, T, V] of x's type in channels-last memory, mean [C], biased variance [C]); no gradient flows through
-        the statistics returned. Sums of few rows are taken in the type of the weight, of differences from one of them, and
-        joined in float64: a mean far from zero costs no digits of the result.
+        (result [N, C, T, V] in the dtype of x and in channels-last memory, mean [C], biased variance [C]). The statistics
+        are not differentiable. Partial sums over a few rows use the dtype of the weight and are taken relative to one of the
+        rows; they are combined in float64, so that a mean far from zero loses no precision.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device.
+        BackendError: the requested back end cannot run.
     """
     tensors = (x, weight, bias) if shortcut is None else (x, weight, bias, shortcut)
-    if by_registered_op(*tensors, lowest) or wants_gradient(*tensors):
+    if needs_registered_op(*tensors, lowest) or wants_gradient(*tensors):
         return torch.ops.shapmix.batch_norm(x, weight, bias, lowest, shortcut, eps, backend)
     return _normalise(x, weight, bias, lowest, shortcut, eps, backend)
 
@@ -72,7 +72,7 @@ def _normalise(
     return out, mean, variance
 
 
-# The op and its gradient, an op too, for autograd and torch.compile.
+# The op and its gradient as registered ops, for autograd and torch.compile.
 
 
 @torch.library.custom_op(
@@ -175,13 +175,13 @@ def _backward(ctx: Any, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor |
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """As `_backward`: the rectifier by the result, which a second gradient does not move, the rest by the reference."""
+    """Like `_backward`, for double backward: the ReLU mask comes from the saved result, the rest from the reference."""
     out, _, _, x, weight, bias, lowest = ctx.saved_tensors
     passed = torch.where(out > lowest.to(out.dtype)[:, None, None], grad, 0)
-    nowhere = torch.full_like(lowest, -torch.inf)
+    unbounded = torch.full_like(lowest, -torch.inf)
 
     def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return reference.batch_norm(x, weight, bias, nowhere, eps=ctx.eps)[0]
+        return reference.batch_norm(x, weight, bias, unbounded, eps=ctx.eps)[0]
 
     to_x, to_weight, to_bias = differentiable_gradients(normalise, (x, weight, bias), passed)
     return to_x, to_weight, to_bias, None, passed if ctx.with_shortcut else None, None, None

@@ -1,4 +1,4 @@
-"""Drawing the mixing plan on the fastest back end."""
+"""Drawing the mixing plan, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shapmix.reference.plan import window_range
 
 from . import native
 from .checks import SUM_DTYPES, check_dtype, check_tensor
-from .dispatch import by_registered_op, choose, run
+from .dispatch import choose, needs_registered_op, run
 
 
 def draw_plan(
@@ -29,40 +29,41 @@ def draw_plan(
     blend_probability: float = 0.25,
     backend: str | None = None,
 ) -> MixPlan:
-    """Who is mixed with whom, through which window, and which parts are pasted; nothing is read back to the host.
+    """Draws partners, windows and pasted parts of a batch, without synchronising with the host.
 
-    Guided by saliency (Shap-Mix), each sample draws a combination of parts from the softmax of the rarer class of its pair:
-    the partner's combination is pasted where the partner's class is the rarer, else the complement, so that the sample keeps
-    its own salient parts. Not guided (ST-Mix), one random combination is pasted in the whole batch.
+    Guided by saliency (Shap-Mix), each sample draws a combination of parts from the softmax of the rarer class of its pair.
+    If the partner's class is the rarer, the partner's combination is pasted; otherwise its complement, so that the sample
+    keeps its own salient parts. Not guided (ST-Mix), one random combination is pasted in the whole batch.
 
     Args:
         labels: [N] int64 class ids, N at least 3.
         saliency: [K, Q] float32 or float64.
-        priority: [K] int64, larger = more training samples (the class counts; the published code uses K - class id).
+        priority: [K] int64, larger for more frequent classes (class counts; the published code uses K - class id).
         combinations: [Q] int64 bit sets, `Layout.combinations`.
         part_of_joint: [V] int64.
         num_frames: T, a multiple of 4 and at least 8.
-        seed: of every draw, 0 to 2^64 - 1.
-        step: of the training; a 0-dim int64 tensor on the device of the labels keeps the host out of it.
-        guided: Shap-Mix; False is ST-Mix.
-        temperature: of the softmax, above 0, in units of the saliency.
-        blend_probability: of Mixup of whole clips in place of pasting; 1 is plain Mixup.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        seed: random seed, 0 to 2^64 - 1.
+        step: training step; a 0-dim int64 tensor on the device of the labels makes the op capturable in a CUDA graph.
+        guided: True is Shap-Mix, False is ST-Mix.
+        temperature: softmax temperature, above 0, in units of the saliency.
+        blend_probability: probability that whole clips are blended (Mixup) instead of pasted; 1 is plain Mixup.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
 
     Returns:
-        The plan of the reference: the same numbers for the same seed and step on every back end. (The softmax is taken in
-        float64; a draw would have to fall within its last bits of a boundary to differ.)
+        The same plan as the reference for the same seed and step, on every back end. (The softmax is computed in float64; a
+        draw could differ only within the last bits of a boundary.)
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device, fewer than 3 samples, a clip length without windows, a temperature that is
-            not positive; on CPU tensors also a label outside the classes or bits that are no part's.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device, there are fewer than 3 samples, the clip length has no windows,
+            or the temperature is not positive; on CPU tensors also if a label is not a class or a combination has bits beyond
+            the parts.
+        BackendError: the requested back end cannot run.
     """
     tensors = (labels, saliency, priority, combinations, part_of_joint)
     options = (guided, temperature, blend_probability, backend)
     on_host, on_device = (0, step) if isinstance(step, Tensor) else (step, None)
-    if not by_registered_op(*tensors, on_device):
+    if not needs_registered_op(*tensors, on_device):
         return _draw(*tensors, num_frames, seed, step, *options)
     return _plan(*torch.ops.shapmix.draw_plan(*tensors, num_frames, seed, on_host, on_device, *options))
 
@@ -147,12 +148,12 @@ def _draw(
 
 
 def _plan(fields: Tensor, lam: Tensor, blend: Tensor) -> MixPlan:
-    """From the integer fields [6, N] in the order of `MixPlan`."""
+    """Builds the plan from the integer fields [6, N], in the order of `MixPlan`."""
     partner, parts, start, length, source_start, source_length = fields.unbind()
     return MixPlan(partner, parts, start, length, source_start, source_length, lam, blend)
 
 
-# The same op for torch.compile. Its results may not share memory, so the integer fields come as one tensor.
+# The same op for torch.compile. Outputs of a custom op may not alias, so the integer fields are one tensor.
 
 
 @torch.library.custom_op(

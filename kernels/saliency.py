@@ -1,4 +1,4 @@
-"""Updating the class saliency on the fastest back end."""
+"""Updating the class saliency, on the fastest back end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from shapmix import reference
 
 from . import native
-from .checks import DTYPES, SUM_DTYPES, check_apart, check_dtype, check_tensor, check_unrecorded, written_to
-from .dispatch import by_registered_op, choose, run
+from .checks import DTYPES, SUM_DTYPES, check_dtype, check_no_overlap, check_not_tracked, check_tensor, mark_written
+from .dispatch import choose, needs_registered_op, run
 
 
 def saliency_update(
@@ -26,38 +26,38 @@ def saliency_update(
     scale: float = 10.0,
     backend: str | None = None,
 ) -> Tensor:
-    """From the logits of coalitions to the class table, in place.
+    """Updates the saliency table of the classes from the logits of coalitions, in place.
 
-    Update u measures combination P = columns[u] on a sample of class y = labels[u]: its marginal is
-    ReLU(v(R u P) - v(R)), v the probability of y, or the weighted sum of several such marginals; then
-    table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P), in the order of the updates where a class
-    and combination repeat. An update whose marginal is not finite leaves the table as it was.
+    Update u measures combination P = columns[u] on a sample of class y = labels[u]. Its marginal is ReLU(v(R u P) - v(R)),
+    where v is the probability of y, or a weighted sum of such marginals over several contexts R. Then
+    table[y, P] <- decay * table[y, P] + (1 - decay) * marginal * scale / joints(P); repeated entries are updated in order.
+    An update with a non-finite marginal is skipped.
 
     Args:
-        table: [K, Q] float32 or float64, contiguous; Q the layout's combinations.
-        logits: [L, K] floating point, one row a forwarded coalition; no gradient flows. Summed in the table's type.
+        table: [K, Q] float32 or float64, contiguous; Q is the number of combinations of the layout.
+        logits: [L, K] floating point, one row per forwarded coalition; not differentiable. Accumulated in the table's dtype.
         labels, columns: [U] int64.
-        with_rows, without_rows: [U] int64, the rows of `logits` that show R u P and R; or [U, J] for J contexts. Rows may
-            be shared: one row of the mean motion serves every empty context.
+        with_rows, without_rows: [U] int64, the rows of `logits` for R u P and for R; or [U, J] for J contexts. Rows may
+            be shared: a single row of the mean motion serves every empty context.
         joint_counts: [Q] int64, joints in each combination, all above 0.
-        decay: 0 replaces, 0.9 is the paper's.
-        weights: [U, J] of the table's type, of the contexts; None weighs each 1.
-        scale: the paper's 10.
-        backend: one of `BACKENDS`; None takes SHAPMIX_BACKEND, else the fastest that can run.
+        decay: 0 replaces the entry; the paper uses 0.9.
+        weights: [U, J] context weights in the table's dtype; None means 1.
+        scale: the paper uses 10.
+        backend: one of `BACKENDS`; None reads SHAPMIX_BACKEND, which defaults to the fastest available.
 
     Returns:
-        [U] the marginals, in the table's type.
+        The marginals [U], in the table's dtype.
 
     Raises:
-        TypeError: an argument's dtype.
-        ValueError: an argument's shape or device, a decay outside 0..1; on CPU tensors also an index that points outside or a
-            combination without joints. The table is then as it was.
-        BackendError: the back end asked for cannot run.
+        TypeError: an argument has the wrong dtype.
+        ValueError: an argument has the wrong shape or device, or the decay is outside 0..1; on CPU tensors also if an index is
+            out of range or a combination has no joints. The table is unchanged then.
+        BackendError: the requested back end cannot run.
     """
     tensors = (table, logits, labels, columns, with_rows, without_rows, joint_counts)
     if not torch.compiler.is_compiling() and table.is_neg():
-        raise ValueError("table holds a negation that torch has put off; give table.resolve_neg()")
-    if by_registered_op(*tensors, weights):
+        raise ValueError("table has the lazy negative bit set; give table.resolve_neg()")
+    if needs_registered_op(*tensors, weights):
         return torch.ops.shapmix.saliency_update(*tensors, decay, weights, scale, backend)
     return _update(*tensors, decay, weights, scale, backend)
 
@@ -78,8 +78,8 @@ def _update(
     if table.dim() != 2 or table.numel() == 0:
         raise ValueError(f"table has shape {list(table.shape)}; give [K, Q] with no axis empty")
     if not table.is_contiguous():
-        raise ValueError("table is not contiguous; it is updated in place, so give it as one block")
-    check_unrecorded("table", table)
+        raise ValueError("table is not contiguous; it is updated in place, so give a contiguous tensor")
+    check_not_tracked("table", table)
     check_dtype("table", table, SUM_DTYPES)
     check_dtype("logits", logits, DTYPES)
     device, dtype = table.device, table.dtype
@@ -98,8 +98,8 @@ def _update(
         check_tensor("weights", weights, (updates, with_rows[0].numel()), dtype, device, "table")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay is {decay}; give a number in 0..1")
-    check_apart("table", table, logits=logits, labels=labels, columns=columns, with_rows=with_rows, without_rows=without_rows)
-    check_apart("table", table, joint_counts=joint_counts, weights=weights)
+    check_no_overlap("table", table, logits=logits, labels=labels, columns=columns, with_rows=with_rows, without_rows=without_rows)
+    check_no_overlap("table", table, joint_counts=joint_counts, weights=weights)
 
     chosen = choose("saliency_update", logits, backend)
     logits, labels, columns = logits.detach().contiguous(), labels.contiguous(), columns.contiguous()
@@ -115,11 +115,11 @@ def _update(
     marginal = table.new_empty(updates)
     rows = (with_rows, without_rows)
     run(chosen, "saliency_update", marginal, table, logits, labels, columns, *rows, weights, joint_counts, decay, scale)
-    written_to(table)
+    mark_written(table)
     return marginal
 
 
-# The same op for torch.compile, which must know that the table is written.
+# The same op for torch.compile, which must know that the table is mutated.
 
 
 @torch.library.custom_op(

@@ -1,4 +1,4 @@
-"""The end of a temporal unit as a Triton kernel: every branch is read once, every channel written once."""
+"""The epilogue of a temporal unit as one Triton kernel: each branch is read once, each channel written once."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
@@ -18,14 +18,14 @@ SUM_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit
-def larger(x, y):
-    """A NaN wins, as in torch."""
+def nan_maximum(x, y):
+    """Maximum that propagates NaN, as in torch."""
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def load_rows(rows, row, channel, stride, inside, SUM: tl.constexpr):
-    """Tile [row, channel]."""
+    """Loads a tile [row, channel]."""
     return tl.load(rows + row[:, None].to(tl.int64) * stride + channel[None, :], mask=inside, other=0.0).to(SUM)
 
 
@@ -54,7 +54,7 @@ def join_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One block of rows (clip, frame, joint) and of channels of one branch."""
+    """Each program writes one block of rows (clip, frame, joint) and channels of one branch."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     branch = tl.program_id(2)
@@ -70,8 +70,8 @@ def join_kernel(
         before = (first + tl.maximum(frame - 1, 0)) * joints + joint
         after = (first + tl.minimum(frame + 1, frames - 1)) * joints + joint
         value = load_rows(middle, (first + frame) * joints + joint, channel, of_middle, inside, SUM)
-        value = larger(value, load_rows(middle, before, channel, of_middle, inside, SUM))
-        value = larger(value, load_rows(middle, after, channel, of_middle, inside, SUM))
+        value = nan_maximum(value, load_rows(middle, before, channel, of_middle, inside, SUM))
+        value = nan_maximum(value, load_rows(middle, after, channel, of_middle, inside, SUM))
         factor = tl.load(scale + channel, mask=channel < width, other=0.0)[None, :]
         value = value * factor + tl.load(offset + channel, mask=channel < width, other=0.0)[None, :]
     else:
@@ -79,7 +79,7 @@ def join_kernel(
     column = branch * width + channel
     if shortcut is not None:
         value += load_rows(shortcut, row, column, of_shortcut, inside, SUM)
-    value = tl.where(value < 0, 0.0, value)  # as torch's ReLU, NaN stays
+    value = tl.where(value < 0, 0.0, value)  # keeps NaN, as torch's ReLU
     to = out + row[:, None].to(tl.int64) * (4 * width) + column[None, :]
     tl.store(to, value.to(out.dtype.element_ty), mask=inside)
 

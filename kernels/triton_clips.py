@@ -1,10 +1,10 @@
-"""`sample_clips` as a Triton kernel: crop, resize, rotation and the stream's differences in registers.
+"""`sample_clips` as one Triton kernel: crop, resize, rotation and bone/motion differences in registers.
 
-Each element reads the two frames that it lies between (of its parent too for bones, of the next frame too for motion); the
-caches serve the overlap, so that recordings are read about once and the batch is written once.
+Each element loads the two recorded frames around it (also of its parent for bones, of the next frame for motion). The
+overlap hits in cache, so recordings are read from memory about once and the batch is written once.
 """
 
-# Triton gives a kernel's parameters their types.
+# Kernel parameters have no annotations: Triton infers their types.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_WARPS = 4
 
 @triton.jit
 def between_frames(frame, length, num_frames, SUM: tl.constexpr):
-    """The two frames of a crop that an output frame lies between, and the second one's share (half-pixel centres)."""
+    """The two frames around an output frame and the interpolation weight of the second (half-pixel centres)."""
     scale = length.to(SUM) / num_frames.to(SUM) if tl.float64 == SUM else tl.div_rn(length.to(SUM), num_frames.to(SUM))
     place = tl.maximum(scale * (frame.to(SUM) + 0.5) - 0.5, 0.0)
     before = tl.minimum(place.to(tl.int64), length - 1)
@@ -31,15 +31,15 @@ def between_frames(frame, length, num_frames, SUM: tl.constexpr):
 
 @triton.jit
 def resized(recording, before, after, share, element, mask, SUM: tl.constexpr):
-    """One coordinate between two frames; `before` and `after` are offsets of frames, `element` of the coordinate in a frame."""
+    """One interpolated coordinate; `before` and `after` are frame offsets, `element` the coordinate's offset in a frame."""
     first = tl.load(recording + before + element, mask=mask, other=0.0).to(SUM)
     second = tl.load(recording + after + element, mask=mask, other=0.0).to(SUM)
     return first * (1.0 - share) + second * share
 
 
 @triton.jit
-def turned(recording, before, after, share, element, mask, angles, SUM: tl.constexpr):
-    """x, y and z of a joint, turned clockwise about x, then y, then z."""
+def rotated(recording, before, after, share, element, mask, angles, SUM: tl.constexpr):
+    """x, y and z of a joint, rotated clockwise about x, then y, then z."""
     x = resized(recording, before, after, share, element, mask, SUM)
     y = resized(recording, before, after, share, element + 1, mask, SUM)
     z = resized(recording, before, after, share, element + 2, mask, SUM)
@@ -52,7 +52,7 @@ def turned(recording, before, after, share, element, mask, angles, SUM: tl.const
     return cosine * x + sine * y, cosine * y - sine * x, z
 
 
-@triton.jit(do_not_specialize=["num_frames"])  # as a number, which 1 would become, it has no type
+@triton.jit(do_not_specialize=["num_frames"])  # an argument of 1 would become a constexpr without .to
 def sample_kernel(
     out,
     frames,
@@ -71,7 +71,7 @@ def sample_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of the elements [T, V, M] of one sample, all coordinates."""
+    """Each program writes one block of the elements [T, V, M] of one sample, all coordinates."""
     plane = num_frames * ROW
     blocks = tl.cdiv(plane, BLOCK)
     sample = (tl.program_id(0) // blocks).to(tl.int64)
@@ -95,15 +95,15 @@ def sample_kernel(
 
     if CHANNELS == 3:
         angles += sample * 3
-        x, y, z = turned(recording, before, after, share, element, inside, angles, SUM)
+        x, y, z = rotated(recording, before, after, share, element, inside, angles, SUM)
         if BONE:
-            px, py, pz = turned(recording, before, after, share, parent, inside, angles, SUM)
+            px, py, pz = rotated(recording, before, after, share, parent, inside, angles, SUM)
             x, y, z = x - px, y - py, z - pz
         if MOTION:
             moves = inside & has_next
-            nx, ny, nz = turned(recording, next_before, next_after, next_share, element, moves, angles, SUM)
+            nx, ny, nz = rotated(recording, next_before, next_after, next_share, element, moves, angles, SUM)
             if BONE:
-                px, py, pz = turned(recording, next_before, next_after, next_share, parent, moves, angles, SUM)
+                px, py, pz = rotated(recording, next_before, next_after, next_share, parent, moves, angles, SUM)
                 nx, ny, nz = nx - px, ny - py, nz - pz
             x, y, z = tl.where(has_next, nx - x, 0.0), tl.where(has_next, ny - y, 0.0), tl.where(has_next, nz - z, 0.0)
         tl.store(to, x.to(out.dtype.element_ty), mask=inside)
@@ -124,9 +124,9 @@ def sample_kernel(
 
 
 def sample_clips(out: Tensor, frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, bone: bool, motion: bool) -> None:
-    """Writes `out` [N, C, T, V, M]; everything is contiguous, the plan's values in range, its angles in the type of the sums."""
+    """Writes `out` [N, C, T, V, M]; all tensors are contiguous, plan values in range, angles in the accumulation dtype."""
     n, channels, num_frames, joints, people = out.shape
-    # On one axis: the others end at 65,535 programs, which a large batch of samples would pass.
+    # A 1-D grid: the other grid axes are limited to 65,535 programs, which a large batch exceeds.
     sample_kernel[(triton.cdiv(num_frames * joints * people, BLOCK) * n,)](
         out,
         frames,

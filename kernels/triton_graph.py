@@ -1,17 +1,17 @@
-"""CTR-GCN's graph convolution and its gradient on Triton: graphs by matrix products, aggregation by two kernels.
+"""CTR-GCN's graph convolution and its gradient in Triton: graphs by matrix products, aggregation by two kernels.
 
-A graph is a product: [tanh(left - right), 1, shared] over the relations and two columns more, times [weight; bias; 1]. So torch's
-matrix product makes the refined graphs of a few clips at a time, at most `GRAPH_BYTES` of them, and takes their gradient apart
-again; they are in global memory for no longer. What no library has is the aggregation, a batch of small matrix products, one a
-channel, on rows of channels: the forward kernel adds the subsets up, the backward kernel turns each tile of graphs into its
-gradient in place.
+A refined graph is a matrix product: [tanh(left - right), 1, shared], over the relations and two extra columns, times
+[weight; bias; 1]. torch.bmm computes the graphs of a few clips at a time, at most `GRAPH_BYTES` of them, and their gradient;
+the buffer is reused by the next clips. The aggregation has no library equivalent: a batch of small matrix products, one per
+channel, on channels-last rows. The forward kernel accumulates over the subsets; the backward kernel overwrites each tile of
+graphs with its gradient in place.
 
-The floor is the bytes of features and output (backward: features, their gradient, and the output's gradient), each once, over the
-memory's bandwidth; the graphs come on top, written and read once or twice, V^2 S floats a clip and channel beside the (S + 1) T V
-of the features. float32 products are three products of TF32 halves ("tf32x3"), which leave out only what the two lower halves make:
-about 2^-22 of a product. Half-precision features are multiplied with a graph split into two halves, the second holding what
-rounding took from the first: 22 bits of it in float16, as far as its range goes, 16 in bfloat16. Every sum is float32's, or
-float64's, and taken in a fixed order: no atomics, the same bits each time.
+The roofline is the traffic of features and output (backward: features, their gradient and the output's gradient), each moved
+once. The graphs come on top, written and read once or twice: V^2 S floats per clip and channel, against (S + 1) T V for
+features and output. float32 products use three TF32 products ("tf32x3"), which drop only the low-by-low term, about 2^-22 of a
+product. Half-precision features are multiplied with a graph split into a rounded part and its remainder: 22 bits in float16
+(within its range), 16 bits in bfloat16. Accumulation is in float32, or float64 for float64, in a fixed order without atomics:
+results are deterministic.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -31,9 +31,9 @@ from .checks import row_stride
 
 @triton.jit
 def tanh(x):
-    """As accurate as torch's: 2 / (1 + exp(-2|x|)) - 1, and a polynomial near 0, where that cancels.
+    """As accurate as torch.tanh: 2 / (1 + exp(-2|x|)) - 1, with a polynomial near 0, where that formula cancels.
 
-    float32 takes the polynomial of CUDA's own tanhf, float64 a series of expm1.
+    float32 uses the polynomial of CUDA's tanhf, float64 a series of expm1.
     """
     size = tl.abs(x)
     far = 2.0 / (1.0 + tl.exp(-2.0 * size)) - 1.0
@@ -51,13 +51,13 @@ def tanh(x):
 
 @triton.jit
 def split(index, size):
-    """Position on the innermost axis and what is left for the outer ones."""
+    """Splits a flat index into the position on the innermost axis and the index over the outer axes."""
     return index % size, index // size
 
 
 @triton.jit
 def load_rows(rows, frame, joint, channel, frames, joints, channels, stride):
-    """Tile [c, t, v] of one clip in rows of channels, 0 outside."""
+    """Loads a tile [c, t, v] of one clip from channels-last rows, 0 out of bounds."""
     at = (frame[None, :, None] * joints + joint[None, None, :]) * stride + channel[:, None, None]
     inside = (channel < channels)[:, None, None] & (frame < frames)[None, :, None] & (joint < joints)[None, None, :]
     return tl.load(rows + at, mask=inside, other=0.0)
@@ -65,7 +65,7 @@ def load_rows(rows, frame, joint, channel, frames, joints, channels, stride):
 
 @triton.jit
 def store_rows(rows, tile, frame, joint, channel, frames, joints, channels, stride):
-    """Writes what of the tile [c, t, v] lies inside."""
+    """Stores the in-bounds part of a tile [c, t, v]."""
     at = (frame[None, :, None] * joints + joint[None, None, :]) * stride + channel[:, None, None]
     inside = (channel < channels)[:, None, None] & (frame < frames)[None, :, None] & (joint < joints)[None, None, :]
     tl.store(rows + at, tile.to(rows.dtype.element_ty), mask=inside)
@@ -73,7 +73,7 @@ def store_rows(rows, tile, frame, joint, channel, frames, joints, channels, stri
 
 @triton.jit
 def load_graphs(graphs, u, v, channel, joints, channels):
-    """Tile [u, v, c] of one clip's graphs of one subset, 0 outside."""
+    """Loads a tile [u, v, c] of the graphs of one clip and subset, 0 out of bounds."""
     at = (u[:, None, None] * joints + v[None, :, None]) * channels + channel[None, None, :]
     inside = (u < joints)[:, None, None] & (v < joints)[None, :, None] & (channel < channels)[None, None, :]
     return tl.load(graphs + at, mask=inside, other=0.0)
@@ -81,7 +81,7 @@ def load_graphs(graphs, u, v, channel, joints, channels):
 
 @triton.jit
 def store_graphs(graphs, tile, u, v, channel, joints, channels):
-    """Writes what of the tile [u, v, c] lies inside."""
+    """Stores the in-bounds part of a tile [u, v, c]."""
     at = (u[:, None, None] * joints + v[None, :, None]) * channels + channel[None, None, :]
     inside = (u < joints)[:, None, None] & (v < joints)[None, :, None] & (channel < channels)[None, None, :]
     tl.store(graphs + at, tile, mask=inside)
@@ -89,7 +89,7 @@ def store_graphs(graphs, tile, u, v, channel, joints, channels):
 
 @triton.jit
 def aggregate(rows, graph, acc, PARTS: tl.constexpr, PRECISION: tl.constexpr):
-    """acc [c, t, j] + rows [c, t, i] times graph [c, i, j]; the graph goes in as PARTS numbers of the rows' type."""
+    """acc [c, t, j] + rows [c, t, i] @ graph [c, i, j]; the graph is split into PARTS terms of the rows' dtype."""
     for _ in tl.static_range(PARTS):
         part = graph.to(rows.dtype)
         acc = tl.dot(rows, part, acc=acc, input_precision=PRECISION, out_dtype=acc.dtype)
@@ -110,7 +110,7 @@ def relation_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A block of [S, clips, U, V, COLUMNS]: tanh(left - right) over the relations, 1, the shared graph, 0."""
+    """Each program writes a block of [S, clips, U, V, COLUMNS]: tanh(left - right) per relation, 1, the shared graph, 0."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column, pair = split(at, COLUMNS)
     v, of_u = split(pair, joints)
@@ -151,7 +151,7 @@ def aggregate_kernel(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of joints u, frames and channels of one clip; the graphs [S, clips, U, V, C] are those from clip `first` on."""
+    """Each program writes one block of joints u, frames and channels of one clip; `graphs` [S, clips, U, V, C] start at `first`."""
     u_block, of_channels = split(tl.program_id(0), tl.cdiv(joints, BLOCK_U))
     c_block, of_frames = split(of_channels, tl.cdiv(channels, BLOCK_C))
     t_block, clip = split(of_frames, tl.cdiv(frames, BLOCK_T))
@@ -177,7 +177,7 @@ def aggregate_kernel(
         if shortcut is not None:
             shortcut += (first + clip) * rows * shortcut_stride
             acc += load_rows(shortcut, frame, u, channel, frames, joints, channels, shortcut_stride).to(acc.dtype)
-        acc = tl.where(acc < 0, 0.0, acc)  # as torch's ReLU, NaN stays
+        acc = tl.where(acc < 0, 0.0, acc)  # keeps NaN, as torch's ReLU
     store_rows(out + (first + clip) * rows * channels, acc, frame, u, channel, frames, joints, channels, channels)
 
 
@@ -201,7 +201,7 @@ def aggregate_gradient_kernel(
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of joints v and of channels of one subset of one clip; its graphs are replaced by their gradient."""
+    """Each program takes one block of joints v and channels of one subset and clip, and overwrites its graphs by their gradient."""
     v_block, of_channels = split(tl.program_id(0), tl.cdiv(joints, BLOCK_V))
     c_block, of_subsets = split(of_channels, tl.cdiv(channels, BLOCK_C))
     subset, clip = split(of_subsets, SUBSETS)
@@ -228,16 +228,16 @@ def aggregate_gradient_kernel(
 
 
 class Launch(NamedTuple):
-    """How a kernel is cut into programs for one type of features."""
+    """Block sizes and warps of a kernel for one feature dtype."""
 
     channels: int
     frames: int
-    joints: int  # a block of u in the forward, of v in the backward, at most
+    joints: int  # upper bound of the block of u (forward) or v (backward)
     num_warps: int
 
 
-# Two programs of each share a multiprocessor of 65,536 registers, so that one's products hide behind the other's loads. float64
-# takes twice the registers a number, and with 8 channels spills on sm_100 under some versions of Triton.
+# Two programs fit the 65,536 registers of an SM, so that the products of one overlap the loads of the other. float64 needs twice
+# the registers, and spills with 8 channels on sm_100 under some versions of Triton.
 FORWARD = {
     torch.float32: Launch(8, 16, 16, 8),
     torch.float64: Launch(4, 16, 16, 8),
@@ -248,18 +248,18 @@ BACKWARD = dict.fromkeys(FORWARD, Launch(8, 16, 16, 8)) | {torch.float64: Launch
 PARTS = {torch.float32: 1, torch.float64: 1, torch.float16: 2, torch.bfloat16: 2}
 PRECISION = {torch.float32: "tf32x3", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
 SHORTEST_BLOCK = 16
-GRAPH_BYTES = 64 << 20  # of graphs at a time: about a large GPU's L2, and little beside the features of so many clips
-MORE_COLUMNS = 4  # than relations: the bias's, the shared graph's, and two zeros that keep rows at multiples of 16 bytes
+GRAPH_BYTES = 64 << 20  # size of the graph buffer: about the L2 of a large GPU, and small compared with the features
+EXTRA_COLUMNS = 4  # after the relations: bias, shared graph, and two zeros that keep rows aligned to 16 bytes
 RELATION_BLOCK = 512
 
 
 def block_of(size: int) -> int:
-    """The block that holds an axis."""
+    """Block size that covers an axis of this size."""
     return max(SHORTEST_BLOCK, int(triton.next_power_of_2(size)))
 
 
 def constants(features: Tensor, subsets: int, launch: Launch) -> dict[str, int | str]:
-    """What both aggregations are specialised for beside their blocks of joints."""
+    """Compile-time constants of both aggregation kernels, except the blocks of joints."""
     return {
         "SUBSETS": subsets,
         "BLOCK_C": launch.channels,
@@ -271,7 +271,7 @@ def constants(features: Tensor, subsets: int, launch: Launch) -> dict[str, int |
 
 
 class Graphs(NamedTuple):
-    """Of the clips from `first` on: graphs [S, n, V, V, C] = factors [S, n, V, V, K + 4] times weights [S, K + 4, C]."""
+    """Graphs of n clips from `first` on: graphs [S, n, V, V, C] = factors [S, n, V, V, K + 4] @ weights [S, K + 4, C]."""
 
     first: int
     clips: int
@@ -281,9 +281,9 @@ class Graphs(NamedTuple):
 
 
 def refined_graphs(relation_terms: Tensor, weight: Tensor, bias: Tensor, shared: Tensor) -> Iterator[Graphs]:
-    """All clips' graphs, a few clips at a time, in a buffer that the next ones take over."""
+    """Yields the graphs of all clips, a few clips at a time, in a buffer that is reused."""
     clips, joints, _, subsets, relations = relation_terms.shape
-    channels, columns = weight.shape[2], relations + MORE_COLUMNS
+    channels, columns = weight.shape[2], relations + EXTRA_COLUMNS
     weights = weight.new_zeros(subsets, columns, channels)
     weights[:, :relations] = weight
     weights[:, relations] = bias
@@ -324,7 +324,7 @@ def graph_conv(
     offset: Tensor | None,
     shortcut: Tensor | None,
 ) -> None:
-    """Writes `out` [N, C, T, V], channels-last; the features and the shortcut are rows of channels, the rest is contiguous."""
+    """Writes `out` [N, C, T, V], channels-last; features and shortcut are rows of channels, the others contiguous."""
     _, _, frames, joints = features.shape
     subsets, _, channels = weight.shape
     launch = FORWARD[features.dtype]
@@ -365,14 +365,14 @@ def graph_conv_backward(
     bias: Tensor,
     shared: Tensor,
 ) -> None:
-    """Writes the gradients; `grad` is channels-last, `to_features` has the features' strides, the rest is contiguous."""
+    """Writes the gradients; `grad` is channels-last, `to_features` has the features' strides, the others are contiguous."""
     _, _, frames, joints = features.shape
     subsets, relations, channels = weight.shape
     launch = BACKWARD[features.dtype]
     sizes = constants(features, subsets, launch)
     block_v = min(launch.joints, block_of(joints))
     blocks = triton.cdiv(joints, block_v) * triton.cdiv(channels, launch.channels) * subsets
-    of_weights = weight.new_zeros(subsets, relations + MORE_COLUMNS, channels)
+    of_weights = weight.new_zeros(subsets, relations + EXTRA_COLUMNS, channels)
     to_shared.zero_()
     with torch.autocast(features.device.type, enabled=False):
         for some in refined_graphs(relation_terms, weight, bias, shared):
@@ -392,8 +392,8 @@ def graph_conv_backward(
                 **sizes,
             )
             _, clips, _, _, columns = some.factors.shape
-            of_graphs = some.graphs  # by now
-            # a product a clip, and their sum: over all clips at once it would be one long, thin product
+            of_graphs = some.graphs  # the kernel has overwritten them with their gradient
+            # One product per clip and a sum: a single product over all clips would be long and thin.
             by_clip = torch.bmm(
                 some.factors.view(subsets * clips, joints * joints, columns).transpose(1, 2),
                 of_graphs.view(subsets * clips, joints * joints, channels),

@@ -1,4 +1,4 @@
-"""`balanced_mix_loss` and its gradient as Triton kernels: one program a row, sums in a fixed order."""
+"""`balanced_mix_loss` and its gradient as Triton kernels: one program per row, deterministic sums."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_CLASSES_AT_ONCE = 1024
-ROWS_AT_ONCE = 1024
+MAX_BLOCK_CLASSES = 1024
+BLOCK_ROWS = 1024
 NUM_WARPS = 4
 
 
@@ -28,7 +28,7 @@ def row_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row: the log of the sum of exponentials of its adjusted logits, and its loss."""
+    """Each program writes the log-sum-exp of one row of adjusted logits, and its loss."""
     row = tl.program_id(0).to(tl.int64)
     sample = row % samples
     logits += row * classes
@@ -57,9 +57,9 @@ def row_kernel(
     tl.store(row_losses + row, loss)
 
 
-@triton.jit(do_not_specialize=["samples"])  # as a number, which 1 would become, it has no type
+@triton.jit(do_not_specialize=["samples"])  # an argument of 1 would become a constexpr without .to
 def mean_kernel(losses, row_losses, samples, rows, SUM: tl.constexpr, BLOCK: tl.constexpr):
-    """Program 0 takes the mean over the clean rows, program 1 over the mixed ones, 0 where there are none."""
+    """Program 0 averages the clean rows, program 1 the mixed ones (0 if there are none)."""
     first = tl.program_id(0) * samples
     total = tl.zeros([], SUM)
     if first < rows:
@@ -84,7 +84,7 @@ def gradient_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of classes of one row: (softmax - target) times the row's share of its loss's gradient."""
+    """Each program writes one block of classes of one row: (softmax - target) times the gradient of the loss / N."""
     row = tl.program_id(0).to(tl.int64)
     sample = row % samples
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -101,7 +101,7 @@ def gradient_kernel(
 def balanced_mix_loss(
     losses: Tensor, row_sums: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
 ) -> None:
-    """Writes `losses` [2] and `row_sums` [L]; everything is contiguous, `lam` and `log_prior` of the type of the sums."""
+    """Writes `losses` [2] and `row_sums` [L]; all tensors are contiguous, `lam` and `log_prior` in the accumulation dtype."""
     rows, classes = logits.shape
     samples = len(labels)
     of_sums = tl.float64 if log_prior.dtype == torch.float64 else tl.float32
@@ -117,10 +117,10 @@ def balanced_mix_loss(
         samples,
         classes,
         SUM=of_sums,
-        BLOCK=min(triton.next_power_of_2(classes), MOST_CLASSES_AT_ONCE),
+        BLOCK=min(triton.next_power_of_2(classes), MAX_BLOCK_CLASSES),
         num_warps=NUM_WARPS,
     )
-    mean_kernel[(2,)](losses, row_losses, samples, rows, SUM=of_sums, BLOCK=ROWS_AT_ONCE, num_warps=NUM_WARPS)
+    mean_kernel[(2,)](losses, row_losses, samples, rows, SUM=of_sums, BLOCK=BLOCK_ROWS, num_warps=NUM_WARPS)
 
 
 def balanced_mix_loss_backward(
@@ -133,9 +133,9 @@ def balanced_mix_loss_backward(
     lam: Tensor,
     log_prior: Tensor,
 ) -> None:
-    """Writes `to_logits` [L, K]; `grad` [2] is the losses', the rest as in the forward."""
+    """Writes `to_logits` [L, K]; `grad` [2] is the gradient of the losses, the others are as in the forward pass."""
     rows, classes = logits.shape
-    block = min(triton.next_power_of_2(classes), MOST_CLASSES_AT_ONCE)
+    block = min(triton.next_power_of_2(classes), MAX_BLOCK_CLASSES)
     gradient_kernel[(rows, triton.cdiv(classes, block))](
         to_logits,
         grad,

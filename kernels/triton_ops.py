@@ -1,9 +1,9 @@
-"""The Triton back end: coalitions and mixing, bit-equal to the reference in every element type; the other ops beside it.
+"""The Triton back end. This module has coalitions and mixing, bit-equal to the reference in every dtype; `triton_*` the rest.
 
-Under TRITON_INTERPRET=1, set before Triton is imported, they run on CPU tensors.
+With TRITON_INTERPRET=1 set before Triton is imported, the ops also run on CPU tensors.
 """
 
-# Triton gives a kernel's parameters their types.
+# Kernel parameters have no annotations: Triton infers their types.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .triton_plan import draw_plan as draw_plan
 from .triton_saliency import saliency_update as saliency_update
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-# The interpreter gets bfloat16 wrong.
+# Triton's interpreter computes wrong results in bfloat16.
 _DTYPES = tuple(dtype for dtype in ALL_DTYPES if not (INTERPRETED and dtype == torch.bfloat16))
 DTYPES = {
     "sample_clips": _DTYPES,
@@ -49,7 +49,7 @@ NUM_WARPS = 4
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why it cannot run on tensors of a device, None where it can."""
+    """The reason why it cannot run on tensors of a device, None if it can."""
     if device.type == "cuda":
         return None if torch.cuda.is_available() else "torch finds no CUDA device (torch.cuda.is_available() is False)"
     if device.type == "cpu" and INTERPRETED:
@@ -78,7 +78,7 @@ def coalition_kernel(
     PEOPLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of one plane [T, V, M] of one sample, written under every coalition; sizes and `restored` in elements."""
+    """Each program writes one block of a plane [T, V, M] of one sample under every coalition; sizes are in elements."""
     blocks = tl.cdiv(plane, BLOCK)
     plane_id = (tl.program_id(0) // blocks).to(tl.int64)
     sample = plane_id // channels
@@ -101,7 +101,7 @@ def coalition_kernel(
 
 @triton.jit
 def rounded_product(x, y):
-    """x * y in the elements' type, half types through float32 as torch's kernels do; the launch forbids fusing it."""
+    """x * y rounded to the dtype, half precision via float32 as in torch; the launch disables FP fusion."""
     if x.dtype == tl.float64:
         return x * y
     return (x.to(tl.float32) * y.to(tl.float32)).to(x.dtype)
@@ -109,7 +109,7 @@ def rounded_product(x, y):
 
 @triton.jit
 def rounded_sum(x, y):
-    """x + y, as `rounded_product`."""
+    """x + y, rounded as in `rounded_product`."""
     if x.dtype == tl.float64:
         return x + y
     return (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype)
@@ -138,7 +138,7 @@ def normalised_coalition_kernel(
     PEOPLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of one channel of one sample in the output's order [M, T, V], written under every coalition."""
+    """Each program writes one block of a channel of one sample, in output order [M, T, V], under every coalition."""
     plane = frames * JOINTS * PEOPLE
     person_plane = frames * JOINTS
     blocks = tl.cdiv(plane, BLOCK)
@@ -190,7 +190,7 @@ def mix_kernel(
     PEOPLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of one plane [T, V, M] of one sample, written to the clean half and, mixed, to the other."""
+    """Each program writes one block of a plane [T, V, M] of one sample to the clean half and, mixed, to the mixed half."""
     blocks = tl.cdiv(plane, BLOCK)
     plane_id = (tl.program_id(0) // blocks).to(tl.int64)
     sample = plane_id // channels
@@ -207,7 +207,7 @@ def mix_kernel(
 
     share = tl.load(lam + sample)
     if tl.load(blend + sample) != 0:
-        # Each share, product and sum is rounded to the clip's type, as in the reference; the launch forbids fusing them.
+        # Each share, product and sum is rounded to the clip's dtype, as in the reference; the launch disables FP fusion.
         theirs = tl.load(other + element, mask=inside)
         if dtype == tl.float64:
             mixed = own * (1.0 - share) + theirs * share

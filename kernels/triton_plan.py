@@ -1,4 +1,4 @@
-"""`draw_plan` as a Triton kernel: Philox words, windows and the softmax of each sample's rarer class, on the device alone."""
+"""`draw_plan` as one Triton kernel: Philox words, windows and the softmax of each pair's rarer class, without the host."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
@@ -19,7 +19,7 @@ _UNIT = tl.constexpr(FRAMES_PER_UNIT)
 
 @triton.jit
 def philox_words(seed_low, seed_high, row, block, step, purpose):
-    """Four words of the counter (row, block, step, purpose), as int64 in 0 .. 2^32 - 1."""
+    """The four Philox words of the counter (row, block, step, purpose), as int64 in 0 .. 2^32 - 1."""
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
     c0, c1, c2, c3 = row.to(tl.uint32), block.to(tl.uint32), step.to(tl.uint32), purpose.to(tl.uint32)
     a: tl.constexpr = 0xD2511F53
@@ -70,7 +70,7 @@ def draw_kernel(
     BLEND_PROBABILITY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A block of samples; the window is the batch's, so every program draws the same one."""
+    """Each program takes a block of samples; the window is shared by the batch, so every program draws the same one."""
     now = tl.load(step_at) if STEP_ON_DEVICE else step.to(tl.int64)
     now = now & 0xFFFFFFFF
     zero = now * 0
@@ -91,7 +91,7 @@ def draw_kernel(
     if GUIDED:
         own = tl.load(labels + row, mask=inside, other=0)
         other = tl.load(labels + partner, mask=inside, other=0)
-        # ties keep the sample's own salient parts
+        # in a tie the sample keeps its own salient parts
         partner_is_rarer = tl.load(priority + own, mask=inside, other=0) > tl.load(priority + other, mask=inside, other=0)
         table = saliency + tl.where(partner_is_rarer, other, own) * columns
         largest = tl.load(table, mask=inside, other=0.0).to(tl.float64) / TEMPERATURE

@@ -1,4 +1,4 @@
-"""`saliency_update` as two Triton kernels: the marginal of every update, then the class averages in order."""
+"""`saliency_update` as two Triton kernels: the marginals of all updates, then the moving averages, in order."""
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 
@@ -8,14 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_CLASSES_AT_ONCE = 1024
-UPDATES_AT_ONCE = 128
+MAX_BLOCK_CLASSES = 1024
+BLOCK_UPDATES = 128
 NUM_WARPS = 4
 
 
 @triton.jit
 def probability(logits, row, label, classes, SUM: tl.constexpr, BLOCK: tl.constexpr):
-    """softmax(logits[row])[label], in blocks of classes where they are many."""
+    """softmax(logits[row])[label], online over blocks of classes."""
     logits += row * classes
     largest = tl.full([], float("-inf"), SUM)
     total = tl.zeros([], SUM)
@@ -24,7 +24,7 @@ def probability(logits, row, label, classes, SUM: tl.constexpr, BLOCK: tl.conste
         block = tl.load(logits + column, mask=column < classes, other=float("-inf")).to(SUM)
         new_largest = tl.maximum(largest, tl.max(block, 0))
         total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(block - new_largest), 0)
-        # exp(-inf - -inf) is not a number: before the first finite logit there is nothing to carry
+        # exp(-inf - -inf) is NaN: a row whose first block is all -inf becomes NaN, and its update is skipped
         largest = new_largest
     return tl.exp(tl.load(logits + label).to(SUM) - largest) / total
 
@@ -43,7 +43,7 @@ def marginal_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One update: the weighted sum of its rectified differences."""
+    """Each program computes one update: the weighted sum of its rectified differences."""
     update = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + update)
     total = tl.zeros([], SUM)
@@ -52,7 +52,7 @@ def marginal_kernel(
         upper = probability(logits, tl.load(with_rows + at), label, classes, SUM, BLOCK)
         lower = probability(logits, tl.load(without_rows + at), label, classes, SUM, BLOCK)
         difference = upper - lower
-        difference = tl.where(difference < 0, 0.0, difference)  # what is not a number stays so
+        difference = tl.where(difference < 0, 0.0, difference)  # keeps NaN
         if WEIGHTED:
             difference *= tl.load(weights + at)
         total += difference
@@ -60,8 +60,8 @@ def marginal_kernel(
 
 
 @triton.jit
-def then(keep, add, later_keep, later_add):
-    """Two steps of t -> keep * t + add, one after the other, as one."""
+def compose(keep, add, later_keep, later_add):
+    """Composes two affine maps t -> keep * t + add."""
     return keep * later_keep, add * later_keep + later_add
 
 
@@ -79,7 +79,7 @@ def average_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The program of an entry's first update folds all of its updates, in order; the others have nothing to do."""
+    """The program of the first update of an entry applies all updates of that entry, in order; the others return."""
     first = tl.program_id(0).to(tl.int64)
     label, column = tl.load(labels + first), tl.load(columns + first)
     key = label * combinations + column
@@ -99,10 +99,10 @@ def average_kernel(
             theirs = tl.load(labels + at, mask=some, other=-1) * combinations + tl.load(columns + at, mask=some, other=0)
             mine = (theirs == key) & some
             share = tl.load(marginal + at, mask=mine, other=0.0) * factor
-            counts = mine & (tl.abs(share) < float("inf"))  # what is not finite would stay in the average for good
+            counts = mine & (tl.abs(share) < float("inf"))  # a non-finite value would never leave the average
             keep = tl.where(counts, forget, 1.0).to(SUM)
             add = tl.where(counts, (1.0 - forget) * share, 0.0).to(SUM)
-            keeps, adds = tl.associative_scan((keep, add), 0, then)
+            keeps, adds = tl.associative_scan((keep, add), 0, compose)
             last = tl.arange(0, BLOCK) == BLOCK - 1
             all_kept = tl.sum(tl.where(last, keeps, 0.0), 0)
             all_added = tl.sum(tl.where(last, adds, 0.0), 0)
@@ -123,7 +123,7 @@ def saliency_update(
     decay: float,
     scale: float,
 ) -> None:
-    """Writes `marginal` [U] and updates `table` [K, Q]; rows and weights are [U, J], everything is contiguous."""
+    """Writes `marginal` [U] and updates `table` [K, Q]; rows and weights are [U, J], all tensors contiguous."""
     updates, contexts = with_rows.shape
     classes, combinations = table.shape
     of_sums = tl.float64 if table.element_size() == 8 else tl.float32
@@ -138,7 +138,7 @@ def saliency_update(
         contexts,
         WEIGHTED=weights is not None,
         SUM=of_sums,
-        BLOCK=min(triton.next_power_of_2(classes), MOST_CLASSES_AT_ONCE),
+        BLOCK=min(triton.next_power_of_2(classes), MAX_BLOCK_CLASSES),
         num_warps=NUM_WARPS,
     )
     average_kernel[(updates,)](
@@ -152,6 +152,6 @@ def saliency_update(
         table.new_full((), decay),  # a float argument would be rounded to float32
         table.new_full((), scale),
         SUM=of_sums,
-        BLOCK=UPDATES_AT_ONCE,
+        BLOCK=BLOCK_UPDATES,
         num_warps=NUM_WARPS,
     )
