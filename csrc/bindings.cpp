@@ -17,25 +17,18 @@ namespace {
 using FrameSizes = std::array<std::int64_t, 4>;  // [F, M, V, C]
 using TableSizes = std::array<std::int64_t, 2>;  // [K, Q] or [L, K]
 
-// All but where the result goes.
+// All arguments except the output.
 SampleJob sample_job(Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
                      Address start, Address length, Address angles, std::int64_t samples, Address parents,
                      std::int64_t num_frames, bool bone, bool motion, const std::string& dtype) {
   const CropPlan plan = {at<std::int64_t>(clip), at<std::int64_t>(start), at<std::int64_t>(length), at<void>(angles)};
-  return {at<void>(frames),
-          sizes[0],
-          sizes[1],
-          sizes[2],
-          sizes[3],
-          at<std::int64_t>(offsets),
-          recordings,
-          plan,
-          samples,
-          at<std::int64_t>(parents),
-          num_frames,
-          bone,
-          motion,
-          dtype_named(dtype),
+  return {at<void>(frames), sizes[0],
+          sizes[1],         sizes[2],
+          sizes[3],         at<std::int64_t>(offsets),
+          recordings,       plan,
+          samples,          at<std::int64_t>(parents),
+          num_frames,       bone,
+          motion,           dtype_named(dtype),
           nullptr};
 }
 
@@ -74,10 +67,10 @@ LossJob loss_job(Address row_sums, Address logits, const TableSizes& sizes, cons
 namespace shapmix {
 void bind_network_ops(py::module_& module);  // bindings_network.cpp
 void bind_data(py::module_& module);         // bindings_data.cpp
-}
+}  // namespace shapmix
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "CPU ops of shapmix on raw addresses; shapmix.kernels checks the tensors and calls them.";
+  module.doc() = "CPU ops of shapmix on raw pointers; called by shapmix.kernels, which checks the tensors.";
   const py::call_guard<py::gil_scoped_release> without_gil;
 
   module.def(
@@ -118,8 +111,8 @@ PYBIND11_MODULE(_native, module) {
   module.def(
       "sample_clips",
       [](Address out, Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
-         Address start, Address length, Address angles, std::int64_t samples, Address parents, std::int64_t num_frames,
-         bool bone, bool motion, const std::string& dtype, int threads) {
+         Address start, Address length, Address angles, std::int64_t samples, Address parents, std::int64_t num_frames, bool bone,
+         bool motion, const std::string& dtype, int threads) {
         SampleJob job = sample_job(frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, num_frames,
                                    bone, motion, dtype);
         job.out = into<void>(out);
@@ -166,9 +159,9 @@ PYBIND11_MODULE(_native, module) {
          std::int64_t rows, const std::string& logits_dtype, Address labels, Address columns, std::int64_t updates,
          Address with_rows, Address without_rows, Address weights, std::int64_t contexts, Address joint_counts, double decay,
          double scale, int threads) {
-        const SaliencyJob job = saliency_job(marginal, table, table_sizes, table_dtype, logits, rows, logits_dtype, labels,
-                                             columns, updates, with_rows, without_rows, weights, contexts, joint_counts, decay,
-                                             scale);
+        const SaliencyJob job =
+            saliency_job(marginal, table, table_sizes, table_dtype, logits, rows, logits_dtype, labels, columns, updates,
+                         with_rows, without_rows, weights, contexts, joint_counts, decay, scale);
         check_updates(job);
         saliency_update_cpu(job, threads);
       },
@@ -206,14 +199,14 @@ PYBIND11_MODULE(_native, module) {
         job.part_of_joint = at<std::int64_t>(part_of_joint);
         check_coalitions(job);
       },
-      "Raises ValueError for the first coalition with a bit that is no part's.");
+      "Raises ValueError for the first coalition with a bit beyond the parts.");
 
   module.def(
       "check_plan",
       [](const std::array<Address, 8>& plan, const Sizes& sizes, Address part_of_joint) {
         check_plan(clip_shape(sizes), mix_plan(plan), at<std::int64_t>(part_of_joint));
       },
-      "Raises ValueError for the first row of a plan that points outside the batch, the clip or the parts.");
+      "Raises ValueError for the first plan row out of range of the batch, the clip or the parts.");
 
   module.def(
       "check_crops",
@@ -222,7 +215,7 @@ PYBIND11_MODULE(_native, module) {
         check_crops(sample_job(frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, 0, false, false,
                                dtype));
       },
-      "Raises ValueError for the first crop outside its recording, parent that is no joint, or angle that cannot be turned by.");
+      "Raises ValueError for the first crop outside its recording, invalid parent, or rotation of clips without 3 coordinates.");
 
   module.def(
       "check_draw",
@@ -238,7 +231,7 @@ PYBIND11_MODULE(_native, module) {
         job.joints = joints;
         check_draw(job);
       },
-      "Raises ValueError for the first label that is no class, or combination with a bit that is no part's.");
+      "Raises ValueError for the first label that is not a class, or combination with a bit beyond the parts.");
 
   module.def(
       "check_updates",
@@ -257,14 +250,14 @@ PYBIND11_MODULE(_native, module) {
         job.joint_counts = at<std::int64_t>(joint_counts);
         check_updates(job);
       },
-      "Raises ValueError for the first update that points outside the table or the logits, or combination without joints.");
+      "Raises ValueError for the first update out of range of the table or the logits, or combination without joints.");
 
   module.def(
       "check_targets",
       [](Address labels, Address partner, std::int64_t samples, std::int64_t classes) {
         check_targets({at<std::int64_t>(labels), at<std::int64_t>(partner), samples, classes});
       },
-      "Raises ValueError for the first label that is no class, or partner outside the batch.");
+      "Raises ValueError for the first label that is not a class, or partner outside the batch.");
 
   bind_network_ops(module);
   bind_data(module);

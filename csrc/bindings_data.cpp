@@ -1,4 +1,4 @@
-// The part of shapmix._native that reads data sets.
+// The data set readers of shapmix._native.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -12,7 +12,7 @@ namespace py = pybind11;
 namespace shapmix {
 namespace {
 
-// The vector's memory as an array that owns it.
+// Moves a vector into a NumPy array that owns its memory.
 template <class T>
 py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
   auto* owned = new std::vector<T>(std::move(values));

@@ -1,4 +1,4 @@
-// The part of shapmix._native that networks are built of.
+// The network ops of shapmix._native.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -28,7 +28,7 @@ BatchNormJob batch_norm_job(Address in, Address shortcut, std::int64_t shortcut_
           at<void>(bias), at<void>(lowest), eps};
 }
 
-// Address and stride of rows of channels.
+// Address and stride of channel rows.
 using RowsOf = std::pair<Address, std::int64_t>;
 
 Rows rows_of(const RowsOf& rows) { return {at<void>(rows.first), rows.second}; }

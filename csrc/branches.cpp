@@ -18,9 +18,9 @@ const Element* row_of(const Rows& rows, std::int64_t row) {
   return static_cast<const Element*>(rows.data) + row * rows.stride;
 }
 
-// A NaN wins, as in torch. Bits are chosen for it, because GCC 12 takes two choices by comparison apart into scalars.
+// Maximum that propagates NaN, as in torch. It selects bits, because GCC 12 scalarises two nested vector conditionals.
 template <class Vector>
-SHAPMIX_SIMD_BODY Vector larger(const Vector& x, const Vector& y) {
+SHAPMIX_SIMD_BODY Vector nan_maximum(const Vector& x, const Vector& y) {
   const Vector most = x < y ? y : x;
   const auto is_nan = y != y;
   std::decay_t<decltype(is_nan)> chosen;
@@ -61,11 +61,12 @@ SHAPMIX_SIMD_BODY void join_rows(const BranchesJob& job, Element* out, std::int6
         const auto finish = [&](int branch, auto value) __attribute__((always_inline)) {
           const std::int64_t column = branch * width + channel;
           if (shortcut != nullptr) value += load<kWidth>(shortcut + column);
-          store(to + column, value < 0 ? decltype(value){} : value);  // as torch's ReLU, NaN stays
+          store(to + column, value < 0 ? decltype(value){} : value);  // keeps NaN, as torch's ReLU
         };
         finish(0, load<kWidth>(narrow + channel));
         finish(1, load<kWidth>(wide + channel));
-        const auto most = larger(larger(load<kWidth>(early + channel), load<kWidth>(now + channel)), load<kWidth>(late + channel));
+        const auto most =
+            nan_maximum(nan_maximum(load<kWidth>(early + channel), load<kWidth>(now + channel)), load<kWidth>(late + channel));
         finish(2, most * load<kWidth>(scale + channel) + load<kWidth>(offset + channel));
         finish(3, load<kWidth>(skip + channel));
       });
@@ -92,9 +93,8 @@ void join(const BranchesJob& job, void* out, int threads) {
   const auto rows = has_avx512() && wide ? join_512<Element> : has_avx2() ? join_256<Element> : join_any<Element>;
   const std::int64_t frames = job.clips * ((job.frames + job.frame_stride - 1) / job.frame_stride);
   const std::int64_t bytes = frames * job.joints * 4 * job.width * static_cast<std::int64_t>(sizeof(Element));
-  parallel_for(frames, workers_for(frames, bytes, threads), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    rows(job, static_cast<Element*>(out), begin, end);
-  });
+  parallel_for(frames, workers_for(frames, bytes, threads),
+               [&](std::int64_t, std::int64_t begin, std::int64_t end) { rows(job, static_cast<Element*>(out), begin, end); });
 }
 
 }  // namespace
@@ -104,7 +104,7 @@ void join_branches_cpu(const BranchesJob& job, void* out, int threads) {
     case Dtype::kFloat32: return join<float>(job, out, threads);
     case Dtype::kFloat64: return join<double>(job, out, threads);
     case Dtype::kBfloat16: return join<Bfloat16>(job, out, threads);
-    case Dtype::kFloat16: throw std::invalid_argument("the CPU path of join_branches takes float32, float64 and bfloat16");
+    case Dtype::kFloat16: throw std::invalid_argument("the CPU path of join_branches supports float32, float64 and bfloat16");
   }
 }
 

@@ -1,4 +1,5 @@
-// The end of a temporal unit: four branches side by side, the third through a max-pool over time, plus shortcut, rectified.
+// The fused epilogue of a temporal unit: four branches concatenated along channels, the third max-pooled over time, plus shortcut
+// and ReLU.
 //
 //   out[n, t, v, :Q]       = relu(narrow[n, t, v] + shortcut)
 //   out[n, t, v, Q:2Q]     = relu(wide[n, t, v] + shortcut)
@@ -13,7 +14,7 @@
 
 namespace shapmix {
 
-// Rows of neighbouring channels, `stride` elements apart.
+// Rows of contiguous channels, `stride` elements apart.
 struct Rows {
   const void* data;
   std::int64_t stride;
@@ -21,7 +22,7 @@ struct Rows {
 
 struct BranchesJob {
   std::int64_t clips;
-  std::int64_t frames;       // of the middle branch's input
+  std::int64_t frames;        // of the middle branch's input
   std::int64_t frame_stride;  // s; the other rows have ceil(frames / s) frames
   std::int64_t joints;
   std::int64_t width;  // Q

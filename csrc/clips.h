@@ -1,4 +1,4 @@
-// How a batch of clips [N, C, T, V, M] lies in memory.
+// Memory layout of a batch of clips [N, C, T, V, M].
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct ClipShape {
   SHAPMIX_HOST_DEVICE std::int64_t sample() const { return channels * plane(); }
 };
 
-// Clips to read: every plane [T, V, M] is contiguous, samples and channels may lie anywhere. Strides in elements.
+// A read-only view of clips: planes [T, V, M] are contiguous, samples and channels have arbitrary strides, in elements.
 struct ClipView {
   const void* data;
   std::int64_t sample_stride;

@@ -14,14 +14,14 @@
 namespace shapmix {
 namespace {
 
-// The joints to keep repeat from frame to frame. A tile of this many frames is a whole number of 64-byte vectors for any
-// V and M, so the inner loop below has no remainder except at the end of a plane.
+// The mask of kept joints is the same in every frame. A tile of this many frames is a whole number of 64-byte vectors for any
+// V and M, so the inner loop below has a remainder only at the end of a plane.
 template <class Lane>
 constexpr std::int64_t kFramesPerTile = 64 / sizeof(Lane);
 
 template <class Lane>
-SHAPMIX_SIMD_BODY void select_tiles(Lane* __restrict out, const Lane* clip, const Lane* mean, const Lane* keep,
-                                    std::int64_t tile, std::int64_t count) {
+SHAPMIX_SIMD_BODY void select_tiles(Lane* __restrict out, const Lane* clip, const Lane* mean, const Lane* keep, std::int64_t tile,
+                                    std::int64_t count) {
   for (std::int64_t begin = 0; begin < count; begin += tile) {
     const std::int64_t end = std::min(begin + tile, count);
     for (std::int64_t i = begin; i < end; ++i) {
@@ -30,7 +30,7 @@ SHAPMIX_SIMD_BODY void select_tiles(Lane* __restrict out, const Lane* clip, cons
   }
 }
 
-// Ordinary stores: streaming ones were no faster at 100 MB and half as fast at batch sizes that stay in the cache.
+// Regular stores: non-temporal stores were no faster at 100 MB, and half as fast for batches that fit in the cache.
 SHAPMIX_SIMD_CLONES void select(std::uint16_t* out, const std::uint16_t* clip, const std::uint16_t* mean,
                                 const std::uint16_t* keep, std::int64_t tile, std::int64_t count) {
   select_tiles(out, clip, mean, keep, tile, count);
@@ -54,7 +54,7 @@ void repeat_row(Element* first, std::int64_t row, std::int64_t tile) {
   }
 }
 
-// keep [tile]: all ones on the elements of the coalition's joints, zero elsewhere; `people` elements a joint.
+// keep [tile]: bit mask, all ones on the elements of the coalition's joints, zero elsewhere; `people` elements per joint.
 template <class Lane>
 void fill_tile(Lane* keep, const CoalitionJob& job, std::int64_t coalition, std::int64_t people, std::int64_t tile) {
   Lane* next = keep;
@@ -65,10 +65,10 @@ void fill_tile(Lane* keep, const CoalitionJob& job, std::int64_t coalition, std:
   repeat_row(keep, job.shape.joints * people, tile);
 }
 
-// Coalitions of a sample that are written together.
+// Coalitions of a sample written per pass over its planes.
 constexpr std::int64_t kSetsAtOnce = 8;
 
-// keep [kSetsAtOnce, tile]: the tiles of the sample's sets first..last.
+// keep [kSetsAtOnce, tile]: the masks of the sample's sets first..last.
 template <class Lane>
 void fill_tiles(Lane* keep, const CoalitionJob& job, std::int64_t sample, std::int64_t first, std::int64_t last,
                 std::int64_t people, std::int64_t tile) {
@@ -78,8 +78,8 @@ void fill_tiles(Lane* keep, const CoalitionJob& job, std::int64_t sample, std::i
   }
 }
 
-// Calls body(worker, sample, first, last) for every sample and its sets first..last, at most kSetsAtOnce of them. Bodies go
-// plane by plane, sets innermost: a plane of the clip and of the mean motion stay in the first cache meanwhile.
+// Calls body(worker, sample, first, last) for every sample and its sets first..last, at most kSetsAtOnce of them. Bodies loop
+// over planes, with sets innermost, so that a plane of the clip and of the mean motion stay in the L1 cache.
 template <class Body>
 void for_sets(const CoalitionJob& job, int workers, const Body& body) {
   parallel_for(job.shape.samples * job.sets, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
@@ -110,8 +110,8 @@ void run(const CoalitionJob& job, int threads) {
     Lane* keep = tiles.of(worker);
     fill_tiles(keep, job, sample, first, last, shape.people, tile);
     for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
-      const Lane* clip = static_cast<const Lane*>(job.clips.data) + sample * job.clips.sample_stride +
-                         channel * job.clips.channel_stride;
+      const Lane* clip =
+          static_cast<const Lane*>(job.clips.data) + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
       const Lane* mean = static_cast<const Lane*>(job.mean_motion.data) + channel * job.mean_motion.channel_stride;
       for (std::int64_t set = first; set < last; ++set) {
         Lane* to = static_cast<Lane*>(job.out) + (set * shape.samples + sample) * shape.sample() + channel * shape.plane();
@@ -122,8 +122,8 @@ void run(const CoalitionJob& job, int threads) {
   });
 }
 
-// One person of a plane [T, V, M], normalised; weight and bias [tile] repeat from frame to frame. kPeople > 0 fixes the number
-// of people, so that the loads become whole vectors.
+// Normalises one person of a plane [T, V, M]; weight and bias [tile] are the same in every frame. kPeople > 0 fixes the number
+// of people at compile time, so that loads vectorise.
 template <int kPeople, class Element>
 SHAPMIX_SIMD_BODY void normalise_person(Element* __restrict out, const Element* plane, std::int64_t people, const Element* weight,
                                         const Element* bias, std::int64_t tile, std::int64_t count) {
@@ -166,7 +166,7 @@ SHAPMIX_SIMD_CLONES void normalise(Bfloat16* out, const Bfloat16* plane, std::in
   normalise_any(out, plane, people, weight, bias, tile, count);
 }
 
-// [M, V, C] -> [M, C, tile], the joints of a frame repeated.
+// [M, V, C] -> [M, C, tile], with the joints of a frame repeated.
 template <class Element>
 Scratch<Element> tiles_of(const void* by_joint, const ClipShape& shape, std::int64_t tile) {
   const auto* from = static_cast<const Element*>(by_joint);
@@ -183,7 +183,7 @@ Scratch<Element> tiles_of(const void* by_joint, const ClipShape& shape, std::int
   return tiles;
 }
 
-// Normalising before choosing gives the same bits as after it, and leaves one choice an element of the expanded clips.
+// Normalising before the selection gives the same bits as after it, and leaves one select per element of the expanded clips.
 template <class Element>
 void run_normalised(const NormalisedJob& normalised, int threads) {
   using Lane = Bits<Element>;
@@ -249,7 +249,8 @@ void coalition_inputs_cpu(const CoalitionJob& job, int threads) {
     case 4: return run<std::uint32_t>(job, threads);
     case 8: return run<std::uint64_t>(job, threads);
     default:
-      throw std::invalid_argument("element_size is " + std::to_string(job.element_size) + "; the CPU path takes 2, 4 or 8 bytes");
+      throw std::invalid_argument("element_size is " + std::to_string(job.element_size) +
+                                  "; the CPU path supports 2, 4 or 8 bytes");
   }
 }
 

@@ -7,7 +7,7 @@ namespace {
 // The sign bit is clear in every bit set of parts: an element with this "part" is never kept.
 constexpr int kNeverKept = 63;
 
-// Each thread loads one pack of the clip and of the mean motion and writes it under every coalition.
+// Each thread loads one pack of the clip and of the mean motion and writes the selection for every coalition.
 template <class Element, int kLanes>
 __global__ void __launch_bounds__(kBlock) coalition_kernel(CoalitionJob job) {
   using Lanes = Pack<Element, kLanes>;
@@ -76,7 +76,7 @@ void coalition_inputs_cuda(const CoalitionJob& job, int device, void* stream) {
     case 8: return launch<std::uint64_t>(job, queue);
     default:
       throw std::invalid_argument("element_size is " + std::to_string(job.element_size) +
-                                  "; the CUDA path takes 2, 4 or 8 bytes");
+                                  "; the CUDA path supports 2, 4 or 8 bytes");
   }
 }
 

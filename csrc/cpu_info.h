@@ -1,4 +1,4 @@
-// What the CPU path was built with and runs on.
+// Build options and instruction sets of the CPU path.
 #pragma once
 
 namespace shapmix {

@@ -4,7 +4,7 @@
 namespace shapmix {
 namespace {
 
-// Loads on a device exactly when the build holds code for its architecture.
+// An empty kernel that loads only if the build has code for the device's architecture.
 __global__ void probe_kernel() {}
 
 }  // namespace
@@ -24,7 +24,7 @@ std::string device_error(int device) {
   const DeviceGuard guard(device);
   cudaFuncAttributes attributes;
   if (const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel); status != cudaSuccess) {
-    (void)cudaGetLastError();  // not the next launch's error
+    (void)cudaGetLastError();  // clears it, so that the next launch does not report it
     return cudaGetErrorString(status);
   }
   return "";

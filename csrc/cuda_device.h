@@ -1,4 +1,4 @@
-// Questions about the GPU that must be answerable on a machine without one.
+// GPU queries that also work on a machine without a GPU.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@ namespace shapmix {
 // Number of usable devices; 0 without a GPU or driver.
 int device_count();
 
-// Why no kernel of this build can run on `device`, in the CUDA runtime's words; empty where they can.
+// The reason why the kernels of this build cannot run on `device`, as reported by the CUDA runtime; empty if they can.
 std::string device_error(int device);
 
 // Versions as CUDA encodes them (13000 = 13.0); the driver's is 0 without a driver.

@@ -1,4 +1,4 @@
-// What both CUDA ops need around their kernels: errors, the caller's device, the grid and aligned packs of elements.
+// Launch helpers shared by the CUDA ops: error checks, device guard, grid size and aligned packs of elements.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +21,7 @@ inline void check_cuda(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(status));
 }
 
-// Makes `device` current, and the caller's device again on leaving.
+// Device guard: makes `device` current and restores the caller's device on destruction.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -40,20 +40,21 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Consecutive elements that one thread loads and stores at once.
+// Consecutive elements that a thread loads and stores in one access.
 template <class Element, int kLanes>
 struct alignas(sizeof(Element) * kLanes) Pack {
   Element lane[kLanes];
 };
 
-// True where every plane of the view starts on a pack and holds whole packs.
+// True if every plane of the view is aligned to packs and holds a whole number of them.
 inline bool packs_fit(const ClipView& view, const ClipShape& shape, std::int64_t element_size) {
   const auto fits = [](std::int64_t bytes) { return bytes % kPackBytes == 0; };
-  return fits(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data))) && fits(view.sample_stride * element_size) &&
-         fits(view.channel_stride * element_size) && fits(shape.plane() * element_size);
+  return fits(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data))) &&
+         fits(view.sample_stride * element_size) && fits(view.channel_stride * element_size) &&
+         fits(shape.plane() * element_size);
 }
 
-// x covers the packs of a plane [T, V, M], y walks the planes (n, c) grid-stride.
+// x covers the packs of a plane [T, V, M]; y loops over the planes (n, c), grid-stride.
 inline dim3 plane_grid(const ClipShape& shape, int lanes) {
   constexpr std::int64_t kMaxGridY = 65535;
   if (shape.plane() > std::numeric_limits<int>::max() - kBlock * kPackBytes) {

@@ -1,5 +1,5 @@
-// Arithmetic that rounds as the reference does: every product and sum to the element's type, half types through float32 as in
-// torch's own kernels. Intrinsics keep the compiler from fusing a product and a sum.
+// Arithmetic with the rounding of the reference: every product and sum is rounded to the element type, half precision via float32
+// as in torch's kernels. Intrinsics keep the compiler from contracting a product and a sum to an FMA.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::int64_t kFramesPerUnit = 4;  // windows start and end on multiples of this
 
-// One draw a batch, in frames.
+// The draws shared by a batch, in frames.
 struct Window {
   std::int64_t shift;  // the partner of sample i is i + shift
   std::int64_t start;
@@ -43,7 +43,7 @@ Window draw_window(const DrawJob& job) {
   return window;
 }
 
-// For each class the softmax of saliency / temperature, summed up over the columns; made when a class is first drawn from.
+// Cumulative softmax of saliency / temperature per class, computed when a class is first drawn from.
 class ClassDraws {
  public:
   explicit ClassDraws(const DrawJob& job)
@@ -51,7 +51,7 @@ class ClassDraws {
         made_(static_cast<std::size_t>(job.guided ? job.classes : 0)),
         cumulative_(new double[made_.size() * static_cast<std::size_t>(job.columns)]) {}
 
-  // The first column whose sum exceeds the sample's point; the last where none does.
+  // The first column whose cumulative sum exceeds the sample's uniform number; the last if none does.
   std::int64_t column(std::int64_t sample, std::int64_t of_class) {
     double* cumulative = cumulative_.get() + of_class * job_.columns;
     if (!made_[static_cast<std::size_t>(of_class)]) {
@@ -129,7 +129,7 @@ void draw_plan_cpu(const DrawJob& job) {
     if (job.guided) {
       const std::int64_t own = job.labels[sample];
       const std::int64_t theirs = job.labels[partner];
-      // Their combination goes in where their class is the rarer; else the sample keeps its own, a tie included.
+      // The partner's combination is pasted if its class is the rarer; otherwise, also in a tie, the sample keeps its own.
       const bool theirs_is_rarer = job.priority[own] > job.priority[theirs];
       const std::int64_t rarer = theirs_is_rarer ? theirs : own;
       const std::int64_t combination = job.combinations[draws.column(sample, rarer)];

@@ -1,4 +1,4 @@
-// The mixing plan of a step: partner, windows and the parts to paste, from counter-based random numbers.
+// The mixing plan of a step: partners, windows and parts to paste, from counter-based random numbers.
 #pragma once
 
 #include <cstdint>
@@ -35,11 +35,10 @@ struct DrawJob {
   bool* blend;           // [N]
 };
 
-// Throws std::invalid_argument that names the first label that is no class or the first combination with a bit that is no
-// part's.
+// Throws std::invalid_argument naming the first label that is not a class, or the first combination with a bit beyond the parts.
 void check_draw(const DrawJob& job);
 
-// The plan of shapmix.reference.draw_plan. The caller has run check_draw.
+// The same plan as shapmix.reference.draw_plan. Precondition: check_draw passed.
 void draw_plan_cpu(const DrawJob& job);
 
 }  // namespace shapmix

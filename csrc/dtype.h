@@ -1,4 +1,4 @@
-// Element types by the names torch prints.
+// Element types by their torch names.
 #pragma once
 
 #include <stdexcept>

@@ -1,6 +1,5 @@
-// Element types as the CPU path computes with them. Half types are 16 bits in memory; every operation on them goes through
-// float32 and is rounded once, as in torch. Conversions are integer arithmetic without branches, so loops over them vectorise
-// on every instruction set.
+// Element types of the CPU path. Half-precision types are 16 bits in memory; every operation is done in float32 and rounded once,
+// as in torch. Conversions are branch-free integer arithmetic, so that loops over them vectorise on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +22,7 @@ SHAPMIX_SIMD_BODY float float_of(std::uint32_t bits) {
   return value;
 }
 
-// `condition ? x : y` of bits, in arithmetic: the compiler would make branches of some, and then not vectorise the loop.
+// `condition ? x : y` on bits, in arithmetic: the compiler turns some conditionals into branches and then fails to vectorise.
 SHAPMIX_SIMD_BODY std::uint32_t select_bits(bool condition, std::uint32_t x, std::uint32_t y) {
   const std::uint32_t mask = 0u - static_cast<std::uint32_t>(condition);
   return (x & mask) | (y & ~mask);
@@ -35,7 +34,7 @@ struct Half {
 
   Half() = default;
   SHAPMIX_SIMD_BODY explicit Half(float value) {
-    constexpr std::uint32_t kOverflow = (127 + 16) << 23;        // 2^16, which no half reaches
+    constexpr std::uint32_t kOverflow = (127 + 16) << 23;        // 2^16, above the largest half
     constexpr std::uint32_t kSmallestNormal = (127 - 14) << 23;  // 2^-14
     constexpr std::uint32_t kInfinity = 0x7f800000;
     constexpr std::uint32_t kAlign = (127 - 1) << 23;  // 0.5: adding it rounds at 2^-24, the step of subnormal halves
@@ -60,7 +59,7 @@ struct Half {
   }
 };
 
-// The upper half of a float32.
+// The upper 16 bits of a float32.
 struct Bfloat16 {
   std::uint16_t bits;
 
@@ -74,11 +73,11 @@ struct Bfloat16 {
   SHAPMIX_SIMD_BODY explicit operator float() const { return float_of(static_cast<std::uint32_t>(bits) << 16); }
 };
 
-// The type that an element's arithmetic is done in.
+// The type used for arithmetic on an element.
 template <class Element>
 using Wide = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
-// The integer that moves an element without looking at it.
+// The unsigned integer of the element's size, for copies.
 template <class Element>
 using Bits = std::conditional_t<sizeof(Element) == 2, std::uint16_t,
                                 std::conditional_t<sizeof(Element) == 4, std::uint32_t, std::uint64_t>>;
@@ -88,7 +87,7 @@ SHAPMIX_SIMD_BODY Element rounded(Wide<Element> value) {
   return static_cast<Element>(value);
 }
 
-// Each rounded to the element's type.
+// Each operation is rounded to the element type.
 template <class Element>
 SHAPMIX_SIMD_BODY Element product(Element x, Element y) {
   return rounded<Element>(static_cast<Wide<Element>>(x) * static_cast<Wide<Element>>(y));

@@ -1,4 +1,4 @@
-// exp as a loop over rows can be vectorised: no call, no branch.
+// A vectorisable exp: no call, no branch.
 #pragma once
 
 #include <cmath>
@@ -9,18 +9,18 @@
 
 namespace shapmix {
 
-// Within 1 ulp, gradual underflow included; NaN stays NaN. (128 rows of 60 take 3 us; std::exp takes 25.)
+// Error within 1 ulp, including gradual underflow; NaN stays NaN. (128 rows of 60: 3 us, 25 us with std::exp.)
 SHAPMIX_SIMD_BODY float exponential(float x) {
-  constexpr float kToInteger = 0x1.8p23f;  // adding it rounds to an integer, which is then in the lowest bits
+  constexpr float kToInteger = 0x1.8p23f;                                // adding it rounds to an integer in the lowest bits
   x = float_of(select_bits(x < -104.0f, bits_of(-104.0f), bits_of(x)));  // rounds to 0
   x = float_of(select_bits(x > 89.0f, bits_of(89.0f), bits_of(x)));      // rounds to infinity
 
-  // x = n ln 2 + r, ln 2 in two parts of which the first times n is exact (Cody and Waite)
+  // x = n ln 2 + r, with ln 2 split in two parts such that n times the first is exact (Cody and Waite)
   const float shifted = x * 1.44269504f + kToInteger;
   const float n = shifted - kToInteger;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
 
-  // the minimax polynomial of Cephes' expf
+  // minimax polynomial of expf in Cephes
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -29,7 +29,7 @@ SHAPMIX_SIMD_BODY float exponential(float x) {
   p = p * r + 5.0000001201e-1f;
   p = (p * (r * r) + r) + 1.0f;
 
-  // 2^n in two factors, as neither 2^128 nor a subnormal has an exponent of its own
+  // 2^n as two factors, since neither 2^128 nor a subnormal can be built from an exponent field
   const auto exponent = static_cast<std::int32_t>(bits_of(shifted) - bits_of(kToInteger));
   const std::int32_t first = exponent >> 1;
   const auto power = [](std::int32_t e) { return float_of((static_cast<std::uint32_t>(e) + 127u) << 23); };

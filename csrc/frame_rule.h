@@ -1,4 +1,4 @@
-// Which frame of the partner's window lands on a frame of the target window (nearest neighbour, torch's rounding).
+// Maps a frame of the target window to a frame of the partner's window (nearest neighbour with torch's rounding).
 #pragma once
 
 #include <cstdint>

@@ -17,9 +17,9 @@
 namespace shapmix {
 namespace {
 
-constexpr const char* kNoHalf = "the CPU path of graph_conv takes float32, float64 and bfloat16 features";
+constexpr const char* kNoHalf = "the CPU path of graph_conv supports float32, float64 and bfloat16 features";
 
-// Blocks of channels of one row: graphs [V][S V], features [T][S V], gradients [T][V] and [V][S V], in vectors.
+// Channel blocks of one row: graphs [V][S V], features [T][S V], gradients [T][V] and [V][S V], in vectors.
 template <class M, class Element>
 class RowBlocks {
  public:
@@ -43,7 +43,7 @@ class RowBlocks {
         to_relation_(1, backward ? job.joints * job.joints * terms_ : 0) {}
 
   // relation[u][v][i][k] = tanh(left[u][i][k] - right[v][i][k])
-  SHAPMIX_SIMD_BODY void relate(std::int64_t row) {
+  SHAPMIX_SIMD_BODY void compute_relations(std::int64_t row) {
     const std::int64_t joints = job_.joints;
     const Sum* terms = static_cast<const Sum*>(job_.relation_terms) + row * joints * 2 * terms_;
     for (std::int64_t u = 0; u < joints; ++u) {
@@ -64,7 +64,7 @@ class RowBlocks {
       const Vector bias = load<kLanes>(static_cast<const Sum*>(job_.bias) + i * job_.channels + channel);
       const Sum* shared = static_cast<const Sum*>(job_.shared) + i * edges;
       for (std::int64_t edge = 0; edge < edges; edge += kTogether) {
-        // The last edges may be taken again.
+        // The last block may overlap the one before.
         const std::int64_t first = std::max<std::int64_t>(std::min(edge, edges - kTogether), 0);
         const Sum* relation[kTogether];
         Vector graph[kTogether];
@@ -101,30 +101,30 @@ class RowBlocks {
     }
   }
 
-  SHAPMIX_SIMD_BODY void aggregate(std::int64_t row, std::int64_t channel, const GraphConvEnding& ending, Element* out) {
+  SHAPMIX_SIMD_BODY void aggregate(std::int64_t row, std::int64_t channel, const GraphConvEpilogue& epilogue, Element* out) {
     const std::int64_t joints = job_.joints;
     const std::int64_t first = row * job_.frames * joints;
-    const auto* shortcut = static_cast<const Element*>(ending.shortcut);
+    const auto* shortcut = static_cast<const Element*>(epilogue.shortcut);
     Vector offset = {};
-    if (ending.offset != nullptr) offset = load<kLanes>(static_cast<const Sum*>(ending.offset) + channel);
+    if (epilogue.offset != nullptr) offset = load<kLanes>(static_cast<const Sum*>(epilogue.offset) + channel);
     products<M>(graph_.of(0), width_, 1, joints, features_.of(0), frame_stride_, column_stride_, job_.frames, width_,
                 [&](std::int64_t u, std::int64_t t, const Vector& sum) __attribute__((always_inline)) {
                   const std::int64_t at = first + t * joints + u;
                   Vector value = sum;
-                  if (ending.offset != nullptr) {
+                  if (epilogue.offset != nullptr) {
                     value += offset;
-                    if (shortcut != nullptr) value += load<kLanes>(shortcut + at * ending.shortcut_stride + channel);
-                    value = value < 0 ? Vector{} : value;  // as torch's ReLU, NaN stays
+                    if (shortcut != nullptr) value += load<kLanes>(shortcut + at * epilogue.shortcut_stride + channel);
+                    value = value < 0 ? Vector{} : value;  // keeps NaN, as torch's ReLU
                   }
                   store(out + at * job_.channels + channel, value);
                 });
   }
 
-  SHAPMIX_SIMD_BODY void start_row_of_gradients() {
+  SHAPMIX_SIMD_BODY void zero_relation_gradients() {
     std::fill_n(to_relation_.of(0), job_.joints * job_.joints * terms_, Sum{0});
   }
 
-  // To the features, and to the graph of this block of channels.
+  // Gradients of the features and of the graph of this channel block.
   SHAPMIX_SIMD_BODY void backward(std::int64_t row, std::int64_t channel, const Element* grad, Element* to_features) {
     const std::int64_t joints = job_.joints;
     const std::int64_t first = row * job_.frames * joints;
@@ -137,12 +137,11 @@ class RowBlocks {
                   store(to_features + (first + t * joints) * job_.feature_stride + columns[column] + channel, sum);
                 });
     products<M>(grad_.of(0), 1, joints, joints, features_.of(0), column_stride_, frame_stride_, width_, job_.frames,
-                [&](std::int64_t u, std::int64_t column, const Vector& sum) __attribute__((always_inline)) {
-                  store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum);
-                });
+                [&](std::int64_t u, std::int64_t column, const Vector& sum)
+                    __attribute__((always_inline)) { store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum); });
   }
 
-  // From the graph of a block to what it was built of. `to_shared` [V][S V] vectors, `to_weight` and `to_bias` as the job's.
+  // Backward through build_graph. `to_shared` is [V][S V] vectors; `to_weight` and `to_bias` have the job's layout.
   SHAPMIX_SIMD_BODY void backward_graph(std::int64_t channel, Sum* to_shared, Sum* to_weight, Sum* to_bias) {
     const std::int64_t joints = job_.joints;
     for (std::int64_t at = 0; at < joints * width_; ++at) {
@@ -178,10 +177,11 @@ class RowBlocks {
         }
       }
 
-      // Sums over channels go across the lanes, so here the relations are the vector: weight[k][lane] turned to [lane][k].
-      Sum turned[kLanes][kMostRelations];
+      // Sums over channels would cross lanes, so the relations are vectorised instead: weight[k][lane] is transposed to
+      // [lane][k].
+      Sum transposed[kLanes][kMostRelations];
       for (std::int64_t k = 0; k < job_.relations; ++k) {
-        for (int lane = 0; lane < kLanes; ++lane) turned[lane][k] = weight[k * job_.channels + lane];
+        for (int lane = 0; lane < kLanes; ++lane) transposed[lane][k] = weight[k * job_.channels + lane];
       }
       for (std::int64_t u = 0; u < joints; ++u) {
         for (std::int64_t v = 0; v < joints; ++v) {
@@ -191,12 +191,12 @@ class RowBlocks {
             for (std::int64_t k = 0; k < job_.relations; k += 8) {
               Lanes<Sum, 8> sums = load<8>(to + k);
 #pragma GCC unroll 16
-              for (int lane = 0; lane < kLanes; ++lane) sums += load<8>(turned[lane] + k) * grad[lane];
+              for (int lane = 0; lane < kLanes; ++lane) sums += load<8>(transposed[lane] + k) * grad[lane];
               store(to + k, sums);
             }
           } else {
             for (int lane = 0; lane < kLanes; ++lane) {
-              for (std::int64_t k = 0; k < job_.relations; ++k) to[k] += turned[lane][k] * grad[lane];
+              for (std::int64_t k = 0; k < job_.relations; ++k) to[k] += transposed[lane][k] * grad[lane];
             }
           }
         }
@@ -204,7 +204,7 @@ class RowBlocks {
     }
   }
 
-  // Through tanh: to left[u] the sum over v, to right[v] minus the sum over u.
+  // Backward through tanh: left[u] receives the sum over v, right[v] minus the sum over u.
   SHAPMIX_SIMD_BODY void backward_relation(std::int64_t row, Sum* to_terms) {
     const std::int64_t joints = job_.joints;
     Sum* to = to_terms + row * joints * 2 * terms_;
@@ -234,8 +234,8 @@ class RowBlocks {
   std::int64_t width_;  // S V
   std::vector<std::int64_t> columns_;
   std::vector<std::int64_t> places_;
-  std::int64_t frame_stride_;   // of the features, in vectors: the axis that a product sums lies together
-  std::int64_t column_stride_;  // odd: columns would share few cache sets otherwise
+  std::int64_t frame_stride_;   // of the features, in vectors: the reduced axis of each product is contiguous
+  std::int64_t column_stride_;  // odd, to avoid cache set conflicts between columns
   Scratch<Sum> relation_;
   Scratch<Sum> graph_;
   Scratch<Sum> features_;
@@ -245,15 +245,15 @@ class RowBlocks {
 };
 
 template <class M, class Element>
-SHAPMIX_SIMD_BODY void forward_rows(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
+SHAPMIX_SIMD_BODY void forward_rows(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
                                     std::int64_t end) {
   RowBlocks<M, Element> blocks(job, false);
   for (std::int64_t row = begin; row < end; ++row) {
-    blocks.relate(row);
+    blocks.compute_relations(row);
     for (std::int64_t channel = 0; channel < job.channels; channel += M::kLanes) {
       blocks.build_graph(channel);
       blocks.gather_features(row, channel);
-      blocks.aggregate(row, channel, ending, static_cast<Element*>(out));
+      blocks.aggregate(row, channel, epilogue, static_cast<Element*>(out));
     }
   }
 }
@@ -264,8 +264,8 @@ SHAPMIX_SIMD_BODY void backward_rows(const GraphConvJob& job, const void* grad, 
   RowBlocks<M, Element> blocks(job, true);
   sums.shared.assign(static_cast<std::size_t>(job.joints * job.subsets * job.joints * M::kLanes), 0);
   for (std::int64_t row = begin; row < end; ++row) {
-    blocks.relate(row);
-    blocks.start_row_of_gradients();
+    blocks.compute_relations(row);
+    blocks.zero_relation_gradients();
     for (std::int64_t channel = 0; channel < job.channels; channel += M::kLanes) {
       blocks.build_graph(channel);
       blocks.gather_features(row, channel);
@@ -277,26 +277,26 @@ SHAPMIX_SIMD_BODY void backward_rows(const GraphConvJob& job, const void* grad, 
   add_lanes<M::kLanes>(sums.shared);
 }
 
-// 32 vector registers of 64 bytes hold 5 x 4 sums and their factors, 16 of 32 bytes hold 5 x 2, and any processor has 16 of 16.
-// The field's skeletons have 20 and 25 joints.
+// AVX-512 has 32 vector registers, enough for 5 x 4 accumulators and their factors; AVX2 has 16, enough for 5 x 2. 5 divides the
+// 20 and 25 joints of the common skeletons.
 template <class Sum>
-using Wide512 = Machine<Sum, 64, 5, 4>;
+using Wide512 = MicroKernel<Sum, 64, 5, 4>;
 template <class Sum>
-using Wide256 = Machine<Sum, 32, 5, 2>;
+using Wide256 = MicroKernel<Sum, 32, 5, 2>;
 
 template <class Element>
-SHAPMIX_AVX512 void forward_512(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
+SHAPMIX_AVX512 void forward_512(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
                                 std::int64_t end) {
-  forward_rows<Wide512<Wide<Element>>, Element>(job, ending, out, begin, end);
+  forward_rows<Wide512<Wide<Element>>, Element>(job, epilogue, out, begin, end);
 }
 template <class Element>
-SHAPMIX_AVX2 void forward_256(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
+SHAPMIX_AVX2 void forward_256(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
                               std::int64_t end) {
-  forward_rows<Wide256<Wide<Element>>, Element>(job, ending, out, begin, end);
+  forward_rows<Wide256<Wide<Element>>, Element>(job, epilogue, out, begin, end);
 }
 template <class Element>
-void forward_any(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin, std::int64_t end) {
-  forward_rows<Wide256<Wide<Element>>, Element>(job, ending, out, begin, end);
+void forward_any(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin, std::int64_t end) {
+  forward_rows<Wide256<Wide<Element>>, Element>(job, epilogue, out, begin, end);
 }
 
 template <class Element>
@@ -315,7 +315,7 @@ void backward_any(const GraphConvJob& job, const void* grad, const GraphConvGrad
   backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
 }
 
-// A width that is no multiple of the widest vector takes the next one; every width is a multiple of 8 floats or 4 doubles.
+// If the channels are not a multiple of the widest vector, the next one is used; they are always a multiple of 8.
 template <class Element>
 bool fits_512(const GraphConvJob& job) {
   return has_avx512() && job.channels % Wide512<Wide<Element>>::kLanes == 0;
@@ -327,11 +327,11 @@ int workers_of(const GraphConvJob& job, int threads) {
 }
 
 template <class Element>
-void forward(const GraphConvJob& job, const GraphConvEnding& ending, void* out, int threads) {
+void forward(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, int threads) {
   auto rows = fits_512<Element>(job) ? forward_512<Element> : has_avx2() ? forward_256<Element> : forward_any<Element>;
   if (fits_bf16(job)) rows = graph_conv_bf16_rows;
   parallel_for(job.rows, workers_of(job, threads),
-               [&](std::int64_t, std::int64_t begin, std::int64_t end) { rows(job, ending, out, begin, end); });
+               [&](std::int64_t, std::int64_t begin, std::int64_t end) { rows(job, epilogue, out, begin, end); });
 }
 
 template <class Element>
@@ -378,19 +378,19 @@ void backward(const GraphConvJob& job, const void* grad, const GraphConvGradient
 void check(const GraphConvJob& job) {
   if (job.channels % 8 != 0) throw std::invalid_argument("channels must be a multiple of 8");
   if (job.relations > RowBlocks<Wide256<float>, float>::kMostRelations) {
-    throw std::invalid_argument("weight has " + std::to_string(job.relations) + " relations; the CPU path takes up to " +
+    throw std::invalid_argument("weight has " + std::to_string(job.relations) + " relations; the CPU path supports up to " +
                                 std::to_string(RowBlocks<Wide256<float>, float>::kMostRelations));
   }
 }
 
 }  // namespace
 
-void graph_conv_cpu(const GraphConvJob& job, const GraphConvEnding& ending, void* out, int threads) {
+void graph_conv_cpu(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, int threads) {
   check(job);
   switch (job.dtype) {
-    case Dtype::kFloat32: return forward<float>(job, ending, out, threads);
-    case Dtype::kFloat64: return forward<double>(job, ending, out, threads);
-    case Dtype::kBfloat16: return forward<Bfloat16>(job, ending, out, threads);
+    case Dtype::kFloat32: return forward<float>(job, epilogue, out, threads);
+    case Dtype::kFloat64: return forward<double>(job, epilogue, out, threads);
+    case Dtype::kBfloat16: return forward<Bfloat16>(job, epilogue, out, threads);
     case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
   }
 }

@@ -1,4 +1,4 @@
-// CTR-GCN's graph convolution: every channel aggregates the joints by a graph of its own, which is never written to memory.
+// CTR-GCN's graph convolution: each channel aggregates the joints with a separate graph, which is never materialised.
 //
 //   graph[i][u][v][c] = shared[i][u][v] + bias[i][c] + sum_k weight[i][k][c] * tanh(left[u][i][k] - right[v][i][k])
 //   out[t][u][c]      = sum_i sum_v graph[i][u][v][c] * features[t][v][i][c]                        for each row (clip, person)
@@ -10,7 +10,7 @@
 
 namespace shapmix {
 
-// Sums, and all arguments but features, shortcut and out, are float64 for float64 features and float32 otherwise.
+// Accumulation, and all arguments except features, shortcut and out, are float64 for float64 features and float32 otherwise.
 struct GraphConvJob {
   std::int64_t rows;
   std::int64_t frames;
@@ -28,14 +28,14 @@ struct GraphConvJob {
   const void* shared;           // [subsets, joints, joints]
 };
 
-// What may follow in the same pass: out = max(out + offset + shortcut, 0).
-struct GraphConvEnding {
-  const void* offset;    // [channels], or null: nothing follows
+// Optional fused epilogue: out = max(out + offset + shortcut, 0).
+struct GraphConvEpilogue {
+  const void* offset;    // [channels], or null: no epilogue
   const void* shortcut;  // [rows, frames, joints] of `shortcut_stride` channels, or null
   std::int64_t shortcut_stride;
 };
 
-// Gradients, all written; `features` with `feature_stride` of the job, the others contiguous as in the job.
+// Gradients, all overwritten; `features` with the job's `feature_stride`, the others contiguous.
 struct GraphConvGradients {
   void* features;
   void* relation_terms;
@@ -45,7 +45,7 @@ struct GraphConvGradients {
 };
 
 // out, grad: [rows, frames, joints, channels], contiguous.
-void graph_conv_cpu(const GraphConvJob& job, const GraphConvEnding& ending, void* out, int threads);
+void graph_conv_cpu(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, int threads);
 void graph_conv_backward_cpu(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, int threads);
 
 }  // namespace shapmix

@@ -11,19 +11,19 @@
 
 namespace shapmix {
 
-// Clang refuses vector operands of an instruction by name outside functions of that instruction set, and cannot inline those;
-// built with it, bfloat16 takes the float32 loops of graph_conv.cpp.
+// Clang rejects vector operands of inline assembly outside functions of that instruction set, and cannot inline those functions;
+// in a Clang build, bfloat16 uses the float32 loops of graph_conv.cpp.
 #if defined(__x86_64__) && !defined(__clang__)
 
 namespace {
 
 constexpr int kLanes = 16;
 using Floats = Lanes<float, kLanes>;
-using Halves = Lanes<std::uint16_t, kLanes>;  // bfloat16 of neighbouring channels
-using Pairs = Lanes<std::uint32_t, kLanes>;   // of each channel two bfloat16: the first in the lower half
+using Halves = Lanes<std::uint16_t, kLanes>;  // bfloat16 of contiguous channels
+using Pairs = Lanes<std::uint32_t, kLanes>;   // two bfloat16 per channel, the first in the lower half
 
-// Instructions by name, because a compiler takes their intrinsics in functions of that instruction set only, and these are
-// inlined into such functions. Sums come and go by value: what an instruction by name has the address of stays in memory.
+// Inline assembly, because intrinsics are accepted only in functions of that instruction set, and these are inlined into such
+// functions. Accumulators are passed by value: an operand whose address is taken would stay in memory.
 SHAPMIX_SIMD_BODY Floats plus_products(Floats sums, const Pairs& left, const Pairs& right) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
   return sums;
@@ -51,8 +51,8 @@ SHAPMIX_SIMD_BODY Pairs paired(const Halves& first, const Halves& second) {
 }
 SHAPMIX_SIMD_BODY Halves halves_at(const void* from) { return load_words<kLanes>(static_cast<const std::uint16_t*>(from)); }
 
-// 5 x 4 sums of 32 registers.
-struct PairMachine {
+// 5 x 4 accumulators in 32 registers.
+struct PairMicroKernel {
   static constexpr int kLanes = 16;
   static constexpr int kRows = 5;
   static constexpr int kColumns = 4;
@@ -66,7 +66,7 @@ struct PairMachine {
 
 std::int64_t pairs_in(std::int64_t count) { return (count + 1) / 2; }
 
-// Blocks of 16 channels of one row. W = S V is the width of a joint's graphs; pairs lie along the axis that a product sums.
+// Blocks of 16 channels of one row. W = S V is the width of a joint's graphs; pairs are formed along the reduced axis.
 class PairBlocks {
  public:
   PairBlocks(const GraphConvJob& job, bool backward)
@@ -91,7 +91,7 @@ class PairBlocks {
         to_relation_(1, backward ? job.joints * job.joints * terms_ : 0) {}
 
   // relation[u][v][i][k] = tanh(left[u][i][k] - right[v][i][k])
-  SHAPMIX_SIMD_BODY void relate(std::int64_t row) {
+  SHAPMIX_SIMD_BODY void compute_relations(std::int64_t row) {
     const std::int64_t joints = job_.joints;
     const float* terms = static_cast<const float*>(job_.relation_terms) + row * joints * 2 * terms_;
     float* relation = relation_.of(0);
@@ -109,7 +109,7 @@ class PairBlocks {
     }
   }
 
-  // Pairs of neighbouring joints v, the last with nothing: [u][v pair][i k]
+  // Pairs of neighbouring joints v, the last padded with zero: [u][v pair][i k]
   SHAPMIX_SIMD_BODY void pair_relation_by_joints() {
     const std::int64_t joints = job_.joints;
     const float* relation = relation_.of(0);
@@ -131,7 +131,7 @@ class PairBlocks {
 
   // graph[u][i v], rounded.
   SHAPMIX_SIMD_BODY void build_graph(std::int64_t channel) {
-    constexpr int kTogether = 8;  // as many as hide how long one takes
+    constexpr int kTogether = 8;  // enough to hide the instruction latency
     const std::int64_t edges = job_.joints * job_.joints;
     const std::int64_t relation_pairs = job_.relations / 2;
     for (std::int64_t i = 0; i < job_.subsets; ++i) {
@@ -144,7 +144,7 @@ class PairBlocks {
       const Floats bias = load<kLanes>(static_cast<const float*>(job_.bias) + i * job_.channels + channel);
       const float* shared = static_cast<const float*>(job_.shared) + i * edges;
       for (std::int64_t edge = 0; edge < edges; edge += kTogether) {
-        // The last edges may be taken again.
+        // The last block may overlap the one before.
         const std::int64_t first = std::max<std::int64_t>(std::min(edge, edges - kTogether), 0);
         const std::uint32_t* relation[kTogether];
         Floats graph[kTogether];
@@ -204,40 +204,42 @@ class PairBlocks {
     for (std::int64_t pair = 0; pair < frame_pairs_; ++pair) {
       for (std::int64_t column = 0; column < width_; ++column) {
         const Halves second = 2 * pair + 1 < job_.frames ? features_at(row, 2 * pair + 1, column, channel) : Halves{};
-        store(feature_pairs_.of(0) + (column * frame_stride_ + pair) * kLanes, paired(features_at(row, 2 * pair, column, channel), second));
+        store(feature_pairs_.of(0) + (column * frame_stride_ + pair) * kLanes,
+              paired(features_at(row, 2 * pair, column, channel), second));
       }
     }
   }
 
-  SHAPMIX_SIMD_BODY void aggregate(std::int64_t row, std::int64_t channel, const GraphConvEnding& ending, Bfloat16* out) {
+  SHAPMIX_SIMD_BODY void aggregate(std::int64_t row, std::int64_t channel, const GraphConvEpilogue& epilogue, Bfloat16* out) {
     const std::int64_t joints = job_.joints;
     const std::int64_t first = row * job_.frames * joints;
-    const auto* shortcut = static_cast<const Bfloat16*>(ending.shortcut);
+    const auto* shortcut = static_cast<const Bfloat16*>(epilogue.shortcut);
     Floats offset = {};
-    if (ending.offset != nullptr) offset = load<kLanes>(static_cast<const float*>(ending.offset) + channel);
-    products<PairMachine>(graph_pairs_.of(0), width_pairs_, 1, joints, feature_pairs_.of(0), width_pairs_, 1, job_.frames,
-                          width_pairs_, [&](std::int64_t u, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
-                            const std::int64_t at = first + t * joints + u;
-                            Floats value = sum;
-                            if (ending.offset != nullptr) {
-                              value += offset;
-                              if (shortcut != nullptr) value += load<kLanes>(shortcut + at * ending.shortcut_stride + channel);
-                              value = value < 0 ? Floats{} : value;  // as torch's ReLU, NaN stays
-                            }
-                            store(reinterpret_cast<std::uint16_t*>(out) + at * job_.channels + channel, rounded(value));
-                          });
+    if (epilogue.offset != nullptr) offset = load<kLanes>(static_cast<const float*>(epilogue.offset) + channel);
+    products<PairMicroKernel>(graph_pairs_.of(0), width_pairs_, 1, joints, feature_pairs_.of(0), width_pairs_, 1, job_.frames,
+                              width_pairs_,
+                              [&](std::int64_t u, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
+                                const std::int64_t at = first + t * joints + u;
+                                Floats value = sum;
+                                if (epilogue.offset != nullptr) {
+                                  value += offset;
+                                  if (shortcut != nullptr)
+                                    value += load<kLanes>(shortcut + at * epilogue.shortcut_stride + channel);
+                                  value = value < 0 ? Floats{} : value;  // keeps NaN, as torch's ReLU
+                                }
+                                store(reinterpret_cast<std::uint16_t*>(out) + at * job_.channels + channel, rounded(value));
+                              });
   }
 
-  SHAPMIX_SIMD_BODY void start_row_of_gradients() {
-    std::fill_n(to_relation_.of(0), job_.joints * job_.joints * terms_, 0.0f);
-  }
+  SHAPMIX_SIMD_BODY void zero_relation_gradients() { std::fill_n(to_relation_.of(0), job_.joints * job_.joints * terms_, 0.0f); }
 
-  // To the features, and to the graph of this block of channels.
+  // Gradients of the features and of the graph of this channel block.
   SHAPMIX_SIMD_BODY void backward(std::int64_t row, std::int64_t channel, const Bfloat16* grad, Bfloat16* to_features) {
     const std::int64_t joints = job_.joints;
     const std::int64_t first = row * job_.frames * joints;
-    const auto grad_at = [&](std::int64_t t, std::int64_t u)
-                             __attribute__((always_inline)) { return halves_at(grad + (first + t * joints + u) * job_.channels + channel); };
+    const auto grad_at = [&](std::int64_t t, std::int64_t u) __attribute__((always_inline)) {
+      return halves_at(grad + (first + t * joints + u) * job_.channels + channel);
+    };
     for (std::int64_t t = 0; t < job_.frames; ++t) {
       for (std::int64_t pair = 0; pair < joint_pairs_; ++pair) {
         const Halves second = 2 * pair + 1 < joints ? grad_at(t, 2 * pair + 1) : Halves{};
@@ -251,21 +253,22 @@ class PairBlocks {
       }
     }
     const std::int64_t* columns = columns_.data();
-    products<PairMachine>(graph_pairs_.of(0), joint_pairs_, 1, width_, grad_by_joints_.of(0), joint_pairs_, 1, job_.frames, joint_pairs_,
-                          [&](std::int64_t column, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
-                            const std::int64_t at = (first + t * joints) * job_.feature_stride + channel;
-                            store(reinterpret_cast<std::uint16_t*>(to_features) + at + columns[column], rounded(sum));
-                          });
-    products<PairMachine>(grad_by_frames_.of(0), frame_stride_, 1, joints, feature_pairs_.of(0), frame_stride_, 1, width_, frame_pairs_,
-                          [&](std::int64_t u, std::int64_t column, const Floats& sum) __attribute__((always_inline)) {
-                            store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum);
-                          });
+    products<PairMicroKernel>(graph_pairs_.of(0), joint_pairs_, 1, width_, grad_by_joints_.of(0), joint_pairs_, 1, job_.frames,
+                              joint_pairs_,
+                              [&](std::int64_t column, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
+                                const std::int64_t at = (first + t * joints) * job_.feature_stride + channel;
+                                store(reinterpret_cast<std::uint16_t*>(to_features) + at + columns[column], rounded(sum));
+                              });
+    products<PairMicroKernel>(
+        grad_by_frames_.of(0), frame_stride_, 1, joints, feature_pairs_.of(0), frame_stride_, 1, width_, frame_pairs_,
+        [&](std::int64_t u, std::int64_t column, const Floats& sum)
+            __attribute__((always_inline)) { store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum); });
   }
 
-  // From the graph of a block to what it was built of. `to_shared` [V][S V] vectors, `to_weight` and `to_bias` as the job's.
+  // Backward through build_graph. `to_shared` is [V][S V] vectors; `to_weight` and `to_bias` have the job's layout.
   SHAPMIX_SIMD_BODY void backward_graph(std::int64_t channel, float* to_shared, float* to_weight, float* to_bias) {
     const std::int64_t joints = job_.joints;
-    // The graph itself has done its work: its place takes its gradient, rounded.
+    // The graph is no longer needed: its buffer is reused for the rounded gradient.
     for (std::int64_t at = 0; at < joints * width_; ++at) {
       const Floats grad = load<kLanes>(to_graph_.of(0) + at * kLanes);
       float* to = to_shared + at * kLanes;
@@ -302,23 +305,23 @@ class PairBlocks {
         }
       }
 
-      // Sums over channels go across the lanes, so here the relations are the vector, and pairs are of channels.
-      std::uint32_t turned[kLanes / 2][kMostRelations];
+      // Sums over channels would cross lanes, so the relations are vectorised instead, with pairs of channels.
+      std::uint32_t transposed[kLanes / 2][kMostRelations];
       for (std::int64_t k = 0; k < job_.relations; ++k) {
         for (int pair = 0; pair < kLanes / 2; ++pair) {
           const float* both = weight + k * job_.channels + 2 * pair;
-          turned[pair][k] = Bfloat16(both[0]).bits | static_cast<std::uint32_t>(Bfloat16(both[1]).bits) << 16;
+          transposed[pair][k] = Bfloat16(both[0]).bits | static_cast<std::uint32_t>(Bfloat16(both[1]).bits) << 16;
         }
       }
       if (job_.relations % 16 == 0) {
-        add_to_relation<16>(i, turned);
+        add_to_relation<16>(i, transposed);
       } else {
-        add_to_relation<8>(i, turned);
+        add_to_relation<8>(i, transposed);
       }
     }
   }
 
-  // Through tanh: to left[u] the sum over v, to right[v] minus the sum over u.
+  // Backward through tanh: left[u] receives the sum over v, right[v] minus the sum over u.
   SHAPMIX_SIMD_BODY void backward_relation(std::int64_t row, float* to_terms) {
     const std::int64_t joints = job_.joints;
     float* to = to_terms + row * joints * 2 * terms_;
@@ -341,7 +344,7 @@ class PairBlocks {
  private:
   // to_relation[u][v][i k] += sum over the channels of weight[k] * grad[u][i v], kWidth relations at a time.
   template <int kWidth>
-  SHAPMIX_SIMD_BODY void add_to_relation(std::int64_t i, const std::uint32_t (&turned)[kLanes / 2][kMostRelations]) {
+  SHAPMIX_SIMD_BODY void add_to_relation(std::int64_t i, const std::uint32_t (&transposed)[kLanes / 2][kMostRelations]) {
     const std::int64_t joints = job_.joints;
     for (std::int64_t u = 0; u < joints; ++u) {
       for (std::int64_t v = 0; v < joints; ++v) {
@@ -351,7 +354,8 @@ class PairBlocks {
         for (std::int64_t k = 0; k < job_.relations; k += kWidth) {
           Lanes<float, kWidth> sums = load<kWidth>(to + k);
 #pragma GCC unroll 8
-          for (int pair = 0; pair < kLanes / 2; ++pair) sums = plus_products(sums, load_words<kWidth>(turned[pair] + k), grad[pair]);
+          for (int pair = 0; pair < kLanes / 2; ++pair)
+            sums = plus_products(sums, load_words<kWidth>(transposed[pair] + k), grad[pair]);
           store(to + k, sums);
         }
       }
@@ -360,7 +364,8 @@ class PairBlocks {
 
   SHAPMIX_SIMD_BODY Halves features_at(std::int64_t row, std::int64_t t, std::int64_t column, std::int64_t channel) {
     const auto* from = static_cast<const Bfloat16*>(job_.features) + channel;
-    return halves_at(from + (row * job_.frames + t) * job_.joints * job_.feature_stride + columns_[static_cast<std::size_t>(column)]);
+    return halves_at(from + (row * job_.frames + t) * job_.joints * job_.feature_stride +
+                     columns_[static_cast<std::size_t>(column)]);
   }
 
   const GraphConvJob& job_;
@@ -369,7 +374,7 @@ class PairBlocks {
   std::int64_t width_pairs_;
   std::int64_t joint_pairs_;
   std::int64_t frame_pairs_;
-  std::int64_t frame_stride_;  // odd: columns would share few cache sets otherwise
+  std::int64_t frame_stride_;  // odd, to avoid cache set conflicts between columns
   std::vector<std::int64_t> columns_;
   std::vector<std::int64_t> places_;
   Scratch<float> relation_;
@@ -393,16 +398,16 @@ bool fits_bf16(const GraphConvJob& job) {
          job.relations <= PairBlocks::kMostRelations;
 }
 
-SHAPMIX_AVX512 void graph_conv_bf16_rows(const GraphConvJob& job, const GraphConvEnding& ending, void* out, std::int64_t begin,
-                                         std::int64_t end) {
+SHAPMIX_AVX512 void graph_conv_bf16_rows(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out,
+                                         std::int64_t begin, std::int64_t end) {
   PairBlocks blocks(job, false);
   for (std::int64_t row = begin; row < end; ++row) {
-    blocks.relate(row);
+    blocks.compute_relations(row);
     for (std::int64_t channel = 0; channel < job.channels; channel += kLanes) {
       blocks.build_graph(channel);
       blocks.pair_graph_by_width();
       blocks.pair_features_by_width(row, channel);
-      blocks.aggregate(row, channel, ending, static_cast<Bfloat16*>(out));
+      blocks.aggregate(row, channel, epilogue, static_cast<Bfloat16*>(out));
     }
   }
 }
@@ -412,9 +417,9 @@ SHAPMIX_AVX512 void graph_conv_backward_bf16_rows(const GraphConvJob& job, const
   PairBlocks blocks(job, true);
   sums.shared.assign(static_cast<std::size_t>(job.joints * job.subsets * job.joints * kLanes), 0);
   for (std::int64_t row = begin; row < end; ++row) {
-    blocks.relate(row);
+    blocks.compute_relations(row);
     blocks.pair_relation_by_joints();
-    blocks.start_row_of_gradients();
+    blocks.zero_relation_gradients();
     for (std::int64_t channel = 0; channel < job.channels; channel += kLanes) {
       blocks.build_graph(channel);
       blocks.pair_graph_by_joints();
@@ -430,7 +435,7 @@ SHAPMIX_AVX512 void graph_conv_backward_bf16_rows(const GraphConvJob& job, const
 #else
 
 bool fits_bf16(const GraphConvJob&) { return false; }
-void graph_conv_bf16_rows(const GraphConvJob&, const GraphConvEnding&, void*, std::int64_t, std::int64_t) {}
+void graph_conv_bf16_rows(const GraphConvJob&, const GraphConvEpilogue&, void*, std::int64_t, std::int64_t) {}
 void graph_conv_backward_bf16_rows(const GraphConvJob&, const void*, const GraphConvGradients&, PartialSums<float>&, std::int64_t,
                                    std::int64_t) {}
 

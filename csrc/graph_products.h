@@ -1,4 +1,4 @@
-// What the CPU paths of graph_conv are built of.
+// Building blocks of the CPU paths of graph_conv.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace shapmix {
 
-// Odd rational approximation in x, as Eigen's and XLA's: within 3e-7 of tanh. Of one number or of a vector of them.
+// Odd rational approximation of tanh, as in Eigen and XLA: error within 3e-7. For scalars and vectors.
 template <class Floats>
 SHAPMIX_SIMD_BODY Floats hyperbolic_tangent_of(Floats x) {
   x = x < -7.9053111076f ? Floats{} - 7.9053111076f : x;
@@ -42,9 +42,9 @@ SHAPMIX_SIMD_BODY void tanh_differences(const double* left, const double* right,
   for (std::int64_t k = 0; k < count; ++k) to[k] = std::tanh(left[k] - right[k]);
 }
 
-// What one instruction set is good at: lanes of a vector, and a tile of sums that stays in registers.
+// Micro-kernel of one instruction set: lanes per vector and a tile of accumulators that fits in registers.
 template <class Sum, int kBytes, int kTileRows, int kTileColumns>
-struct Machine {
+struct MicroKernel {
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(Sum));
   static constexpr int kRows = kTileRows;
   static constexpr int kColumns = kTileColumns;
@@ -54,7 +54,7 @@ struct Machine {
   SHAPMIX_SIMD_BODY static void add_product(Sums& sums, const Sums& left, const Sums& right) { sums += left * right; }
 };
 
-// emit(row, column, sum over k of a[row][k] * b[column][k]), lane by lane; strides count vectors.
+// Calls emit(row, column, sum over k of a[row][k] * b[column][k]), per lane; strides are in vectors.
 template <class M, class Emit>
 SHAPMIX_SIMD_BODY void products(const typename M::Factor* a, std::int64_t a_row, std::int64_t a_k, std::int64_t rows,
                                 const typename M::Factor* b, std::int64_t b_row, std::int64_t b_k, std::int64_t columns,
@@ -63,7 +63,7 @@ SHAPMIX_SIMD_BODY void products(const typename M::Factor* a, std::int64_t a_row,
   using Factors = Lanes<typename M::Factor, kLanes>;
   for (std::int64_t row = 0; row < rows; row += M::kRows) {
     for (std::int64_t column = 0; column < columns; column += M::kColumns) {
-      // A tile that stands over takes the last row or column again and emits it once.
+      // A partial tile repeats the last row or column and emits it once.
       const typename M::Factor* from_a[M::kRows];
       const typename M::Factor* from_b[M::kColumns];
 #pragma GCC unroll 8
@@ -93,7 +93,7 @@ SHAPMIX_SIMD_BODY void products(const typename M::Factor* a, std::int64_t a_row,
   }
 }
 
-// Where, in the features of one frame, the columns (subset, joint) of a row's graphs lie.
+// Offsets of the columns (subset, joint) of a row's graphs in the features of one frame.
 inline std::vector<std::int64_t> feature_columns(const GraphConvJob& job) {
   std::vector<std::int64_t> columns;
   for (std::int64_t i = 0; i < job.subsets; ++i) {
@@ -102,7 +102,7 @@ inline std::vector<std::int64_t> feature_columns(const GraphConvJob& job) {
   return columns;
 }
 
-// Where, in [u][S V] of a row's graphs, the edges [u][v] of the first subset lie.
+// Offsets of the edges [u][v] of the first subset in a row's graphs [u][S V].
 inline std::vector<std::int64_t> graph_places(const GraphConvJob& job) {
   std::vector<std::int64_t> places;
   for (std::int64_t u = 0; u < job.joints; ++u) {
@@ -111,7 +111,7 @@ inline std::vector<std::int64_t> graph_places(const GraphConvJob& job) {
   return places;
 }
 
-// One worker's sums over its rows.
+// Partial sums of one worker over its rows.
 template <class Sum>
 struct PartialSums {
   std::vector<Sum> shared;  // [V][S V] vectors of lanes
@@ -119,7 +119,7 @@ struct PartialSums {
   std::vector<Sum> bias;
 };
 
-// Vectors of lanes to one number each, in place.
+// Reduces each vector of lanes to one number, in place.
 template <int kLanes, class Sum>
 SHAPMIX_SIMD_BODY void add_lanes(std::vector<Sum>& vectors) {
   for (std::size_t at = 0; at < vectors.size() / kLanes; ++at) {

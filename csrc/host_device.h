@@ -1,4 +1,4 @@
-// Marks functions that kernels call too.
+// Marks functions callable from host and device code.
 #pragma once
 
 #ifdef __CUDACC__

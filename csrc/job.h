@@ -1,4 +1,5 @@
-// Jobs from what Python passes: addresses, sizes and strides in elements. No torch header, so one build serves every torch.
+// Builds jobs from Python arguments: addresses, sizes and strides in elements. Without torch headers, so that one build works
+// with every torch version.
 #pragma once
 
 #include <array>
@@ -26,7 +27,7 @@ const T* at(Address address) {
   return into<const T>(address);
 }
 
-// Of an argument that may be missing: its address is 0 then.
+// Optional argument: address 0 if absent.
 template <class T>
 const T* if_any(Address address) {
   return reinterpret_cast<const T*>(address);
@@ -42,7 +43,7 @@ inline MixPlan mix_plan(const std::array<Address, 8>& field) {
           at<std::int64_t>(field[4]), at<std::int64_t>(field[5]), at<double>(field[6]),       at<bool>(field[7])};
 }
 
-// `mean_channel_stride`: elements between the channels of the mean motion. `coalition_strides`: of sets and of samples.
+// `mean_channel_stride`: channel stride of the mean motion. `coalition_strides`: strides of sets and samples.
 inline CoalitionJob coalition_job(Address out, Address clips, const Sizes& sizes, const Strides& strides, Address mean_motion,
                                   std::int64_t mean_channel_stride, Address coalitions, std::int64_t sets,
                                   const Strides& coalition_strides, Address part_of_joint, std::int64_t restored_frames,
@@ -64,8 +65,8 @@ inline CoalitionJob coalition_job(Address out, Address clips, const Sizes& sizes
 
 inline MixJob mix_job(Address out, Address clips, const Sizes& sizes, const Strides& strides, const std::array<Address, 8>& plan,
                       Address part_of_joint, const std::string& dtype) {
-  return {clip_shape(sizes),      clip_view(clips, strides),         mix_plan(plan),
-          at<std::int64_t>(part_of_joint), dtype_named(dtype), into<void>(out)};
+  return {clip_shape(sizes), clip_view(clips, strides), mix_plan(plan), at<std::int64_t>(part_of_joint), dtype_named(dtype),
+          into<void>(out)};
 }
 
 }  // namespace shapmix

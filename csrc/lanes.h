@@ -1,4 +1,4 @@
-// Vectors of neighbouring channels, as wide as an instruction set likes them.
+// SIMD vectors of contiguous channels, with a width per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,13 @@ namespace shapmix {
 
 template <class Number, int kLanes>
 struct LanesOf {
-  // Memory has the alignment of one number: vectors are moved from and to it by memcpy, never by a pointer to them.
+  // Memory is only aligned to one number: vectors are loaded and stored with memcpy, never through a vector pointer.
   typedef Number type __attribute__((vector_size(kLanes * sizeof(Number))));
 };
 template <class Number, int kLanes>
 using Lanes = typename LanesOf<Number, kLanes>::type;
 
-// In the type that the element's arithmetic is done in.
+// Loads elements, converted to their arithmetic type.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY Lanes<Wide<Element>, kLanes> load(const Element* from) {
   Lanes<Wide<Element>, kLanes> value;
@@ -38,7 +38,7 @@ SHAPMIX_SIMD_BODY Lanes<double, kLanes> load_double(const Element* from) {
   return __builtin_convertvector(load<kLanes>(from), Lanes<double, kLanes>);
 }
 
-// As they lie in memory.
+// Loads without conversion.
 template <int kLanes, class Number>
 SHAPMIX_SIMD_BODY Lanes<Number, kLanes> load_words(const Number* from) {
   Lanes<Number, kLanes> value;
@@ -51,7 +51,7 @@ SHAPMIX_SIMD_BODY void store(Number* to, const Vector& value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-// Rounds to the nearest, ties to even; a NaN made by arithmetic stays one.
+// Rounds to nearest, ties to even; a NaN produced by arithmetic stays NaN.
 template <class Vector>
 SHAPMIX_SIMD_BODY void store(Bfloat16* to, const Vector& value) {
   constexpr int kLanes = sizeof(Vector) / sizeof(float);
@@ -63,7 +63,7 @@ SHAPMIX_SIMD_BODY void store(Bfloat16* to, const Vector& value) {
   std::memcpy(to, &stored, sizeof(stored));
 }
 
-// Calls body<lanes>(channel) for whole vectors of channels, then one by one for the rest.
+// Calls body<lanes>(channel) for whole vectors of channels, then for single channels.
 template <int kLanes, class Body>
 SHAPMIX_SIMD_BODY void over_channels(std::int64_t channels, const Body& body) {
   std::int64_t channel = 0;

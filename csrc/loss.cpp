@@ -13,7 +13,7 @@
 namespace shapmix {
 namespace {
 
-// A row of logits as the loss sees it: which sample, and how its target is shared among two classes.
+// Target of a row of logits: its sample, and how the target is split between two classes.
 template <class Real>
 struct Target {
   bool mixed;
@@ -32,7 +32,7 @@ SHAPMIX_SIMD_BODY Target<Real> target_of(const LossJob& job, std::int64_t row) {
   return {true, label, targets.labels[targets.partner[sample]], static_cast<const Real*>(job.lam)[sample]};
 }
 
-// block [kRowsAhead, whole_lanes(K)]: rows first..first + rows of logits + log_prior.
+// block [kRowsAhead, whole_lanes(K)]: logits + log_prior of rows first..first + rows.
 template <class Real, class Element>
 SHAPMIX_SIMD_BODY void read_adjusted(Real* block, const LossJob& job, std::int64_t first, std::int64_t rows) {
   const std::int64_t classes = job.targets.classes;
@@ -67,7 +67,7 @@ SHAPMIX_SIMD_BODY void forward_of(const LossJob& job, std::int64_t begin, std::i
   }
 }
 
-// Gradients of rows begin..end: of the row's loss, times softmax less target.
+// Gradients of rows begin..end: (softmax - target) times the gradient of the loss.
 template <class Real, class Element>
 SHAPMIX_SIMD_BODY void backward_of(const LossJob& job, const Real* grad, std::int64_t begin, std::int64_t end, Real* block,
                                    Element* to_logits) {
@@ -122,7 +122,7 @@ int workers_of(const LossJob& job, int threads) {
   return workers_for(job.rows, job.rows * job.targets.classes * static_cast<std::int64_t>(sizeof(Real)), threads);
 }
 
-// In row order and in float64: the same sum on any number of threads.
+// Summed in row order and in float64: the result does not depend on the number of threads.
 template <class Real>
 Real mean(const Real* values, std::int64_t count) {
   double sum = 0;

@@ -20,19 +20,19 @@ struct LossJob {
   Dtype dtype;
   MixTargets targets;
 
-  // Of the type of the sums: float64 for float64 logits, else float32.
+  // In the accumulation type: float64 for float64 logits, else float32.
   const void* lam;        // [N], the partner's share of the label
   const void* log_prior;  // [K]
-  void* row_sums;         // [L], log of the sum of exp(logits + log_prior): written forward, read backward
+  void* row_sums;         // [L], log-sum-exp of logits + log_prior: written by the forward pass, read by the backward pass
 };
 
-// Throws std::invalid_argument that names the first label that is no class or the first partner outside the batch.
+// Throws std::invalid_argument naming the first label that is not a class, or the first partner outside the batch.
 void check_targets(const MixTargets& targets);
 
-// losses [2]: the means over clean and mixed rows, the latter 0 where nothing is mixed. The caller has run check_targets.
+// losses [2]: means over clean and mixed rows; the latter is 0 without mixed rows. Precondition: check_targets passed.
 void balanced_mix_loss_cpu(const LossJob& job, void* losses, int threads);
 
-// to_logits [L, K], of the logits' type, from grad [2], of the type of the sums. The caller has run check_targets.
+// to_logits [L, K], in the logits' type, from grad [2], in the accumulation type. Precondition: check_targets passed.
 void balanced_mix_loss_backward_cpu(const LossJob& job, const void* grad, void* to_logits, int threads);
 
 }  // namespace shapmix

@@ -1,4 +1,4 @@
-// Instruction sets beyond the base, for loops that choose their tiles by them (simd.h serves the loops that need not).
+// Detection of instruction sets, for loops whose tile size depends on them (simd.h serves all other loops).
 #pragma once
 
 namespace shapmix {

@@ -17,7 +17,7 @@
 namespace shapmix {
 namespace {
 
-// Frames of the target window: `take` [row] is all ones where the partner's frame source[t] is shown.
+// Frames of the target window: `take` [row] is a bit mask, all ones where the partner's frame source[t] is pasted.
 template <class Lane>
 SHAPMIX_SIMD_BODY void paste_rows(Lane* __restrict out, const Lane* own, const Lane* partner, const std::int64_t* source,
                                   const Lane* take, std::int64_t row, std::int64_t frames) {
@@ -44,7 +44,7 @@ SHAPMIX_SIMD_CLONES void paste(std::uint64_t* out, const std::uint64_t* own, con
   paste_rows(out, own, partner, source, take, row, frames);
 }
 
-// Both products are rounded before the sum, as in the reference: this file is compiled with -ffp-contract=off.
+// Both products are rounded before the sum, as in the reference; this file is compiled with -ffp-contract=off.
 template <class Element>
 SHAPMIX_SIMD_BODY void blend_elements(Element* __restrict out, const Element* own, const Element* partner, Element keep,
                                       Element take, std::int64_t count) {
@@ -87,7 +87,7 @@ void blend_sample(const MixJob& job, std::int64_t sample, Element* mixed) {
   }
 }
 
-// `source` [T] and `take` [row] are scratch.
+// `source` [T] and `take` [row] are scratch memory.
 template <class Element>
 void paste_sample(const MixJob& job, std::int64_t sample, Bits<Element>* mixed, std::int64_t* source, Bits<Element>* take) {
   using Lane = Bits<Element>;

@@ -8,7 +8,7 @@
 namespace shapmix {
 namespace {
 
-// A share of a blend, rounded to the clip's type as the reference rounds it.
+// A blend weight, rounded to the clip's type as in the reference.
 template <class Element>
 __device__ Element share(double lam) {
   if constexpr (std::is_same_v<Element, double>) {
@@ -22,7 +22,7 @@ __device__ Element share(double lam) {
   }
 }
 
-// Each thread reads one pack of its sample, writes it to the clean half, and writes what it becomes to the mixed half.
+// Each thread reads one pack of its sample and writes it to the clean half and, mixed, to the mixed half.
 template <class Element, int kLanes>
 __global__ void __launch_bounds__(kBlock) mix_kernel(MixJob job) {
   using Lanes = Pack<Element, kLanes>;

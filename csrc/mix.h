@@ -8,7 +8,7 @@
 
 namespace shapmix {
 
-// One row a sample, the fields of shapmix.reference.MixPlan.
+// One row per sample, the fields of shapmix.reference.MixPlan.
 struct MixPlan {
   const std::int64_t* partner;
   const std::int64_t* parts;
@@ -29,15 +29,15 @@ struct MixJob {
   void* out;  // [2N, C, T, V, M], contiguous
 };
 
-// Throws std::invalid_argument that names the first field and row that point outside the batch, the clip or the
-// parts. A blended row uses its partner and lam alone, so only those are looked at. Host memory only.
+// Throws std::invalid_argument naming the first field and row out of range of the batch, the clip or the parts. A blended row
+// uses only its partner and lam, so only those are checked. Host memory only.
 void check_plan(const ClipShape& shape, const MixPlan& plan, const std::int64_t* part_of_joint);
 
-// All four types, host memory. The caller has run check_plan.
+// All four dtypes, host memory. Precondition: check_plan passed.
 void mix_clips_cpu(const MixJob& job, int threads);
 
-// All four types, device memory, asynchronous on `stream`. Precondition, not checked because that would need a host
-// read: what check_plan asks for. A plan that breaks it reads outside the clips.
+// All four dtypes, device memory, asynchronous on `stream`. The plan must satisfy check_plan, which is not run here, since that
+// would synchronise with the host. An invalid plan reads out of bounds.
 void mix_clips_cuda(const MixJob& job, int device, void* stream);
 
 }  // namespace shapmix

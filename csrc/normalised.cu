@@ -5,8 +5,8 @@
 namespace shapmix {
 namespace {
 
-// Each thread normalises one pack of the output's order [M, T, V], once as the clip and once as the mean motion, and writes
-// the one or the other under every coalition.
+// Each thread normalises one pack, in output order [M, T, V], of the clip and of the mean motion, and writes one of the two for
+// every coalition.
 template <class Element, int kLanes>
 __global__ void __launch_bounds__(kBlock) normalised_kernel(NormalisedJob job) {
   using Lanes = Pack<Element, kLanes>;
@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(kBlock) normalised_kernel(NormalisedJob job) {
     const std::int64_t channel = p % shape.channels;
     const Element* clip = static_cast<const Element*>(coalition.clips.data) + sample * coalition.clips.sample_stride +
                           channel * coalition.clips.channel_stride;
-    const Element* mean = static_cast<const Element*>(coalition.mean_motion.data) + channel * coalition.mean_motion.channel_stride;
+    const Element* mean =
+        static_cast<const Element*>(coalition.mean_motion.data) + channel * coalition.mean_motion.channel_stride;
 
     Lanes own, rest;
     int part[kLanes];
@@ -46,10 +47,10 @@ __global__ void __launch_bounds__(kBlock) normalised_kernel(NormalisedJob job) {
       restored[k] = frame < coalition.restored_frames;
     }
 
-    // a pack lies within one person: persons begin on packs, or packs hold one element
+    // a pack lies within one person: people are aligned to packs, or packs hold one element
     const std::int64_t row = sample * people + i / person_plane;
     Element* out = static_cast<Element*>(coalition.out) + (row * shape.channels + channel) * person_plane + i % person_plane;
-    // stores bound this loop: unrolled it is no faster and spills
+    // bound by stores: unrolling is no faster and spills registers
 #pragma unroll 1
     for (std::int64_t set = 0; set < coalition.sets; ++set) {
       const std::int64_t bits = coalition.coalitions[set * coalition.set_stride + sample * coalition.sample_stride];

@@ -8,13 +8,13 @@
 namespace shapmix {
 namespace {
 
-// Per body: a line of 10 fields, a count of joints, and a line of 12 fields for each joint.
+// Per body: a line of 10 fields, the number of joints, and a line of 12 fields per joint.
 constexpr int kBodyFields = 10;
 constexpr int kJointFields = 12;
 constexpr std::int64_t kLeastBodyBytes = 2 * kBodyFields + 3 + 2 * kJointFields * kNtuJoints;
 
-constexpr std::int64_t kMostBodies = 256;  // of a frame; a sensor tracks six people
-constexpr char kByteOrderMark[] = {'\xEF', '\xBB', '\xBF'};  // of UTF-8, which some editors write
+constexpr std::int64_t kMostBodies = 256;                    // per frame; a sensor tracks six people
+constexpr char kByteOrderMark[] = {'\xEF', '\xBB', '\xBF'};  // UTF-8, written by some editors
 
 constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                             1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
@@ -30,9 +30,10 @@ class Lines {
   std::int64_t left() const { return end_ - at_; }
   std::int64_t line() const { return line_; }
 
-  // Moves to the next line; `what` is what it should hold.
+  // Advances to the next line; `what` is its expected content.
   void next(const char* what) {
-    if (at_ == end_) throw NtuSkeletonError(line_, std::string("the file ends behind this line, where ") + what + " should follow");
+    if (at_ == end_)
+      throw NtuSkeletonError(line_, std::string("the file ends behind this line, where ") + what + " should follow");
     ++line_;
     field_ = at_;
     const void* found = std::memchr(at_, '\n', static_cast<std::size_t>(end_ - at_));
@@ -42,7 +43,7 @@ class Lines {
     stop_ = stop;
   }
 
-  // The next field of the line is `what`, an integer.
+  // Parses the next field of the line, `what`, as an integer.
   template <class Integer>
   Integer integer(const char* what) {
     skip_spaces();
@@ -53,13 +54,13 @@ class Lines {
     return value;
   }
 
-  // The next field of the line is `what`, a number.
+  // Parses the next field of the line, `what`, as a number.
   double number(const char* what) {
     skip_spaces();
     const char* p = field_;
     const bool negative = p != stop_ && *p == '-';
     p += negative;
-    // Up to 19 digits and a small power of ten: exact in double, by one division or product (Clinger 1990).
+    // Up to 19 digits and a small power of ten: correctly rounded by one division or product (Clinger 1990).
     std::uint64_t digits = 0;
     const char* const first = p;
     while (p != stop_ && is_digit(*p)) digits = 10 * digits + static_cast<std::uint64_t>(*p++ - '0');
@@ -80,7 +81,7 @@ class Lines {
     double value = 0;
     const auto [stop, error] = std::from_chars(field_, stop_, value);
     if (error == std::errc::result_out_of_range && stop != field_) {
-      value = 0;  // a coordinate this small is 0; one this large fails below
+      value = 0;  // underflow is 0; overflow fails below
       for (const char* digit = field_; digit != stop; ++digit) {
         if ((*digit == 'e' || *digit == 'E') && digit + 1 != stop && digit[1] != '-') value = HUGE_VAL;
       }
@@ -93,9 +94,9 @@ class Lines {
     return value;
   }
 
-  // The line has `expected` fields in all, of which `taken` were read.
+  // Checks that the line has `expected` fields, of which `taken` were read.
   void rest(int taken, int expected, const char* what) {
-    int found = taken;  // a field begins behind each space that no space follows; without a branch, so that vectors count
+    int found = taken;  // a field begins after each space not followed by a space; branch-free, to vectorise
     for (const char* p = field_; p < stop_; ++p) found += int{is_space(p[-1])} & int{!is_space(*p)};
     if (found != expected) {
       throw NtuSkeletonError(line_, std::to_string(found) + " fields, " + what + " has " + std::to_string(expected));
@@ -169,7 +170,7 @@ NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size) {
   lines.next("the number of frames");
   found.frames = lines.integer<std::int64_t>("the number of frames");
   lines.only("the number of frames");
-  // A count that the text cannot hold is refused before anything is made for it.
+  // A count larger than the file can hold is rejected before memory is allocated for it.
   if (found.frames < 0 || found.frames > lines.left()) {
     lines.fail(std::to_string(found.frames) + " frames, more than the rest of the file can hold");
   }
@@ -181,7 +182,7 @@ NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size) {
     if (bodies < 0 || bodies > lines.left() / kLeastBodyBytes) {
       lines.fail(std::to_string(bodies) + " bodies, more than the rest of the file can hold");
     }
-    // The bodies of a frame are compared with one another.
+    // Ids are compared pairwise, which is quadratic in the bodies of a frame.
     if (bodies > kMostBodies) lines.fail(std::to_string(bodies) + " bodies in a frame; no recording has as many");
     const std::size_t first = found.body.size();
     for (std::int64_t body = 0; body < bodies; ++body) read_body(lines, found, with_bodies, first);

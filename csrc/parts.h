@@ -8,9 +8,9 @@
 
 namespace shapmix {
 
-inline constexpr std::int64_t kMaxParts = 63;  // a bit set is one int64 and its sign bit stays clear
+inline constexpr std::int64_t kMaxParts = 63;  // a bit set is one int64 with a clear sign bit
 
-// Number of parts that part_of_joint [joints] names. Throws std::invalid_argument for an index that no bit set can hold.
+// Number of parts in part_of_joint [joints]. Throws std::invalid_argument for an index that does not fit in a bit set.
 inline std::int64_t count_parts(const std::int64_t* part_of_joint, std::int64_t joints) {
   std::int64_t parts = 0;
   for (std::int64_t joint = 0; joint < joints; ++joint) {

@@ -1,4 +1,4 @@
-// Counter-based random numbers, the same as shapmix.draws.philox: Philox-4x32-10 keyed by the seed.
+// Counter-based random numbers, identical to shapmix.draws.philox: Philox-4x32-10 keyed by the seed.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ struct RandomWords {
   std::uint32_t word[4];
 };
 
-// What a random word is for; the numbers of shapmix.reference.plan.
+// Purpose of a random word; same values as in shapmix.reference.plan.
 inline constexpr std::uint32_t kWindowDraw = 1;
 inline constexpr std::uint32_t kCombinationDraw = 2;
 
@@ -31,7 +31,7 @@ SHAPMIX_HOST_DEVICE inline RandomWords random_words(std::uint64_t seed, std::uin
   return c;
 }
 
-// Strictly between 0 and 1.
+// Uniform in the open interval (0, 1).
 SHAPMIX_HOST_DEVICE inline double uniform(std::uint32_t word) { return (word + 0.5) * 0x1p-32; }
 
 // Uniform on low..high, both inclusive, for ranges below 2^31.

@@ -15,14 +15,14 @@
 namespace shapmix {
 namespace {
 
-// What a row's probabilities are computed from: exp(logit - largest) / sum.
+// Softmax statistics of a row: its probabilities are exp(logit - largest) / sum.
 template <class Real>
 struct RowSum {
   Real largest;
   Real sum;
 };
 
-// The sums of the rows used[begin..end). `block` [kRowsAhead, whole_lanes(K)] is scratch.
+// Statistics of the rows used[begin..end). `block` [kRowsAhead, whole_lanes(K)] is scratch memory.
 template <class Real, class Element>
 SHAPMIX_SIMD_BODY void sum_rows_of(const SaliencyJob& job, const std::int64_t* used, std::int64_t begin, std::int64_t end,
                                    Real* block, RowSum<Real>* sums) {
@@ -76,10 +76,10 @@ Real logit(const SaliencyJob& job, std::int64_t row, std::int64_t label) {
     case Dtype::kFloat16: return widened<Real>(static_cast<const Half*>(job.logits)[at]);
     case Dtype::kBfloat16: return widened<Real>(static_cast<const Bfloat16*>(job.logits)[at]);
   }
-  throw std::invalid_argument("logits have an unknown type");
+  throw std::invalid_argument("logits have an unknown dtype");
 }
 
-// Every row that an update reads, once.
+// The distinct rows that the updates read.
 std::vector<std::int64_t> used_rows(const SaliencyJob& job) {
   std::vector<char> seen(static_cast<std::size_t>(job.rows));
   std::vector<std::int64_t> used;
@@ -126,7 +126,7 @@ void run(const SaliencyJob& job, int threads) {
     }
     marginals[u] = marginal;
     const Real value = marginal * static_cast<Real>(job.scale) / static_cast<Real>(job.joint_counts[column]);
-    if (!std::isfinite(value)) continue;  // it would stay in the average for good
+    if (!std::isfinite(value)) continue;  // a non-finite value would never leave the average
     Real& entry = table[label * job.combinations + column];
     entry = keep * entry + take * value;
   }
@@ -136,7 +136,7 @@ void check_rows(const char* name, const std::int64_t* rows, const SaliencyJob& j
   for (std::int64_t i = 0; i < job.updates * job.contexts; ++i) {
     if (rows[i] >= 0 && rows[i] < job.rows) continue;
     const std::string at = "[" + std::to_string(i / job.contexts) + ", " + std::to_string(i % job.contexts) + "]";
-    refuse(name + at, rows[i], 0, job.rows - 1, "a row of the logits");
+    throw_out_of_range(name + at, rows[i], 0, job.rows - 1, "a row of the logits");
   }
 }
 
@@ -160,7 +160,7 @@ void saliency_update_cpu(const SaliencyJob& job, int threads) {
   switch (job.table_dtype) {
     case Dtype::kFloat32: return run<float>(job, threads);
     case Dtype::kFloat64: return run<double>(job, threads);
-    default: throw std::invalid_argument("the CPU path sums in float32 and float64 only");
+    default: throw std::invalid_argument("the CPU path supports float32 and float64 tables only");
   }
 }
 

@@ -14,8 +14,8 @@
 namespace shapmix {
 namespace {
 
-// A clip passes through two layouts. Resizing reads recorded frames [M, V, C] as whole rows and writes them person by person,
-// [M][T, V, C]; turning then runs over T x V joints without a break and writes planes [C][T, V, M].
+// A clip passes through two layouts. Resizing reads recorded frames [M, V, C] as whole rows and writes one block per person,
+// [M][T, V, C]; rotation then runs over T x V contiguous joints and writes planes [C][T, V, M].
 
 struct Layout {
   std::int64_t frames;
@@ -23,10 +23,10 @@ struct Layout {
   std::int64_t joints;
   std::int64_t channels;
 
-  std::int64_t row() const { return joints * people; }     // a frame of one channel
-  std::int64_t plane() const { return frames * row(); }    // a channel
-  std::int64_t body() const { return joints * channels; }  // a frame of one person
-  std::int64_t person() const { return frames * body(); }  // a person
+  std::int64_t row() const { return joints * people; }     // one frame of one channel
+  std::int64_t plane() const { return frames * row(); }    // one channel
+  std::int64_t body() const { return joints * channels; }  // one frame of one person
+  std::int64_t person() const { return frames * body(); }  // one person
   std::int64_t recorded_frame() const { return people * body(); }
   std::int64_t clip() const { return channels * plane(); }
 };
@@ -50,8 +50,8 @@ SHAPMIX_SIMD_BODY void blend_rows(Real* __restrict out, const Real* before, cons
   for (std::int64_t i = 0; i < count; ++i) out[i] = before[i] * weight_before + after[i] * weight_after;
 }
 
-// Half-pixel centres (align_corners=False), positions and weights as torch's CPU kernel takes them. A crop of the clip's own
-// length is moved without arithmetic.
+// Half-pixel centres (align_corners=False), with positions and weights as in torch's CPU kernel. A crop of the clip's length is
+// copied without arithmetic.
 template <class Real>
 SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Layout& clip) {
   const std::int64_t width = clip.body();
@@ -76,8 +76,8 @@ SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Layout
   }
 }
 
-// Three coordinates of every joint to their planes, turned on the way where there is a rotation. kPeople > 0 fixes the number
-// of people, so that loads and stores become whole vectors.
+// Writes the three coordinates of every joint to their planes, rotated if there is a rotation. kPeople > 0 fixes the number of
+// people at compile time, so that loads and stores vectorise.
 template <int kPeople, bool kTurned, class Real>
 SHAPMIX_SIMD_BODY void spread(Real* __restrict x, Real* __restrict y, Real* __restrict z, const Real* people,
                               const Rotation<Real>& rotation, const Layout& clip) {
@@ -106,7 +106,7 @@ SHAPMIX_SIMD_BODY void spread_three(Real* planes, const Real* people, const Rota
   }
 }
 
-// Any number of coordinates to their planes.
+// Writes any number of coordinates to their planes.
 template <class Real>
 SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restrict people, const Layout& clip) {
   for (std::int64_t c = 0; c < clip.channels; ++c) {
@@ -118,7 +118,7 @@ SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restric
   }
 }
 
-// `parents` [T, V, M]: each joint's parent, of one plane. Joint by joint, because a gather of a frame is slower.
+// `parents` [T, V, M]: the parent of each joint, for one plane. Joint by joint, because a gather over a frame is slower.
 template <int kPeople, class Real>
 SHAPMIX_SIMD_BODY void take_parents(Real* __restrict parents, const Real* __restrict plane, const std::int64_t* parent_of,
                                     const Layout& clip) {
@@ -132,7 +132,7 @@ SHAPMIX_SIMD_BODY void take_parents(Real* __restrict parents, const Real* __rest
   }
 }
 
-// In place: every joint less its parent. `parents` [T, V, M] is scratch.
+// Subtracts the parent from every joint, in place. `parents` [T, V, M] is scratch memory.
 template <class Real>
 SHAPMIX_SIMD_BODY void to_bones(Real* planes, Real* __restrict parents, const std::int64_t* parent_of, const Layout& clip) {
   for (std::int64_t c = 0; c < clip.channels; ++c) {
@@ -146,7 +146,7 @@ SHAPMIX_SIMD_BODY void to_bones(Real* planes, Real* __restrict parents, const st
   }
 }
 
-// In place: the next frame less this one, the last frame 0.
+// Replaces each frame by the next frame minus this one, in place; the last frame becomes 0.
 template <class Real>
 SHAPMIX_SIMD_BODY void to_motion(Real* planes, const Layout& clip) {
   const std::int64_t width = clip.row();
@@ -158,7 +158,7 @@ SHAPMIX_SIMD_BODY void to_motion(Real* planes, const Layout& clip) {
   }
 }
 
-// `people` [M, T, V, C] and `parents` [T, V, M] are scratch.
+// `people` [M, T, V, C] and `parents` [T, V, M] are scratch memory.
 template <class Real>
 SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const SampleJob& job,
                                    Real* people, Real* parents) {
@@ -246,7 +246,7 @@ void check_turnable(const SampleJob& job, std::int64_t row) {
   if (job.channels == 3 || !turns(angles)) return;
   throw std::invalid_argument("plan.angles[" + std::to_string(row) + "] is (" + std::to_string(angles[0]) + ", " +
                               std::to_string(angles[1]) + ", " + std::to_string(angles[2]) +
-                              "); only clips of 3 coordinates can be turned, and these frames have " +
+                              "); only clips of 3 coordinates can be rotated, and these frames have " +
                               std::to_string(job.channels));
 }
 
@@ -256,7 +256,7 @@ void check_crops(const SampleJob& job) {
   for (std::int64_t joint = 0; joint < job.joints; ++joint) {
     check_range("parents", joint, job.parents[joint], 0, job.joints - 1, "a joint's parent");
   }
-  // Of the offsets only those of the recordings that are read: there may be many more recordings than samples.
+  // Only the offsets of recordings that are read are checked: there may be many more recordings than samples.
   for (std::int64_t row = 0; row < job.samples; ++row) {
     const std::int64_t clip = job.plan.clip[row];
     check_range("plan.clip", row, clip, 0, job.recordings - 1, "a recording");
@@ -273,7 +273,7 @@ void sample_clips_cpu(const SampleJob& job, int threads) {
   switch (job.dtype) {
     case Dtype::kFloat32: return run<float>(job, threads);
     case Dtype::kFloat64: return run<double>(job, threads);
-    default: throw std::invalid_argument("the CPU path samples float32 and float64 clips only");
+    default: throw std::invalid_argument("the CPU path supports float32 and float64 clips only");
   }
 }
 

@@ -1,4 +1,4 @@
-// Clip sampling: from ragged recordings to clips, cropped, resized, turned, and differenced for the stream.
+// Clip sampling: crop, resize, rotation and bone/motion differences of ragged recordings.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace shapmix {
 
-// One row a sample, the fields of shapmix.reference.CropPlan.
+// One row per sample, the fields of shapmix.reference.CropPlan.
 struct CropPlan {
   const std::int64_t* clip;
   const std::int64_t* start;
   const std::int64_t* length;
-  const void* angles;  // [N, 3] radians about x, y, z, of the frames' type
+  const void* angles;  // [N, 3] radians about x, y, z, in the frames' type
 };
 
 struct SampleJob {
@@ -22,7 +22,7 @@ struct SampleJob {
   std::int64_t joints;
   std::int64_t channels;
 
-  const std::int64_t* offsets;  // [recordings + 1], where each recording begins
+  const std::int64_t* offsets;  // [recordings + 1], first frame of each recording
   std::int64_t recordings;
   CropPlan plan;
   std::int64_t samples;
@@ -35,11 +35,11 @@ struct SampleJob {
   void* out;  // [N, C, T, V, M], contiguous
 };
 
-// Throws std::invalid_argument that names the first row of the plan that points outside the recordings or turns clips that
-// have no three coordinates, the recording whose offsets point outside the frames, or the parent that is no joint.
+// Throws std::invalid_argument naming the first plan row that is out of range or rotates clips without 3 coordinates, the first
+// recording whose offsets are out of range, or the first parent that is not a joint.
 void check_crops(const SampleJob& job);
 
-// float32 and float64, host memory. The caller has run check_crops.
+// float32 and float64, host memory. Precondition: check_crops passed.
 void sample_clips_cpu(const SampleJob& job, int threads);
 
 }  // namespace shapmix

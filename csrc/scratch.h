@@ -1,4 +1,4 @@
-// Working memory of the threads of one call.
+// Scratch memory of the threads of one call.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace shapmix {
 
 inline constexpr std::size_t kCacheLine = 64;
 
-// One array a worker, not initialised. Each starts on a cache line: whole vectors cross none, and no two workers share one.
+// One uninitialised array per worker. Each is aligned to a cache line: vectors do not straddle lines, and workers share none.
 template <class T>
 class Scratch {
  public:

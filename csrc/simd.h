@@ -1,4 +1,4 @@
-// One source, several instruction sets: the loader picks the widest that the CPU has.
+// Function multi-versioning: the loader selects the clone of the widest instruction set of the CPU.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
@@ -7,5 +7,5 @@
 #define SHAPMIX_SIMD_CLONES
 #endif
 
-// A loop body that must end up inside each clone, so that it is compiled for the clone's instruction set.
+// A loop body that must be inlined into each clone, to be compiled for the clone's instruction set.
 #define SHAPMIX_SIMD_BODY __attribute__((always_inline)) inline

@@ -1,5 +1,5 @@
-// A row of logits and its softmax, in the type of the sums. Reductions run over lanes in a fixed order, so every instruction
-// set gives the same bits.
+// The softmax of a row of logits, in the accumulation type. Reductions run over lanes in a fixed order, so the result is bitwise
+// identical on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ namespace shapmix {
 
 inline constexpr std::int64_t kLanes = 16;
 
-// Rows are read so many at a time before the first is looked at: a vector that is loaded right after narrower stores into it
-// waits until those have reached the cache.
+// Rows are written to scratch in groups of this size before the first is read back: a vector load right after narrower stores to
+// the same address stalls (failed store-to-load forwarding).
 inline constexpr std::int64_t kRowsAhead = 8;
 
 inline std::int64_t whole_lanes(std::int64_t classes) { return (classes + kLanes - 1) / kLanes * kLanes; }
@@ -26,14 +26,14 @@ SHAPMIX_SIMD_BODY Real widened(Element logit) {
   return static_cast<Real>(static_cast<Wide<Element>>(logit));
 }
 
-// Fills a row [whole_lanes(classes)] up with what adds nothing to a softmax.
+// Pads a row to [whole_lanes(classes)] with -infinity, which adds nothing to a softmax.
 template <class Real>
 SHAPMIX_SIMD_BODY void fill_up(Real* row, std::int64_t classes) {
   for (std::int64_t k = classes; k < whole_lanes(classes); ++k) row[k] = -std::numeric_limits<Real>::infinity();
 }
 
-// Numbers as integers of the same order, NaN beyond infinity; applied twice, their own bits. The maximum of integers is a
-// reduction that compilers vectorise, that of floating point numbers is not.
+// Maps float bits to integers of the same order, NaN beyond infinity; an involution. Compilers vectorise an integer maximum
+// reduction, but not a floating point one.
 SHAPMIX_SIMD_BODY std::int32_t in_order(std::int32_t bits) { return bits ^ (bits >> 31 & INT32_MAX); }
 SHAPMIX_SIMD_BODY std::int64_t in_order(std::int64_t bits) { return bits ^ (bits >> 63 & INT64_MAX); }
 
