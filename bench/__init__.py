@@ -1,4 +1,4 @@
-"""What is measured, and where the results lie; runs from a checkout, installed or not."""
+"""Benchmarks and their results; they run from a checkout, with or without an installation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class _KernelsOfCheckout:
-    """Finds `shapmix.kernels` in kernels/, where it lies in a checkout, if nothing that is installed has it."""
+    """Import hook: finds `shapmix.kernels` in the kernels/ folder of the checkout if no installed package provides it."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -24,4 +24,4 @@ class _KernelsOfCheckout:
 
 
 if _KernelsOfCheckout not in sys.meta_path:
-    sys.meta_path.append(_KernelsOfCheckout)  # asked last
+    sys.meta_path.append(_KernelsOfCheckout)  # last, so that an installed package takes precedence

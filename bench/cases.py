@@ -1,6 +1,6 @@
-"""What is measured: each op on batches of the field's shapes, with the bytes that it cannot avoid moving.
+"""Benchmark cases: each op on batches of realistic shapes, with its minimum memory traffic.
 
-Bytes are counted from shapes: each input once and each output once, whatever a kernel reads again from a cache.
+Traffic is computed from shapes: each input and each output once, regardless of cache hits or repeated reads.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from shapmix.skeleton.layout import Layout, load_layout
 
 REAL, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
 ALL = (*REAL, *HALF)
-RECORDED = (60, 160)  # frames of a recording, fewest and most
-SUBSETS, WIDTH, RELATIONS = 3, 64, 8  # of CTR-GCN's early layers
-LAYER_CLIPS = 16  # at most, of the cases of its layers
+RECORDED = (60, 160)  # minimum and maximum frames of a recording
+SUBSETS, WIDTH, RELATIONS = 3, 64, 8  # CTR-GCN's early layers
+LAYER_CLIPS = 16  # maximum clips in the layer cases
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Batch:
-    """The inputs of every op at one shape, of one floating point type, on one device; equal for equal arguments."""
+    """The inputs of every op for one shape, dtype and device; deterministic."""
 
     shape: Shape
     dtype: torch.dtype
@@ -101,40 +101,40 @@ class Batch:
 
     @cached_property
     def class_counts(self) -> Tensor:
-        """[K] training clips, long-tailed from 600 to 6."""
+        """[K] training clips per class, long-tailed from 600 to 6."""
         return (600 * 0.01 ** torch.linspace(0, 1, self.shape.classes, dtype=torch.float64)).long().to(self.device)
 
     @cached_property
     def labels(self) -> Tensor:
-        """[N], classes as often as they have clips, so that frequent ones repeat."""
+        """[N], drawn with the class frequencies, so that frequent classes repeat."""
         drawn = torch.multinomial(self.class_counts.cpu().double(), self.n, replacement=True, generator=self._generator())
         return drawn.to(self.device)
 
     @cached_property
     def saliency(self) -> Tensor:
-        """[K, Q] float32: a table has the type of sums, whatever the clips are."""
+        """[K, Q] float32 for every dtype of the clips: tables have the accumulation dtype."""
         return torch.rand(self.shape.classes, len(self.combinations), generator=self._generator()).to(self.device)
 
     @cached_property
     def columns(self) -> Tensor:
-        """[N]: the combination measured on each sample."""
+        """[N], the combination measured on each sample."""
         return self._integers(0, len(self.combinations) - 1)
 
     @cached_property
     def coalitions(self) -> Tensor:
-        """[2, N]: a combination with its context, and the context alone."""
+        """[2, N], a combination with its context, and the context alone."""
         combination = self.combinations[self.columns]
         context = self._integers(0, self.layout.all_parts) & ~combination
         return torch.stack([combination | context, context])
 
     @cached_property
     def logits(self) -> Tensor:
-        """[2N, K], of two coalitions or of the batch [clean; mixed]."""
+        """[2N, K], logits of two coalitions, or of the batch [clean; mixed]."""
         return self._normal(2 * self.n, self.shape.classes)
 
     @cached_property
     def plan(self) -> MixPlan:
-        """A plan that pastes in every sample."""
+        """A plan that pastes parts into every sample."""
         return reference.draw_plan(*self.drawn_from, seed=0, step=0, blend_probability=0.0)
 
     @cached_property
@@ -148,7 +148,7 @@ class Batch:
 
     @cached_property
     def recorded(self) -> tuple[Tensor, Tensor, CropPlan, Tensor]:
-        """The arguments of `sample_clips`: one recording a sample, cropped as in training, turned where C is space."""
+        """The arguments of `sample_clips`: one recording per sample, cropped as in training, rotated if C is x, y, z."""
         _, channels, num_frames, joints, people = self.shape.size
         lengths = self._integers(*RECORDED).cpu()
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
@@ -170,12 +170,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Problem:
-    """An op on its inputs.
+    """An op with its inputs.
 
     Attributes:
-        run: the op as it is called, on the back end of that name.
-        reference: the eager function as it is called.
-        bytes_moved: by one run.
+        run: calls the op on the named back end.
+        reference: calls the eager reference.
+        bytes_moved: minimum memory traffic of one run.
     """
 
     run: Callable[[str], object]
@@ -185,7 +185,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """A group of measurements: an op (or several, joined by ` + `), one way to call it, and the types that it comes in."""
+    """A benchmark group: an op (or several, joined by ` + `), a variant of the call, and the dtypes it supports."""
 
     ops: str
     variant: str
@@ -197,7 +197,7 @@ class Case:
 
 
 def sampled(batch: Batch) -> Problem:
-    """Reads at most two frames of the recording for each frame of the clip. The reference goes clip by clip, as loaders do."""
+    """Reads at most two recorded frames per frame of the clip. The reference samples clip by clip, as data loaders do."""
     frames, offsets, crops, parents = batch.recorded
     num_frames = batch.shape.size[2]
 
@@ -217,7 +217,7 @@ def sampled(batch: Batch) -> Problem:
 
 
 def expanded(sets: int, reuse: bool) -> Callable[[Batch], Problem]:
-    """Reads the batch once and writes it under each of `sets` shared coalitions, into fresh memory or into one buffer."""
+    """Reads the batch once and writes it for each of `sets` shared coalitions, to new memory or to a reused buffer."""
 
     def make(batch: Batch) -> Problem:
         coalitions = torch.arange(1, sets + 1, device=batch.device)
@@ -233,7 +233,7 @@ def expanded(sets: int, reuse: bool) -> Callable[[Batch], Problem]:
 
 
 def normalised(batch: Batch) -> Problem:
-    """Two coalitions a sample, written as the rows of the network's first layer."""
+    """Two coalitions per sample, written as the rows of the network's first layer."""
     norm = batch.mean_motion[:, 0].permute(2, 1, 0).contiguous()  # [M, V, C]
     arguments = (batch.clips, batch.mean_motion, batch.coalitions, batch.part_of_joint, norm, norm)
     return Problem(
@@ -263,7 +263,7 @@ def drawn(batch: Batch) -> Problem:
 
 
 def updated(batch: Batch) -> Problem:
-    """Reads the logits of two coalitions a sample, updates one entry of the table for each."""
+    """Reads the logits of two coalitions per sample and updates one table entry for each sample."""
     arguments = _update_arguments(batch)
     return Problem(
         lambda backend: saliency_update(*arguments, 0.9, backend=backend),
@@ -273,7 +273,7 @@ def updated(batch: Batch) -> Problem:
 
 
 def drawn_and_updated(batch: Batch) -> Problem:
-    """What a step does besides moving clips."""
+    """The ops of a step that do not move clips."""
     draw, update = drawn(batch), updated(batch)
     return Problem(
         lambda backend: (draw.run(backend), update.run(backend)),
@@ -282,7 +282,7 @@ def drawn_and_updated(batch: Batch) -> Problem:
     )
 
 
-def weighed(batch: Batch) -> Problem:
+def loss_forward(batch: Batch) -> Problem:
     """Reads the logits and writes two numbers."""
     arguments = _loss_arguments(batch)
     return Problem(
@@ -292,8 +292,8 @@ def weighed(batch: Batch) -> Problem:
     )
 
 
-def weighed_and_derived(batch: Batch) -> Problem:
-    """Reads the logits for the losses and once more for their gradient, which it writes."""
+def loss_forward_backward(batch: Batch) -> Problem:
+    """Reads the logits in both passes and writes their gradient."""
     logits, *others = _loss_arguments(batch)
     leaf = logits.clone().requires_grad_()
     return Problem(
@@ -303,8 +303,8 @@ def weighed_and_derived(batch: Batch) -> Problem:
     )
 
 
-def aggregated(batch: Batch) -> Problem:
-    """Reads the products of three subsets, writes their sum: an early layer of CTR-GCN on some of the clips."""
+def graph_forward(batch: Batch) -> Problem:
+    """Reads the features of three subsets and writes their sum: an early layer of CTR-GCN on some of the clips."""
     arguments = _graph_arguments(batch)
     return Problem(
         lambda backend: graph_conv(*arguments, backend=backend),
@@ -313,8 +313,8 @@ def aggregated(batch: Batch) -> Problem:
     )
 
 
-def aggregated_and_derived(batch: Batch) -> Problem:
-    """The same, and once more the products and their gradient."""
+def graph_forward_backward(batch: Batch) -> Problem:
+    """The forward pass, then reads the features again and writes their gradient."""
     leaves = [value.requires_grad_() for value in _graph_arguments(batch)]
     return Problem(
         lambda backend: torch.autograd.grad(graph_conv(*leaves, backend=backend).float().sum(), leaves),
@@ -323,8 +323,8 @@ def aggregated_and_derived(batch: Batch) -> Problem:
     )
 
 
-def levelled_and_derived(batch: Batch) -> Problem:
-    """A norm with its shortcut reads two tensors and writes one; its gradient reads three and writes two."""
+def norm_forward_backward(batch: Batch) -> Problem:
+    """The forward pass with shortcut reads two tensors and writes one; the backward pass reads three and writes two."""
     x, shortcut = (value.requires_grad_() for value in (_features(batch, WIDTH, 0), _features(batch, WIDTH, 1)))
     ones = torch.ones(WIDTH, device=batch.device)
     leaves = (x, shortcut)
@@ -337,8 +337,8 @@ def levelled_and_derived(batch: Batch) -> Problem:
     )
 
 
-def joined(batch: Batch) -> Problem:
-    """Reads four branches and the shortcut, writes as much as the shortcut."""
+def branches_forward(batch: Batch) -> Problem:
+    """Reads four branches and the shortcut, and writes an output of the shortcut's size."""
     narrow, wide, middle, skip = (_features(batch, WIDTH // 4, seed) for seed in range(4))
     shortcut = _features(batch, WIDTH, 4)
     ones = torch.ones(WIDTH // 4, device=batch.device)
@@ -357,12 +357,12 @@ def total(losses: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def nbytes(arguments: Iterable[object]) -> int:
-    """Of the tensors among the arguments."""
+    """Total bytes of the tensors among the arguments."""
     return sum(value.nbytes for value in arguments if isinstance(value, Tensor))
 
 
 def _features(batch: Batch, channels: int, seed: int) -> Tensor:
-    """[rows, channels, T, V] as a layer sees them, channels-last, of at most `LAYER_CLIPS` clips."""
+    """Layer input [rows, channels, T, V], channels-last, of at most `LAYER_CLIPS` clips."""
     n, _, frames, joints, people = batch.shape.size
     size = (min(n, LAYER_CLIPS) * people, channels, frames, joints)
     found = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(batch.device, batch.dtype)
@@ -394,7 +394,7 @@ def _update_arguments(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 
 def _updated_bytes(batch: Batch) -> int:
     table, *others = _update_arguments(batch)
-    return nbytes(others) + 3 * batch.n * table.element_size()  # an entry read and written, a marginal written
+    return nbytes(others) + 3 * batch.n * table.element_size()  # reads and writes an entry, writes a marginal
 
 
 def _loss_arguments(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -411,10 +411,10 @@ CASES = (
     Case("draw_plan", "", REAL, drawn),
     Case("saliency_update", "", ALL, updated),
     Case("draw_plan + saliency_update", "", REAL, drawn_and_updated),
-    Case("balanced_mix_loss", "forward", ALL, weighed),
-    Case("balanced_mix_loss", "forward and backward", ALL, weighed_and_derived),
-    Case("graph_conv", "forward", ALL, aggregated),
-    Case("graph_conv", "forward and backward", ALL, aggregated_and_derived),
-    Case("batch_norm", "forward and backward", ALL, levelled_and_derived),
-    Case("join_branches", "", ALL, joined),
+    Case("balanced_mix_loss", "forward", ALL, loss_forward),
+    Case("balanced_mix_loss", "forward and backward", ALL, loss_forward_backward),
+    Case("graph_conv", "forward", ALL, graph_forward),
+    Case("graph_conv", "forward and backward", ALL, graph_forward_backward),
+    Case("batch_norm", "forward and backward", ALL, norm_forward_backward),
+    Case("join_branches", "", ALL, branches_forward),
 )

@@ -1,6 +1,6 @@
-"""Gathers finished training runs into one results file: `python -m bench.collect RUN... --out bench/results/NAME.json`.
+"""Collects finished training runs into a results file: `python -m bench.collect RUN... --out bench/results/NAME.json`.
 
-Copies what the runs recorded (configuration, test accuracy, epochs) and adds the commit and the machine they were collected on.
+Copies the records of the runs (configuration, test accuracy, epochs) and adds the commit and machine on which they were collected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.machine import commit, machine
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """What one run directory recorded."""
+    """The records of one run directory."""
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     config = yaml.safe_load((run / "config.yaml").read_text())
     config.pop("data_root")

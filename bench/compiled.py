@@ -1,7 +1,7 @@
-"""The reference's whole step under torch.compile in a process of its own, which compiles while others measure.
+"""The reference's whole step under torch.compile, in a separate process that compiles while others measure.
 
-`python -m bench.compiled --workload JSON --compiler NAME --folder FOLDER`: compiles at once, behind other work, and writes
-`ready` into the folder; when `go` lies there it measures, alone on the GPU, and writes `result.json`. Ends with its starter.
+`python -m bench.compiled --workload JSON --compiler NAME --folder FOLDER` compiles at low priority and creates `ready` in the
+folder; once `go` exists there, it measures, alone on the GPU, and writes `result.json`. It exits if its parent exits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bench.stages import Background, CannotRunError, Content, write_json
 from bench.step import WholeStep, Workload
 from bench.timing import quantiles, seconds
 
-STEPS_BEFORE = 4  # compile forward and backward, in eval and in training mode
-SPARE_CORES = 4  # left to those who measure meanwhile
+WARM_UP_STEPS = 4  # compile forward and backward, in eval and in training mode
+SPARE_CORES = 4  # left for concurrent measurements
 HALF = torch.bfloat16
 
 
 class CompilingProcess:
-    """The other side: starts the process, tells it when, takes its result."""
+    """The parent's handle: starts the process, triggers the measurement, reads the result."""
 
     def __init__(self, workload: Workload, compiler: str, folder: Path) -> None:
         self.folder = folder
@@ -38,45 +38,45 @@ class CompilingProcess:
 
     @property
     def compiles(self) -> bool:
-        """Whether it may still use the GPU, for the first run of what it compiled."""
+        """Whether it is still compiling, and may use the GPU for its warm-up steps."""
         return not (self.folder / "ready").exists() and not self.process.has_ended()
 
     def result(self, left: float) -> Content:
-        """Waits until it has compiled, lets it measure, and takes what it measured.
+        """Waits for the compilation, triggers the measurement and returns its result.
 
         Raises:
-            CannotRunError: it has not compiled, or not measured, within `left` seconds.
-            RuntimeError: it failed.
+            CannotRunError: compilation or measurement did not finish within `left` seconds.
+            RuntimeError: the process failed.
         """
         deadline = time.monotonic() + left
         self._wait_for("ready", deadline, "it is still compiling")
         (self.folder / "go").touch()
-        self._wait_for("result.json", deadline, "it compiled, and was still measuring")
+        self._wait_for("result.json", deadline, "it compiled, but was still measuring")
         found: Content = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         return found
 
-    def _wait_for(self, name: str, deadline: float, meanwhile: str) -> None:
+    def _wait_for(self, name: str, deadline: float, state: str) -> None:
         while not (self.folder / name).exists():
             if self.process.has_ended():
-                raise RuntimeError(f"torch.compile's process ended: {self.process.end().last_line}")
+                raise RuntimeError(f"the torch.compile process exited: {self.process.end().last_line}")
             if time.monotonic() > deadline:
-                raise CannotRunError(f"{meanwhile} when the time was over")
+                raise CannotRunError(f"{state} at the time limit")
             time.sleep(0.02)
 
 
 def measure(workload: Workload, compiler: str, folder: Path, device: torch.device) -> None:
-    """Compiles, waits, measures."""
+    """Compiles, waits for `go`, measures."""
     starter = os.getppid()
     begin = time.monotonic()
     step = WholeStep(workload, device, eager=True, autocast=HALF, compiler=compiler)
-    for _ in range(STEPS_BEFORE):
+    for _ in range(WARM_UP_STEPS):
         step.run()
     step.check_losses()
     compiled = round(time.monotonic() - begin, 1)
     (folder / "ready").touch()
     while not (folder / "go").exists():
         if os.getppid() != starter:
-            return  # nobody waits for the result
+            return  # the parent has exited
         time.sleep(0.02)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

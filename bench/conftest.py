@@ -1,4 +1,4 @@
-"""Results files name the kind of machine and the commit, and hold of each measurement what `bench.rows` keeps."""
+"""Reduces results files to machine type, commit and the fields of `bench.rows` per measurement."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Whether our network computes what the reference computes, on the device where it is measured: logits and gradients.
+"""Compares logits and gradients of our network with the reference, on the device that is measured.
 
-The judge is the reference in float64. How far may a network lie from it? As far as rounding takes it, and what rounding does the
-reference itself shows in the same precision: ours rounds as often but elsewhere, so its distance is another draw of the same size,
-and may be `MARGIN` times the reference's, or the type's rounding, or that of a norm that adds up its rows one by one in float32.
+The ground truth is the reference in float64. The tolerance is the rounding error, estimated from the reference itself in the
+same precision: our network rounds as often but in different places, so its distance is a draw of the same magnitude. It may be
+`MARGIN` times the reference's distance, the rounding of the dtype, or that of a norm that sums its rows sequentially in float32.
 
-Gradients jump where a ReLU turns: a share of about the logits' rounding d of the activations, which the norms hold at unit
-variance, lies so near to zero that a ReLU is on in one run and off in the other. Of U activations a layer, d * U * L turn in L such
-layers, and each carries 1 / sqrt(U) of the gradient's length. Where only few turn (float32), and for kinds of few entries, the
-reference may have been lucky, so that as many are allowed for; for many entries of many turns (bf16) distances hardly vary, and
-ours may be `CLOSE` times as large.
+Gradients are discontinuous at ReLUs: if d is the relative rounding of the logits, about a fraction d of the activations, which the
+norms keep at unit variance, are so close to zero that a ReLU flips. Of U activations per layer, d * U * L flip in L such layers,
+and each carries 1 / sqrt(U) of the gradient norm. If few flip (float32), and for parameter kinds with few entries, the reference
+may have none by chance, so that many flips are added to the tolerance; with many flips and entries (bf16), distances vary little
+and ours may be `CLOSE` times as large.
 
-Gradients are judged by kind of parameter over all layers, so that a kind with few or small entries counts as much as one with many,
-and none by the luck of a single number. Layers that repeat another's shape are left out: they add nothing but rounding.
+Gradients are grouped by kind of parameter over all layers, so that kinds with few or small entries count as much as large ones,
+and no single number decides. Layers that repeat another layer's shape are skipped: they only add rounding.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from bench.step import Workload
 from shapmix.networks import ctrgcn, ctrgcn_reference
 
 CLIPS = 4
-MARGIN = 4.0  # two draws of one size hardly differ by more, also where they are of few numbers
-CLOSE = 2.0  # the same for draws of many
-MANY = 100  # turns of ReLU, entries
-ALPHA = 0.5  # of the refined graphs, whose published start of 0 would hide everything that is multiplied by it
-RECTIFIED = 5  # norms before a ReLU in a layer: the graph unit's, three branches', the end's
+MARGIN = 4.0  # two draws of the same magnitude rarely differ by more, even with few entries
+CLOSE = 2.0  # the same with many entries
+MANY = 100  # ReLU flips, entries
+ALPHA = 0.5  # of the refined graphs: the published initial value 0 would hide everything it multiplies
+RECTIFIED = 5  # norms before a ReLU in a layer: graph unit, three branches, output
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16}
 TRAINED = "logits in training"
-VANISHING = 1e-9  # of all gradients: rounding in float64
-Values = dict[str, Tensor]  # of each quantity that is compared, in float64
+VANISHING = 1e-9  # relative to all gradients: rounding in float64
+Values = dict[str, Tensor]  # compared quantity -> values in float64
 
 
 @contextmanager
-def whole_float32() -> Iterator[None]:
-    """Products and convolutions of float32 without TF32."""
+def no_tf32() -> Iterator[None]:
+    """Disables TF32 in matrix products and convolutions."""
     switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [switch.allow_tf32 for switch in switches]
     try:
@@ -56,7 +56,7 @@ def whole_float32() -> Iterator[None]:
 
 
 def compare(workload: Workload, device: torch.device, network: type[ctrgcn_reference.CTRGCN] = ctrgcn.CTRGCN) -> dict[str, Any]:
-    """Distances of a network from the reference in float64 beside what is allowed; `failed` names those that are too large."""
+    """Distances of a network from the float64 reference and their tolerances; `failed` lists those above tolerance."""
     shape = workload.shape
     _, channels, frames, joints, people = shape.size
     batch = Batch(Shape("compared", shape.layout, (CLIPS, channels, frames, joints, people), shape.classes), torch.float32, device)
@@ -68,14 +68,14 @@ def compare(workload: Workload, device: torch.device, network: type[ctrgcn_refer
             if isinstance(module, ctrgcn_reference.GraphUnit):
                 nn.init.constant_(module.alpha, ALPHA)
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = 1.0  # eval mode then norms as training did
+                module.momentum = 1.0  # eval mode then uses the statistics of the training pass
         return own.to(device)
 
     widths = distinct(workload.widths)
-    rows = CLIPS * people * frames * joints  # of the first layer; a layer that is wider has fewer
+    rows = CLIPS * people * frames * joints  # of the first layer; wider layers have fewer
     sizes = {"rows": rows, "activations": rows * widths[0], "rectified": RECTIFIED * len(widths)}
     found: dict[str, Any] = {"clips": CLIPS, "widths": list(widths), "margin": MARGIN, "distances": {}, "failed": []}
-    with whole_float32():
+    with no_tf32():
         exact = values_of(made(ctrgcn_reference.CTRGCN).double(), batch.clips.double(), batch.labels, None)
         for name, autocast in PRECISIONS.items():
             own, base = (values_of(made(kind), batch.clips, batch.labels, autocast) for kind in (network, ctrgcn_reference.CTRGCN))
@@ -83,13 +83,13 @@ def compare(workload: Workload, device: torch.device, network: type[ctrgcn_refer
             found["failed"] += [
                 f"{name} {what}: {of['distance']:.2g} from the reference in float64, {of['allowed']:.2g} allowed"
                 for what, of in judged.items()
-                if not of["distance"] <= of["allowed"]  # NaN is no distance
+                if not of["distance"] <= of["allowed"]  # also fails on NaN
             ]
     return found
 
 
 def values_of(network: nn.Module, clips: Tensor, labels: Tensor, autocast: torch.dtype | None) -> Values:
-    """Logits in eval and in training mode, and the gradients of each kind of parameter."""
+    """Logits in eval and in training mode, and the gradients per kind of parameter."""
 
     def logits() -> Tensor:
         with torch.autocast(clips.device.type, autocast) if autocast else nullcontext():
@@ -99,7 +99,7 @@ def values_of(network: nn.Module, clips: Tensor, labels: Tensor, autocast: torch
     network.train()
     trained = logits()
     nn.functional.cross_entropy(trained, labels).backward()
-    network.eval()  # after a step of running statistics, so that the norms that eval mode folds are no identities
+    network.eval()  # after an update of the running statistics, so that the norms folded in eval mode are not identities
     with torch.no_grad():
         evaluated = logits()
     gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
@@ -116,7 +116,7 @@ def kind_of(parameter: str) -> str:
 
 
 def distinct(widths: Sequence[int]) -> tuple[int, ...]:
-    """Of the layers that repeat each other's shape the first: widths of a network that has each of them once."""
+    """The widths of a network with one layer of each shape: only the first of repeated layers is kept."""
     kept: list[int] = []
     for layer, width in enumerate(widths):
         shape = (widths[layer - 1] if layer else None, width)
@@ -129,18 +129,20 @@ def distinct(widths: Sequence[int]) -> tuple[int, ...]:
 def distances(
     own: Values, base: Values, exact: Values, precision: torch.dtype, *, rows: int, activations: int, rectified: int
 ) -> dict[str, dict[str, float]]:
-    """Of each quantity: L2 distances of ours and of the reference from the exact one, relative to it, and what is allowed.
+    """Per quantity: relative L2 distances of our network and of the reference from the exact value, and the tolerance.
 
-    A gradient that is zero (of a bias before a norm) holds rounding alone; it is measured against all gradients together.
+    A gradient that is exactly zero (a bias before a norm) consists of rounding; it is compared with the norm of all gradients.
 
     Args:
-        precision: of `own` and `base`.
-        rows: that a norm adds up; activations: of a layer; rectified: how many layers of them a ReLU follows.
+        precision: dtype of `own` and `base`.
+        rows: summed by a norm.
+        activations: per layer.
+        rectified: layers followed by a ReLU.
     """
     whole = float(torch.cat([value.flatten() for name, value in exact.items() if name.startswith("gradient")]).norm())
     least = max(torch.finfo(precision).eps, torch.finfo(torch.float32).eps * rows**0.5)
-    turned = float((base[TRAINED] - exact[TRAINED]).norm() / exact[TRAINED].norm()) * rectified  # share of the activations
-    allowed_turned = max(turned, least * rectified, 1 / activations)
+    flipped = float((base[TRAINED] - exact[TRAINED]).norm() / exact[TRAINED].norm()) * rectified  # fraction of the activations
+    allowed_flipped = max(flipped, least * rectified, 1 / activations)
     found: dict[str, dict[str, float]] = {}
     for name, value in exact.items():
         size = float(value.norm())
@@ -149,10 +151,10 @@ def distances(
         rounding = float((base[name] - value).norm()) / unit
         floor, margin = least, MARGIN
         if name.startswith("gradient") and not vanishes:
-            if turned * activations >= MANY and value.numel() >= MANY:
+            if flipped * activations >= MANY and value.numel() >= MANY:
                 margin = CLOSE
             else:
-                floor = max(floor, allowed_turned**0.5)
+                floor = max(floor, allowed_flipped**0.5)
         distance = float((own[name] - value).norm()) / unit
         found[name] = {"distance": distance, "reference": rounding, "allowed": margin * max(rounding, floor)}
     return found

@@ -1,8 +1,9 @@
-"""Time of the network against the size of its input, with the floor: `python -m bench.cost_model --out FILE --plot PNG`.
+"""Run time of the network against input size, with its roofline: `python -m bench.cost_model --out FILE --plot PNG`.
 
-One axis of the published network on NTU clips is changed at a time: clips, frames, joints (the layouts), classes, and coalitions of
-a batch. The floor of a forward is the larger of its operations over the rate of this machine's fastest large product, and of its
-bytes (every layer's input read and output written once) over the rate of a large copy; a backward counts twice a forward.
+Varies one axis of the published network on NTU clips at a time: clips, frames, joints (layouts), classes, and coalitions per
+batch. The floor of a forward pass is the maximum of its FLOPs divided by the throughput of a large matrix product on this machine,
+and of its traffic (each layer's input read and output written once) divided by the bandwidth of a large copy. A backward pass
+counts as two forward passes.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ AXES: dict[str, tuple[Any, ...]] = {
     "layout": ("coco17", "ucla20", "ntu25"),
     "classes": (10, 60, 400),
 }
-COALITIONS = (1, 3, 7, 15, 31)  # of one clip: what 1 to 5 parts have
+COALITIONS = (1, 3, 7, 15, 31)  # non-empty coalitions of one clip with 1 to 5 parts
 CPU = torch.device("cpu")
 
 
 def work(network: CTRGCN, frames: int, joints: int) -> tuple[float, float]:
-    """Operations and bytes (float32) of one person's clip through the merged layers."""
+    """FLOPs and bytes (float32) of the fused layers for one person of a clip."""
     operations = moved = 0.0
     for layer in network.layers:
         unit, stride = layer.gcn1, layer.tcn1.branches[3][0].stride[0]  # type: ignore[index]
@@ -59,7 +60,7 @@ def work(network: CTRGCN, frames: int, joints: int) -> tuple[float, float]:
 
 
 def fastest_product() -> float:
-    """Operations a second of a 1x1 convolution that is large enough to run at the machine's best."""
+    """FLOP/s of a 1x1 convolution that is large enough to reach peak throughput."""
     x = torch.randn(16, 256, 32, 25).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(768, 256, 1, 1)
     with torch.no_grad():
@@ -68,7 +69,7 @@ def fastest_product() -> float:
 
 
 def fastest_copy() -> float:
-    """Bytes a second that a large copy moves."""
+    """Bandwidth of a large copy, in bytes per second."""
     size = 256 << 20
     copy = copy_of(size, CPU)
     return size / min(seconds(copy, CPU) for _ in range(10))
@@ -80,7 +81,7 @@ def times_of(call: Callable[[], object]) -> float:
 
 
 def point(clips: int, frames: int, layout: str, classes: int, rates: tuple[float, float]) -> dict[str, float]:
-    """Seconds of both passes and their floors."""
+    """Seconds of both passes, with their floors."""
     skeleton = load_layout(layout)
     torch.manual_seed(0)
     network = CTRGCN(skeleton, classes, num_people=PEOPLE, in_channels=CHANNELS, graph_gain=1.0)
@@ -103,7 +104,7 @@ def point(clips: int, frames: int, layout: str, classes: int, rates: tuple[float
 
 
 def coalitions_of_a_clip(rates: tuple[float, float]) -> list[dict[str, float]]:
-    """All coalitions of one clip, with 1 to 5 parts: `PartGame` beside the floor of as many clips."""
+    """All coalitions of one clip with 1 to 5 parts: `PartGame` against the floor of as many clips."""
     layout = load_layout("ntu25")
     torch.manual_seed(0)
     network = CTRGCN(layout, BASE["classes"], num_people=PEOPLE, in_channels=CHANNELS, graph_gain=1.0)  # type: ignore[arg-type]
@@ -151,7 +152,7 @@ def main() -> None:
 
 
 def plot(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
-    """One panel an axis; measured times as lines, their floors dashed."""
+    """One panel per axis; measured times as solid lines, floors dashed."""
     figure = Figure(figsize=(13, 2.9), layout="constrained")
     colours = {"forward": "#1f4e6b", "training": "#d9822b"}
     for axes, (axis, rows) in zip(figure.subplots(1, len(found)), found.items(), strict=True):

@@ -1,8 +1,8 @@
-"""Reading and feeding real data sets: `python -m bench.data --out FILE`.
+"""Throughput of reading and sampling data sets: `python -m bench.data --out FILE`.
 
-On made-up files of the real sizes: the parser of raw NTU RGB+D beside a plain Python reader and beside reading the same bytes and
-looking for their lines; a store as large as the training half of NTU RGB+D 60, opened and fed to the network as batches; and the
-conversion of a large npz beside a copy of it, with its peak memory.
+Uses synthetic files of realistic size: the parser of raw NTU RGB+D against plain Python readers and against only counting the
+lines of the same bytes; opening and sampling a store as large as the training split of NTU RGB+D 60; and the conversion of a
+large npz against a copy of it, with peak memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NPZ_ROWS = 20_000
 
 
 def rates(calls: dict[str, Callable[[], Any]], work: float, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Work a second of each call, in turns: 20%, 50% and 80% quantiles."""
+    """Work per second of each call, interleaved: 20%, 50% and 80% quantiles."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -49,7 +49,7 @@ def rates(calls: dict[str, Callable[[], Any]], work: float, rounds: int = ROUNDS
 
 
 def skeleton_text(frames: int = 100, people: int = 2) -> bytes:
-    """A recording with the digits that real ones have."""
+    """A recording with as many digits as real ones."""
     generator = np.random.default_rng(0)
     lines = [str(frames)]
     for _ in range(frames):
@@ -62,7 +62,7 @@ def skeleton_text(frames: int = 100, people: int = 2) -> bytes:
 
 
 def field_reader(path: Path) -> list[np.ndarray]:
-    """As the field's scripts read: all lines, then an array a joint, of its place and of its place in the picture."""
+    """Reads like the scripts commonly used: all lines, then two arrays per joint, its position and its image coordinates."""
     lines = path.read_text().splitlines()
     found, at = [], 1
     for _ in range(int(lines[0])):
@@ -81,7 +81,7 @@ def field_reader(path: Path) -> list[np.ndarray]:
 
 
 def lean_reader(path: Path) -> list[np.ndarray]:
-    """As fast as line by line goes: an array a body, of its place only."""
+    """A fast line-by-line reader: one array per body, positions only."""
     found = []
     with path.open() as file:
         for _ in range(int(file.readline())):
@@ -113,7 +113,7 @@ def parsing(folder: Path) -> dict[str, Any]:
 
 
 def made_up_store(folder: Path) -> None:
-    """Files of a store as `prepare` writes them, with numbers that nobody looks at."""
+    """Writes the files of a store as `prepare` does, with random values."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.normal(MEAN_FRAMES, 30, CLIPS).astype(int), 20, 300)
     block = generator.normal(size=(1 << 14, 2, 25, 3)).astype(np.float32)
@@ -145,7 +145,7 @@ def feeding(folder: Path) -> dict[str, Any]:
         opened.append(time.perf_counter() - begin)
     sampler = ClipSampler(store, "crop", "joint", 64)
     batches = list(epoch_batches(epoch_order(torch.arange(CLIPS), 0, 0), 64))
-    for step, chosen in enumerate(batches):  # every page of the store is in the page cache
+    for step, chosen in enumerate(batches):  # warms the page cache
         sampler.training(chosen, step)
 
     def epoch() -> None:
@@ -172,7 +172,7 @@ def feeding(folder: Path) -> dict[str, Any]:
 
 
 def converting(folder: Path) -> dict[str, Any]:
-    """An npz of the field's form, stored plainly as the field's scripts do."""
+    """Converts an npz in the common format, uncompressed."""
     generator = np.random.default_rng(0)
     x = np.zeros((NPZ_ROWS, 300, 150), np.float32)
     for row, length in enumerate(np.clip(generator.normal(MEAN_FRAMES, 30, NPZ_ROWS).astype(int), 20, 300)):
@@ -213,7 +213,7 @@ def main() -> None:
         for what, rate in result[name]["rates"].items():
             print(f"{name}: {what}: {rate['p50']:,.0f} {result[name]['unit']}", flush=True)
     print(f"a store of {result['feeding']['store GB']} GB opens in {result['feeding']['seconds to open']} s")
-    print(f"converting takes {result['converting']['peak resident MB']} MB")
+    print(f"conversion: peak memory {result['converting']['peak resident MB']} MB")
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

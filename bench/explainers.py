@@ -1,9 +1,9 @@
-"""Shapley values of body parts beside captum, shap and shapiq: `python -m bench.explainers RUN --out FILE`.
+"""Shapley values of body parts compared with captum, shap and shapiq: `python -m bench.explainers RUN --out FILE`.
 
-All explain the same clips of a trained run through their usual interface: captum with a feature mask, shap and shapiq with a
-function of shown parts, a clip at a time. Each forwards the eager network, and once more ours, so that what the network gains
-and what the engine gains can be told apart. Exact methods first, then sampling ones at the libraries' default or at half of
-the coalitions; the error is relative to the exact values. Times are of one run, in turns; peak memory is of a process each.
+All libraries explain the same clips of a trained run through their usual interface: captum with a feature mask, shap and shapiq
+with a function of the visible parts, one clip at a time. Each runs with the eager network and with ours, to separate the speed-up
+of the network from that of the engine. Exact methods come first, then sampling methods with the library's default budget or half
+of the coalitions; errors are relative to the exact values. Times are interleaved; peak memory is measured in separate processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.machine import commit, machine, peak_bytes
-from bench.timing import in_turns, quantiles
+from bench.timing import interleaved, quantiles
 from shapmix.networks import ctrgcn_reference
 from shapmix.reference.coalition import coalition_inputs
 from shapmix.shapley.game import PartGame
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 class Counted(nn.Module):
-    """A network that counts the clips it sees."""
+    """Counts the clips that a network forwards."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Counted(nn.Module):
 
 
 class Task:
-    """The clips [N, C, T, V, M], their labels, what hidden joints show, and the network twice."""
+    """The clips [N, C, T, V, M], their labels, the baseline of hidden joints, and both networks."""
 
     def __init__(self, run: Path, clips: int) -> None:
         config, splits, ours, sampler, mixer = open_with_data(run, "last")
@@ -84,7 +84,7 @@ class Task:
         return shapley_values(game.table(self.clips, self.labels).double(), self.layout.num_parts)
 
     def captum(self, network: Counted, **sampling: Any) -> Tensor:
-        """[N, P]: captum gives every element of a part the value of the part."""
+        """[N, P]; captum assigns the value of a part to each of its elements."""
         method = captum.attr.ShapleyValueSampling if sampling else captum.attr.ShapleyValues
         mask = self.layout.part_of_joint.view(1, 1, 1, -1, 1).expand(1, *self.mean_motion.shape).contiguous()
         with torch.no_grad():
@@ -95,7 +95,7 @@ class Task:
         return found[:, 0, 0, first, 0].double()
 
     def value_of(self, network: Counted, clip: int) -> Callable[[np.ndarray], np.ndarray]:
-        """Shown parts [R, P] -> probability of the clip's label [R]: what a user of shap or shapiq writes."""
+        """Maps visible parts [R, P] to the probability of the clip's label [R], as a user of shap or shapiq would."""
         bits = 1 << torch.arange(self.layout.num_parts)
 
         def value(shown: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ class Task:
         return self.each_clip(explain, network)
 
     def methods(self) -> dict[str, Callable[[], Tensor]]:
-        """By name, each on one of the networks; "shapmix" first."""
+        """Methods by name, each with one of the networks; "shapmix" is the first."""
         ours, eager = self.networks["ours"], self.networks["eager"]
         found: dict[str, Callable[[], Tensor]] = {
             "shapmix": partial(self.shapmix, ours),
@@ -162,7 +162,7 @@ def main() -> None:
         print(peak_bytes(methods[arguments.memory_of]))
         return
     if arguments.out is None:
-        parser.error("--out is needed")
+        parser.error("--out is required")
 
     exact = methods["shapmix"]()
     rows: dict[str, dict[str, Any]] = {}
@@ -174,7 +174,7 @@ def main() -> None:
             "rows a clip": sum(network.rows for network in task.networks.values()) / arguments.clips,
             "error": float((values - exact).norm() / exact.norm()),
         }
-    for name, times in in_turns(methods, CPU, budget=arguments.seconds, least=3).items():
+    for name, times in interleaved(methods, CPU, budget=arguments.seconds, least=3).items():
         rows[name]["times"] = times
     for name, row in rows.items():
         ratios = [theirs / ours for theirs, ours in zip(row["times"], rows["shapmix"]["times"], strict=True)]

@@ -1,9 +1,9 @@
-"""What `shapmix.process.memory.keep_freed_memory` saves: the training step of a preset on the CPU, with and without it, in turns.
+"""The effect of `shapmix.process.memory.keep_freed_memory`: training steps on the CPU with and without it, interleaved.
 
     python -m bench.freed_memory --out FILE [--threads 1]
 
-Each round runs a process of either kind, since the setting is one of a process. Reported: median milliseconds of a step, resident
-memory at the peak, page faults a step, and the ratio of each round's two.
+The setting is per process, so each round runs one process with it and one without. Reports median milliseconds per step, peak
+resident memory, page faults per step, and the speed-up within each round.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         print(json.dumps(measure(CASES[arguments.case], arguments.keep, arguments.threads)))
         return
     if arguments.out is None:
-        parser.error("give --out FILE")
+        parser.error("--out is required")
     results: dict[str, Any] = {}
     for case in CASES:
         rounds = [
@@ -76,7 +76,7 @@ def in_a_process(case: str, keep: bool, threads: int) -> dict[str, float]:
 
 
 def measure(options: list[str], keep: bool, threads: int) -> dict[str, float]:
-    """Of one process: milliseconds a step, peak resident memory in MB, page faults a step."""
+    """Measures this process: milliseconds per step, peak resident memory in MB, page faults per step."""
     if keep:
         assert keep_freed_memory()
     torch.set_num_threads(threads)

@@ -1,12 +1,12 @@
-"""What a GPU proves and measures, by value, within the minutes that one has: `python -m bench.gpu --minutes M --out FILE`.
+"""Tests and benchmarks on a GPU within a time budget, most important first: `python -m bench.gpu --minutes M --out FILE`.
 
-The headline comes first (`bench.headline`), then the tests that need a GPU, memcheck, the op table, racecheck. Builds the C++ and
-CUDA code meanwhile, offline; what needs only torch and Triton does not wait for it. Each item is on disk as it ends, begins only
-where its estimate fits, and with `--resume FILE` is left out where the file has it for this version on this card. A table comes
-last; it shows no speed of an op that a test or a sanitizer speaks against, and says "unproved" of one whose tests could not run.
+Runs the headline (`bench.headline`), the tests that need a GPU, memcheck, the op table and racecheck. The C++ and CUDA code is
+built in the background, offline; items that need only torch and Triton do not wait for it. Each item is saved when it finishes and
+starts only if its estimated time fits; with `--resume FILE`, items that the file has for this version and card are skipped. The
+final table hides the speed of ops with a failed test or sanitizer report, and marks ops whose tests could not run as "unverified".
 
-Ends with 0 where everything was measured and nothing speaks against it; with 1 where something failed; with 2 where there is no GPU
-or the arguments are wrong; with 3 where something is left to measure.
+Exit code: 0 if everything was measured without failures; 1 if something failed; 2 without a GPU or for invalid arguments; 3 if
+items are left to measure.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MINUTES = 9.0
 WORKERS = max(2, (os.cpu_count() or 1) // 2)  # test files, or runs under a sanitizer, at a time
 BUILD = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", "."]
 BUILD_ENVIRONMENT = {"SHAPMIX_CUDA": "1", "CMAKE_BUILD_PARALLEL_LEVEL": str(WORKERS)}
-# memcheck looks at memory alone: torch and Triton ask the driver for symbols that it may lack, which is no error
+# memcheck checks memory only: torch and Triton query the driver for symbols that it may lack, which is not an error
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
 GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
@@ -63,14 +63,14 @@ GPU_FILES = (
     "networks/test_fold.py",
     "bench/test_bench.py",
     "bench/test_headline.py",
-)  # below tests/ that hold tests marked `gpu`
+)  # files below tests/ with tests marked `gpu`
 FAULT = "a planted fault"
 STEP_OPS = "sample_clips + draw_plan + mix_clips + coalition_inputs + saliency_update + balanced_mix_loss"
 TABLE_SHAPES = ("ntu", "large")
 
 
 def items(record: Record, building: Background | None) -> list[Item]:
-    """What is measured, what is worth most first; estimates are of an H100 and 16 cores."""
+    """Items to measure, most important first; estimates are for an H100 with 16 cores."""
 
     def sanitizer(tool: str, group: str, estimate: float) -> Item:
         return Item(f"{tool} {group}", estimate, partial(sanitize, tool, GROUPS[group]))
@@ -90,30 +90,30 @@ def items(record: Record, building: Background | None) -> list[Item]:
 
 
 def run_headline(record: Record, left: float) -> Content:
-    """Its items join this file."""
+    """Runs `bench.headline`, which adds its items to this file."""
     command = [sys.executable, "-m", "bench.headline", "--resume", str(record.path), "--commit", record.run["commit"]]
     done = run_command([*command, "--seconds", f"{min(headline.SECONDS, left - 5):.0f}"], left)
     record.reload()
     if not headline.is_complete(record):
-        raise CannotRunError(f"not whole: {ended(done)}")
+        raise CannotRunError(f"incomplete: {describe_end(done)}")
     return {"code": done.code}
 
 
 def wait_for_build(building: Background | None, left: float) -> Content:
-    """What the build in the background came to."""
+    """Waits for the background build and returns its outcome."""
     assert building is not None
     deadline = time.monotonic() + left
     while not building.has_ended():
         if time.monotonic() > deadline:
-            raise CannotRunError("it was still building when the time was over")
+            raise CannotRunError("it was still building at the time limit")
         time.sleep(0.05)
     done = building.end()
     found: Content = {"seconds": round(done.seconds, 1)}
-    return found if done.code == 0 else {**found, "log": done.output[-4000:], "error": ended(done)}
+    return found if done.code == 0 else {**found, "log": done.output[-4000:], "error": describe_end(done)}
 
 
 def run_tests(left: float) -> Content:
-    """The tests that need a GPU, every file in a process of its own."""
+    """Runs the tests that need a GPU, one process per file."""
     options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "bench.outcomes"]
     with tempfile.TemporaryDirectory() as folder:
         lines = {file: Path(folder) / f"{Path(file).name}.jsonl" for file in GPU_FILES}
@@ -122,65 +122,65 @@ def run_tests(left: float) -> Content:
         }
         finished = run_commands(commands, left, workers=WORKERS, environment={"OMP_NUM_THREADS": "2"})
         outcomes = [outcome for file in GPU_FILES for outcome in with_end(f"tests/{file}", read_lines(lines[file]), finished[file])]
-    cut_off = [file for file, done in finished.items() if done.code is None]
+    killed = [file for file, done in finished.items() if done.code is None]
     found: Content = {"counts": count_tests(outcomes)}
-    return found | ({"not run": f"cut off: {', '.join(cut_off)}"} if cut_off else {})
+    return found | ({"not run": f"killed at the time limit: {', '.join(killed)}"} if killed else {})
 
 
 def with_end(file: str, outcomes: list[dict[str, str]], done: Finished) -> list[dict[str, str]]:
-    """A file's outcomes, and one more where pytest ended otherwise than they say.
+    """A file's outcomes, plus one if the exit code of pytest is not explained by them.
 
-    A process that crashed speaks against what it tested. One that ran out of time, or that pytest could not begin (a conftest.py
-    that cannot be imported), says nothing: what it should have proved is unproved.
+    A crashed process counts as a failure of the tests of its file. A process that timed out, or that pytest could not start (a
+    conftest.py that cannot be imported), leaves its tests unverified.
     """
-    told = any(outcome["outcome"] in ("failed", "missing") for outcome in outcomes)
-    if done.code in (0, 5) or (told and done.code in (1, 2)):  # 5: every test deselected; 2: the file could not be collected
+    reported = any(outcome["outcome"] in ("failed", "missing") for outcome in outcomes)
+    if done.code in (0, 5) or (reported and done.code in (1, 2)):  # 5: every test deselected; 2: the file could not be collected
         return outcomes
-    silent = done.code in (None, 4) or (not outcomes and done.code is not None and done.code > 0)
-    return [*outcomes, {"test": f"{file}::{ended(done)}", "outcome": "missing" if silent else "failed"}]
+    inconclusive = done.code in (None, 4) or (not outcomes and done.code is not None and done.code > 0)
+    return [*outcomes, {"test": f"{file}::{describe_end(done)}", "outcome": "missing" if inconclusive else "failed"}]
 
 
 def sanitize(tool: str, ops: Sequence[str], left: float) -> Content:
-    """A tool of compute-sanitizer on ops; memcheck is believed where it also finds a fault that was planted."""
+    """Runs a compute-sanitizer tool on ops; memcheck is trusted only if it also finds a planted fault."""
     program = find_sanitizer()
     if program is None:
         raise CannotRunError("compute-sanitizer was not found")
     names = ([FAULT] if tool == "memcheck" else []) + list(ops)
     base = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-m", "bench.small_shapes"]
     commands = {name: [*base, "--fault" if name == FAULT else name] for name in names}
-    # every tensor gets an allocation of its own, so that what lies beside it is not another tensor
+    # separate allocations, so that out-of-bounds accesses do not hit another tensor
     finished = run_commands(commands, left, workers=WORKERS, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     found = {op: sanitized(finished[op]) for op in ops}
     if tool == "memcheck" and sanitized(finished[FAULT]).verdict != "red":
-        blind = Judged("not run", f"it did not find {FAULT}: {ended(finished[FAULT])}")
+        blind = Judged("not run", f"it did not find {FAULT}: {describe_end(finished[FAULT])}")
         found = {op: judged if judged.verdict == "red" else blind for op, judged in found.items()}
     content: Content = {tool: {op: judged._asdict() for op, judged in found.items()}}
-    left_out = [f"{op}: {judged.reason}" for op, judged in found.items() if judged.verdict == "not run"]
-    return content | ({"not run": "; ".join(left_out)} if left_out else {})
+    skipped = [f"{op}: {judged.reason}" for op, judged in found.items() if judged.verdict == "not run"]
+    return content | ({"not run": "; ".join(skipped)} if skipped else {})
 
 
 def sanitized(done: Finished) -> Judged:
-    """Green only where the sanitizer counted no error and the program ended well."""
+    """Green only if the sanitizer reports no error and the program exits with 0."""
     summaries = re.findall(r"SUMMARY: (\d+) (?:error|hazard)", done.output)
     errors = sum(map(int, summaries))
     if errors:
         reports = [line.lstrip("= ").strip() for line in done.output.splitlines() if line.startswith("=========")]
         telling = next((line for line in reports if line and not line.startswith("COMPUTE-SANITIZER")), "")
         return Judged("red", f"{errors} errors, first: {telling}")
-    return GREEN if done.code == 0 and summaries else Judged("not run", ended(done))
+    return GREEN if done.code == 0 and summaries else Judged("not run", describe_end(done))
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer on the PATH or in the toolkit."""
+    """Path of compute-sanitizer, on the PATH or in the toolkit."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which("compute-sanitizer") or shutil.which(f"{home}/bin/compute-sanitizer")
 
 
 def measure_ops(left: float) -> Content:
-    """Bandwidth of a copy, then every op."""
+    """Measures the bandwidth of a copy, then every op."""
     lines, done = run_measurement("bench.measure", left, "--seconds", f"{left / 1.5:.0f}")
     found: Content = {
-        "left out": [line["left out"] for line in lines if "left out" in line],
+        "skipped": [line["skipped"] for line in lines if "skipped" in line],
         "copy": next((line["copy"] for line in lines if "copy" in line), None),
         "rows": [line["row"] for line in lines if "row" in line],
     }
@@ -188,38 +188,38 @@ def measure_ops(left: float) -> Content:
     if failed:
         found["error"] = f"{len(failed)} failed, first {failed[0]['ops']} on {failed[0]['shape']}: {failed[0]['error']}"
     elif done.code != 0:
-        found["not run"] = f"{ended(done)}, after {len(found['rows'])} rows"
+        found["not run"] = f"{describe_end(done)}, after {len(found['rows'])} rows"
     return found
 
 
 def measure_augment_path(left: float) -> Content:
-    """What Shap-Mix adds to a step, in which the host may wait for nothing."""
+    """Measures the ops that Shap-Mix adds to a step; a synchronisation with the host is an error."""
     lines, done = run_measurement("bench.step", left)
     paths = [line["augment_path"] for line in lines]
     found: Content = {"augment_path": paths}
     waits = [path for path in paths if path["seconds"].get("host_read")]
     if waits:
-        found["error"] = f"on {waits[0]['backend']} it waits for the host: {waits[0]['seconds']['host_read']}"
+        found["error"] = f"on {waits[0]['backend']} it synchronises with the host: {waits[0]['seconds']['host_read']}"
     elif done.code != 0:
-        found["not run"] = ended(done)
+        found["not run"] = describe_end(done)
     return found
 
 
 def run_measurement(module: str, limit: float, *options: str) -> tuple[list[dict[str, Any]], Finished]:
-    """The lines that a module wrote, however it ended."""
+    """Runs a benchmark module and returns the lines that it wrote, even if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lines.jsonl"
         done = run_command([sys.executable, "-m", module, "--out", str(path), *options], limit)
         return read_lines(path), done
 
 
-def ended(done: Finished) -> str:
-    """How a command ended, in a few words."""
-    return "cut off at its time limit" if done.code is None else f"ended with code {done.code}: {done.last_line[:200]}"
+def describe_end(done: Finished) -> str:
+    """How a command ended, in one line."""
+    return "killed at its time limit" if done.code is None else f"exited with code {done.code}: {done.last_line[:200]}"
 
 
-def speaks_against(record: Record) -> list[str]:
-    """What failed."""
+def failures(record: Record) -> list[str]:
+    """All failures: errors, a red verdict, failed tests and sanitizer reports."""
     found = [f"{name}: {of['error']}" for name, of in record.items.items() if "error" in of]
     if record.run["verdict"]["word"] == "red":
         found.append(record.run["verdict"]["reason"])
@@ -235,12 +235,14 @@ def speaks_against(record: Record) -> list[str]:
 
 
 def summary(record: Record, names: Sequence[str]) -> str:
-    """The headline's table, what failed, what is left, and the speeds of the ops that nothing speaks against."""
+    """The headline table, failures, items left, and the speeds of ops without failures."""
     result = as_result(record.run)
     lines = [headline.table(record), ""]
-    lines += [f"failed: {what}" for what in speaks_against(record)]
+    lines += [f"failed: {what}" for what in failures(record)]
     lines += [
-        f"{name}: {headline.reason_of(record.items.get(name, {'not run': 'cut off'}))}" for name in names if not record.has(name)
+        f"{name}: {headline.reason_of(record.items.get(name, {'not run': 'interrupted'}))}"
+        for name in names
+        if not record.has(name)
     ]
     if counts := result["tests"]:
         lines.append(f"tests: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
@@ -251,7 +253,7 @@ def summary(record: Record, names: Sequence[str]) -> str:
 
 
 def path_line(result: Content, path: dict[str, Any]) -> str:
-    """The augment path's device time beside its target, or why it is not shown."""
+    """The augment path's device time and target, or why it is not shown."""
     shown, named = may_show(result, STEP_OPS, path["backend"]), f"augment path, {path['backend']}:"
     if shown == "red":
         return f"{named} red"
@@ -266,16 +268,14 @@ def path_line(result: Content, path: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="results file; by default the one that is resumed")
-    parser.add_argument(
-        "--resume", type=Path, help="results file, of this or of bench.headline, whose items are not measured again"
-    )
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="that there are")
-    parser.add_argument("--commit", help="of the tree, where it is not a git repository")
+    parser.add_argument("--out", type=Path, help="results file; default: the resumed file")
+    parser.add_argument("--resume", type=Path, help="results file of bench.gpu or bench.headline; its items are not measured again")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time budget in minutes")
+    parser.add_argument("--commit", help="commit of the tree if it is not a git repository")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(
-            f"bench.gpu: torch {torch.__version__} sees no CUDA device on this machine, so nothing was built or measured",
+            f"bench.gpu: torch {torch.__version__} finds no CUDA device on this machine; nothing was built or measured",
             file=sys.stderr,
         )
         return 2
@@ -295,9 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             walk(walked, record, deadline, after=partial(headline.judge, record))
     finally:
         print(summary(record, names), flush=True)
-    return 1 if speaks_against(record) else 0 if all(map(record.has, names)) else 3
+    return 1 if failures(record) else 0 if all(map(record.has, names)) else 3
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is ended with it, and the table printed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends child processes and prints the table
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What every results file says about where it comes from: the kind of machine, the versions, the commit."""
+"""Provenance of a results file: machine type, versions, commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".toml")
 
 
 def machine() -> dict[str, Any]:
-    """Kind of machine and versions, nothing that names it."""
+    """Machine type and versions, without identifying the machine."""
     return {
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -35,14 +35,14 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """As the system names it."""
+    """CPU model as reported by the system."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def driver_version() -> str | None:
-    """Of the GPU's driver."""
+    """Version of the GPU driver."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -51,7 +51,7 @@ def driver_version() -> str | None:
 
 
 def triton_version() -> str | None:
-    """Without importing it."""
+    """Version of Triton, without importing it."""
     try:
         return version("triton")
     except PackageNotFoundError:
@@ -59,7 +59,7 @@ def triton_version() -> str | None:
 
 
 def commit() -> str:
-    """Commit of the working tree, with `+` where it has changes; `uncommitted` outside a repository."""
+    """Commit of the working tree, with `+` if it has changes; `uncommitted` outside a repository."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
     if shutil.which("git") is None:
         return "uncommitted"
@@ -68,7 +68,7 @@ def commit() -> str:
 
 
 def tree() -> str:
-    """Digest of the sources that are measured, also where no repository tells the commit."""
+    """Digest of the measured sources; also works outside a repository."""
     digest = hashlib.sha256()
     for folder in ("shapmix", "kernels", "csrc", "bench"):
         for path in sorted((ROOT / folder).rglob("*")):
@@ -78,8 +78,8 @@ def tree() -> str:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """How much more memory than before was resident at some moment of a call; of this whole process, so use a fresh one."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is resident now
+    """Increase in peak resident memory during a call; process-wide, so use a fresh process."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current resident size
     before = _resident("VmRSS")
     call()
     return _resident("VmHWM") - before

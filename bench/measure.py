@@ -1,7 +1,7 @@
-"""Every op on every back end of this machine's first device, without pytest: `python -m bench.measure --out FILE`.
+"""Measures every op on every back end of the first device, without pytest: `python -m bench.measure --out FILE`.
 
-Appends one line of JSON a measurement, the ones that matter most first: float32 and then the half types on the first shape, then
-the other shapes. With `--seconds` it begins no shape after so many of them, and says which it leaves out.
+Appends one JSON line per measurement, most important first: float32 and then half precision on the first shape, then the other
+shapes. After `--seconds`, no further shape is started, and the skipped shapes are listed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import torch
 
 from bench.cases import CASES, HALF, REAL, SHAPES, Batch, Case, Shape
 from bench.rows import FAST, cannot_run, device_times, row
-from bench.timing import copy_of, device_seconds, in_turns
+from bench.timing import copy_of, device_seconds, interleaved
 from shapmix.kernels.checks import dtype_name
 
-COPIED = {"cpu": 256 << 20, "cuda": 8 << 30}  # bytes moved by the copy that the bandwidth is measured with
-SECONDS = 0.1  # of wall times taken in turns, a case
+COPIED = {"cpu": 256 << 20, "cuda": 8 << 30}  # traffic of the copy that measures the bandwidth
+SECONDS = 0.1  # budget of interleaved wall times per case
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int) -> dict[str, Any]:
-    """What a copy much larger than any cache reaches, reads and writes counted."""
+    """Bandwidth of a copy much larger than any cache, counting reads and writes."""
     times = device_seconds(copy_of(num_bytes, device), device, cold=False, replays=10)
     return {"bytes_moved": num_bytes, "gb_per_s": num_bytes / median(times) / 1e9}
 
 
 def measure(case: Case, batch: Batch) -> Iterator[dict[str, Any]]:
-    """A row for each back end that can run, wall times of all of them taken in turns with the reference."""
+    """Yields a row per available back end; wall times are interleaved with those of the reference."""
     device = batch.device
     backends = [backend for backend in FAST if cannot_run(case, backend, batch.dtype, device) is None]
     if not backends:
@@ -42,7 +42,7 @@ def measure(case: Case, batch: Batch) -> Iterator[dict[str, Any]]:
     problem = case.make(batch)
     own = {backend: partial(problem.run, backend) for backend in backends}
     copy = copy_of(problem.bytes_moved, device)
-    wall = in_turns({"copy": copy, "reference": problem.reference, **own}, device, budget=SECONDS, least=3, most=20)
+    wall = interleaved({"copy": copy, "reference": problem.reference, **own}, device, budget=SECONDS, least=3, most=20)
     clocks = {"wall": wall} | (device_times({"copy": copy, **own}, device) if device.type == "cuda" else {})
     for backend in backends:
         others = set(backends) - {backend}
@@ -56,7 +56,7 @@ def measure(case: Case, batch: Batch) -> Iterator[dict[str, Any]]:
 def measure_all(
     device: torch.device, shapes: Sequence[Shape], dtypes: Sequence[torch.dtype], cases: Sequence[Case] = CASES
 ) -> Iterator[dict[str, Any]]:
-    """Rows in the order of types, then shapes, then cases; in place of what fails a row with its `error`."""
+    """Yields rows in order of dtypes, shapes, cases; a failed case yields a row with its `error`."""
     for dtype in dtypes:
         for shape in shapes:
             batch = Batch(shape, dtype, device)
@@ -69,11 +69,11 @@ def measure_all(
                     named = {"ops": case.ops, "variant": case.variant, "shape": shape.name, "dtype": dtype_name(dtype)}
                     yield {**named, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
                 if device.type == "cuda":
-                    torch.cuda.empty_cache()  # each graph was warmed on a stream of its own
+                    torch.cuda.empty_cache()  # each graph was warmed up on a separate stream
 
 
 def parts(device: torch.device) -> list[tuple[Shape, Sequence[torch.dtype]]]:
-    """What is measured, in this order."""
+    """Shapes and dtypes to measure, in order."""
     shapes = SHAPES[device.type]
     return [(shapes[0], REAL), (shapes[0], HALF), *((shape, REAL) for shape in shapes[1:]), (shapes[1], HALF)]
 
@@ -90,7 +90,7 @@ def main() -> None:
         for shape, dtypes in parts(device):
             for dtype in dtypes:
                 if time.monotonic() - begin > arguments.seconds:
-                    print(json.dumps({"left out": f"{shape.name} {dtype_name(dtype)}"}), file=lines, flush=True)
+                    print(json.dumps({"skipped": f"{shape.name} {dtype_name(dtype)}"}), file=lines, flush=True)
                     continue
                 for found in measure_all(device, [shape], [dtype]):
                     print(json.dumps({"row": found}), file=lines, flush=True)

@@ -1,18 +1,18 @@
-"""Why a grid's Shap-Mix rows reach what they reach: what guidance changes about the mixed clips, and how true it is.
+"""Analyses the Shap-Mix rows of a grid: how guidance changes the mixed clips, and how accurate it is.
 
     python -m bench.mixing_reasons FOLDER --out FILE
 
-FOLDER is that of `python -m shapmix.experiment`, with the runs that are to be looked at. Of every finished run with
-`--mix shapmix`, every coalition of the training clips is forwarded through the last checkpoint; that is the truth. Reported of all
-classes and of those with fewer than 20 training clips:
+FOLDER is a folder of `python -m shapmix.experiment` with its runs. For every finished run with `--mix shapmix`, all coalitions of
+the training clips are forwarded through the last checkpoint, which gives the true class table. Reported for all classes and for
+those with fewer than 20 training clips:
 
-- error: relative root mean square error of the class table that training had learned;
-- from_uniform, true_from_uniform: total variation between the distribution that combinations are drawn from and the uniform one
-  of ST-Mix, for the learned and for the true table: how much guidance there is;
+- error: relative root mean square error of the class table learned in training;
+- from_uniform, true_from_uniform: strength of guidance, the total variation between the distribution of drawn combinations and
+  the uniform one of ST-Mix, for the learned and for the true table;
 - wrong: total variation between the learned and the true distribution;
-- kept_guided, kept_true, kept_random, kept_best: how much of a clip's probability of its class its drawn combination of parts still
-  holds when the others are at rest, drawn from the learned table, from the true table, at random, and for the best combination;
-- share: mean share of the label that the rarer class of a pair has in clips that are pasted (Mixup of whole clips: 0.5).
+- kept_guided, kept_true, kept_random, kept_best: fraction of the probability of a clip's class that remains when only the drawn
+  combination of parts moves, drawn from the learned table, from the true table, at random, and for the best combination;
+- share: mean label share of the rarer class of a pair in pasted clips (0.5 for Mixup of whole clips).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.kernels import draw_plan
 from shapmix.training.trained import open_with_data
 
-EPOCHS = 20  # of batches whose plans are drawn
+EPOCHS = 20  # epochs of batches for which plans are drawn
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
         cell = json.loads(path.read_text(encoding="utf-8"))
         run = arguments.folder / "runs" / path.stem
         if cell["options"]["mix"] == "shapmix" and not run.exists():
-            print(f"{path.stem}: left out, its run is not in {arguments.folder / 'runs'}")
+            print(f"{path.stem}: skipped, its run is not in {arguments.folder / 'runs'}")
         elif cell["options"]["mix"] == "shapmix":
             found = reasons(run)
             runs.setdefault(f"{cell['setting']}, {cell['row']}", {})[f"seed {cell['seed']}"] = found
@@ -69,7 +69,7 @@ def averaged(measured: list[dict[str, float]]) -> dict[str, float]:
 
 
 def reasons(run: Path) -> dict[str, dict[str, float]]:
-    """The measures of one run, by group of classes."""
+    """Measures of one run, by group of classes."""
     truth, _, config = read_truth(run)
     _, splits, _, _, mixer = open_with_data(run, "last")
     few = buckets(splits.class_counts()).few
@@ -97,7 +97,7 @@ def of_table(truth: Truth, table: Tensor, temperature: float) -> dict[str, Tenso
 
 
 def held(truth: Truth) -> Tensor:
-    """[K, Q]: a class's mean probability with only these parts in motion, of that with all in motion."""
+    """[K, Q]: mean probability of the class with only these parts in motion, relative to all parts in motion."""
     alone, whole = truth.games[:, truth.layout.combinations], truth.games[:, -1]
     of_class = [truth.labels == label for label in range(truth.classes)]
     return torch.stack([alone[rows].mean(0) / whole[rows].mean() for rows in of_class])
@@ -109,7 +109,7 @@ def variation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def shares_of_the_rarer(train: Tensor, labels: Tensor, mixer: Any, batch_size: int) -> Tensor:
-    """[K]: mean label share of a class in pasted clips whose other class is more frequent; NaN where there were none."""
+    """[K]: mean label share of a class in pasted clips whose other class is more frequent; NaN if there are none."""
     classes = len(mixer.class_counts)
     total, count = torch.zeros(classes, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
     batches = [batch for epoch in range(EPOCHS) for batch in epoch_batches(epoch_order(train, mixer.seed, epoch), batch_size)]

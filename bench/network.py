@@ -1,8 +1,8 @@
-"""CTR-GCN against the reference's formulas: `python -m bench.network --out FILE`.
+"""CTR-GCN compared with the reference implementation: `python -m bench.network --out FILE`.
 
-Coalition forwards (eval mode, no gradient), a training forward and backward, and a whole Shap-Mix step, of the published
-network on NTU clips; each beside the reference in one run, in turns. Ratios are within a round. Also: how far the results and
-the gradients lie from the reference's.
+Measures coalition forward passes (eval mode, no gradient), a training forward and backward pass, and a whole Shap-Mix step of the
+published network on NTU clips, interleaved with the reference. Speed-ups are computed within a round. Also reports the distance of
+results and gradients from the reference, and peak memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 from bench.cases import NTU, Batch, Shape, total
 from bench.machine import commit, machine, peak_bytes
-from bench.timing import in_turns, quantiles
+from bench.timing import interleaved, quantiles
 from shapmix import ShapMix
 from shapmix.networks import ctrgcn, ctrgcn_reference
 
 CLIPS = 16
-SECONDS = 40.0  # of rounds, each of the three comparisons
+SECONDS = 40.0  # budget per comparison
 HALF = torch.bfloat16
 VARIANTS = ("reference", "float32", "bfloat16")
 Run = Callable[[], object]
 
 
 def networks(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
-    """The reference and the fast network, the same function."""
+    """The reference and the fast network, with the same parameters."""
     _, channels, _, _, people = shape.size
     layout = Batch(shape, torch.float32, device).layout
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def variants(of: Callable[[nn.Module, bool], Run], pair: dict[str, nn.Module]) -
 
 
 def forward(batch: Batch) -> Callable[[nn.Module, bool], Run]:
-    """Logits of clips in eval mode."""
+    """Forward pass in eval mode."""
 
     def of(network: nn.Module, half: bool) -> Run:
         def run() -> Tensor:
@@ -67,7 +67,7 @@ def forward(batch: Batch) -> Callable[[nn.Module, bool], Run]:
 
 
 def training(batch: Batch) -> Callable[[nn.Module, bool], Run]:
-    """Forward and backward in training mode."""
+    """Forward and backward pass in training mode."""
 
     def of(network: nn.Module, half: bool) -> Run:
         def run() -> Tensor:
@@ -114,7 +114,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def measure(device: torch.device, clips: int, budget: float) -> dict[str, Any]:
-    """Times of every variant, in seconds, and distances from the reference."""
+    """Times of every variant in seconds, and distances from the reference."""
     batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
     found: dict[str, Any] = {"clips": clips, "threads": torch.get_num_threads()}
     for name, of in (("coalition forward", forward(batch)), ("training forward and backward", training(batch))):
@@ -132,7 +132,7 @@ def measure(device: torch.device, clips: int, budget: float) -> dict[str, Any]:
 
 
 def memory(device: torch.device, clips: int) -> dict[str, int]:
-    """Peak bytes of a training forward and backward; on a CPU of a process each."""
+    """Peak memory of a training forward and backward pass, in bytes; on a CPU, in separate processes."""
     if device.type == "cpu":
         children = {name: [sys.executable, "-m", "bench.network", "--clips", str(clips), "--memory-of", name] for name in VARIANTS}
         return {
@@ -150,13 +150,13 @@ def memory(device: torch.device, clips: int) -> dict[str, int]:
 
 
 def one_training_run(device: torch.device, clips: int, name: str) -> Run:
-    """A variant's forward and backward."""
+    """Forward and backward pass of one variant."""
     batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
     return variants(training(batch), networks(batch.shape, device))[name]
 
 
 def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[str, Any]:
-    times = in_turns(runs, device, budget=budget)
+    times = interleaved(runs, device, budget=budget)
     ratios = {
         f"speed-up {variant}": quantiles([base / own for base, own in zip(times["reference"], times[variant], strict=True)])
         for variant in ("float32", "bfloat16")
@@ -176,7 +176,7 @@ def main() -> None:
         print(peak_bytes(one_training_run(device, arguments.clips, arguments.memory_of)))
         return
     if arguments.out is None:
-        parser.error("--out is needed")
+        parser.error("--out is required")
     content: dict[str, Any] = {"command": "python -m bench.network", "commit": commit(), "machine": machine()}
     content |= measure(device, arguments.clips, arguments.seconds)
     content["peak bytes"] = memory(device, arguments.clips)

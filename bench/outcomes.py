@@ -1,6 +1,6 @@
-"""A pytest plugin: a line of JSON a test as it ends, so that a run that is cut short still tells what it found.
+"""A pytest plugin that writes one JSON line per finished test, so that an interrupted run keeps its outcomes.
 
-`pytest -p bench.outcomes --outcomes FILE`. A test file that lacks a package is told apart from one that fails.
+`pytest -p bench.outcomes --outcomes FILE`. Test files with a missing package are distinguished from failing ones.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 LACKS = re.compile(r"ModuleNotFoundError: No module named '(?!shapmix|bench)")
-REASON = 600  # characters of a failure's report that are kept
+REASON = 600  # characters kept of a failure report
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--outcomes", type=Path, required=True, help="file that the lines are appended to")
+    parser.addoption("--outcomes", type=Path, required=True, help="file to append the lines to")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 class Outcomes:
     """Writes `{"test": id, "outcome": passed, failed, skipped or missing}`, with the `reason` of a failure.
 
-    missing: it, or its file, needs a package that is not installed.
+    missing: the test or its file needs a package that is not installed.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""What the assembler says of the GPU kernels, read from the reports that nvcc (`-Xptxas=-v`) and Triton print.
+"""Parses ptxas reports of GPU kernels, printed by nvcc (`-Xptxas=-v`) and Triton.
 
-Triton prints them where it compiles anew: TRITON_DUMP_PTXAS_LOG=1 and an empty TRITON_CACHE_DIR.
+Triton prints them on compilation: set TRITON_DUMP_PTXAS_LOG=1 and an empty TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kernel:
-    """All compiled forms of one kernel for one architecture: how many, and the most that one of them needs."""
+    """All compiled variants of a kernel for one architecture: their number and maximum resources."""
 
     name: str
     backend: str
@@ -23,7 +23,7 @@ class Kernel:
 
 
 def read_report(text: str) -> list[Kernel]:
-    """In the order of first appearance."""
+    """The kernels of a report, in order of first appearance."""
     found: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
     for entry in re.split(r"Compiling entry function", text)[1:]:
         head = re.match(r" '(\w+)' for '(sm_\w+)'", entry)
@@ -37,7 +37,7 @@ def read_report(text: str) -> list[Kernel]:
 
 
 def plain_name(symbol: str) -> tuple[str, str]:
-    """A kernel's own name and its back end: C++ mangles its symbols, Triton does not."""
+    """A kernel's unqualified name and back end: C++ symbols are mangled, Triton's are not."""
     prefix = re.match(r"_ZN?", symbol)
     if prefix is None:
         return symbol, "triton"

@@ -1,4 +1,4 @@
-"""Measurements as a picture: how far each op is from the speed of a copy."""
+"""Roofline plot: the bandwidth of each op compared with a copy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bench.tables import Row
 
 
 def roofline(rows: Sequence[Row], path: Path) -> None:
-    """Bytes moved against GB/s, one panel a device: the copy as a line, the reference and each back end as points."""
+    """Plots GB/s over bytes moved, one panel per device: the copy as a line, the reference and each back end as points."""
     rows = [row for row in rows if row["shown"] == "green" and row["gb_per_s"]]
     devices = list(dict.fromkeys(row["device"] for row in rows))
     if not devices:
-        raise SystemExit("bench.roofline: no result may be shown, so there is nothing to draw")
+        raise SystemExit("bench.roofline: there is no verified result, so there is nothing to draw")
     figure = Figure(figsize=(6 * len(devices), 4), layout="constrained")
     for axes, device in zip(figure.subplots(1, len(devices), squeeze=False)[0], devices, strict=True):
         own = sorted((row for row in rows if row["device"] == device), key=lambda row: row["bytes_moved"])

@@ -1,4 +1,4 @@
-"""One measurement as one row of a results file."""
+"""One measurement as a row of a results file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FAST = tuple(backend for backend in BACKENDS if backend != "reference")
 
 
 def cannot_run(case: Case, backend: str, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why a back end is not measured on a case, None where it is."""
+    """The reason why a back end cannot run a case, None if it can."""
     reasons = (unavailable(backend, device, dtype, op) for op in case.ops.split(" + "))
     return next((reason for reason in reasons if reason), None)
 
 
 def device_times(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, list[float]]]:
-    """Clock (cold, hot) -> times of each call on the device."""
+    """Clock (cold, hot) -> device times of each call."""
     return {
         clock: {name: device_seconds(call, device, cold=clock == "cold") for name, call in calls.items()}
         for clock in ("cold", "hot")
@@ -39,13 +39,13 @@ def row(
     bytes_moved: int,
     times: Mapping[str, Mapping[str, list[float]]],
 ) -> dict[str, Any]:
-    """What is kept of a measurement.
+    """The record of a measurement.
 
     Args:
-        times: clock (`wall`, on a GPU also `cold` and `hot`) -> what was timed (`op`, `copy`; by wall clock also `reference`)
-            -> seconds. The wall times were taken in turns.
+        times: clock (`wall`, on a GPU also `cold` and `hot`) -> call (`op`, `copy`, for `wall` also `reference`) -> seconds.
+            Wall times are interleaved.
 
-    Bandwidth and the share of the copy's are those of the cold device time where there is one, else of the wall time.
+    Bandwidth and its ratio to the copy are computed from the cold device time if available, else from the wall time.
     """
     clock = "cold" if "cold" in times else "wall"
     wall, headline = times["wall"], times[clock]

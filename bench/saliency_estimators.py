@@ -1,12 +1,12 @@
-"""How far each estimator's class saliency lies from the exact one, on a trained network, at the published cost.
+"""Error of each estimator's class saliency on a trained network, at the published cost.
 
     python -m bench.saliency_estimators RUN --out FILE [--plot PNG]
 
-Every coalition of every training clip is forwarded once; that is the truth, and also what the estimators look their values up
-in, so that they see the network's own noise between and within samples. Each then runs for some epochs of the run's batches with
-the run's decay, from the table's start, at two forwards a sample. Reported over the steps after the first epoch: the root mean
-square error of the class table in units of the truth's own root mean square, and the total variation between the
-distributions that mixing draws combinations from.
+Every coalition of every training clip is forwarded once. This gives the exact table, and the estimators read their values from it,
+so that they see the network's real noise between and within samples. Each estimator then runs for some epochs with the run's
+batches and decay, from an empty table, with two forward passes per sample. Reported for the second half of the steps: the root mean
+square error of the class table relative to the root mean square of the exact table, and the total variation between the
+distributions from which mixing draws combinations.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEEDS = 5
 class Truth:
     """All coalitions of a network's training clips.
 
-    log_probability [n, 2^P, K], labels [n], and what follows: the class table [K, Q] that mixing should use.
+    From log_probability [n, 2^P, K] and labels [n] it computes the exact class table [K, Q].
     """
 
     def __init__(self, log_probability: Tensor, labels: Tensor, layout: Layout) -> None:
@@ -50,7 +50,7 @@ class Truth:
         self.table = torch.stack([self.samples[labels == label].mean(0) for label in range(self.classes)])
 
     def spread(self) -> dict[str, float]:
-        """Root mean square standard deviation of an entry: between the samples of a class, and within a sample over contexts."""
+        """Root mean square standard deviation of an entry: between samples of a class, and over contexts within a sample."""
         between = torch.stack([self.samples[self.labels == label].var(0) for label in range(self.classes)])
         every = contexts(self.layout.combinations, self.layout.num_parts)
         each = (self.games[:, every.with_sets] - self.games[:, every.without_sets]).relu() * SALIENCY_SCALE
@@ -67,9 +67,9 @@ class Truth:
 
 
 def follow(truth: Truth, estimator: str, batches: list[Tensor], decay: float, temperature: float, seed: int) -> dict[str, Any]:
-    """One estimator over the batches (indices into the truth); the first epoch's steps are the last half's warm-up."""
+    """Runs one estimator over the batches (indices into the truth); the first half of the steps is warm-up."""
     table = ClassSaliency(truth.classes, truth.layout, truth.joint_counts, estimator, decay)
-    empty = truth.log_probability[0, :1]  # of the mean motion, the same for every clip
+    empty = truth.log_probability[0, :1]  # the mean motion, the same for every clip
     rows, errors = 0, []
     for step, batch in enumerate(batches):
         labels = truth.labels[batch]
@@ -84,7 +84,7 @@ def follow(truth: Truth, estimator: str, batches: list[Tensor], decay: float, te
 
 
 def read_truth(run: Path) -> tuple[Truth, dict[str, Any], Any]:
-    """Forwards the coalitions of the run's training clips."""
+    """Forwards all coalitions of the run's training clips."""
     config, splits, network, sampler, mixer = open_with_data(run, "last")
     store = splits.store
     game = PartGame(network, store.layout, mixer.mean_motion, "log_prob", restored_frames=mixer.restored_frames)
@@ -98,14 +98,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--epochs", type=int, default=20, help="the errors are of the second half of them")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs to run; errors are averaged over the second half")
     arguments = parser.parse_args()
     truth, about, config = read_truth(arguments.run)
     everyone = torch.arange(len(truth.labels))
     results: dict[str, Any] = {}
     for estimator in ESTIMATORS:
         if estimator == "exact":
-            continue  # costs 31 forwards a sample: another budget
+            continue  # needs 31 forward passes per sample, a different budget
         each = []
         for seed in range(SEEDS):
             batches = [
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def plot(path: Path, results: dict[str, Any]) -> None:
-    """Errors and total variations side by side, a dot a seed."""
+    """Plots errors and total variations side by side, with one dot per seed."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     names = list(results)
     titles = {"error": "relative error of the class table", "variation": "total variation of the mixing distribution"}

@@ -1,7 +1,7 @@
-"""One op on small, odd shapes on every back end of the GPU, to be run under a sanitizer: `python -m bench.small_shapes OP`.
+"""Runs one op on small, odd shapes on every GPU back end, for use under a sanitizer: `python -m bench.small_shapes OP`.
 
-`--fault` instead mixes by a plan that points outside the batch, which the kernels do not check on a GPU: a sanitizer that does
-not report it is not looking.
+`--fault` instead mixes with an out-of-range plan, which the kernels do not check on a GPU: a sanitizer that does not report it is
+not working.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FAR = 1 << 24  # samples
 
 
 def cases_of(op: str) -> list[Case]:
-    """The cases of one op alone."""
+    """The cases of a single op."""
     return [case for case in CASES if case.ops == op]
 
 
 def run_small(op: str, device: torch.device) -> int:
-    """How often the op ran."""
+    """Runs the op and returns the number of runs."""
     runs = 0
     for case in cases_of(op):
         for shape in SMALL:
@@ -46,7 +46,7 @@ def run_small(op: str, device: torch.device) -> int:
 
 
 def run_fault(device: torch.device) -> None:
-    """Reads far outside the clips."""
+    """Reads far out of bounds."""
     batch = Batch(SMALL[0], torch.float32, device)
     plan = replace(batch.plan, partner=batch.plan.partner + FAR)
     mix_clips(batch.clips, plan, batch.part_of_joint, backend="cuda")
@@ -54,7 +54,7 @@ def run_fault(device: torch.device) -> None:
 
 
 def main() -> int:
-    """0 where the op ran; 1 where no back end of the GPU has it, so that nothing unseen passes for clean."""
+    """Exit code 0 if the op ran, 1 if no GPU back end has it, so that an op that did not run is not reported as clean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("op", nargs="?", choices=sorted({case.ops for case in CASES if " + " not in case.ops}))

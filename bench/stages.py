@@ -1,4 +1,4 @@
-"""Items that are measured within a time budget, a record that is on disk after each of them, and commands with a time limit."""
+"""Measurements within a time budget, a record that is saved after each of them, and commands with a time limit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from bench.machine import commit, machine, tree
 
 Content = dict[str, Any]
 Verdict = Literal["green", "red", "not run"]
-KEY = ("tree", "card", "torch", "triton", "workload")  # what two measurements share that may stand side by side
+KEY = ("tree", "card", "torch", "triton", "workload")  # measurements are comparable if these agree
 
 
 class Judged(NamedTuple):
-    """What a check found, and why where it is not green."""
+    """The verdict of a check, with a reason unless it is green."""
 
     verdict: Verdict
     reason: str = ""
@@ -33,17 +33,17 @@ GREEN = Judged("green")
 
 
 class CannotRunError(RuntimeError):
-    """An item cannot be measured here or now; the message says why."""
+    """An item cannot be measured; the message says why."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to measure.
+    """A measurement.
 
     Attributes:
-        name: in the record.
-        estimate: seconds that it takes; it is not begun where fewer are left.
-        run: is given the seconds that are left, returns what is recorded.
+        name: key in the record.
+        estimate: expected seconds; the item is not started if less time is left.
+        run: takes the seconds left and returns the content to record.
     """
 
     name: str
@@ -52,16 +52,16 @@ class Item:
 
 
 class Record:
-    """A results file: what was measured of each version on each card, item by item; whole on disk after each.
+    """A results file with one run per version, card and workload; written atomically after each item.
 
     Args:
-        path: of the file. Runs of other versions, cards or workloads that it holds are kept.
-        command: that measures.
-        workload: what is measured; runs of another workload are other runs.
-        version: the commit, where the checkout is no repository.
+        path: the file. Existing runs of other versions, cards or workloads are kept.
+        command: the command that measures.
+        workload: parameters of the measurement; a different workload is a different run.
+        version: the commit if the checkout is not a repository.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file is not a results file.
     """
 
     def __init__(self, path: Path, command: str, workload: Content, version: str | None = None) -> None:
@@ -77,19 +77,19 @@ class Record:
             "triton": where["triton"],
             "workload": workload,
             "machine": where,
-            "verdict": {"word": "unproved", "reason": "nothing was compared with the reference yet"},
+            "verdict": {"word": "unverified", "reason": "not yet compared with the reference"},
             "items": {},
         }
         self.run = self._kept(own)
 
     @property
     def items(self) -> dict[str, Content]:
-        """What was measured, and why what was not."""
+        """The content of each item: results, or the reason why it was not measured."""
         found: dict[str, Content] = self.run["items"]
         return found
 
     def has(self, name: str) -> bool:
-        """Whether an item need not be measured again."""
+        """Whether an item was measured successfully."""
         return not {"not run", "error"} & self.items.get(name, {"not run": ""}).keys()
 
     def add(self, name: str, content: Content) -> None:
@@ -100,12 +100,12 @@ class Record:
         write_json(self.path, {"runs": self.runs})
 
     def reload(self) -> None:
-        """What another process added to the file."""
+        """Reads the file again, with the items added by another process."""
         self.runs = read_runs(self.path)
         self.run = self._kept(self.run)
 
     def _kept(self, own: Content) -> Content:
-        """The file's run that has all of `KEY` in common with this one, else this one."""
+        """The file's run with the same `KEY`, else this one."""
         for run in self.runs:
             if all(run.get(key) == own[key] for key in KEY):
                 return run
@@ -114,23 +114,25 @@ class Record:
 
 
 def read_runs(path: Path) -> list[Content]:
-    """Of a results file.
+    """The runs of a results file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a results file.
     """
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no results file of bench.headline or bench.gpu ({error!r}): give another") from error
+        raise ValueError(
+            f"{path} is not a results file of bench.headline or bench.gpu ({error!r}); give a different file"
+        ) from error
 
 
 def walk(items: Sequence[Item], record: Record, deadline: float, *, after: Callable[[], None] = lambda: None) -> None:
-    """Measures one item after the other, whatever becomes of them; leaves out what the record has and what does not fit.
+    """Measures the items in order, continuing after errors; skips items that the record has or that do not fit.
 
     Args:
-        deadline: of `time.monotonic()`.
-        after: is called after each item.
+        deadline: in `time.monotonic()` seconds.
+        after: called after each item.
     """
     for item in items:
         if record.has(item.name):
@@ -143,7 +145,7 @@ def walk(items: Sequence[Item], record: Record, deadline: float, *, after: Calla
             content = item.run(left)
         except CannotRunError as error:
             content = {"not run": str(error)}
-        except Exception as error:  # one item that fails does not take the others along
+        except Exception as error:  # a failed item does not stop the others
             content = {"error": f"{type(error).__name__}: {error}"}
         record.add(item.name, {**content, "took": round(time.monotonic() - begin, 1)})
         after()
@@ -164,7 +166,7 @@ class Finished:
 
 @contextmanager
 def in_background(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Background]:
-    """A command that runs meanwhile, behind others; killed at the end with everything that it started."""
+    """Runs a command in the background at low priority; kills it and its children on exit."""
     running = Background(["nice", "-n", "10", *command], {**os.environ, **(environment or {})})
     try:
         yield running
@@ -173,14 +175,14 @@ def in_background(command: Sequence[str], environment: Mapping[str, str] | None 
 
 
 def run_command(command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None) -> Finished:
-    """One command in the repository's root; at its limit it is killed with everything that it started."""
+    """Runs one command in the repository's root; at its limit it is killed with its children."""
     return run_commands({"": command}, limit, workers=1, environment=environment)[""]
 
 
 def run_commands(
     commands: Mapping[str, Sequence[str]], limit: float, *, workers: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, Finished]:
-    """Several commands, `workers` at a time in the order given, all within one limit."""
+    """Runs several commands, `workers` at a time, in order, within one common limit."""
     deadline = time.monotonic() + limit
     waiting = list(commands.items())
     running: dict[str, Background] = {}
@@ -204,7 +206,7 @@ def run_commands(
 
 
 class Background:
-    """A running process that leads a group of its own."""
+    """A running process in a separate process group."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         descriptor, name = tempfile.mkstemp(prefix="shapmix-", suffix=".log")
@@ -226,7 +228,7 @@ class Background:
         return self.process.poll() is not None
 
     def end(self) -> Finished:
-        """What it left; killed first where it still runs."""
+        """The result of the process, which is killed first if it is still running."""
         code = self.process.poll()
         if code is None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -239,15 +241,15 @@ class Background:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all: a reader never sees half a file."""
+    """Writes a file atomically: readers never see a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of JSON that a command wrote until it ended; a last line that was cut off is left out."""
+    """The JSON lines that a command wrote; an incomplete last line is skipped."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

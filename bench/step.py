@@ -1,4 +1,4 @@
-"""The augmentation's share of a training step: `python -m bench.step --out FILE`; and the whole steps of `bench.headline`."""
+"""The cost of augmentation in a training step: `python -m bench.step --out FILE`; and the whole steps of `bench.headline`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import NTU, Batch, Shape, total
-from bench.timing import device_seconds, in_turns, quantiles
+from bench.timing import device_seconds, interleaved, quantiles
 from shapmix import ShapMix, kernels, reference
 from shapmix.data.clips import ClipStore
 from shapmix.data.sampling import ClipSampler
@@ -24,14 +24,14 @@ from shapmix.networks import ctrgcn, ctrgcn_reference
 from shapmix.process.parallel import SharedForward
 from shapmix.training.step import TrainingStep
 
-TARGET = 60e-6  # seconds of device time, of the augment path at 64 NTU clips
+TARGET = 60e-6  # device time of the augment path at 64 NTU clips, in seconds
 
 
 class AugmentPath:
-    """Everything that Shap-Mix adds to a step, between the recordings and the network and between the logits and their gradient.
+    """All ops that Shap-Mix adds to a step, before the network and between its logits and their gradient.
 
-    Sample, draw, mix, expand into coalitions, update the table, and the loss forward and backward. The network itself is left
-    out: its logits are inputs. The step is counted on the device, so that no value passes through the host.
+    Sampling, plan, mixing, coalition inputs, table update, and the loss forward and backward. The network is excluded: its logits
+    are inputs. The step counter is on the device, so that nothing synchronises with the host.
     """
 
     def __init__(self, shape: Shape, device: torch.device, backend: str | None) -> None:
@@ -42,11 +42,11 @@ class AugmentPath:
         self.mixed_logits = batch.logits.clone().requires_grad_()
         self.with_rows = torch.arange(batch.n, device=device)
         self.without_rows = self.with_rows + batch.n
-        # made before anything is timed or captured
+        # computed before anything is timed or captured
         _ = batch.recorded, batch.coalitions, batch.mean_motion, batch.joint_counts, batch.log_prior, batch.class_counts
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch for the network, the coalitions for its saliency pass, and the gradient of its logits."""
+        """Returns the network's batch, the coalitions of its saliency pass, and the gradient of its logits."""
         ops: Any = reference if self.backend == "reference" else kernels
         options = {} if self.backend == "reference" else {"backend": self.backend}
         batch, num_frames = self.batch, self.batch.shape.size[2]
@@ -63,8 +63,8 @@ class AugmentPath:
         return both, inputs, gradient
 
 
-def without_host_reads(run: Callable[[], object]) -> str | None:
-    """What made the host wait for the GPU during one run, None where nothing did."""
+def find_host_sync(run: Callable[[], object]) -> str | None:
+    """The first synchronisation of the host with the GPU during one run, None if there is none."""
     run()  # compiles
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.synchronize()
@@ -79,12 +79,12 @@ def without_host_reads(run: Callable[[], object]) -> str | None:
 
 
 def measure_augment_path(shape: Shape, device: torch.device, backend: str) -> dict[str, Any]:
-    """Device time cold and hot, wall time beside the eager reference's, and on a GPU what the host waited for."""
+    """Cold and hot device time, wall time interleaved with the eager reference, and on a GPU host synchronisation."""
     path, eager = AugmentPath(shape, device, backend), AugmentPath(shape, device, "reference")
-    wall = in_turns({"op": path.run, "reference": eager.run}, device, budget=2.0)
+    wall = interleaved({"op": path.run, "reference": eager.run}, device, budget=2.0)
     found: dict[str, Any] = {"wall": {name: quantiles(times) for name, times in wall.items()}}
     if device.type == "cuda":
-        found["host_read"] = without_host_reads(path.run)
+        found["host_read"] = find_host_sync(path.run)
     for clock in ("cold", "hot"):
         found[clock] = {"op": quantiles(device_seconds(path.run, device, cold=clock == "cold"))}
     return {"backend": backend, "shape": shape.name, "target": TARGET, "seconds": found}
@@ -92,13 +92,13 @@ def measure_augment_path(shape: Shape, device: torch.device, backend: str) -> di
 
 @dataclass(frozen=True)
 class Workload:
-    """Whole steps of Shap-Mix with CTR-GCN, from recordings that lie on the device.
+    """Whole Shap-Mix steps with CTR-GCN, from recordings on the device.
 
     Attributes:
         clips: N; each step trains on 2N clips, [clean; mixed], and forwards about 2N for the saliency.
-        frames: T; people are two, joints 25, classes 60.
-        widths: of the network's layers.
-        rounds: steps that are timed.
+        frames: T; with 2 people, 25 joints, 60 classes.
+        widths: widths of the network's layers.
+        rounds: number of timed steps.
     """
 
     clips: int
@@ -116,12 +116,12 @@ PUBLISHED = Workload(NTU.size[0], NTU.size[2], (64,) * 4 + (128,) * 3 + (256,) *
 
 
 class WholeStep:
-    """A step of a training, again and again: sample, measure, mix, forward, backward, SGD.
+    """Repeated training steps: sample, measure, mix, forward, backward, SGD.
 
     Args:
-        eager: the reference's network and ops, op by op, as one would write them; else ours, on a GPU one CUDA graph.
-        autocast: element type of `torch.autocast` for the network, None for none.
-        compiler: back end of `torch.compile` for the network, None for none.
+        eager: use the reference's network and ops in eager mode; else ours, on a GPU as one CUDA graph.
+        autocast: dtype of `torch.autocast` for the network, or None.
+        compiler: back end of `torch.compile` for the network, or None.
     """
 
     def __init__(
@@ -168,10 +168,10 @@ class WholeStep:
         self.number += 1
 
     def check_losses(self) -> list[float]:
-        """Of the last step.
+        """The losses of the last step.
 
         Raises:
-            RuntimeError: one is not finite: what was timed is no training.
+            RuntimeError: a loss is not finite, so the timed steps are not valid training.
         """
         assert self.losses is not None
         found = [float(loss) for loss in self.losses]
@@ -181,7 +181,7 @@ class WholeStep:
 
 
 class EagerStep:
-    """The step in the reference's ops. It reads nothing back to the host either: the eager path as fast as it is written."""
+    """The training step with the reference's ops. It does not synchronise with the host either, for a fair comparison."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class EagerStep:
 
 
 def path_backends(device: torch.device) -> list[str]:
-    """`auto`, which takes the fastest back end of each op, and those that have every op."""
+    """`auto`, the fastest back end per op, and the back ends that have every op."""
     ops = ("sample_clips", "draw_plan", "mix_clips", "coalition_inputs", "saliency_update", "balanced_mix_loss")
     fast = ("cpp", "triton", "cuda")
     return ["auto", *(name for name in fast if not any(unavailable(name, device, torch.float32, op) for op in ops))]
@@ -226,7 +226,7 @@ def path_backends(device: torch.device) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="a line of JSON a measurement is appended here")
+    parser.add_argument("--out", type=Path, required=True, help="file to append one JSON line per measurement to")
     arguments = parser.parse_args()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     with arguments.out.open("a", encoding="utf-8") as lines:

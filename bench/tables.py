@@ -1,7 +1,6 @@
-"""Measurements as Markdown tables: one row an op and shape, with the floor, the eager reference and every back end.
+"""Measurements as Markdown tables: one row per op and shape, with the floor, the eager reference and every back end.
 
-The floor is what a copy of as many bytes takes; where there is no GPU's measurement, what the nominal bandwidth of its memory
-allows.
+The floor is the time of a copy of as many bytes; without measurements on a GPU, the time at its nominal memory bandwidth.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 from bench.ptxas import Kernel
 from bench.verdicts import as_result, may_show
 
-NOMINAL_BANDWIDTH = 3.35e12  # bytes a second, HBM3 of an H100 by its data sheet
+NOMINAL_BANDWIDTH = 3.35e12  # bytes per second, HBM3 of an H100 according to its data sheet
 NOT_MEASURED = "not measured"
 Row = dict[str, Any]
 Table = list[list[str]]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The measurements of a file, each with the `shown` verdict of its op: `green`, or the word to print for its speed."""
+    """The measurements of a file, each with the verdict of its op as `shown`: `green`, or the word to print with its speed."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if "benchmarks" in content:
         found = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
@@ -30,13 +29,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def shown_rows(result: dict[str, Any]) -> list[Row]:
-    """The measurements of the GPU suite's result."""
+    """The measurements of a result of the GPU suite."""
     rows = (row for row in result.get("rows", []) if "error" not in row)
     return [{**row, "shown": may_show(result, row["ops"], row["backend"])} for row in rows]
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Markdown: a table of the CPU's rows, and one of the GPU's or of what is known of a GPU without one."""
+    """Markdown tables of the CPU rows and of the GPU rows, or of the GPU floors if there are no GPU rows."""
     on_cpu, on_gpu = ([row for row in rows if row["device"] == device] for device in ("cpu", "cuda"))
     found = [markdown(measured(part)) for part in (on_cpu, on_gpu) if part]
     if not on_gpu:
@@ -45,7 +44,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def measured(rows: Iterable[Row]) -> Table:
-    """Head and body: op and shape, floor, reference, and three columns a back end; on a GPU device times, cold and hot."""
+    """Header and body: op and shape, floor, reference, and three columns per back end; on a GPU cold and hot device times."""
     groups: dict[str, dict[str, Row]] = {}
     for row in rows:
         groups.setdefault(name_of(row), {})[row["backend"]] = row
@@ -77,7 +76,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def unmeasured(rows: Iterable[Row]) -> Table:
-    """Head and body: the ops and shapes measured elsewhere, their bytes, and the time of those at the nominal bandwidth."""
+    """Header and body: ops and shapes measured elsewhere, their bytes, and the time at the nominal bandwidth."""
     moved = {name_of(row): row["bytes_moved"] for row in rows if row["shape"] != "large"}
     head = ["op, shape", "bytes", f"floor at nominal {NOMINAL_BANDWIDTH / 1e12:.2f} TB/s", "GPU"]
     return [
@@ -87,8 +86,8 @@ def unmeasured(rows: Iterable[Row]) -> Table:
 
 
 def assembled(kernels: Iterable[Kernel]) -> Table:
-    """Head and body: what each kernel needs on each architecture, the most of its compiled forms."""
-    head = ["kernel", "back end", "architecture", "forms", "registers", "spilled", "shared memory"]
+    """Header and body: resources of each kernel per architecture, the maximum over its compiled variants."""
+    head = ["kernel", "back end", "architecture", "variants", "registers", "spilled", "shared memory"]
     return [head, *(_kernel_cells(kernel) for kernel in kernels)]
 
 
@@ -98,13 +97,13 @@ def _kernel_cells(kernel: Kernel) -> list[str]:
 
 
 def name_of(row: Row) -> str:
-    """`coalition_inputs S=2, ntu`, the type where it is not float32."""
+    """Such as `coalition_inputs S=2, ntu`, followed by the dtype unless it is float32."""
     dtype = "" if row["dtype"] == "float32" else f" {row['dtype']}"
     return f"{row['ops']} {row['variant']}".strip() + f", {row['shape']}{dtype}"
 
 
 def in_units(seconds: float) -> str:
-    """Three figures, in ms, us or ns."""
+    """Three significant figures, in ms, us or ns."""
     for unit, scale in (("ms", 1e3), ("us", 1e6)):
         if round(scale * seconds, 3) >= 1:
             return f"{scale * seconds:.3g} {unit}"
@@ -112,11 +111,11 @@ def in_units(seconds: float) -> str:
 
 
 def in_bytes(count: int) -> str:
-    """Three figures, in MB or kB."""
+    """Three significant figures, in MB or kB."""
     return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
 
 
 def markdown(table: Table) -> str:
-    """Head, rule, body."""
+    """Formats header, separator and body."""
     head, *body = table
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))

@@ -1,8 +1,8 @@
-"""Every op, one group an op: `pytest bench --benchmark-only`.
+"""Benchmarks of every op, one group per op: `pytest bench --benchmark-only`.
 
-A round times a copy of as many bytes, the eager reference and the op, in this order: `extra_info` holds the quantiles of all
-three, the speed-up within a round, bytes, GB/s and the share of the copy's speed, which can exceed 1 where inputs come from a
-cache. On a GPU it holds device times too.
+Each round times a copy of as many bytes, the eager reference and the op, in this order. `extra_info` has the quantiles of all
+three, the speed-up within a round, bytes, GB/s and the ratio to the bandwidth of the copy, which can exceed 1 if inputs are cached.
+On a GPU it also has device times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.timing import copy_of, rounds_within, seconds
 from shapmix.kernels.checks import dtype_name
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-SECONDS = 1.0  # of rounds a measurement, where that is at least 5 and at most 50 of them
+SECONDS = 1.0  # budget per measurement, within 5 to 50 rounds
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -32,28 +32,28 @@ def test_op(benchmark: Any, case: Case, dtype: torch.dtype, shape: Shape, backen
     if reason := cannot_run(case, backend, dtype, DEVICE):
         pytest.skip(f"{backend}: {reason}")
     problem = case.make(Batch(shape, dtype, DEVICE))
-    beside = {"copy": copy_of(problem.bytes_moved, DEVICE), "reference": problem.reference}
+    baselines = {"copy": copy_of(problem.bytes_moved, DEVICE), "reference": problem.reference}
 
     def run() -> None:
         problem.run(backend)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
-    times: dict[str, list[float]] = {name: [] for name in beside}
+    times: dict[str, list[float]] = {name: [] for name in baselines}
 
-    def take_turns() -> None:
-        for name, call in beside.items():
+    def time_baselines() -> None:
+        for name, call in baselines.items():
             times[name].append(seconds(call, DEVICE))
 
     once = 0.0
-    for call in (*beside.values(), run):
+    for call in (*baselines.values(), run):
         call()
         once += seconds(call, DEVICE)
     benchmark.group = str(case)
-    benchmark.pedantic(run, setup=take_turns, rounds=rounds_within(SECONDS, once, 5, 50))
+    benchmark.pedantic(run, setup=time_baselines, rounds=rounds_within(SECONDS, once, 5, 50))
     if benchmark.stats is None:  # run with --benchmark-disable
         return
     clocks = {"wall": {"op": benchmark.stats.stats.data, **times}}
     if DEVICE.type == "cuda":
-        clocks |= device_times({"op": lambda: problem.run(backend), "copy": beside["copy"]}, DEVICE)
+        clocks |= device_times({"op": lambda: problem.run(backend), "copy": baselines["copy"]}, DEVICE)
     benchmark.extra_info.update(row(case, shape, dtype, backend, DEVICE, problem.bytes_moved, clocks))

@@ -1,7 +1,7 @@
-"""Clocks: wall time of calls taken in turns, and device time of CUDA graph replays.
+"""Timers: wall time of interleaved calls, and device time of CUDA graph replays.
 
-Every function takes calls without arguments. What a machine's noise does to one of the calls taken in turns it does to the
-others, so ratios are taken within a turn.
+Every function takes calls without arguments. Noise of the machine affects interleaved calls alike, so ratios are computed within a
+round.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import torch
 Call = Callable[[], object]
 Quantiles = dict[str, float]  # p20, p50, p80
 
-HOST_CACHE_BYTES = 128 << 20  # more than the last level of a CPU's cache
-GRAPH_SECONDS = 1e-3  # of launches in one graph: long against the start of a replay
+HOST_CACHE_BYTES = 128 << 20  # larger than the last-level cache of a CPU
+GRAPH_SECONDS = 1e-3  # of launches per graph, long compared with the launch of a replay
 FEWEST_LAUNCHES, MOST_LAUNCHES = 5, 100
 
 
 def quantiles(times: list[float]) -> Quantiles:
-    """Of at least one time, interpolated between the nearest two, to four figures."""
+    """Quantiles of at least one time, linearly interpolated, with four significant figures."""
     tenths = cut_points(times, n=10, method="inclusive") if len(times) > 1 else times * 9
     return {name: float(f"{tenths[tenth - 1]:.4g}") for name, tenth in (("p20", 2), ("p50", 5), ("p80", 8))}
 
 
 def seconds(call: Call, device: torch.device) -> float:
-    """Wall time of one call, the device idle before and after."""
+    """Wall time of one call, synchronised before and after."""
     _wait_for(device)
     begin = time.perf_counter()
     call()
@@ -35,16 +35,16 @@ def seconds(call: Call, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def in_turns(
+def interleaved(
     calls: Mapping[str, Call], device: torch.device, *, budget: float, least: int = 5, most: int = 50
 ) -> dict[str, list[float]]:
-    """Wall times of calls made one after the other, round after round, for about `budget` seconds.
+    """Wall times of interleaved calls, in rounds, for about `budget` seconds.
 
     Args:
-        least, most: rounds, whatever they take.
+        least, most: bounds on the number of rounds.
     """
     for call in calls.values():
-        call()  # compiles, and fills the allocator's cache
+        call()  # compiles and warms up the allocator
     once = sum(seconds(call, device) for call in calls.values())
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds_within(budget, once, least, most)):
@@ -54,26 +54,26 @@ def in_turns(
 
 
 def rounds_within(budget: float, once: float, least: int, most: int) -> int:
-    """How often something that takes `once` seconds is repeated."""
+    """The number of repetitions of a call that takes `once` seconds."""
     return min(max(int(budget / once), least), most)
 
 
 def copy_of(num_bytes: int, device: torch.device) -> Call:
-    """Copies half of `num_bytes` into another buffer, which moves `num_bytes`: the floor of an op that moves as many."""
+    """Copies half of `num_bytes` to another buffer: traffic of `num_bytes`, the floor of an op with the same traffic."""
     source = torch.zeros(max(num_bytes // 2, 1), dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     return lambda: target.copy_(source)
 
 
 def device_seconds(call: Call, device: torch.device, *, cold: bool, replays: int = 20) -> list[float]:
-    """Times of one call on the device; on a CPU wall times.
+    """Device times of one call; wall times on a CPU.
 
-    On a GPU a CUDA graph holds many launches, and events lie around its replays, queued behind another replay so that the
-    device never waits for the host. Cold, a buffer larger than the L2 is written before each launch, and what a graph of such
-    writes alone takes is subtracted: writing back what the launch left in the L2 then counts as the launch's.
+    On a GPU, a CUDA graph captures many launches and events time its replays, queued behind another replay so that the device
+    never waits for the host. If cold, a buffer larger than the L2 is written before each launch, and the time of a graph with
+    these writes alone is subtracted; write-back of the launch's dirty L2 lines then counts for the launch.
 
     Args:
-        cold: the caches hold nothing of the call's data; else they hold what its last run left there.
+        cold: flush the caches before each call; else they hold what the previous call left.
     """
     if device.type == "cpu":
         return _host_seconds(call, cold=cold, repeats=replays)
@@ -107,7 +107,7 @@ def _host_seconds(call: Call, *, cold: bool, repeats: int) -> list[float]:
 
 
 def _launches_of(call: Call) -> int:
-    """How many launches fill a graph, by their time outside of one, which is no shorter."""
+    """The number of launches per graph, estimated from their time outside a graph, an upper bound."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     call()
     begin.record()
@@ -120,14 +120,14 @@ def _launches_of(call: Call) -> int:
 
 
 def _captured(calls: list[Call], launches: int) -> torch.cuda.CUDAGraph:
-    """A graph of the calls, one after the other, `launches` times over."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+    """Captures a graph with `launches` repetitions of the calls in order."""
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
         for _ in range(3):
             for call in calls:
                 call()
-    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.current_stream().wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(launches):
@@ -137,7 +137,7 @@ def _captured(calls: list[Call], launches: int) -> torch.cuda.CUDAGraph:
 
 
 def _replay_seconds(graphs: list[torch.cuda.CUDAGraph], launches: int, replays: int) -> list[list[float]]:
-    """Seconds a launch of each graph's replays, taken in turns."""
+    """Seconds per launch of each graph, from interleaved replays."""
     times: list[list[float]] = [[] for _ in graphs]
     for _ in range(replays):
         for graph, own in zip(graphs, times, strict=True):

@@ -1,4 +1,4 @@
-"""Which op a test speaks of, and whether an op's speed may be shown: not where something speaks against it, marked if unproved."""
+"""Maps tests to ops, and decides whether an op's speed is shown: hidden after a failure, marked if unverified."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OPS = (
     "batch_norm",
     "join_branches",
 )
-# Files in tests/kernels all of whose tests are of these ops, or of those of them that a name names; other tests are of the ops,
-# or of the files, that their names name.
+# Files in tests/kernels that cover these ops only; a test whose name contains an op covers just that op. Tests in other files
+# cover the ops, or the files, in their names.
 OPS_OF_FILE = {
     "test_coalitions_and_mixing.py": ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
     "test_sample_clips.py": ("sample_clips",),
@@ -35,23 +35,23 @@ GPU_BACKENDS = ("cuda", "triton")
 
 
 def ops_of(test: str) -> tuple[str, ...]:
-    """Of a pytest id."""
+    """The ops covered by a pytest id."""
     of_file = next((ops for file, ops in OPS_OF_FILE.items() if file in test), None)
     named = tuple(op for op in of_file or OPS if op in test)
     return named or of_file or ()
 
 
-def proofs_of(test: str) -> tuple[str, ...]:
-    """The back ends of the GPU that a passing test speaks for: those it names, where it is in a file of the ops.
+def verified_backends(test: str) -> tuple[str, ...]:
+    """The GPU back ends that a passing test verifies: those in its name, if it is in an op's test file.
 
-    Others name a back end too and run elsewhere, in Triton's interpreter or in a compiler.
+    Tests in other files may name a back end but run in Triton's interpreter or only compile.
     """
     file, _, name = test.partition("::")
     return tuple(backend for backend in GPU_BACKENDS if backend in name) if PurePosixPath(file).name in OPS_OF_FILE else ()
 
 
 def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
-    """Counts, and for each op also how many tests that passed speak for each back end of the GPU."""
+    """Counts of outcomes, in total and per op, with the number of passed tests that verify each GPU back end."""
     outcomes = list(outcomes)
     total = Counter(outcome["outcome"] for outcome in outcomes)
     of_op = {op: Counter[str]() for op in OPS}
@@ -59,7 +59,7 @@ def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
         for op in ops_of(outcome["test"]):
             of_op[op][outcome["outcome"]] += 1
             if outcome["outcome"] == "passed":
-                of_op[op].update(proofs_of(outcome["test"]))
+                of_op[op].update(verified_backends(outcome["test"]))
     return {
         **{kind: total[kind] for kind in ("passed", "failed", "skipped")},
         "missing": [outcome["test"] for outcome in outcomes if outcome["outcome"] == "missing"],
@@ -72,7 +72,7 @@ def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
 
 
 def as_result(run: dict[str, Any]) -> dict[str, Any]:
-    """A run of the results file of `bench.gpu` as the tables take it: tests, sanitizer, copy, rows and augment path."""
+    """Converts a run of a `bench.gpu` results file for the tables: tests, sanitizer, copy, rows and augment path."""
     items = run["items"]
     sanitizer: dict[str, dict[str, Any]] = {}
     for content in items.values():
@@ -87,18 +87,18 @@ def as_result(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def may_show(result: dict[str, Any], ops: str, backend: str) -> Literal["green", "red", "unproved"]:
-    """What the suite found of ops (joined by ` + `) on a back end; `red` lets no speed be shown, `unproved` stands beside it.
+def may_show(result: dict[str, Any], ops: str, backend: str) -> Literal["green", "red", "unverified"]:
+    """The verdict for ops (joined by ` + `) on a back end; `red` hides the speed, `unverified` is printed with it.
 
-    Red: a test of the op failed, or a sanitizer found an error. Unproved: no test of the op on that back end passed.
+    Red: a test of the op failed, or a sanitizer found an error. Unverified: no test of the op on that back end passed.
     """
-    verdict: Literal["green", "unproved"] = "green"
+    verdict: Literal["green", "unverified"] = "green"
     for op in ops.split(" + "):
         counts = result.get("tests", {}).get("ops", {}).get(op, {})
         sanitized = (found.get(op, {}).get("verdict") for found in result.get("sanitizer", {}).values())
         if counts.get("failed") or "red" in sanitized:
             return "red"
-        proofs = sum(counts.get(name, 0) for name in GPU_BACKENDS) if backend == "auto" else counts.get(backend, 0)
-        if not proofs:
-            verdict = "unproved"
+        passed = sum(counts.get(name, 0) for name in GPU_BACKENDS) if backend == "auto" else counts.get(backend, 0)
+        if not passed:
+            verdict = "unverified"
     return verdict

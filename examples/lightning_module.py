@@ -1,4 +1,4 @@
-"""Shap-Mix in a LightningModule (`pip install lightning`); the mixer is a submodule: its saliency is in the checkpoints."""
+"""Shap-Mix in a LightningModule (`pip install lightning`); the mixer is a submodule, so its saliency is checkpointed."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from shapmix.data.synthetic import make_synthetic
 
 
 class MixedTraining(lightning.LightningModule):
-    """Any network with Shap-Mix; on several devices each mixes and measures the clips it was given."""
+    """Any network with Shap-Mix; with several devices, each mixes and measures its own shard of the batch."""
 
     def __init__(self, network: nn.Module, mixer: ShapMix) -> None:
         super().__init__()
         self.network, self.mixer = network, mixer
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """Measure, mix, loss: the three calls of any loop."""
+        """The three calls of every loop: measure, mix, loss."""
         clips, labels = batch
         self.mixer.observe(self.network, clips, labels, self.global_step)
         mixed = self.mixer.mix(clips, labels, self.global_step)
         return torch.stack(self.mixer.loss(self.network(mixed.clips), mixed)).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Of the network alone: the mixer has no parameters."""
+        """Optimises the network only: the mixer has no parameters."""
         return torch.optim.AdamW(self.network.parameters(), lr=2e-3)
 
 
 def main(epochs: int = 8, n_max: int = 60) -> MixedTraining:
-    """Trains on a part of the embedded data."""
+    """Trains on a subset of the embedded data."""
     lightning.seed_everything(0, verbose=False)
     splits = make_synthetic(num_classes=8, n_max=n_max, imbalance=10)
     sampler = ClipSampler(splits.store, "crop", "joint", num_frames=32)

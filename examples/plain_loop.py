@@ -12,7 +12,7 @@ from shapmix.data.synthetic import make_synthetic
 
 
 class TemporalNetwork(nn.Module):
-    """A network of your own: clips [N, C, T, V, M] -> logits [N, K]."""
+    """A custom network: clips [N, C, T, V, M] -> logits [N, K]."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -22,13 +22,13 @@ class TemporalNetwork(nn.Module):
         self.classifier = nn.Linear(64, num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Joints, people and coordinates are channels of a series of frames."""
+        """Treats joints, people and coordinates as the channels of a time series."""
         series = clips.permute(0, 1, 3, 4, 2).flatten(1, 3)
         return self.classifier(self.features(series).mean(2))
 
 
 def main(epochs: int = 8, n_max: int = 60) -> float:
-    """Trains on a part of the embedded data; returns the accuracy on its test clips."""
+    """Trains on a subset of the embedded data; returns the test accuracy."""
     torch.manual_seed(0)
     splits = make_synthetic(num_classes=8, n_max=n_max, imbalance=10)
     sampler = ClipSampler(splits.store, "crop", "joint", num_frames=32)
