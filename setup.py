@@ -1,11 +1,11 @@
 """Builds the native modules with CMake; everything else about the package is in pyproject.toml.
 
 Environment:
-    SHAPMIX_CUDA: `auto` (default: build `shapmix._native_cuda` where nvcc is found), `0` never, `1` fail without nvcc.
-    SHAPMIX_CUDA_ARCHS: architectures as CMake writes them; default `80-real;90-real;90-virtual` (sm_80, sm_90 and PTX).
-    SHAPMIX_WERROR: `1` makes warnings errors; default `0`, as other compilers warn of other things.
-    CXX, CUDACXX: the compilers, where not the first ones on the PATH.
-    SETUPTOOLS_SCM_PRETEND_VERSION: the version, where the tag cannot be read.
+    SHAPMIX_CUDA: `auto` (default) builds `shapmix._native_cuda` if nvcc is found, `0` never builds it, `1` fails without nvcc.
+    SHAPMIX_CUDA_ARCHS: architectures in CMake's syntax; default `80-real;90-real;90-virtual` (sm_80, sm_90 and PTX).
+    SHAPMIX_WERROR: `1` treats warnings as errors; default `0`, since other compilers have other warnings.
+    CXX, CUDACXX: the compilers; default: the first ones on the PATH.
+    SETUPTOOLS_SCM_PRETEND_VERSION: the version, if the tag cannot be read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_CUDA_ARCHS = "80-real;90-real;90-virtual"
-UNKNOWN_VERSION = "0+unknown"  # an archive without git, without a tag's name in .git_archival.txt
+UNKNOWN_VERSION = "0+unknown"  # an archive without git and without a tag in .git_archival.txt
 
 
 def find_nvcc() -> str | None:
-    """nvcc from CUDACXX, CUDA_HOME, the PATH or the usual place."""
+    """Path of nvcc from CUDACXX, CUDA_HOME, the PATH or the default location."""
     if "CUDACXX" in os.environ:
         return shutil.which(os.environ["CUDACXX"])
     homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
@@ -39,7 +39,7 @@ def wanted_nvcc() -> str | None:
     """The nvcc to build with, None to build without CUDA.
 
     Raises:
-        SystemExit: SHAPMIX_CUDA asks for what is not there, or is not one of its values.
+        SystemExit: SHAPMIX_CUDA is 1 but nvcc is missing, or it has an invalid value.
     """
     setting = os.environ.get("SHAPMIX_CUDA", "auto")
     if setting not in ("auto", "0", "1"):
@@ -54,10 +54,10 @@ def wanted_nvcc() -> str | None:
 
 
 def warnings_are_errors() -> bool:
-    """What SHAPMIX_WERROR says.
+    """Reads SHAPMIX_WERROR.
 
     Raises:
-        SystemExit: it is not one of its values.
+        SystemExit: it has an invalid value.
     """
     setting = os.environ.get("SHAPMIX_WERROR", "0")
     if setting not in ("0", "1"):
@@ -74,7 +74,7 @@ def required_tool(name: str) -> str:
 
 
 def check_cxx_compiler() -> None:
-    """Ends the build with one sentence where there is no C++ compiler."""
+    """Ends the build with one sentence if there is no C++ compiler."""
     named = os.environ.get("CXX")
     if named:
         if shutil.which(named.split()[0]) is None:
@@ -86,8 +86,8 @@ def check_cxx_compiler() -> None:
 def version() -> str:
     """The version of the git tag, of the source distribution or of the archive.
 
-    A machine without network installs with --no-build-isolation and may lack setuptools-scm: then only the version that a source
-    distribution carries is read.
+    An offline installation with --no-build-isolation may lack setuptools-scm; then only the version in a source distribution is
+    read.
     """
     try:
         from setuptools_scm import get_version
@@ -108,7 +108,7 @@ class CMakeBuild(build_ext):
         tree = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
         nvcc = wanted_nvcc()
         werror = warnings_are_errors()
-        # Build isolation moves the tools at every build, so their paths are given again over the cached ones.
+        # With build isolation, the paths of the tools change at every build, so the cached ones are overwritten.
         cmake, ninja = required_tool("cmake"), required_tool("ninja")
         try:
             import pybind11
@@ -135,7 +135,7 @@ class CMakeBuild(build_ext):
         for command in (configure, [configure[0], "--build", str(tree), "--target", *targets]):
             if subprocess.run(command).returncode:
                 without = "; SHAPMIX_CUDA=0 builds without CUDA" if nvcc else ""
-                raise SystemExit(f"shapmix: the native build failed, the compiler's message is above{without}")
+                raise SystemExit(f"shapmix: the native build failed; see the compiler's message above{without}")
 
         for extension, target in zip(self.extensions, targets, strict=True):
             destination = Path(self.get_ext_fullpath(extension.name))

@@ -15,22 +15,22 @@
 namespace shapmix {
 namespace {
 
-// Rows whose sums are taken in the elements' arithmetic, before they join those of the other rows in float64.
+// Rows accumulated in the elements' arithmetic before their sums are added to the totals in float64.
 constexpr std::int64_t kRowsTogether = 64;
-// Up to this many deviations from zero a mean is taken off behind the scaling, which rounds both at its size and saves an
-// instruction an element.
+// A mean within this many deviations from zero is subtracted after the scaling, which rounds at the size of the mean and saves one
+// instruction per element.
 constexpr double kNear = 2;
-constexpr const char* kNoHalf = "the CPU path of batch_norm takes float32, float64 and bfloat16";
+constexpr const char* kNoHalf = "the CPU path of batch_norm supports float32, float64 and bfloat16";
 
-// Two numbers a channel: sums, or the mean and the sum of squared deviations from it.
+// Two numbers per channel: sums, or the mean and the sum of squared deviations from it.
 struct Totals {
   std::int64_t rows = 0;
   std::vector<double> first;
   std::vector<double> second;
 };
 
-// By the rule of Chan, Golub and LeVeque (1983): no digit is lost to a mean far from zero. `share` is that of the rows that join,
-// `weight` their share times the number of those before. Of one channel or of a vector of them.
+// Update of Chan, Golub and LeVeque (1983): a mean far from zero loses no precision. `share` is the fraction of the added rows,
+// `weight` this fraction times the number of earlier rows. For one channel or a vector of channels.
 template <class Number>
 SHAPMIX_SIMD_BODY void join_moments(Number& mean, Number& deviations, double share, double weight, const Number& other,
                                     const Number& other_deviations) {
@@ -58,11 +58,11 @@ struct Added {
   }
 };
 
-// Over rows begin..end two sums a channel: term(row, block, channel, first, second) adds a row's share of some lanes, and
-// join(block, stop, sums) takes what the rows block..stop have come to: the first sum of each channel, then the second.
+// Two sums per channel over rows begin..end: term(row, block, channel, first, second) adds one row to some lanes, and
+// join(block, stop, sums) receives the sums of rows block..stop: the first sum of each channel, then the second.
 template <int kLanes, class Sum, class Term, class Join>
 SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t channels, const Term& term, const Join& join) {
-  constexpr int kTogether = 4;  // vectors of neighbouring channels: whole cache lines of a row
+  constexpr int kTogether = 4;  // vectors of contiguous channels: whole cache lines of a row
   const Scratch<Sum> scratch(1, 2 * channels);
   Sum* sums = scratch.of(0);
   for (std::int64_t block = begin; block < end; block += kRowsTogether) {
@@ -93,8 +93,8 @@ SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t
   }
 }
 
-// Mean and squared deviations. The sums of a block are those of the differences from its first row, which keeps the digits that
-// a large mean would eat; and as blocks are short, a first row far from the others costs few.
+// Mean and squared deviations. The sums of a block are taken relative to its first row, which keeps the precision that a large
+// mean would lose; as blocks are short, a first row far from the others loses little.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {
   const auto* in = static_cast<const Element*>(job.in);
@@ -128,7 +128,7 @@ SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::in
       });
 }
 
-// A centre that is given is taken off before the elements are scaled.
+// If `mean` is given, it is subtracted before the elements are scaled.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, const Wide<Element>* scale,
                                   const Wide<Element>* shift, void* out, std::int64_t begin, std::int64_t end) {
@@ -146,12 +146,12 @@ SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, con
         value = value * load<kWidth>(scale + channel) + load<kWidth>(shift + channel);
         if constexpr (has_shortcut) value += load<kWidth>(shortcut + row * job.shortcut_stride + channel);
         const auto floor = load<kWidth>(lowest + channel);
-        value = value < floor ? floor : value;  // a NaN stays
+        value = value < floor ? floor : value;  // keeps NaN
         store(to + row * job.channels + channel, value);
       });
     }
   };
-  // Apart, as the compiler would ask for each vector.
+  // Separate loops, since the compiler would branch for each vector.
   const auto with = [&](auto is_centred) __attribute__((always_inline)) {
     if (shortcut != nullptr) {
       apply(is_centred, std::true_type{});
@@ -166,14 +166,14 @@ SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, con
   }
 }
 
-// The gradient behind the rectifier: kept where the output lies above its lowest value.
+// The gradient through the ReLU: kept where the output is above its lower bound, else 0.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY Lanes<Wide<Element>, kLanes> passed(const Element* grad, const Element* out, const Wide<Element>* lowest) {
   const Lanes<Wide<Element>, kLanes> value = load<kLanes>(grad);
   return load<kLanes>(out) > load<kLanes>(lowest) ? value : Lanes<Wide<Element>, kLanes>{};
 }
 
-// Sums of the passed gradient and of its product with in - mean; the passed gradient is the shortcut's.
+// Sums of the passed gradient and of its product with in - mean; the passed gradient is the gradient of the shortcut.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void sum_gradients(const BatchNormJob& job, const void* out, const void* mean, const void* grad,
                                      void* to_shortcut, Totals& totals, std::int64_t begin, std::int64_t end) {
@@ -276,7 +276,7 @@ Loops<Element> widest_loops() {
 
 int workers_of(const BatchNormJob& job, int threads) { return workers_for(job.rows, job.rows * job.channels * 4, threads); }
 
-// The workers' totals joined in their order.
+// The totals of all workers, combined in order.
 template <class Joined, class Body>
 Totals total(const BatchNormJob& job, int workers, const Body& body) {
   const auto channels = static_cast<std::size_t>(job.channels);
@@ -320,7 +320,7 @@ void forward(const BatchNormJob& job, void* out, void* mean, void* variance, int
     is_far = is_far || std::abs(totals.first[c] * factors[c]) > kNear;
   }
   for (std::size_t c = 0; c < channels; ++c) {
-    // With the centre taken off, what its rounding has left of it.
+    // If the mean was subtracted, only its rounding error remains.
     const double off = totals.first[c] - (is_far ? static_cast<double>(static_cast<const Sum*>(mean)[c]) : 0);
     shift[c] = static_cast<Sum>(static_cast<const Sum*>(job.bias)[c] - off * factors[c]);
   }

@@ -1,4 +1,4 @@
-// Batch normalisation of channels-last rows, with what follows it in a residual network: shortcut and rectifier.
+// Batch normalisation of channels-last rows, fused with shortcut and ReLU.
 //
 //   out[row][c] = max(in[row][c] * scale[c] + shift[c] + shortcut[row][c], lowest[c])
 #pragma once
@@ -19,15 +19,15 @@ struct BatchNormJob {
   std::int64_t shortcut_stride;
   const void* weight;  // [channels]
   const void* bias;    // [channels]
-  const void* lowest;  // [channels]: 0 rectifies a channel, -infinity leaves it
+  const void* lowest;  // [channels], lower bound: 0 is a ReLU, -infinity none
   double eps;
 };
 
 // Writes out [rows, channels] and the batch's mean and biased variance [channels].
 void batch_norm_cpu(const BatchNormJob& job, void* out, void* mean, void* variance, int threads);
 
-// `out` is the forward's, `grad` [rows, channels]. Writes the gradients of `in`, weight and bias, and of the shortcut
-// (contiguous; null where there is none).
+// `out` is the output of the forward pass, `grad` [rows, channels]. Writes the gradients of `in`, weight and bias, and of the
+// shortcut (contiguous; null without a shortcut).
 void batch_norm_backward_cpu(const BatchNormJob& job, const void* out, const void* mean, const void* variance, const void* grad,
                              void* to_in, void* to_shortcut, void* to_weight, void* to_bias, int threads);
 

@@ -1,12 +1,12 @@
-"""`batch_norm` and its gradient as Triton kernels: a pass for the sums of a channel, a small one that joins them, one that writes.
+"""`batch_norm` and its gradient as Triton kernels: partial sums per channel, a small reduction, and a pass that writes.
 
-The rows [N * T * V, C] of channels-last memory are read in runs, one program a run and block of channels. Each keeps mean and
-sum of squared deviations by the rule of Chan, Golub and LeVeque (1983), so that a mean far from zero costs no digits, and
-leaves them as partial sums, which are joined in float64 and in a fixed order: no atomics, the same bits each time. Sums over
-the elements of a tile are taken in float32 (float64 for float64 elements), of their differences from the tile's first row.
+The rows [N * T * V, C] of channels-last memory are read in runs, one program per run and block of channels. Each program updates
+mean and sum of squared deviations with the formula of Chan, Golub and LeVeque (1983), so that a mean far from zero loses no
+precision. The partial results are reduced in float64 and in a fixed order without atomics, so the result is deterministic. Sums
+over a tile are accumulated in float32 (float64 for float64 elements), relative to the tile's first row.
 
-The forward reads its input twice and writes once, the backward reads three tensors twice; the floor is those bytes over the
-memory's bandwidth. Shortcut and rectifier ride along in the second pass.
+The forward pass reads its input twice and writes once, the backward pass reads three tensors twice; the roofline is this traffic
+over the memory bandwidth. Shortcut and ReLU are fused into the second pass.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from .checks import row_stride
 
-MOST_CHANNELS_AT_ONCE = 64
-TILE = 2048  # elements that a program takes at once
-PROGRAMS = 1024  # enough to fill any GPU, few enough that their partial sums are small
+MAX_BLOCK_CHANNELS = 64
+TILE = 2048  # elements per tile of a program
+PROGRAMS = 1024  # enough to fill any GPU, few enough to keep the partial sums small
 BLOCK_RUNS = 64
-BLOCK_JOINED = 16  # channels of a program that joins partial sums
+BLOCK_REDUCED = 16  # channels per program that reduces partial sums
 NUM_WARPS = 4
 
 
 @triton.jit
 def tile_of(channels, BLOCK_C: tl.constexpr):
-    """The channels of this program, which of them exist, and its position on the other axis."""
+    """The channels of this program, their mask, and the program's index on the other axis."""
     c_blocks = tl.cdiv(channels, BLOCK_C)
     channel = tl.program_id(0) % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     return channel, channel < channels, (tl.program_id(0) // c_blocks).to(tl.int64)
@@ -40,10 +40,10 @@ def tile_of(channels, BLOCK_C: tl.constexpr):
 def moments_kernel(
     means, deviations, x, rows, rows_each, channels, SUM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """One run of rows: its mean [runs, C] and its sum of squared deviations from that [runs, C]."""
+    """Each program writes mean and sum of squared deviations of one run of rows to [runs, C]."""
     channel, is_channel, run = tile_of(channels, BLOCK_C)
     begin, end = run * rows_each, tl.minimum((run + 1) * rows_each, rows)
-    # From the first row on: a share is rounded, which costs the mean a part of a gap and never a part of the mean.
+    # Starts at the first row, so that the rounding of a share scales with the gap between means, not with the mean.
     mean = tl.load(x + begin * channels + channel, mask=is_channel, other=0.0).to(tl.float64)
     deviation = tl.zeros([BLOCK_C], tl.float64)
     for first in range(begin, end, BLOCK_R):
@@ -59,7 +59,7 @@ def moments_kernel(
         offset = total / count
         within = squares - total * offset
         gap = pivot.to(tl.float64) + offset.to(tl.float64) - mean
-        share = count / (before + count)  # in float64 the division is a call, which spills registers
+        share = count / (before + count)  # a float64 division is a function call, which spills registers
         deviation += tl.where(within < 0, 0.0, within).to(tl.float64) + gap * gap * (before * share)
         mean += gap * share
     tl.store(means + run * channels + channel, mean, mask=is_channel)
@@ -70,7 +70,7 @@ def moments_kernel(
 def join_moments_kernel(
     mean, rest, variance, means, deviations, rows, rows_each, runs, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Mean, what its rounding has left of it, and biased variance [C] of all rows, from those of the runs."""
+    """Reduces the runs to mean, rounding error of the mean, and biased variance [C] of all rows."""
     channel, is_channel, _ = tile_of(channels, BLOCK_C)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for first in range(0, runs, BLOCK_P):
@@ -114,7 +114,7 @@ def normalise_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """max((x - mean) * weight / deviation + bias + shortcut, lowest) of one block of rows."""
+    """Each program writes max((x - mean) * weight / deviation + bias + shortcut, lowest) for one block of rows."""
     channel, is_channel, block = tile_of(channels, BLOCK_C)
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = (row < rows)[:, None] & is_channel[None, :]
@@ -127,12 +127,12 @@ def normalise_kernel(
     if shortcut is not None:
         value += tl.load(shortcut + row[:, None] * shortcut_stride + channel[None, :], mask=inside, other=0.0).to(SUM)
     floor = tl.load(lowest + channel, mask=is_channel, other=0.0)[None, :]
-    tl.store(out + at, tl.where(value < floor, floor, value).to(out.dtype.element_ty), mask=inside)  # NaN stays
+    tl.store(out + at, tl.where(value < floor, floor, value).to(out.dtype.element_ty), mask=inside)  # keeps NaN
 
 
 @triton.jit
 def load_passed(grad, out, lowest, at, inside, channel, is_channel, SUM: tl.constexpr):
-    """The gradient behind the rectifier: kept where the result lies above its lowest value."""
+    """Loads the gradient through the ReLU: kept where the result is above its lower bound, else 0."""
     floor = tl.load(lowest + channel, mask=is_channel, other=0.0)[None, :]
     above = tl.load(out + at, mask=inside, other=0.0).to(SUM) > floor
     return tl.where(above, tl.load(grad + at, mask=inside, other=0.0).to(SUM), 0.0)
@@ -155,7 +155,7 @@ def gradient_sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One run of rows: sums of the passed gradient [runs, C] and of its product with x - mean [runs, C]."""
+    """Each program writes, for one run of rows, the sums of the passed gradient and of its product with x - mean to [runs, C]."""
     channel, is_channel, run = tile_of(channels, BLOCK_C)
     begin, end = run * rows_each, tl.minimum((run + 1) * rows_each, rows)
     centre = tl.load(mean + channel, mask=is_channel, other=0.0)[None, :]
@@ -178,7 +178,7 @@ def gradient_sums_kernel(
 def join_gradients_kernel(
     to_weight, to_bias, sums, products, variance, eps, runs, channels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Gradients of weight and bias [C], from the sums of the runs."""
+    """Reduces the sums of the runs to the gradients of weight and bias [C]."""
     channel, is_channel, _ = tile_of(channels, BLOCK_C)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     product = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
@@ -212,7 +212,7 @@ def gradient_rows_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The input's gradient of one block of rows."""
+    """Each program writes the gradient of the input for one block of rows."""
     channel, is_channel, block = tile_of(channels, BLOCK_C)
     row = block * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = (row < rows)[:, None] & is_channel[None, :]
@@ -246,7 +246,7 @@ def batch_norm(
     rest = torch.empty_like(mean)
     c_blocks = triton.cdiv(channels, tile["BLOCK_C"])
     moments_kernel[(runs * c_blocks,)](means, deviations, x, rows, rows_each, channels, **tile, num_warps=NUM_WARPS)
-    join_moments_kernel[(triton.cdiv(channels, BLOCK_JOINED),)](
+    join_moments_kernel[(triton.cdiv(channels, BLOCK_REDUCED),)](
         mean,
         rest,
         variance,
@@ -257,7 +257,7 @@ def batch_norm(
         runs,
         channels,
         BLOCK_P=BLOCK_RUNS,
-        BLOCK_C=BLOCK_JOINED,
+        BLOCK_C=BLOCK_REDUCED,
         num_warps=NUM_WARPS,
     )
     normalise_kernel[(tiles,)](
@@ -294,7 +294,7 @@ def batch_norm_backward(
     lowest: Tensor,
     eps: float,
 ) -> None:
-    """Writes the gradients; all of [N, C, T, V] is channels-last."""
+    """Writes the gradients; all tensors of [N, C, T, V] are channels-last."""
     rows, channels, tiles, tile = sizes(x, weight)
     rows_each, runs = runs_of(rows, channels, tile["BLOCK_R"], tile["BLOCK_C"])
     sums, products = weight.new_empty(runs, channels), weight.new_empty(runs, channels)
@@ -302,7 +302,7 @@ def batch_norm_backward(
     gradient_sums_kernel[(runs * triton.cdiv(channels, tile["BLOCK_C"]),)](
         sums, products, to_shortcut, grad, out, x, mean, lowest, rows, rows_each, channels, **tile, num_warps=NUM_WARPS
     )
-    join_gradients_kernel[(triton.cdiv(channels, BLOCK_JOINED),)](
+    join_gradients_kernel[(triton.cdiv(channels, BLOCK_REDUCED),)](
         to_weight,
         to_bias,
         sums,
@@ -312,7 +312,7 @@ def batch_norm_backward(
         runs,
         channels,
         BLOCK_P=BLOCK_RUNS,
-        BLOCK_C=BLOCK_JOINED,
+        BLOCK_C=BLOCK_REDUCED,
         num_warps=NUM_WARPS,
     )
     gradient_rows_kernel[(tiles,)](
@@ -335,10 +335,10 @@ def batch_norm_backward(
 
 
 def sizes(x: Tensor, weight: Tensor) -> tuple[int, int, int, dict[str, int]]:
-    """Rows, channels, tiles that cover them, and what the kernels over rows are specialised for."""
+    """Rows, channels, number of tiles that cover them, and the compile-time constants of the kernels over rows."""
     channels = x.shape[1]
     rows = x.numel() // channels
-    of_channels = min(triton.next_power_of_2(channels), MOST_CHANNELS_AT_ONCE)
+    of_channels = min(triton.next_power_of_2(channels), MAX_BLOCK_CHANNELS)
     tile = {
         "SUM": tl.float64 if weight.dtype == torch.float64 else tl.float32,
         "BLOCK_R": TILE // of_channels,
@@ -348,7 +348,7 @@ def sizes(x: Tensor, weight: Tensor) -> tuple[int, int, int, dict[str, int]]:
 
 
 def runs_of(rows: int, channels: int, block_r: int, block_c: int) -> tuple[int, int]:
-    """How many rows a program adds up, and how many programs that makes."""
+    """Rows per program and number of programs of the partial sums."""
     blocks = triton.cdiv(rows, block_r)
     most = max(1, PROGRAMS // triton.cdiv(channels, block_c))
     rows_each = triton.cdiv(blocks, min(blocks, most)) * block_r

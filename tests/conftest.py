@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bench  # noqa: F401  makes shapmix.kernels importable if the project is not installed
-from bench.verdicts import proofs_of
+from bench.verdicts import verified_backends
 from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
 
@@ -35,7 +35,7 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # as many workers as cores: each work
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of ops on GPU back ends as `gpu`; other GPU tests mark themselves."""
     for item in items:
-        if proofs_of(item.nodeid):
+        if verified_backends(item.nodeid):
             item.add_marker(pytest.mark.gpu)
 
 

@@ -1,4 +1,4 @@
-"""What the classes of this package ask of their arguments: one sentence that names the argument, what it is, and what to give."""
+"""Argument checks of mixers and games; each error names the argument, its value, and what to give."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shapmix.kernels.checks import DTYPES, check_dtype
 
 
 def whole_counts(name: str, value: Tensor | Sequence[int]) -> Tensor:
-    """[K] int64 of a tensor, an array or a list of whole numbers, K at least 1.
+    """Converts a tensor, array or list of K integers, K at least 1, to [K] int64.
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: the value is none of these.
     """
     if not isinstance(value, (Tensor, list, tuple, np.ndarray)):
         raise TypeError(f"{name} is a {type(value).__name__}; give a tensor or list [K]")
@@ -29,10 +29,10 @@ def whole_counts(name: str, value: Tensor | Sequence[int]) -> Tensor:
 
 
 def check_mean_motion(mean_motion: Tensor, num_joints: int, layout: str) -> None:
-    """[C, T, V, M] floating point, finite, of a layout's joints.
+    """Checks for a finite floating point tensor [C, T, V, M] with the joints of the layout.
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: a check fails.
     """
     _check_is_tensor("mean_motion", mean_motion, "[C, T, V, M]")
     if mean_motion.dim() != 4 or mean_motion.numel() == 0:
@@ -44,35 +44,36 @@ def check_mean_motion(mean_motion: Tensor, num_joints: int, layout: str) -> None
     finite = mean_motion.isfinite()
     if not finite.all():
         at = torch.nonzero(~finite)[0].tolist()
-        raise ValueError(f"mean_motion{at} is {float(mean_motion[tuple(at)])}; take the mean of clips that are finite")
+        raise ValueError(f"mean_motion{at} is {float(mean_motion[tuple(at)])}; average clips with finite coordinates")
 
 
 def check_clips(clips: Tensor, mean_motion: Tensor) -> None:
-    """[N, C, T, V, M] floating point beside the mean motion [C, T, V, M], N at least 1.
+    """Checks for floating point clips [N, C, T, V, M] that match the mean motion [C, T, V, M], N at least 1.
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: a check fails.
     """
     _check_is_tensor("clips", clips, "[N, C, T, V, M]")
     check_dtype("clips", clips, DTYPES)
     expected = mean_motion.shape
     if clips.dim() != 5 or clips.shape[1:] != expected or len(clips) == 0:
-        turned = clips.dim() == 5 and clips.shape[1:] != expected and sorted(clips.shape[1:]) == sorted(expected)
-        how = ", the axes of mean_motion in another order" if turned else ""
+        permuted = clips.dim() == 5 and clips.shape[1:] != expected and sorted(clips.shape[1:]) == sorted(expected)
+        how = ", the axes of mean_motion in a different order" if permuted else ""
         raise ValueError(f"clips has shape {list(clips.shape)}{how}; give [N, {', '.join(map(str, expected))}], as mean_motion")
     if clips.device != mean_motion.device:
         raise ValueError(f"clips is on {clips.device}, mean_motion on {mean_motion.device}; move one of them")
 
 
 def check_labels(labels: Tensor, clips: Tensor, classes: int | None, *, values: bool = True) -> None:
-    """[N] int64 beside clips [N, ...], from 0 to the number of classes less 1.
+    """Checks for int64 labels [N] of clips [N, ...], from 0 to the number of classes - 1.
 
     Args:
-        classes: None where it is not known.
-        values: whether they are read where they lie on the CPU; elsewhere they never are, as the host would wait for them.
+        classes: None if unknown.
+        values: check the range of labels on the CPU; labels on other devices are never read, since that would synchronise with
+            the host.
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: a check fails.
     """
     _check_is_tensor("labels", labels, "[N]")
     if labels.shape != clips.shape[:1]:
@@ -90,10 +91,10 @@ def check_labels(labels: Tensor, clips: Tensor, classes: int | None, *, values: 
 
 
 def check_logits(name: str, logits: Any, rows: int, classes: int | None) -> None:
-    """[L, K] floating point; `classes` is None where any number will do.
+    """Checks for floating point logits [L, K]; `classes` None allows any K.
 
     Raises:
-        TypeError, ValueError: anything else, such as a tuple that a network returned.
+        TypeError, ValueError: a check fails, for example if a network returns a tuple.
     """
     wanted = f"[{rows}, {'K' if classes is None else classes}]"
     if not isinstance(logits, Tensor):

@@ -1,6 +1,6 @@
-"""CTR-GCN, the network of the paper, written as its formulas read; `shapmix.networks.ctrgcn` computes the same function faster.
+"""CTR-GCN, the paper's network, as a direct implementation of its formulas; `shapmix.networks.ctrgcn` is a faster equivalent.
 
-Module names follow the field's checkpoints, so that `load_state_dict` takes them and `state_dict` exports to them.
+Module names match published checkpoints, so that state dicts are compatible in both directions.
 Source: Chen et al., "Channel-wise Topology Refinement Graph Convolution", ICCV 2021; fixtures `ctrgcn_*`.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from shapmix.skeleton.layout import Layout
 
-SUBSETS = 3  # graphs a layer: self, inward, outward
-RELATION_CHANNELS = 8  # of the first layer; an eighth of the input's channels in the others
+SUBSETS = 3  # graphs per layer: self, inward, outward
+RELATION_CHANNELS = 8  # in the first layer; an eighth of the input channels in the others
 
 
 class RelationGC(nn.Module):
-    """One subset: a graph that every channel refines by how its joints differ.
+    """One subset: a shared graph, refined per channel by the differences between joints.
 
     [N, C, T, V] and the shared graph [V, V] -> [N, C', T, V].
     """
@@ -58,7 +58,7 @@ class GraphUnit(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Convolution over time, padded to keep its length (before the stride), and BatchNorm."""
+    """Temporal convolution with "same" padding (before the stride), and BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -122,12 +122,12 @@ class CTRGCN(nn.Module):
         num_people: M.
         in_channels: C.
         widths: channels of each layer, multiples of 8; the published network has 64 x 4, 128 x 3, 256 x 3.
-        halve: indices into `widths` of the layers that halve the frames; by default those that change the width.
-        graph_gain: start of the weight of the graph units' BatchNorm. The published 1e-6 lets a layer begin as its shortcut;
+        halve: indices into `widths` of the layers that halve the frames; default: those that change the width.
+        graph_gain: initial weight of the BatchNorm in graph units. With the published 1e-6, a layer starts as its shortcut;
             1 learns faster in short runs of small networks.
 
     Raises:
-        ValueError: a width that is not a multiple of 8.
+        ValueError: a width is not a multiple of 8.
     """
 
     graph_unit: type[GraphUnit] = GraphUnit
@@ -182,10 +182,10 @@ class CTRGCN(nn.Module):
         return [cast(Layer, self.get_submodule(f"l{layer + 1}")) for layer in range(self.depth)]
 
     def normalised(self, clips: Tensor) -> Tensor:
-        """[N, C, T, V, M] -> [N * M, C, T, V]: what the first layer sees, one row a person.
+        """[N, C, T, V, M] -> [N * M, C, T, V]: the input of the first layer, one row per person.
 
         Raises:
-            ValueError: a clip shape that the network was not built for.
+            ValueError: the clips do not match the shape that the network was built for.
         """
         n, channels, frames, joints, people = clips.shape
         if (channels, joints, people) != self.input_shape:
@@ -200,7 +200,7 @@ class CTRGCN(nn.Module):
         """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.
 
         Raises:
-            ValueError: a clip shape that the network was not built for.
+            ValueError: the clips do not match the shape that the network was built for.
         """
         x = self.normalised(clips)
         for layer in self.layers:

@@ -1,7 +1,7 @@
-"""A network's twin for evaluation, BatchNorm folded into the convolution or product before it.
+"""A copy of a network for evaluation, with BatchNorms folded into the preceding convolutions or linear layers.
 
-The twin is traced by torch.fx, so any module of plain modules and tensor operations will do. It keeps weights of its own, and
-`refresh` takes the training network's again, at about the cost of copying them.
+The copy is traced with torch.fx, which supports any module built from modules and tensor operations. It has separate weights;
+`refresh` updates them from the training network, at about the cost of copying them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class FoldError(ShapmixError, ValueError):
-    """A network that torch.fx cannot trace; the message says why and what to do."""
+    """torch.fx cannot trace the network; the message says why and what to do."""
 
 
 class _Pair(NamedTuple):
-    """A convolution or product and the norm behind it: modules of the training network, and the folded one of the twin."""
+    """A convolution or linear layer and the norm after it, in the training network, and the folded layer of the copy."""
 
     linear: Any
     norm: Any
@@ -33,19 +33,19 @@ class _Pair(NamedTuple):
 
 
 class Folded(nn.Module):
-    """What `network` computes in eval mode, without the BatchNorms that could be folded; for forwards without gradient.
+    """`network` in eval mode, with BatchNorms folded where possible; for forward passes without gradients.
 
         folded = Folded(network)
         mixer.observe(folded.refresh(), clips, labels, step)  # or PartGame(folded.refresh(), layout, mean_motion)
 
     Args:
-        network: traced by torch.fx in eval mode. It is not changed, and nothing of it is shared.
+        network: traced with torch.fx in eval mode. It is not modified and shares no memory with the copy.
 
-    `unfolded` says of each BatchNorm that is left, by its name in the network, why it could not be folded; it is then computed
-    as it stands. Calls from code other than modules (`functional.batch_norm`) stay as well, named by torch.fx.
+    `unfolded` maps the name of each remaining BatchNorm to the reason why it cannot be folded; it is computed unchanged.
+    Function calls (`functional.batch_norm`) also remain, under their torch.fx name.
 
     Raises:
-        FoldError: the network's code depends on values that torch.fx does not know, or the network itself has hooks.
+        FoldError: the network has data-dependent control flow, or forward hooks on the network itself.
     """
 
     unfolded: dict[str, str]
@@ -53,21 +53,21 @@ class Folded(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         if network._forward_hooks or network._forward_pre_hooks:
-            raise FoldError(f"{type(network).__name__} itself has forward hooks, which torch.fx does not see; remove them")
+            raise FoldError(f"{type(network).__name__} itself has forward hooks, which torch.fx does not trace; remove them")
         try:
             copied = copy.deepcopy(network).eval()
             twin = fx.GraphModule(copied, fx.Tracer().trace(copied))
         except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, NotImplementedError) as error:
             raise FoldError(
-                f"torch.fx cannot trace {type(network).__name__}: {error}; use the network itself, or move what depends on "
-                "values or shapes into a module that is wrapped with torch.fx.wrap"
+                f"torch.fx cannot trace {type(network).__name__}: {error}; use the unfolded network, or move code that "
+                "depends on values or shapes into a function wrapped with torch.fx.wrap"
             ) from error
         self.unfolded = {}
         self._pairs: list[_Pair] = []
         modules = dict(network.named_modules())
         for node in list(twin.graph.nodes):
             if node.op == "call_function" and "batch_norm" in getattr(node.target, "__name__", ""):
-                self.unfolded[node.name] = "a function call, whose weights are no module's"
+                self.unfolded[node.name] = "a function call, whose weights belong to no module"
             if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
                 continue
             reason = _why_not(node, modules, twin.graph)
@@ -80,7 +80,7 @@ class Folded(nn.Module):
             if folded.bias is None:
                 weight = folded.weight
                 folded.bias = nn.Parameter(torch.zeros(_outputs(folded), dtype=weight.dtype, device=weight.device))
-            if isinstance(modules[node.target], nn.BatchNorm1d):  # on other ranks it counts its channels along another axis
+            if isinstance(modules[node.target], nn.BatchNorm1d):  # for other ranks its channel axis differs
                 with twin.graph.inserting_before(before):
                     rank = 2 if isinstance(folded, nn.Linear) else 3
                     before.args = (twin.graph.call_function(_of_rank, (before.args[0], rank, before.target)), *before.args[1:])
@@ -91,7 +91,7 @@ class Folded(nn.Module):
         twin.delete_all_unused_submodules()
         self.twin = twin.eval().requires_grad_(False)
         folded_modules = {id(pair.folded) for pair in self._pairs}
-        # what is copied as it stands: tensor by tensor, the training network's beside the twin's
+        # tensors that are copied unchanged from the training network
         self._copied: list[tuple[nn.Module, nn.Module, str]] = []
         for name, module in self.twin.named_modules():
             if name not in modules or id(module) in folded_modules:
@@ -101,16 +101,16 @@ class Folded(nn.Module):
         self.refresh()
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        """The network's result in eval mode."""
+        """The output of the network in eval mode."""
         return self.twin(*arguments, **keywords)
 
     def train(self, mode: bool = True) -> Folded:
-        """Stays in eval mode: there is nothing to train."""
+        """Stays in eval mode: the copy is not trainable."""
         return super().train(False)
 
     @torch.no_grad()
     def refresh(self) -> Folded:
-        """Takes weights and running statistics from the training network as they are now; nothing is read by the host."""
+        """Updates weights and running statistics from the training network, without synchronising with the host."""
         for source, target, name in self._copied:
             getattr(target, name).copy_(getattr(source, name))
         for linear, norm, folded in self._pairs:
@@ -128,23 +128,23 @@ class Folded(nn.Module):
 
 
 def _why_not(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> str | None:
-    """Why the norm of a node cannot be folded into what comes before it, None where it can."""
+    """The reason why a norm cannot be folded into the preceding layer, None if it can."""
     norm: Any = modules[str(node.target)]
     before = node.args[0] if node.args else None
     if norm.running_mean is None:
-        return "it keeps no running statistics, so it takes the batch's"
+        return "it has no running statistics and uses batch statistics"
     if not isinstance(before, fx.Node) or before.op != "call_module" or not isinstance(modules[str(before.target)], LINEAR):
-        return "what comes before it is no convolution or linear layer (folding forward would change zero padding)"
+        return "it does not follow a convolution or linear layer (folding into the next layer would change zero padding)"
     linear: Any = modules[str(before.target)]
     name = before.target
     if len(before.users) > 1:
-        return f"'{name}' has another consumer, which wants its result without the norm"
+        return f"'{name}' has another consumer, which needs its output without the norm"
     for called in (before, node):
         module = modules[str(called.target)]
         if sum(1 for other in graph.nodes if other.op == "call_module" and modules[other.target] is module) > 1:
             return f"'{called.target}' is called more than once"
         if module._forward_hooks or module._forward_pre_hooks:
-            return f"'{called.target}' has hooks, which see its result"
+            return f"'{called.target}' has hooks, which use its output"
     if parametrize.is_parametrized(linear):
         return f"the weights of '{name}' are parametrized"
     if any(other.op == "get_attr" and str(other.target).startswith(f"{name}.") for other in graph.nodes):
@@ -153,7 +153,7 @@ def _why_not(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> s
     if any(module is not linear and of_linear & {id(p) for p in module._parameters.values()} for module in modules.values()):
         return f"the weights of '{name}' are shared with another module"
     if isinstance(linear, nn.Linear) and not isinstance(norm, nn.BatchNorm1d):
-        return f"'{name}' is a linear layer, the norm counts its channels along another axis"
+        return f"'{name}' is a linear layer, whose output axis is not the channel axis of the norm"
     if norm.num_features != _outputs(linear):
         return f"it has {norm.num_features} channels, '{name}' has {_outputs(linear)}"
     return None
@@ -161,8 +161,8 @@ def _why_not(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> s
 
 def _of_rank(x: Tensor, rank: int, name: str) -> Tensor:
     if x.dim() != rank:
-        message = f"'{name}' is folded with the BatchNorm1d behind it and takes {rank} axes, not {list(x.shape)}"
-        raise ValueError(f"{message}; use the network itself")
+        message = f"'{name}' is folded with the BatchNorm1d after it and takes {rank} axes, not {list(x.shape)}"
+        raise ValueError(f"{message}; use the unfolded network")
     return x
 
 
@@ -171,7 +171,7 @@ def _outputs(linear: Any) -> int:
 
 
 def _over_outputs(linear: Any, scale: Tensor) -> Tensor:
-    """A number for each output, as a factor of the weight; a transposed weight is [in, out / groups, ...], group by group."""
+    """Broadcasts one factor per output to the weight's shape; transposed weights are [in, out / groups, ...], per group."""
     weight = linear.weight
     if not isinstance(linear, _TRANSPOSED):
         return scale.view(-1, *(1 for _ in weight.shape[1:]))

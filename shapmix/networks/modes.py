@@ -1,4 +1,4 @@
-"""Eval mode for the duration of a forward, and everything as before afterwards."""
+"""Context managers for forward passes in eval mode that restore the state of the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; modes, buffers and torch's random states are as before afterwards, whatever happens."""
+    """Eval mode inside the context; module modes, buffers and torch's random states are restored on exit, also after an error."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
     with torch.random.fork_rng(devices), in_eval_mode(model):
@@ -25,10 +25,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; every module's own mode afterwards. Nothing is copied, so that it can be captured.
+    """Eval mode inside the context; restores the mode of every module. Copies nothing, so that it can be captured in a CUDA graph.
 
-    Weights that autocast rounded meanwhile are forgotten: made without gradient, they would take the gradients of a forward that
-    follows in the same autocast region.
+    Clears the autocast weight cache: weights cast here without gradient would otherwise be reused, without gradient, by a later
+    forward pass in the same autocast region.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

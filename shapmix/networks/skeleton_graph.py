@@ -1,4 +1,4 @@
-"""What the networks have in common: the normalised input, the layers' widths, and the mean behind them."""
+"""Shared parts of the graph networks: input normalisation, layer widths, and global pooling."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from shapmix.skeleton.layout import Layout
 
-WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)  # of ST-GCN and its followers
-HALVE = (4, 7)  # layers in which the number of frames halves
+WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)  # ST-GCN and its successors
+HALVE = (4, 7)  # layers that halve the frames
 
-MakeLayer = Callable[[int, int, int, bool], nn.Module]  # channels in and out, stride in time, whether there is a shortcut
+MakeLayer = Callable[[int, int, int, bool], nn.Module]  # input and output channels, temporal stride, with shortcut
 
 
 class SkeletonNetwork(nn.Module):
-    """Clips [N, C, T, V, M] -> logits [N, K]: people are clips of their own until the mean.
+    """Clips [N, C, T, V, M] -> logits [N, K]; people are separate rows until the global pooling.
 
     Args:
         layout: skeleton of the clips.
         num_classes: K.
         num_people, in_channels: M and C.
-        make_layer: a layer of [N M, C, T, V].
-        widths, halve: channels of the layers, and which of them halve the frames.
+        make_layer: makes a layer on [N M, C, T, V].
+        widths, halve: channels per layer, and indices of the layers that halve the frames.
         dropout: before the last linear layer.
     """
 
@@ -60,11 +60,11 @@ class SkeletonNetwork(nn.Module):
 
 
 def temporal_conv(channels: int, width: int, size: int = 9, stride: int = 1) -> nn.Sequential:
-    """Convolution over `size` frames and BatchNorm."""
+    """Temporal convolution over `size` frames, and BatchNorm."""
     conv = nn.Conv2d(channels, width, (size, 1), (stride, 1), ((size - 1) // 2, 0))
     return nn.Sequential(conv, nn.BatchNorm2d(width))
 
 
 def shortcut(channels: int, width: int, stride: int) -> nn.Module:
-    """Identity where shapes agree, otherwise a 1x1 convolution and BatchNorm."""
+    """Identity if the shapes agree, else a 1x1 convolution and BatchNorm."""
     return nn.Identity() if channels == width and stride == 1 else temporal_conv(channels, width, 1, stride)

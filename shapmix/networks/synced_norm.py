@@ -1,4 +1,4 @@
-"""BatchNorm over the batch of all processes."""
+"""BatchNorm synchronised over all processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shapmix.process.parallel import summed
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm with the statistics of the batch of all processes, on every device (torch's own is for GPUs alone).
+    """BatchNorm with statistics over the batches of all processes, on every device (torch.nn.SyncBatchNorm supports only GPUs).
 
-    `sync_norms` turns the norms of a network into it; names and state dict stay.
+    `sync_norms` converts the norms of a network to it; names and state dict do not change.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions."""
+        """Accepts any number of dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, C, ...] -> the same shape."""
@@ -29,7 +29,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def sync_norms(network: nn.Module) -> None:
-    """Turns every BatchNorm of a network into one over all processes, in place."""
+    """Converts every BatchNorm of a network to `SyncedBatchNorm`, in place."""
     for module in network.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module.__class__ = SyncedBatchNorm
@@ -37,7 +37,7 @@ def sync_norms(network: nn.Module) -> None:
 
 @torch.no_grad()
 def keep_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
-    """Moves a norm's running statistics [C] towards those of a batch; `variance` unbiased."""
+    """Updates a norm's running statistics [C] with those of a batch; `variance` is unbiased."""
     if norm.running_mean is None:
         return
     norm.num_batches_tracked.add_(1)
@@ -47,7 +47,7 @@ def keep_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
 
 
 def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(result of x's shape and type, mean [C], biased variance [C], rows) over the batch of all processes.
+    """(result with the shape and dtype of x, mean [C], biased variance [C], rows) over the batches of all processes.
 
     The sums are taken in float32, or float64 for float64 x, of the differences from the first row of each process, and are put
     together in float64: a mean far from zero costs no digits. Deviations are from the common mean, as the variance needs it.
@@ -75,7 +75,7 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum and its gradient, which is a sum too: every process's result depends on every process's input."""
+    """All-reduce sum, with an all-reduce as gradient: the result of every process depends on the input of every process."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

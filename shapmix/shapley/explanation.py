@@ -1,4 +1,4 @@
-"""What body parts said of clips: the exact game of each clip, and everything that follows from it."""
+"""Explanations of clips: the exact game of each clip, and the values, rankings and faithfulness tests derived from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 class ByLabel(NamedTuple):
-    """Means over the clips of a class: labels [L] int64, mean [L, ...], standard error of the mean (NaN of one clip), clips [L]."""
+    """Per-class means over clips: labels [L] int64, mean [L, ...], its standard error (NaN for one clip), clips [L]."""
 
     labels: Tensor
     mean: Tensor
@@ -32,15 +32,15 @@ class ByLabel(NamedTuple):
 
 
 class Faithfulness(NamedTuple):
-    """Whether hiding parts by their ranking costs more than hiding them in a random order.
+    """Insertion and deletion curves: does removing parts in ranked order cost more than in random order?
 
     Attributes:
-        clips, labels: how many.
-        ranked_by_others: whether each clip's parts are ranked by other clips of its label; else by its own values.
-        ranked, random: [2, P + 1], insertion and deletion, means along the ranking and over all orders.
-        band: [2, 2, P + 1], the 2.5% and 97.5% quantiles of those along random rankings.
-        lost: what the ranking takes away more than a random order, mean over the steps; with half its 95% interval.
-        brought: v(all) - v(none), likewise.
+        clips, labels: their numbers.
+        ranked_by_others: True if each clip's parts are ranked by other clips of its label; False if by its own values.
+        ranked, random: [2, P + 1], insertion and deletion curves, averaged along the ranking and over all orders.
+        band: [2, 2, P + 1], 2.5% and 97.5% quantiles of the curves along random rankings.
+        lost: additional loss of the ranking over a random order, averaged over the steps, with half its 95% interval.
+        brought: v(all) - v(none), with half its 95% interval.
     """
 
     clips: int
@@ -54,10 +54,9 @@ class Faithfulness(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1: clearly better than random; -1: worse; 0: what the intervals do not tell apart.
+        """1: significantly better than random; -1: significantly worse; 0: statistically indistinguishable.
 
-        Where the clips' probabilities of their own classes do not rise over those of the mean motion (a network at chance, whose
-        probabilities sum to 1), there is nothing that the parts could have brought.
+        Also 0 if v(all) is not significantly above v(none), as for a network at chance: then the parts contribute nothing.
         """
         lost, margin = self.lost
         if not self.ranked_by_others or margin is None:
@@ -66,30 +65,30 @@ class Faithfulness(NamedTuple):
 
     @property
     def clips_bring(self) -> bool:
-        """Whether v(all) is clearly above v(none)."""
+        """Whether v(all) is significantly above v(none)."""
         brought, margin = self.brought
         return margin is not None and brought - margin > 0
 
     def verdict(self, unit: str) -> str:
-        """What the intervals allow to say, for the page."""
+        """The conclusion from the intervals, as text for the page."""
         of = f"{self.clips} clips of {self.labels} classes" if self.labels > 1 else f"{self.clips} clips of one class"
         if not self.ranked_by_others:
             return (
-                "No class has a second clip here by which the parts could be ranked: the curves follow each clip's own values, "
-                "which even noise would seem to confirm. Give --per-class 2 or more."
+                "No class has a second clip to rank the parts by: the curves follow each clip's own values, which would look "
+                "faithful even for noise. Give --per-class 2 or more."
             )
         unknown = f"The ranking is not distinguishable from random with {of}"
         said = {
             1: "The ranking is clearly better than random.",
             0: f"{unknown}."
             if self.clips_bring
-            else f"{unknown}: the clips bring nothing that could be told from zero, as at chance.",
+            else f"{unknown}: the contribution of the whole clips is not distinguishable from zero, as at chance.",
             -1: f"The ranking is worse than random, with {of}.",
         }[self.sign]
         return (
-            f"The parts of each clip are ranked by the other clips of its class. Hiding them in this order takes "
-            f"{_with_margin(self.lost)} more of the {unit} than hiding them in a random order (mean over the steps, 95% interval); "
-            f"the whole clips bring {_with_margin(self.brought)} over the mean motion. {said} The band holds 95% of random "
+            f"The parts of each clip are ranked by the other clips of its class. Removing them in this order costs "
+            f"{_with_margin(self.lost)} more {unit} than removing them in a random order (mean over the steps, 95% interval); "
+            f"the whole clips add {_with_margin(self.brought)} to the mean motion. {said} The band contains 95% of random "
             "rankings."
         )
 
@@ -101,15 +100,15 @@ def _with_margin(value: tuple[float, float | None]) -> str:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Exact values of all coalitions for some clips; indexing takes some of the clips.
+    """Exact values of all coalitions of some clips; indexing selects clips.
 
     Attributes:
         games: [N, 2^P] float64, v of each coalition in bit-set order.
-        labels: [N] int64, the class whose value was taken.
+        labels: [N] int64, the explained class.
         names: N clip names.
         layout: its parts are the players.
-        output: what v is.
-        rows_forwarded: clips that the network saw for this.
+        output: the definition of v.
+        rows_forwarded: number of clips forwarded by the network.
     """
 
     games: Tensor
@@ -130,12 +129,12 @@ class Explanation:
 
     @property
     def base_values(self) -> Tensor:
-        """[N]: v(none), what the network says of the mean motion."""
+        """[N]: v(none), the value of the mean motion."""
         return self.games[:, 0]
 
     @property
     def full_values(self) -> Tensor:
-        """[N]: v(all), what it says of the clip."""
+        """[N]: v(all), the value of the clip."""
         return self.games[:, -1]
 
     @property
@@ -155,11 +154,11 @@ class Explanation:
 
     @property
     def rectified(self) -> Tensor:
-        """[N, Q]: mean rectified marginals of the combinations, what the training's saliency estimates."""
+        """[N, Q]: mean rectified marginals of the combinations, which the saliency in training estimates."""
         return expected_marginals(self.games, self.layout.combinations, self.layout.num_parts)
 
     def interactions(self, index: Interaction = "sii", order: int = 2) -> Tensor:
-        """[N, I]: interactions of the sets of `shapmix.shapley.values.interaction_sets`."""
+        """[N, I]: interactions of the sets in `shapmix.shapley.values.interaction_sets`."""
         return interactions(self.games, self.layout.num_parts, index, order)
 
     def by_label(self, values: Tensor) -> ByLabel:
@@ -176,22 +175,22 @@ class Explanation:
         )
 
     def curves(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Insertion and deletion [N, P + 1] along a ranking [N, P] of the parts of each clip.
+        """Insertion and deletion curves [N, P + 1] along a ranking [N, P] of the parts of each clip.
 
-        Entry s of an insertion shows the s parts that come first, entry s of a deletion hides them.
+        Entry s of an insertion shows the first s parts, entry s of a deletion hides them.
         """
         shown = torch.cat([torch.zeros_like(order[:, :1]), (1 << order).cumsum(1)], 1)  # [N, P + 1] bit sets
         return self.games.gather(1, shown), self.games.gather(1, self.layout.all_parts ^ shown)
 
     def mean_curve(self) -> Tensor:
-        """[N, P + 1]: the mean of the insertions along all orders; that of the deletions is its mirror image."""
+        """[N, P + 1]: mean insertion curve over all orders; the mean deletion curve is its mirror image."""
         size = torch.tensor([bits.bit_count() for bits in range(1 << self.layout.num_parts)])
         return torch.stack([self.games[:, size == s].mean(1) for s in range(self.layout.num_parts + 1)], 1)
 
     def others_ranking(self) -> Tensor:
-        """[N, P]: parts by their mean value over the other clips of the label, the most important first; own where there is none.
+        """[N, P]: parts ranked by their mean value over the other clips of the label, or by the clip's own value without others.
 
-        A clip's own values are taken from the same forwards as its curves, so that along them even noise looks faithful.
+        A clip's own values come from the same forward passes as its curves, so a ranking by them looks faithful even for noise.
         """
         parts, order = self.parts, torch.empty(len(self), self.layout.num_parts, dtype=torch.int64)
         for label in self.labels.unique():
@@ -201,16 +200,16 @@ class Explanation:
         return order
 
     def faithfulness(self, *, random_orders: int = 200, seed: int = 0) -> Faithfulness:
-        """How the curves along `others_ranking` compare with those of random rankings, which have one order a label."""
+        """Compares the curves along `others_ranking` with random rankings, which share one order per label."""
         labels, of_label, counts = self.labels.unique(return_inverse=True, return_counts=True)
         several = torch.nonzero(counts[of_label] > 1).flatten().tolist()
-        if 0 < len(several) < len(self):  # a label's only clip has no others to be ranked by
+        if 0 < len(several) < len(self):  # the only clip of a label has no other clips to be ranked by
             return self[several].faithfulness(random_orders=random_orders, seed=seed)
         insertion, deletion = self.curves(self.others_ranking())
         shown, generator = self.mean_curve(), torch.Generator().manual_seed(seed)
         draws = torch.rand(random_orders, len(labels), self.layout.num_parts, generator=generator).argsort(2)
         random = [torch.stack([self._middle(curve) for curve in self.curves(draw[of_label])]) for draw in draws]
-        lost = (shown.flip(1) - deletion)[:, 1:-1].mean(1)  # both ends are those of every order
+        lost = (shown.flip(1) - deletion)[:, 1:-1].mean(1)  # both ends are the same in every order
         brought = self.full_values - self.base_values
         return Faithfulness(
             clips=len(self),
@@ -224,18 +223,18 @@ class Explanation:
         )
 
     def _middle(self, values: Tensor) -> Tensor:
-        """The mean of the labels' means of [N, ...], or of the clips of one label."""
+        """Mean of the per-label means of [N, ...]."""
         return self.by_label(values).mean.mean(0)
 
     def _interval(self, values: Tensor) -> tuple[float, float | None]:
-        """Of [N], over labels, as clips of one label move alike; over clips where there is one label."""
+        """Interval of [N] over labels, since clips of one label are correlated; over clips if there is one label."""
         units = self.by_label(values).mean if len(self.labels.unique()) > 1 else values
         found = interval(units.tolist())
         assert found is not None
         return found
 
     def save(self, path: Path) -> None:
-        """Writes one .npz, which holds no pickle, whole or not at all."""
+        """Writes one .npz file atomically, without pickle."""
         about = {
             "format": FORMAT,
             "names": self.names,
@@ -249,10 +248,10 @@ class Explanation:
 
     @classmethod
     def load(cls, path: Path, layout: Layout) -> Explanation:
-        """Reads what `save` wrote.
+        """Reads a file written by `save`.
 
         Raises:
-            ValueError: not such a file, or one of another layout.
+            ValueError: the file is not an explanation, or belongs to a different layout.
         """
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -260,7 +259,7 @@ class Explanation:
         except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path}: not an explanation: {error}") from error
         if (about["layout"], about["parts"]) != (layout.name, list(layout.parts)):
-            raise ValueError(f"{path}: of layout '{about['layout']}' with parts {about['parts']}, not '{layout.name}'")
+            raise ValueError(f"{path}: belongs to layout '{about['layout']}' with parts {about['parts']}, not to '{layout.name}'")
         return cls(
             torch.from_numpy(games), torch.from_numpy(labels), about["names"], layout, about["output"], about["rows_forwarded"]
         )

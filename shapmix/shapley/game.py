@@ -1,4 +1,4 @@
-"""The game that body parts play: v(A) is what the network says of a clip that shows the motion of the parts in A alone."""
+"""The cooperative game of body parts: v(A) is the network's output for a clip in which only the parts in A move."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ OUTPUTS: dict[Output, Callable[[Tensor], Tensor]] = {
     "log_prob": lambda logits: logits.log_softmax(-1),
 }
 
-DEFAULT_ROWS = 64  # as many as a training batch has
+DEFAULT_ROWS = 64  # the size of a training batch
 
 Progress = Callable[[int, int], None]
 
 
 class PartGame:
-    """Values of every coalition of body parts, exactly, by forwarding each once.
+    """Exact values of all coalitions of body parts; each coalition is forwarded once.
 
     Args:
         model: any module that maps [N, C, T, V, M] to logits [N, K].
         layout: skeleton and parts of the clips, 2 to 8 parts.
-        mean_motion: [C, T, V, M], what the joints outside a coalition show.
+        mean_motion: [C, T, V, M], replaces the joints outside a coalition.
         output: v is the softmax probability of a class, its logit, or its log-probability.
-        max_rows: clips forwarded at once; None takes 64. Halved when memory runs out, down to 1.
-        memory_budget: bytes instead of `max_rows`: the tensors that one clip's forward keeps alive are measured, and as many
-            clips go together as fit.
-        autocast: element type of `torch.autocast` for the forwards, None for none.
+        max_rows: clips per forward pass; None means 64. Halved on out-of-memory errors, down to 1.
+        memory_budget: in bytes, instead of `max_rows`: the peak memory of the tensors in a forward pass of one clip is measured,
+            and as many clips as fit are forwarded together.
+        autocast: dtype of `torch.autocast` for the forward passes, or None.
         restored_frames: as in `coalition_inputs`.
-        backend: of the kernels; None chooses.
+        backend: of the kernels; None selects the fastest.
 
-    `rows_forwarded` counts the clips of the last call.
+    `rows_forwarded` is the number of clips forwarded by the last call.
 
     Raises:
-        ValueError: both `max_rows` and `memory_budget`, or one that is not positive; an unknown output.
+        ValueError: both `max_rows` and `memory_budget` are given, one is not positive, or the output is unknown.
     """
 
     def __init__(
@@ -79,30 +79,30 @@ class PartGame:
     def table(
         self, clips: Tensor, labels: Tensor | None = None, *, logits: Tensor | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """v of every coalition, in bit-set order: column A is the coalition whose bit p says that part p is shown.
+        """v of every coalition, in bit-set order: column A shows part p if bit p of A is set.
 
-        With P parts, (2^P - 1) N + 1 rows are forwarded: the empty coalition is the same for every sample. The model is in
-        eval mode without gradient meanwhile; its modules' modes, its buffers and torch's random state are as before when the
-        call ends, also by an exception.
+        With P parts, (2^P - 1) N + 1 rows are forwarded, since the empty coalition is the same for all samples. The model runs in
+        eval mode without gradients; the modes of its modules, its buffers and torch's random state are restored when the call
+        returns or raises.
 
         Args:
             clips: [N, C, T, V, M].
-            labels: [N] int64, the class whose value is wanted; None wants all classes.
-            logits: [N, K] of the clips themselves, from a forward in eval mode that was made anyway: the N rows of the full
-                coalition are then not forwarded again.
-            progress: called with (rows done, rows in total) after every forward; it does not change what is forwarded when.
+            labels: [N] int64, the class to explain; None means all classes.
+            logits: [N, K] of the clips in eval mode, if already computed: the N rows of the full coalition are not forwarded
+                again.
+            progress: called with (rows done, total rows) after every forward pass.
 
         Returns:
-            [N, 2^P], or [N, 2^P, K] for all classes; in the type of the logits.
+            [N, 2^P], or [N, 2^P, K] for all classes; in the dtype of the logits.
 
         Raises:
-            ValueError: clips that do not fit the mean motion, or labels and logits that do not fit the clips.
-            torch.OutOfMemoryError: not even one clip fits.
+            ValueError: clips do not match the mean motion, or labels or logits do not match the clips.
+            torch.OutOfMemoryError: a single clip does not fit in memory.
         """
         n = len(clips)
         check_clips(clips, self.mean_motion)
         if labels is not None:
-            check_labels(labels, clips, None)  # their range below: the network says how many classes there are
+            check_labels(labels, clips, None)  # their range is checked below, once the number of classes is known
         if logits is not None:
             check_logits("logits", logits, n, None)
         sets = torch.arange(1, self.layout.all_parts + (logits is None), device=clips.device)
@@ -110,7 +110,7 @@ class PartGame:
         part_of_joint = self.layout.part_of_joint.to(clips.device)
 
         def inputs(begin: int, end: int) -> Tensor:
-            """Rows begin..end of the samples' coalitions, sample by sample; the mean motion is row -1."""
+            """Rows begin..end of the coalitions, sample by sample; row -1 is the mean motion."""
             if begin < 0:
                 return self.mean_motion[None].to(clips)
             first, last = begin // len(sets), (end - 1) // len(sets)
@@ -169,14 +169,14 @@ class PartGame:
 
 
 def _end_of_chunk(begin: int, sets: int, total: int, rows: int) -> int:
-    """Where a forward of at most `rows` rows ends: whole samples where they fit, else part of one sample."""
+    """End of a forward pass of at most `rows` rows: whole samples if they fit, else a part of one sample."""
     if begin % sets == 0 and rows >= sets:
         return min(begin + rows // sets * sets, total)
     return min(begin + rows, (begin // sets + 1) * sets)
 
 
 class AliveTensors(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it and alive at once; `peak` is the most there were."""
+    """Tracks the bytes of live tensors created inside the context; `peak` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Means and how far they can be trusted."""
+"""Means with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-Interval = tuple[float, float | None] | None  # a mean and half the width of its 95% interval; None: not known
+Interval = tuple[float, float | None] | None  # mean and half-width of its 95% interval; None: unknown
 
 
 def interval(values: Sequence[float | None]) -> Interval:
-    """Mean and half the width of its 95% interval by Student's t; no width of one value, nothing where a value is missing."""
+    """Mean and half-width of its 95% interval (Student's t); no width for a single value, None if a value is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None

@@ -1,7 +1,7 @@
-"""Shapley values and their relatives, from the table of all coalitions' values by constant matrices.
+"""Shapley values and related indices, as products of the table of all coalitions with constant matrices.
 
-A game of P players is a tensor whose last axis holds v(A) of the 2^P coalitions in bit-set order. Every value here is linear in
-the game, so it is one product with a matrix that depends on P alone; the matrices are float64 and made once.
+A game of P players is a tensor whose last axis holds v(A) of the 2^P coalitions in bit-set order. All values are linear in the
+game, so each is one product with a matrix that depends only on P; the matrices are float64 and cached.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Interaction = Literal["sii", "k_sii", "stii", "banzhaf"]
 
 
 def shapley_values(game: Tensor, num_parts: int) -> Tensor:
-    """[..., 2^P] -> [..., P]: what each part adds, averaged over all orders; their sum is v(all) - v(none)."""
+    """[..., 2^P] -> [..., P]: marginal contribution of each part, averaged over all orders; they sum to v(all) - v(none)."""
     return _times(game, group_matrix(tuple(1 << part for part in range(num_parts)), num_parts))
 
 
@@ -34,7 +34,7 @@ def group_values(game: Tensor, combinations: Tensor, num_parts: int) -> Tensor:
 
 
 def banzhaf_values(game: Tensor, num_parts: int) -> Tensor:
-    """[..., 2^P] -> [..., P]: what each part adds, averaged over all coalitions of the others."""
+    """[..., 2^P] -> [..., P]: marginal contribution of each part, averaged over all coalitions of the others."""
     return interactions(game, num_parts, "banzhaf", 1)
 
 
@@ -43,11 +43,11 @@ def interactions(game: Tensor, num_parts: int, index: Interaction, order: int) -
 
     Args:
         index: "sii", Shapley interaction; "k_sii", its aggregation that sums to v(all) - v(none); "stii", Shapley-Taylor
-            (sums to the same); "banzhaf", Banzhaf interaction.
-        order: largest set, 1 to P.
+            (the same sum); "banzhaf", Banzhaf interaction.
+        order: size of the largest set, 1 to P.
 
     Raises:
-        ValueError: an unknown index, or an order outside 1..P.
+        ValueError: the index is unknown, or the order is outside 1..P.
 
     Source: Grabisch and Roubens 1999 (sii, banzhaf); Bord and von Luxburg 2023 (k_sii); Dhamdhere et al. 2020 (stii).
     """
@@ -55,7 +55,7 @@ def interactions(game: Tensor, num_parts: int, index: Interaction, order: int) -
 
 
 def interaction_sets(num_parts: int, order: int) -> Tensor:
-    """[I] int64: the sets of 1 to `order` parts, small ones first, each size in bit-set order."""
+    """[I] int64: the sets of 1 to `order` parts, by size, then in bit-set order."""
     sets = [bits for bits in range(1, 1 << num_parts) if bits.bit_count() <= order]
     return torch.tensor(sorted(sets, key=lambda bits: (bits.bit_count(), bits)))
 
@@ -84,7 +84,7 @@ def group_matrix(combinations: tuple[int, ...], num_parts: int) -> Tensor:
 
 @cache
 def moebius_matrix(num_parts: int) -> Tensor:
-    """[2^P, 2^P] float64: (-1)^(|S| - |T|) where T lies in S."""
+    """[2^P, 2^P] float64: (-1)^(|S| - |T|) if T is a subset of S, else 0."""
     size = 1 << num_parts
     rows = [[(-1.0) ** (s.bit_count() - t.bit_count()) if t & ~s == 0 else 0.0 for t in range(size)] for s in range(size)]
     return torch.tensor(rows, dtype=torch.float64)
@@ -92,7 +92,7 @@ def moebius_matrix(num_parts: int) -> Tensor:
 
 @cache
 def interaction_matrix(num_parts: int, index: Interaction, order: int) -> Tensor:
-    """[I, 2^P] float64 of an index; every index weighs the Moebius transform of the sets that hold the set in question."""
+    """[I, 2^P] float64 of an index, a weighted sum of the Moebius transform over the supersets of each set."""
     if not 1 <= order <= num_parts:
         raise ValueError(f"order is {order}; give 1 to {num_parts}, the number of parts")
     sets = interaction_sets(num_parts, order).tolist()
@@ -121,7 +121,7 @@ def _taylor_share(size: int, of: int, order: int) -> float:
 
 
 def _aggregated(sets: list[int], num_parts: int, order: int) -> Tensor:
-    """k-SII: the SII of a set, corrected by Bernoulli numbers for that of the larger sets up to the order."""
+    """k-SII: the SII of a set, corrected with Bernoulli numbers for the SII of its supersets up to the order."""
     plain = dict(zip(sets, interaction_matrix(num_parts, "sii", order), strict=True))
     bernoulli = _bernoulli_numbers(order)
     rows = []
@@ -143,7 +143,7 @@ def _bernoulli_numbers(count: int) -> list[float]:
 
 
 def _times(game: Tensor, matrix: Tensor) -> Tensor:
-    """game times matrix, in the game's type, on its device."""
+    """game @ matrix.T, in the dtype and on the device of the game."""
     if game.shape[-1] != matrix.shape[1]:
         raise ValueError(f"game has shape {list(game.shape)}; the last axis must hold all {matrix.shape[1]} coalitions")
     return game @ matrix.T.to(game)

@@ -1,4 +1,4 @@
-"""A machine with little else than torch, Triton, NumPy and pytest, made of this one: everything else cannot be imported."""
+"""Simulates an environment with only torch, Triton, NumPy and pytest: all other packages cannot be imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BUILT = ("shapmix._native", "shapmix._native_cuda")
 
 
 def bare_machine() -> str:
-    """Python source that does it: to be run before anything else is imported."""
+    """Python source that blocks the other packages; must run before any import."""
     kept = needed(KEPT)
     blocked = {module for module, owners in packages_distributions().items() if not kept & {_name(owner) for owner in owners}}
     return f"""
@@ -33,7 +33,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path if "editable" no
 
 
 def needed(packages: tuple[str, ...]) -> set[str]:
-    """These and what they require, extras left out."""
+    """These packages and their dependencies, without extras."""
     found: set[str] = set()
     waiting = list(packages)
     while waiting:

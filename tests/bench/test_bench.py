@@ -1,4 +1,4 @@
-"""The benchmarks: what is counted, how it is timed, and what the tables make of it. No speed is tested here."""
+"""The benchmarks: traffic, timers and tables. No speed is tested here."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_both_sides_of_a_ratio_compute_the_same(case: Case, dtype: torch.dtype) 
     ],
 )
 def test_bytes_are_each_input_and_output_once(name: str, clips: float) -> None:
-    """All but the index tensors, which are small."""
+    """All arguments except index tensors, which are small."""
     problem = case_named(name).make(Batch(TINY, torch.float32, CPU))
     rest = problem.bytes_moved - clips * 5 * CLIP
     assert 0 <= rest < 0.1 * 5 * CLIP
@@ -122,8 +122,8 @@ def test_quantiles() -> None:
 def test_calls_take_turns() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    times = timing.in_turns(calls, CPU, budget=0.0, least=3)
-    assert "".join(order) == "ab" * (1 + 1 + 3)  # to warm up, to choose the rounds, the rounds
+    times = timing.interleaved(calls, CPU, budget=0.0, least=3)
+    assert "".join(order) == "ab" * (1 + 1 + 3)  # warm-up, choice of the number of rounds, the rounds
     assert all(len(own) == 3 and min(own) > 0 for own in times.values())
 
 
@@ -148,7 +148,7 @@ def test_device_time_of_a_cpu_is_wall_time_of_the_call_alone(cold: bool, monkeyp
 
 @pytest.mark.parametrize("cold", [True, False])
 def test_device_time_of_a_gpu_is_the_calls_share_of_a_replay(cold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a made-up GPU: the call takes 3 us, a write of the cache 40 us, and the host 1 ms to start a replay that it waits for."""
+    """On a simulated GPU: the call takes 3 us, a cache flush 40 us, and the launch of a replay 1 ms."""
     call_seconds, flush_seconds = 3e-6, 40e-6
     now, captured = [0.0], []
 
@@ -228,8 +228,8 @@ def test_augment_path_is_measured() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 def test_host_reads_are_found_on_a_gpu() -> None:
     one = torch.ones(1, device="cuda")
-    assert step.without_host_reads(lambda: one + 1) is None
-    assert "synchroniz" in str(step.without_host_reads(one.item))
+    assert step.find_host_sync(lambda: one + 1) is None
+    assert "synchroniz" in str(step.find_host_sync(one.item))
     assert torch.cuda.get_sync_debug_mode() == 0
 
 
@@ -259,7 +259,7 @@ def test_a_row_has_bandwidth_share_and_speed_up() -> None:
 
 
 def test_the_speed_up_is_taken_within_a_turn() -> None:
-    """The machine is twice as slow in the second round, for both."""
+    """The machine is twice as slow in the second round, for both calls."""
     wall = {"op": [1.0, 2.0], "copy": [1.0, 2.0], "reference": [8.0, 16.0]}
     found = row(case_named("mix_clips"), TINY, torch.float32, "cpp", CPU, 1, {"wall": wall})
     assert found["speedup"] == {"p20": 8, "p50": 8, "p80": 8}
@@ -301,8 +301,8 @@ def test_table_of_a_gpu_has_device_times_and_a_back_end_that_did_not_run() -> No
 def test_no_speed_of_an_op_that_something_speaks_against() -> None:
     (_, body) = measured([made_up("cuda", "cuda", shown="red")])
     assert body[3:] == ["red"] * 3
-    (_, body) = measured([made_up("cuda", "cuda", shown="unproved")])
-    assert body[3:] == ["20 us / 9 us (unproved)", "10.0x (10.0 to 10.0)", "90%"]
+    (_, body) = measured([made_up("cuda", "cuda", shown="unverified")])
+    assert body[3:] == ["20 us / 9 us (unverified)", "10.0x (10.0 to 10.0)", "90%"]
 
 
 def test_without_a_gpu_the_floor_stands_there_as_nominal() -> None:
@@ -402,7 +402,7 @@ def test_benchmarks_write_what_the_report_reads(tmp_path: Path) -> None:
         "-k",
         "mix_clips and nw_ucla and float32",
     ]
-    # measured by a process of its own, also where the tests run side by side
+    # measured in a separate process, also when tests run in parallel
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     command.append(f"--benchmark-json={results}")

@@ -1,4 +1,4 @@
-"""The GPU suite without a GPU: time limits, verdicts, what may be shown, and what is on disk when something fails."""
+"""The GPU suite without a GPU: time limits, verdicts, hidden speeds, and saved results after failures."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_commands_share_one_limit() -> None:
 
 
 def test_commands_run_beside_each_other(tmp_path: Path) -> None:
-    """Each waits for the other's file."""
+    """Each command waits for the other's file."""
     wait = "import pathlib, sys, time\nown, other = map(pathlib.Path, sys.argv[1:])\nown.touch()\n"
     wait += "while not other.exists(): time.sleep(0.01)"
     one, other = str(tmp_path / "one"), str(tmp_path / "other")
@@ -204,7 +204,7 @@ def test_a_record_says_where_it_comes_from(record: Record) -> None:
 def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"other\.json is no results file"):
+    with pytest.raises(ValueError, match=r"other\.json is not a results file"):
         Record(path, "x", {})
     assert path.read_text() == content
 
@@ -273,7 +273,7 @@ def test_which_ops_a_test_speaks_of(test: str, ops: tuple[str, ...]) -> None:
 
 
 def outcomes(**changes: str) -> list[dict[str, str]]:
-    """Every op proved on both back ends of the GPU, but for the changes (test file -> outcome)."""
+    """Every op verified on both GPU back ends, except for the changes (test file -> outcome)."""
     files = dict.fromkeys(OPS_OF_FILE, "passed") | {name + ".py": outcome for name, outcome in changes.items()}
     return [
         {"test": f"tests/kernels/{file}::test_{backend}_is_the_reference", "outcome": outcome}
@@ -286,15 +286,15 @@ def clean_sanitizer() -> dict[str, Any]:
     return {tool: {op: GREEN._asdict() for op in OPS} for tool in gpu.TOOLS}
 
 
-def test_only_what_is_proved_is_shown() -> None:
+def test_only_verified_speeds_are_shown() -> None:
     result = {"tests": count_tests(outcomes()), "sanitizer": clean_sanitizer()}
     assert {may_show(result, op, backend) for op in OPS for backend in (*GPU_BACKENDS, "auto")} == {"green"}
-    assert may_show({}, "mix_clips", "cuda") == "unproved"
-    assert may_show({"tests": count_tests([])}, "mix_clips", "auto") == "unproved"
+    assert may_show({}, "mix_clips", "cuda") == "unverified"
+    assert may_show({"tests": count_tests([])}, "mix_clips", "auto") == "unverified"
 
     skipped = {"tests": count_tests(outcomes(test_draw_plan="skipped"))}
-    assert may_show(skipped, "draw_plan", "triton") == "unproved"
-    assert may_show(skipped, "draw_plan + saliency_update", "triton") == "unproved"
+    assert may_show(skipped, "draw_plan", "triton") == "unverified"
+    assert may_show(skipped, "draw_plan + saliency_update", "triton") == "unverified"
     assert may_show(skipped, "saliency_update", "triton") == "green"
 
     failed = {
@@ -313,17 +313,17 @@ def test_only_what_is_proved_is_shown() -> None:
     assert may_show(result | {"sanitizer": sanitizer}, "mix_clips", "triton") == "green"
 
 
-def test_a_proof_names_the_back_end() -> None:
+def test_a_verifying_test_names_the_back_end() -> None:
     of_cuda = [outcome for outcome in outcomes() if "cuda" in outcome["test"]]
     result = {"tests": count_tests(of_cuda)}
     assert may_show(result, "mix_clips", "cuda") == "green"
-    assert may_show(result, "mix_clips", "triton") == "unproved"
+    assert may_show(result, "mix_clips", "triton") == "unverified"
 
 
-def test_what_ran_elsewhere_is_no_proof() -> None:
+def test_a_test_run_elsewhere_verifies_nothing() -> None:
     interpreted = {"test": "tests/kernels/test_dispatch.py::test_triton_interpreter[test_draw_plan.py]", "outcome": "passed"}
     on_cpu = {"test": "tests/kernels/test_draw_plan.py::test_cpp_is_the_reference", "outcome": "passed"}
-    assert may_show({"tests": count_tests([interpreted, on_cpu])}, "draw_plan", "triton") == "unproved"
+    assert may_show({"tests": count_tests([interpreted, on_cpu])}, "draw_plan", "triton") == "unverified"
     broken = interpreted | {"outcome": "failed"}
     assert may_show({"tests": count_tests([*outcomes(), broken])}, "draw_plan", "triton") == "red"
 
@@ -400,7 +400,7 @@ def test_outcomes_are_written_as_tests_end(tmp_path: Path) -> None:
         (-11, "failed", "failed"),
         (3, "failed", "failed"),
         (-11, None, "failed"),
-        (None, "passed", "missing"),  # cut off: what it did not reach is unproved
+        (None, "passed", "missing"),  # interrupted: unreached tests are unverified
         (4, None, "missing"),  # conftest.py could not be imported
     ],
 )
@@ -409,7 +409,7 @@ def test_how_pytest_ended_counts(code: int | None, told: str | None, added: str 
     after = gpu.with_end("tests/test_x.py", before, Finished(code, 1.0, "last words\n"))
     assert [outcome["outcome"] for outcome in after] == [told] * bool(told) + [added] * bool(added)
     if added:
-        assert after[-1]["test"].startswith("tests/test_x.py::" + ("cut off" if code is None else f"ended with code {code}"))
+        assert after[-1]["test"].startswith("tests/test_x.py::" + ("killed" if code is None else f"exited with code {code}"))
 
 
 def test_a_conftest_that_cannot_be_imported_makes_nothing_red(tmp_path: Path) -> None:
@@ -420,11 +420,11 @@ def test_a_conftest_that_cannot_be_imported_makes_nothing_red(tmp_path: Path) ->
     done = run_command([PYTHON, "-m", "pytest", str(tmp_path / "test_draw_plan.py"), *options], 60)
     assert done.code == 4, done.output
     found = gpu.with_end("tests/kernels/test_draw_plan.py", read_lines(lines), done)
-    assert may_show({"tests": count_tests(found)}, "draw_plan", "cuda") == "unproved"
+    assert may_show({"tests": count_tests(found)}, "draw_plan", "cuda") == "unverified"
 
 
 class Commands:
-    """In place of `run_commands`: what each command would have done, and which were asked for."""
+    """Replaces `run_commands`: returns prepared results and records the commands."""
 
     def __init__(self, act: Callable[[str, Sequence[str]], Finished]) -> None:
         self.act = act
@@ -469,17 +469,17 @@ def test_one_failing_file_reddens_its_op(monkeypatch: pytest.MonkeyPatch) -> Non
     assert may_show({"tests": found["counts"]}, "draw_plan", "cuda") == "green"
 
 
-def test_a_file_that_is_cut_off_is_unproved_and_runs_again(monkeypatch: pytest.MonkeyPatch, record: Record) -> None:
+def test_a_file_that_is_cut_off_is_unverified_and_runs_again(monkeypatch: pytest.MonkeyPatch, record: Record) -> None:
     found, _ = end_tests(monkeypatch, lambda file: None if file == "kernels/test_balanced_mix_loss.py" else "passed")
-    assert found["not run"] == "cut off: kernels/test_balanced_mix_loss.py"
-    assert may_show({"tests": found["counts"]}, "balanced_mix_loss", "cuda") == "unproved"
+    assert found["not run"] == "killed at the time limit: kernels/test_balanced_mix_loss.py"
+    assert may_show({"tests": found["counts"]}, "balanced_mix_loss", "cuda") == "unverified"
     record.add("tests", found)
     assert not record.has("tests")
     assert may_show(as_result(record.run), "draw_plan", "cuda") == "green"
 
 
 def test_a_bare_machine_collects_the_tests_of_a_gpu() -> None:
-    """Of which those that need more are skipped by name; and every file that has one is known to the suite."""
+    """Tests that need more packages are skipped by name; the suite knows every file with a GPU test."""
     whole = collected("")
     assert whole.code == 0, whole.output
     files = {line.partition("::")[0].removeprefix("tests/") for line in whole.output.splitlines() if "::" in line}
@@ -494,7 +494,7 @@ def test_a_bare_machine_collects_the_tests_of_a_gpu() -> None:
 
 
 def collected(before: str) -> Finished:
-    """pytest of the tests of a GPU, without running them."""
+    """Collects the GPU tests without running them."""
     arguments = ["-m", "gpu", "--collect-only", "-q", "-rs", "-p", "no:cacheprovider", "tests"]
     plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return run_command(script(f"{before}\nimport pytest\nraise SystemExit(pytest.main({arguments!r}))"), 120, plugins)
@@ -511,10 +511,10 @@ def collected(before: str) -> Finished:
         (0, FOUND, "red", "3 errors, first: Invalid __global__ read of size 4 bytes"),
         (1, FOUND, "red", "3 errors"),
         (0, NO_RACE.replace("0 hazards", "2 hazards"), "red", "2 errors"),
-        (1, CLEAN, "not run", "ended with code 1"),
-        (0, "", "not run", "ended with code 0: no output"),
+        (1, CLEAN, "not run", "exited with code 1"),
+        (0, "", "not run", "exited with code 0: no output"),
         (255, "========= Error: Device not supported\n", "not run", "Device not supported"),
-        (None, CLEAN, "not run", "cut off at its time limit"),
+        (None, CLEAN, "not run", "killed at its time limit"),
     ],
 )
 def test_what_the_sanitizer_says(code: int | None, output: str, verdict: str, reason: str) -> None:
@@ -556,7 +556,7 @@ def test_one_error_reddens_its_op(monkeypatch: pytest.MonkeyPatch, record: Recor
     record.add("tests", {"counts": count_tests(outcomes())})
     assert may_show(as_result(record.run), "draw_plan", "triton") == "red"
     assert may_show(as_result(record.run), "mix_clips", "triton") == "green"
-    assert gpu.speaks_against(record) == ["memcheck draw_plan: 3 errors, first: Invalid __global__ read of size 4 bytes"]
+    assert gpu.failures(record) == ["memcheck draw_plan: 3 errors, first: Invalid __global__ read of size 4 bytes"]
 
 
 def test_no_sanitizer_is_not_green(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -587,7 +587,7 @@ def test_the_build_runs_in_the_background_offline() -> None:
         assert building.end().output == "log\n1\n"
     with in_background(script("print('error: no compiler'); raise SystemExit(1)")) as building:
         found = gpu.wait_for_build(building, 30)
-    assert found["error"] == "ended with code 1: error: no compiler"
+    assert found["error"] == "exited with code 1: error: no compiler"
     assert "no compiler" in found["log"]
     with in_background(script("import time; time.sleep(60)")) as building, pytest.raises(CannotRunError, match=r"still building"):
         gpu.wait_for_build(building, 0.1)
@@ -595,7 +595,7 @@ def test_the_build_runs_in_the_background_offline() -> None:
 
 
 def measured_row(op: str = "mix_clips", backend: str = "cuda") -> dict[str, Any]:
-    """12.3 us on the device, of an op that takes 45.6 us by wall clock."""
+    """An op of 12.3 us device time and 45.6 us wall time."""
 
     def each(time: float) -> dict[str, float]:
         return {"p20": time, "p50": time, "p80": time}
@@ -634,9 +634,9 @@ def measure(monkeypatch: pytest.MonkeyPatch, item: Any, lines: list[dict[str, An
 def test_rows_are_kept_whatever_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"copy": {"gb_per_s": 3000}}, {"row": measured_row()}]
     found = measure(monkeypatch, gpu.measure_ops, lines)
-    assert found == {"copy": {"gb_per_s": 3000}, "rows": [measured_row()], "left out": []}
+    assert found == {"copy": {"gb_per_s": 3000}, "rows": [measured_row()], "skipped": []}
     found = measure(monkeypatch, gpu.measure_ops, lines, code=None)
-    assert found["not run"] == "cut off at its time limit, after 1 rows"
+    assert found["not run"] == "killed at its time limit, after 1 rows"
     assert len(found["rows"]) == 1
     failed = {"row": {"ops": "draw_plan", "shape": "ntu", "error": "RuntimeError: no"}}
     found = measure(monkeypatch, gpu.measure_ops, [*lines, failed])
@@ -647,14 +647,14 @@ def test_an_augment_path_that_waits_for_the_host_is_red(monkeypatch: pytest.Monk
     assert measure(monkeypatch, gpu.measure_augment_path, [{"augment_path": a_path(host_read=None)}]).keys() == {"augment_path"}
     waits = [{"augment_path": a_path(host_read="called a synchronizing operation")}]
     found = measure(monkeypatch, gpu.measure_augment_path, waits)
-    assert found["error"] == "on auto it waits for the host: called a synchronizing operation"
-    assert "cut off" in measure(monkeypatch, gpu.measure_augment_path, [], code=None)["not run"]
+    assert found["error"] == "on auto it synchronises with the host: called a synchronizing operation"
+    assert "killed" in measure(monkeypatch, gpu.measure_augment_path, [], code=None)["not run"]
 
 
 def test_measurements_run_as_modules() -> None:
     lines, done = gpu.run_measurement("bench.no_such_module", 30)
     assert lines == []
-    assert "No module named bench.no_such_module" in gpu.ended(done)
+    assert "No module named bench.no_such_module" in gpu.describe_end(done)
 
 
 def test_without_a_gpu_nothing_is_built(
@@ -665,13 +665,13 @@ def test_without_a_gpu_nothing_is_built(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert "sees no CUDA device on this machine" in printed.err
+    assert "finds no CUDA device on this machine" in printed.err
     assert not (tmp_path / "out.json").exists()
 
 
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch) -> dict[str, Content]:
-    """What each item finds on a made-up GPU, in order; a test changes it."""
+    """The content of each item on a simulated GPU, in order; tests modify it."""
     where = machine() | {"gpu": "made up", "driver": "1.0"}
     monkeypatch.setattr(stages, "machine", lambda: where)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -723,7 +723,7 @@ def test_all_green_ends_with_0_and_shows_speeds(
     out = tmp_path / "out.json"
     assert gpu.main(["--out", str(out), "--commit", "abc123"]) == 0
     shown = capsys.readouterr().out
-    assert "ours, bf16, is 4.0x as fast as reference, eager, float32 (64 ms, 256 ms)\n" in shown
+    assert "ours, bf16, is 4.0x faster than reference, eager, float32 (64 ms, 256 ms)\n" in shown
     assert "ours, bf16, one CUDA graph | 64 ms | 60 ms to 70 ms |  | 4000 |" in shown
     assert "| mix_clips, ntu | 10 us | 1 ms | 12.3 us / 7.8 us | 7.0x (7.0 to 7.0) | 90% |" in shown
     assert "augment path, auto: 71 us cold, 59 us hot on the device (target 60 us met); eager reference 9 ms" in shown
@@ -740,7 +740,7 @@ def test_all_green_ends_with_0_and_shows_speeds(
 
 
 def test_no_speed_of_a_red_op_is_shown(tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]) -> None:
-    """The plan's test fails: its row says red, and so do the steps that draw a plan; the mixing is shown."""
+    """The test of `draw_plan` fails: its row and the augment path are red; the row of `mix_clips` is shown."""
     suite["tests"] = {"counts": count_tests(outcomes(test_draw_plan="failed"))}
     assert gpu.main(["--out", str(tmp_path / "out.json")]) == 1
     shown = capsys.readouterr().out
@@ -750,17 +750,17 @@ def test_no_speed_of_a_red_op_is_shown(tmp_path: Path, suite: dict[str, Content]
     assert "| mix_clips, ntu | 10 us | 1 ms | 12.3 us" in shown
 
 
-def test_speeds_whose_tests_could_not_run_are_unproved(
+def test_speeds_whose_tests_could_not_run_are_unverified(
     tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shown with that word; nothing is red."""
-    unread = [{"test": f"tests/kernels/{file}::ended with code 4: no conftest", "outcome": "missing"} for file in OPS_OF_FILE]
-    suite["tests"] = {"counts": count_tests(unread), "not run": "cut off"}
+    """Speeds are shown with that word; nothing is red."""
+    unread = [{"test": f"tests/kernels/{file}::exited with code 4: no conftest", "outcome": "missing"} for file in OPS_OF_FILE]
+    suite["tests"] = {"counts": count_tests(unread), "not run": "interrupted"}
     assert gpu.main(["--out", str(tmp_path / "out.json")]) == 3
     shown = capsys.readouterr().out
-    assert "| 12.3 us / 7.8 us (unproved) |" in shown
-    assert "eager reference 9 ms (unproved)" in shown
-    assert "could not run: tests/kernels/test_draw_plan.py::ended with code 4" in shown
+    assert "| 12.3 us / 7.8 us (unverified) |" in shown
+    assert "eager reference 9 ms (unverified)" in shown
+    assert "could not run: tests/kernels/test_draw_plan.py::exited with code 4" in shown
     assert "red" not in shown.replace("measured", "").replace("compared", "")
 
 
@@ -781,7 +781,7 @@ def test_a_red_build_cancels_nothing(
     (run,) = json.loads(out.read_text())["runs"]
     assert {name for name, of in run["items"].items() if "error" in of} == {"build"}
     assert {"headline", "tests", "ops"} <= set(run["items"])
-    assert "build: ended with code 1: no nvcc" in capsys.readouterr().out
+    assert "build: exited with code 1: no nvcc" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_left_for_another_time(
@@ -810,7 +810,7 @@ def test_the_headline_joins_the_file(record: Record, monkeypatch: pytest.MonkeyP
     assert gpu.run_headline(record, 300) == {"code": 0}
     assert asked[1:] == ["-m", "bench.headline", "--resume", str(record.path), "--commit", commit(), "--seconds", "170"]
     assert headline.is_complete(record)
-    with pytest.raises(CannotRunError, match=r"not whole"):
+    with pytest.raises(CannotRunError, match=r"incomplete"):
         gpu.run_headline(record, 100)
     assert asked[-1] == "95"
 
@@ -819,4 +819,4 @@ def test_the_headline_joins_the_file(record: Record, monkeypatch: pytest.MonkeyP
 def test_the_command_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     done = run_command([PYTHON, "-m", "bench.gpu", "--out", str(tmp_path / "out.json")], 60, {"PYTHONPATH": os.pathsep})
     assert done.code == 2
-    assert "sees no CUDA device" in done.last_line
+    assert "finds no CUDA device" in done.last_line

@@ -1,4 +1,4 @@
-"""The headline without a GPU: the whole command on small steps, on a machine with little installed, cut off and resumed."""
+"""The headline without a GPU: the whole command on small steps, with few packages installed, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_needs_torch_triton_and_numpy_alone(tmp_path: Path) -> None:
-    """And no build, and no installation: from a checkout, on a CPU."""
+    """It also needs no build and no installation: runs from a checkout, on a CPU."""
     out = tmp_path / "out.json"
     code = f"{bare_machine()}\nfrom bench.headline import main\nraise SystemExit(main({['--out', str(out), *OPTIONS]!r}))"
     done = run_command([sys.executable, "-c", code], 240, {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
@@ -79,7 +79,7 @@ def test_what_was_measured_is_not_measured_again(
     assert ran == list(headline.STEPS[:2])
     assert items_of(copy) == items_of(out)
     assert headline.main(["--resume", str(out), *OPTIONS[2:], "--clips", "4"]) == 0
-    assert len(ran) == 4  # another workload
+    assert len(ran) == 4  # a different workload
     before = out.read_text()
     assert headline.main(["--out", str(out), *OPTIONS]) == 2
     assert "exists: give --resume" in capsys.readouterr().err
@@ -127,10 +127,10 @@ def test_a_table_is_printed_where_it_is_cut_off(end: str, tmp_path: Path) -> Non
             process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=50)
     assert process.returncode == 3
-    assert "| ours, bf16 | 500 ms (unproved) |" in printed
-    assert "| reference, eager, float32 | not run: cut off |" in printed
+    assert "| ours, bf16 | 500 ms (unverified) |" in printed
+    assert "| reference, eager, float32 | not run: interrupted |" in printed
     assert set(items_of(out)) == {headline.OURS}
-    assert items_of(out)[headline.OURS]["verdict"] == "unproved"
+    assert items_of(out)[headline.OURS]["verdict"] == "unverified"
 
 
 def test_what_ends_by_itself_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_what_ends_by_itself_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError
 
     before = signal.getsignal(signal.SIGTERM)
-    with headline.ended_at(math.inf, never):
+    with headline.time_limit(math.inf, never):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -161,16 +161,16 @@ TIMES: Content = {"seconds": {"p20": 0.1, "p50": 0.1, "p80": 0.1}}
     [
         ({"failed": []}, "green", "100 ms |"),
         ({"failed": ["bf16 logits: 1 from the reference, 0.1 allowed"]}, "red", "100 ms (red) |"),
-        ({"not run": "no time"}, "unproved", "100 ms (unproved) |"),
-        ({"error": "RuntimeError: out of memory"}, "unproved", "100 ms (unproved) |"),
-        (None, "unproved", "100 ms (unproved) |"),
+        ({"not run": "no time"}, "unverified", "100 ms (unverified) |"),
+        ({"error": "RuntimeError: out of memory"}, "unverified", "100 ms (unverified) |"),
+        (None, "unverified", "100 ms (unverified) |"),
     ],
 )
 def test_a_failed_comparison_marks_every_line(compared: Content | None, word: str, shown: str, tmp_path: Path) -> None:
     items = dict.fromkeys(headline.STEPS, TIMES) | ({headline.CORRECTNESS: compared} if compared is not None else {})
     record = record_of(tmp_path, json.loads(json.dumps(items)))
     table = headline.table(record)
-    assert headline.BESIDE not in table
+    assert headline.COMPILING not in table
     assert table.count(f"| {shown}") == len(headline.STEPS)
     assert table.count(f"({word})") == (0 if word == "green" else len(headline.STEPS) + len(headline.HEADLINES))
     assert f"in float64: {word}" in table
@@ -193,7 +193,7 @@ def test_what_failed_is_said_and_ends_with_1(
     assert headline.main(["--out", str(tmp_path / "out.json"), *OPTIONS]) == 1
     shown = capsys.readouterr().out
     assert "| ours, bf16 | failed: RuntimeError: out of memory |" in shown
-    assert "| reference, eager, float32 | 100 ms (unproved) |" in shown
+    assert "| reference, eager, float32 | 100 ms (unverified) |" in shown
 
 
 def test_what_torch_compile_compiled_beside_is_marked(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_what_torch_compile_compiled_beside_is_marked(tmp_path: Path) -> None:
     (ours,) = (item for item in headline.items(LEAST, CPU, Compiling()) if item.name == headline.OURS)  # type: ignore[arg-type]
     shown = headline.table(record_of(tmp_path, {headline.OURS: ours.run(100)}))
     assert "| ours, bf16 * |" in shown
-    assert f"* {headline.BESIDE}" in shown
+    assert f"* {headline.COMPILING}" in shown
 
 
 # What is measured
@@ -213,7 +213,7 @@ def test_what_is_worth_most_comes_first_and_fits() -> None:
     kept = headline.items(PUBLISHED, CPU, None)
     order = [headline.COPY, headline.PRODUCT_NAME, headline.OURS, headline.EAGER, headline.CORRECTNESS, headline.EAGER_HALF]
     assert [item.name for item in kept] == [*order, headline.PROFILE, headline.OURS_FLOAT32, headline.COMPILED]
-    assert sum(item.estimate for item in kept) < headline.SECONDS / 2  # the rest is for torch.compile
+    assert sum(item.estimate for item in kept) < headline.SECONDS / 2  # the rest is left for torch.compile
     assert (PUBLISHED.clips, PUBLISHED.frames, PUBLISHED.rounds, len(PUBLISHED.widths)) == (64, 64, 30, 10)
 
 
@@ -247,18 +247,18 @@ def test_torch_compile_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert found["seconds"]["p50"] > 0
     assert found["compiler"] == "eager"
     eager = WholeStep(LEAST, CPU, eager=True, autocast=torch.bfloat16)
-    for _ in range(compiled.STEPS_BEFORE + LEAST.rounds):
+    for _ in range(compiled.WARM_UP_STEPS + LEAST.rounds):
         eager.run()
     assert found["losses"] == pytest.approx(eager.check_losses(), rel=1e-2)
 
 
 def test_a_compilation_that_fails_or_takes_too_long_is_told(tmp_path: Path) -> None:
     broken = compiled.CompilingProcess(LEAST, "no_such_compiler", tmp_path)
-    with pytest.raises(RuntimeError, match=r"torch\.compile's process ended: .*no_such_compiler"):
+    with pytest.raises(RuntimeError, match=r"the torch\.compile process exited: .*no_such_compiler"):
         broken.result(120)
     slow = compiled.CompilingProcess(LEAST, "eager", tmp_path / "nowhere")
     try:
-        with pytest.raises(stages.CannotRunError, match=r"it is still compiling when the time was over"):
+        with pytest.raises(stages.CannotRunError, match=r"it is still compiling at the time limit"):
             slow.result(0)
     finally:
         slow.process.end()
@@ -277,7 +277,7 @@ def test_ours_is_as_near_as_rounding_allows() -> None:
 
 
 class WrongGraph(ctrgcn.GraphUnit):
-    """Shared graphs turned round."""
+    """Transposed shared graphs."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -286,7 +286,7 @@ class WrongGraph(ctrgcn.GraphUnit):
 
 
 class WrongGradient(ctrgcn.GraphUnit):
-    """The relations' gradient left out."""
+    """Without the gradient of the relations."""
 
     def _relation_terms(self, x: Tensor) -> Tensor:
         return super()._relation_terms(x).detach() + 0 * sum(
@@ -315,7 +315,7 @@ def test_every_different_layer_is_compared_once() -> None:
 def test_tf32_is_off_while_it_compares_and_as_before_afterwards() -> None:
     switches: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [switch.allow_tf32 for switch in switches]
-    with correctness.whole_float32():
+    with correctness.no_tf32():
         assert [switch.allow_tf32 for switch in switches] == [False, False]
     assert [switch.allow_tf32 for switch in switches] == before
 

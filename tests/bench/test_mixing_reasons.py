@@ -1,4 +1,4 @@
-"""What bench.mixing_reasons reads off a trained network: games whose answer is known."""
+"""bench.mixing_reasons on games with a known answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NTU = load_layout("ntu25")
 
 
 def truth() -> Truth:
-    """Two classes of four clips: a clip's class has probability 0.9 where its part moves (0 of class 0, 3 of class 1), else 0.1."""
+    """Two classes of four clips: the class has probability 0.9 if its part moves (part 0 of class 0, 3 of class 1), else 0.1."""
     labels = torch.arange(8) % 2
     coalition = torch.arange(32)
     moves = torch.stack([coalition & 1, coalition >> 3 & 1]).bool()[labels]  # [n, 32]
@@ -34,10 +34,10 @@ def test_the_true_table_is_not_wrong_and_keeps_more_than_chance() -> None:
     assert found["error"].abs().max() < 1e-12
     assert found["wrong"].abs().max() < 1e-12
     torch.testing.assert_close(found["kept_guided"], found["kept_true"])
-    torch.testing.assert_close(found["kept_random"], torch.full((2,), (1 + 1 / 9) / 2, dtype=torch.float64))  # half hold the part
+    torch.testing.assert_close(found["kept_random"], torch.full((2,), (1 + 1 / 9) / 2, dtype=torch.float64))  # half contain it
     torch.testing.assert_close(found["kept_best"], torch.ones(2, dtype=torch.float64))
     assert (found["kept_true"] > found["kept_random"] + 0.1).all()
-    assert (of_table(known, known.table, 0.02)["kept_true"] > 0.95).all()  # a low temperature takes the best
+    assert (of_table(known, known.table, 0.02)["kept_true"] > 0.95).all()  # a low temperature selects the best
 
 
 def test_an_empty_table_does_not_guide() -> None:
@@ -53,5 +53,5 @@ def test_the_share_is_that_of_the_rarer_class() -> None:
     mixer = ShapMix(NTU, counts, torch.zeros(3, 64, 25, 2))
     labels = torch.cat([torch.full((int(count),), label) for label, count in enumerate(counts)])
     share = shares_of_the_rarer(torch.arange(44), labels, mixer, 11)
-    assert share[0].isnan()  # the most frequent class never is the rarer
+    assert share[0].isnan()  # the most frequent class is never the rarer
     assert ((share[1:] > 0.3) & (share[1:] < 0.7)).all()

@@ -1,4 +1,4 @@
-"""What is told of the committed grids is what their cells hold."""
+"""The tables in the docs agree with the committed results files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each back end runs in this process, and what every comparison with the reference shares."""
+"""The device of each back end in this process, and helpers for comparisons with the reference."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DEVICE_OF = {"reference": CPU, "cpp": CPU, "triton": CPU if INTERPRETED else GPU
 
 REAL = (torch.float32, torch.float64)
 ALL = (*REAL, torch.float16, torch.bfloat16)
-TRITON = (*REAL, torch.float16) if INTERPRETED else ALL  # the interpreter gets bfloat16 wrong
+TRITON = (*REAL, torch.float16) if INTERPRETED else ALL  # the interpreter computes wrong results in bfloat16
 
 FEW = settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 MANY = settings(FEW, max_examples=200)
 
 
 def needs(backend: str) -> torch.device:
-    """The device that a back end runs on here; the test is skipped where there is none."""
+    """The device that a back end runs on here; skips the test if there is none."""
     assert backend in os.environ["PYTEST_CURRENT_TEST"], f"name {backend} in the test: `-m gpu` and bench.verdicts go by it"
     if reason := unavailable(backend, DEVICE_OF[backend]):
         pytest.skip(f"{backend}: {reason}")
@@ -43,7 +43,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def largest_difference(left: Tensor, right: Tensor) -> float:
-    """In float64; NaN where only one of the two is NaN."""
+    """Largest difference in float64; NaN if exactly one of two elements is NaN."""
     assert left.shape == right.shape
     assert left.dtype == right.dtype
     both_nan = left.isnan() & right.isnan()

@@ -34,7 +34,7 @@ class MixProblem(NamedTuple):
 
 
 def mix_problem(dtype: torch.dtype = torch.float32) -> MixProblem:
-    """3 clips of 2 x 8 x 4 x 2, parts 0 and 1, the first sample blended."""
+    """3 clips of 2 x 8 x 4 x 2 with parts 0 and 1; the first sample is blended."""
     generator = torch.Generator().manual_seed(0)
     three = torch.tensor([3, 3, 3])
     plan = MixPlan(
@@ -68,7 +68,7 @@ class CropProblem(NamedTuple):
 
 
 def crop_problem(n: int = 64, dtype: torch.dtype = torch.float32) -> CropProblem:
-    """Large enough for every thread to get work."""
+    """A batch large enough that every thread gets work."""
     generator = torch.Generator().manual_seed(0)
     lengths = uniform_integers(generator, 40, 150, n)
     frames = torch.randn(int(lengths.sum()), 2, 25, 3, generator=generator).to(dtype)

@@ -49,7 +49,7 @@ def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
     with torch.no_grad():
         alone = torch.stack(balanced_mix_loss(**{name: value.to(device) for name, value in arguments.items()}, backend=backend))
     assert same_bits(alone, losses)
-    # a sum of K exponentials, of differences of up to 40 that are rounded, and the mean
+    # K exponentials of rounded differences of up to 40, their sum, and the mean
     n, classes = len(arguments["labels"]), arguments["logits"].shape[1]
     eps = torch.finfo(sum_dtype(arguments["logits"].dtype)).eps
     assert largest_difference(losses, expected) <= eps * (64 + classes) * 8
@@ -103,7 +103,7 @@ def test_strided_arguments_work() -> None:
 
 
 ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "rows of neither": ({"logits": torch.zeros(9, 5)}, ValueError, r"logits has shape \[9, 5\] beside 6 labels"),
+    "neither N nor 2N rows": ({"logits": torch.zeros(9, 5)}, ValueError, r"logits has shape \[9, 5\] for 6 labels"),
     "integer logits": ({"logits": torch.zeros(12, 5).long()}, TypeError, "logits is torch.int64; give float32"),
     "int32 partner": ({"partner": torch.zeros(6).int()}, TypeError, "partner is torch.int32; give torch.int64"),
     "half lam": ({"lam": torch.zeros(6).half()}, TypeError, "lam is torch.float16; give float32 or float64"),

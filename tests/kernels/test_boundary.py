@@ -1,5 +1,5 @@
-"""What the ops do at their boundary: fake tensors, subclasses, lazy negation, buffers that overlap or that autograd knows,
-gradients of gradients, and the device of a launch."""
+"""Edge cases of the ops' arguments: fake tensors, subclasses, lazy negation, buffers that overlap or are tracked by autograd,
+double backward, and the device of a launch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ FILLED = {"coalition_inputs": "clips", "normalised_coalition_inputs": "clips", "
 
 
 def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Every tensor of an argument or of a result changed."""
+    """Applies a function to every tensor of an argument or result."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, MixPlan | CropPlan):
@@ -133,7 +133,7 @@ def test_a_network_in_eval_mode_takes_fake_clips() -> None:
 
 
 class Plain(Tensor):
-    """A subclass that changes nothing."""
+    """A subclass without changes in behaviour."""
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -143,7 +143,7 @@ def test_subclasses_give_the_same_values(op: str) -> None:
 
 
 def negated(tensor: Tensor) -> Tensor:
-    """The same values, their signs turned by a bit that torch has put off reading."""
+    """The same values with the lazy negative bit set."""
     return torch._neg_view(tensor.neg()) if tensor.dtype != torch.bool else tensor
 
 
@@ -161,14 +161,14 @@ def test_negated_buffers_are_written_as_they_read_and_tables_refused() -> None:
     expected = call("mix_clips", clips)
     out = torch._neg_view(torch.empty_like(expected))
     assert torch.equal(call("mix_clips", clips, out=out), expected)
-    with pytest.raises(ValueError, match="table holds a negation that torch has put off"):
+    with pytest.raises(ValueError, match="table has the lazy negative bit set"):
         call("saliency_update", update_arguments(table=negated(torch.ones(3, 4))))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("op", FILLED)
 def test_a_buffer_may_overlap_no_argument(op: str, backend: str) -> None:
-    """Also where the storages are two and the memory is one."""
+    """Also if two storages share the same memory."""
     arguments = CALLS[op]()
     result = call(op, arguments)
     for name, value in vars(arguments["plan"]).items() if "plan" in arguments else arguments.items():
@@ -181,7 +181,7 @@ def test_a_buffer_may_overlap_no_argument(op: str, backend: str) -> None:
         given = arguments | {name: inside}
         if "plan" in arguments:
             given = arguments | {"plan": type(arguments["plan"])(**vars(arguments["plan"]) | {name: inside})}
-        with pytest.raises(ValueError, match=f"out overlaps {name} in memory; give a buffer of its own"):
+        with pytest.raises(ValueError, match=f"out overlaps {name} in memory; give a separate buffer"):
             call(op, given, backend=backend, out=out)
 
 
@@ -228,7 +228,7 @@ def test_a_buffer_that_wants_a_gradient_is_refused(op: str) -> None:
 
 
 def float64(op: str) -> tuple[Callable[..., Any], list[Tensor]]:
-    """An op as a function of the tensors that it is differentiated by, and those tensors."""
+    """An op as a function of the tensors it is differentiated with respect to, and those tensors."""
     arguments: dict[str, Any] = {
         "graph_conv": graph_arguments,
         "batch_norm": lambda: norm_arguments(torch.float64),
@@ -259,7 +259,7 @@ def value_is_real(value: Any) -> bool:
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("op", [op for op in CALLS if op not in ("sample_clips", "draw_plan", "saliency_update")])
 def test_gradients_of_gradients(op: str, backend: str) -> None:
-    """Against finite differences, in a random direction."""
+    """Compared with finite differences in a random direction."""
     run, leaves = float64(op)
     assert torch.autograd.gradgradcheck(lambda *tensors: run(*tensors, backend=backend), leaves, fast_mode=True)
 
@@ -271,7 +271,7 @@ def test_gradients_of_gradients_of_the_registered_loss() -> None:
 
 
 def test_a_gradient_penalty_is_not_lost() -> None:
-    """Beside a term whose gradient is known: a penalty without one would go unnoticed there."""
+    """With a second loss term whose gradient is known, which would hide a penalty without a gradient."""
     arguments = loss_arguments(dtype=torch.float64)
     logits = arguments["logits"].requires_grad_()
     (slope,) = torch.autograd.grad(sum(call("balanced_mix_loss", arguments)), logits, create_graph=True)
@@ -296,7 +296,7 @@ def in_channels_last(tensor: Tensor) -> Tensor:
 
 
 class Guards(list[torch.device]):
-    """Stands for torch.cuda.device and keeps the devices asked for."""
+    """Replaces torch.cuda.device and records the requested devices."""
 
     def __call__(self, device: torch.device) -> Any:
         self.append(device)
@@ -305,15 +305,15 @@ class Guards(list[torch.device]):
 
 @pytest.mark.parametrize("op", CALLS)
 def test_every_launch_is_made_on_the_device_of_its_tensors(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of cuda:1, which need no GPU while they are fake, and a back end that only looks at them."""
+    """Fake tensors on cuda:1, which need no GPU, and a back end that only inspects them."""
     guards, launched = Guards(), []
     module = import_module(getattr(kernels, op).__module__)
     back_end = SimpleNamespace(**{op: lambda *arguments: launched.append(len(guards))})
     monkeypatch.setattr(torch.cuda, "device", guards)
     monkeypatch.setattr(dispatch, "implementation", lambda backend: back_end)
     monkeypatch.setattr(module, "choose", lambda *_: "triton")
-    monkeypatch.setattr(module, "by_registered_op", lambda *_: False)
-    monkeypatch.setattr(module, "check_apart", lambda *_, **__: None, raising=False)  # fake tensors lie nowhere
+    monkeypatch.setattr(module, "needs_registered_op", lambda *_: False)
+    monkeypatch.setattr(module, "check_no_overlap", lambda *_, **__: None, raising=False)  # fake tensors have no addresses
     arguments = CALLS[op]()
     if op in ("graph_conv", "batch_norm", "join_branches"):
         arguments = changed(arguments, in_channels_last)
@@ -333,7 +333,7 @@ def test_no_guard_is_paid_for_on_the_cpu_and_no_other_place_launches(monkeypatch
 
 
 def test_a_triton_launch_takes_any_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Axes of a grid but the first end at 65,535 programs."""
+    """Grid axes other than the first are limited to 65,535 programs."""
     pytest.importorskip("triton", reason="triton is not installed")
     module = import_module("shapmix.kernels.triton_clips")
     grids: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""What the build says where a compiler is missing, and what nvcc makes of the kernels."""
+"""Error messages of the build without a compiler, and compilation of the CUDA kernels with nvcc."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def build(tmp_path: Path, **environment: str) -> str:
-    """Runs setup.py with nothing on the PATH and returns what it says on its way out."""
+    """Runs setup.py with an empty PATH and returns its error message."""
     (tmp_path / "bin").mkdir()
     compilers = ("CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "SHAPMIX_CUDA")
     clean = {key: value for key, value in os.environ.items() if key not in compilers}
@@ -50,7 +50,7 @@ def test_what_is_missing_is_said_in_one_sentence(tmp_path: Path, environment: di
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("source", ["coalition.cu", "mix.cu", "normalised.cu"])
 def test_cuda_kernels_compile_without_spills(tmp_path: Path, source: str) -> None:
-    """Every element type, packed and not, on sm_80 and sm_90."""
+    """Every dtype, with and without packs, on sm_80 and sm_90."""
     command = [str(NVCC), "-c", str(ROOT / "csrc" / source), "-o", str(tmp_path / "kernels.o"), "-O3", "-std=c++17", "-Xptxas=-v"]
     command += ["-Werror=all-warnings", "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=sm_90"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -72,7 +72,7 @@ def test_the_sdist_holds_what_the_readmes_commands_need(tmp_path: Path) -> None:
     """Every file of the repository but git's own: `pip install -c constraints.txt -e .` and the tests run from it."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
-        pytest.skip("this is no checkout")
+        pytest.skip("this is not a checkout")
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "SHAPMIX_CUDA": "0"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
-"""Coalition inputs and mixing on every back end: the reference, bit for bit, on drawn clips; bad arguments.
+"""Coalition inputs and mixing on every back end, bit-equal to the reference on random clips; bad arguments.
 
-Triton's interpreter must be switched on before Triton is imported, so `test_dispatch.py` runs the Triton tests of this and the
-other files of ops again in a process of its own.
+Triton's interpreter must be enabled before Triton is imported, so `test_dispatch.py` reruns the Triton tests of this and the
+other op test files in a separate process.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.kernels.examples import MixProblem, mix_problem
 
 
 def in_layout(clips: Tensor, layout: str) -> Tensor:
-    """The same values, laid out otherwise in memory."""
-    if layout == "frames_cut":  # a crop of longer clips: planes stay whole
+    """The same values in a different memory layout."""
+    if layout == "frames_cut":  # a crop of longer clips: planes stay contiguous
         longer = clips.new_full((*clips.shape[:2], clips.shape[2] + 3, *clips.shape[3:]), torch.nan)
         longer[:, :, 1:-2] = clips
         return longer[:, :, 1:-2]
@@ -110,7 +110,7 @@ def test_cpp_is_the_reference(problem: MixProblem) -> None:
 
 @pytest.mark.parametrize("shape", [(64, 3, 64, 25, 2), (33, 3, 100, 17, 2)])
 def test_cpp_on_several_threads_is_the_reference(shape: tuple[int, ...]) -> None:
-    """Large enough for every thread to get work."""
+    """A batch large enough that every thread gets work."""
     problem = mix_problem()
     n, v = shape[0], shape[3]
     rows = torch.arange(n)
@@ -134,7 +134,7 @@ def test_cuda_is_the_reference(problem: MixProblem) -> None:
 @pytest.mark.parametrize("length", [1, 13, 14, 19, 21])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_window_takes_the_frames_that_the_reference_takes(dtype: torch.dtype, length: int) -> None:
-    """All source lengths of up to 100 frames, the ones where the two rounding rules part among them."""
+    """All source lengths up to 100 frames, including those where the two rounding rules differ."""
     lengths = torch.arange(1, 101)
     n = len(lengths)
     zero = torch.zeros(n, dtype=torch.int64)
@@ -161,7 +161,7 @@ def test_repeats_give_the_same_bits() -> None:
         assert same_bits(mix_clips(clips, plan, part_of_joint), first[1])
 
 
-# Case -> how to spoil a problem, the error, its message.
+# Case -> how to break a valid problem, the error, its message.
 COALITION_ERRORS: dict[str, tuple[Callable[[MixProblem], MixProblem], type[Exception], str]] = {
     "clips of 4 axes": (
         lambda p: p._replace(clips=p.clips[0]),
@@ -298,7 +298,7 @@ def test_a_result_buffer_must_fit_and_be_its_own() -> None:
     with pytest.raises(ValueError, match=r"out has shape \[3, 2, 8, 4, 2\]; give \[6, 2, 8, 4, 2\]"):
         mix_clips(problem.clips, problem.plan, problem.part_of_joint, out=torch.empty_like(problem.clips))
     block = torch.zeros(12, *problem.clips.shape[1:])
-    with pytest.raises(ValueError, match="out overlaps clips in memory; give a buffer of its own"):
+    with pytest.raises(ValueError, match="out overlaps clips in memory; give a separate buffer"):
         mix_clips(block[4:7], problem.plan, problem.part_of_joint, out=block[6:])
     with pytest.raises(ValueError, match="out is not contiguous"):
         mix_clips(problem.clips, problem.plan, problem.part_of_joint, out=block[::2])

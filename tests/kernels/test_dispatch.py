@@ -1,4 +1,4 @@
-"""The choice of back end, the doctor, and Triton's interpreter, which needs a process of its own."""
+"""Back end selection, the doctor, and Triton's interpreter, which needs a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.kernels.backends import CPU, INTERPRETED
 from tests.kernels.examples import crop_problem, mix_problem
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+@pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter process and does not run inside it")
 @pytest.mark.parametrize("file", [file for file in OPS_OF_FILE if "def test_triton" in (Path(__file__).parent / file).read_text()])
 def test_triton_interpreter(file: str) -> None:
     """Every Triton test of a file, on CPU tensors."""
@@ -49,7 +49,7 @@ def run_mix(backend: str | None = None, dtype: torch.dtype = torch.float32) -> T
 def test_an_explicit_back_end_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="mix_clips: backend=cuda cannot run on cpu: it works on CUDA tensors, not on cpu"):
         run_mix("cuda")
-    with pytest.raises(BackendError, match=r"sample_clips: .* it takes float32, float64, not float16"):
+    with pytest.raises(BackendError, match=r"sample_clips: .* it supports float32, float64, not float16"):
         sample_clips(*crop_problem(2, torch.float16)[:4], backend="cpp")
     monkeypatch.setenv("SHAPMIX_BACKEND", "cuda")
     with pytest.raises(BackendError, match="SHAPMIX_BACKEND=cuda cannot run"):
@@ -75,8 +75,8 @@ def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.Monke
 
 @pytest.fixture
 def untold() -> Iterator[None]:
-    """Nothing was chosen or told yet, and what the test makes of it is forgotten."""
-    caches = (dispatch._fastest, dispatch._tell, dispatch._choices, dispatch._reason, native.load)
+    """Clears the caches of the dispatcher before and after a test."""
+    caches = (dispatch._fastest, dispatch._log_choices, dispatch._choices, dispatch._reason, native.load)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -96,7 +96,7 @@ def test_auto_tells_all_ops_of_a_device_in_one_line(caplog: pytest.LogCaptureFix
         for _ in range(2):
             assert dispatch.choose("sample_clips", clips.half(), None) == "reference"
     _, record = caplog.records
-    told = "sample_clips of float16 on cpu runs on back end 'reference' (cpp: it takes float32, float64, not float16)"
+    told = "sample_clips of float16 on cpu runs on back end 'reference' (cpp: it supports float32, float64, not float16)"
     assert (record.levelname, record.getMessage()) == ("WARNING", told)
 
 
@@ -125,7 +125,7 @@ def test_a_module_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPat
     native.load.cache_clear()
     try:
         assert "shapmix._native cannot be imported" in str(native.unavailable(CPU))
-        with pytest.raises(ImportError, match="install shapmix again"):
+        with pytest.raises(ImportError, match="reinstall shapmix"):
             native.mix_clips(torch.empty(0), *mix_problem()[:1], mix_problem().plan, torch.zeros(4, dtype=torch.int64))
     finally:
         native.load.cache_clear()

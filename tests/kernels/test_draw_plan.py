@@ -85,7 +85,7 @@ def test_plans_can_be_mixed_by(backend: str, guided: bool) -> None:
 
 
 def test_a_guided_plan_pastes_what_the_rarer_class_needs() -> None:
-    """All of the mass on one combination: it goes in, or its complement does."""
+    """With all probability on one combination, it or its complement is pasted."""
     saliency = torch.zeros(7, 20)
     saliency[torch.arange(7), torch.arange(7)] = 100.0
     arguments = plan_arguments(saliency=saliency, blend_probability=0.0)

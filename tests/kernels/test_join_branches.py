@@ -1,4 +1,4 @@
-"""`join_branches`, the end of a temporal unit in eval mode, on every back end against the reference; bad arguments."""
+"""`join_branches`, the fused epilogue of a temporal unit in eval mode, on every back end against the reference; bad arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPP = (torch.float32, torch.float64, torch.bfloat16)
 
 @st.composite
 def branches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = CPP) -> dict[str, Any]:
-    """Arguments of `join_branches`: whole tensors and slices of the channels of wider ones."""
+    """Arguments of `join_branches`: contiguous tensors and channel slices of wider ones."""
     n, frames, joints = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
     width, frame_stride = draw(st.sampled_from([1, 2, 6, 8, 16, 20, 32])), draw(st.integers(1, 3))
     after = -(-frames // frame_stride)
@@ -44,7 +44,7 @@ def branches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = CPP) -> dict[str
 
 
 def check(arguments: dict[str, Any], backend: str) -> None:
-    """Three roundings in the sums' type; one to the elements'."""
+    """Three roundings in the accumulation dtype, one to the element dtype."""
     device = needs(backend)
     arguments = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
     found, expected = join_branches(**arguments, backend=backend), reference.join_branches(**arguments)
@@ -75,7 +75,7 @@ def arguments_of(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 
 
 def test_the_pool_is_torchs() -> None:
-    """Windows at the ends, and what is infinite or not a number."""
+    """Windows at the boundary, and non-finite values."""
     arguments = arguments_of()
     arguments["middle"][0, 0] = -torch.inf
     arguments["middle"][0, 1, 3] = torch.nan

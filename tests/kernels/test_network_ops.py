@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def channels_last(x: Tensor, spare: int = 0) -> Tensor:
-    """The same values, as the first channels of a channels-last tensor with some to spare."""
+    """The same values as the first channels of a wider channels-last tensor."""
     wider = x.new_full((len(x), x.shape[1] + spare, *x.shape[2:]), torch.nan).contiguous(memory_format=torch.channels_last)
     wider[:, : x.shape[1]] = x
     return wider[:, : x.shape[1]]
@@ -66,14 +66,14 @@ def on(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    """Difference as a share of the largest value; float64."""
+    """Difference relative to the largest value, in float64."""
     assert found.shape == expected.shape
     largest = float(expected.double().abs().max())
     return float((found.double() - expected.double()).abs().max()) / (largest or 1.0)
 
 
 def tolerance(arguments: dict[str, Any]) -> float:
-    """A sum over V joints and S subsets of graphs that are sums over K relations; one rounding to the features' type."""
+    """Sums over V joints and S subsets of graphs that are sums over K relations, plus one rounding to the features' dtype."""
     features, weight = arguments["features"], arguments["weight"]
     terms = weight.shape[0] * features.shape[3] * max(features.shape[2], 1) + weight.shape[1] + 32
     return 2 * torch.finfo(features.dtype).eps + terms * 4 * torch.finfo(weight.dtype).eps
@@ -95,7 +95,7 @@ def check_graph_conv(arguments: dict[str, Any], backend: str) -> None:
     expected_gradients = reference.graph_conv_backward(grad, *arguments.values())
     for name, left, right in zip(leaves, gradients, expected_gradients, strict=True):
         assert left.dtype == right.dtype
-        # the parameters' gradients are sums over everything, where the largest says least about the rounding
+        # parameter gradients are sums over all rows, whose largest value bounds the rounding least
         assert relative(left, right) <= 8 * tolerance(arguments), name
 
 
@@ -112,7 +112,7 @@ def test_triton_graph_conv_is_the_reference(arguments: dict[str, Any]) -> None:
 
 
 def test_triton_graph_conv_takes_a_few_clips_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As large batches do: the parameters' gradients are added up over the graphs of two clips, and of one that is left."""
+    """Several chunks, as in large batches: parameter gradients accumulate over a chunk of two clips and a last one of one clip."""
     needs("triton")
     monkeypatch.setattr(import_module("shapmix.kernels.triton_graph"), "GRAPH_BYTES", 2 * 2 * 17 * 17 * 16 * 4)
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +123,7 @@ def test_triton_graph_conv_takes_a_few_clips_at_a_time(monkeypatch: pytest.Monke
 
 @st.composite
 def norms(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
-    """Arguments of `batch_norm`, means far from zero among them."""
+    """Arguments of `batch_norm`, some with means far from zero."""
     n, frames, joints = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
     channels = draw(st.sampled_from([1, 6, 8, 24, 48, 64, 100]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -151,7 +151,7 @@ def check_batch_norm(arguments: dict[str, Any], backend: str) -> None:
     expected = reference.batch_norm(**arguments)
     found = batch_norm(**arguments, backend=backend)
     eps = torch.finfo(x.dtype).eps
-    spread = float(expected[2].clamp(min=1e-5).rsqrt().max())  # few rows can lie close: their digits are the mean's
+    spread = float(expected[2].clamp(min=1e-5).rsqrt().max())  # few rows can have a small spread, with the mean's rounding error
     bound = 4 * eps + 64 * torch.finfo(lowest.dtype).eps * max(spread, 1.0) * 10
     for left, right in zip(found, expected, strict=True):
         assert left.dtype == right.dtype
@@ -185,7 +185,7 @@ def test_triton_batch_norm_is_the_reference(arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rows", [100, 500])
 def test_triton_batch_norm_over_many_runs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of several tiles, the last one short; a mean that leaves float32 few digits for the spread."""
+    """Runs of several tiles with a partial last one; a mean so large that float32 has few digits left for the spread."""
     needs("triton")
     monkeypatch.setattr(import_module("shapmix.kernels.triton_norm"), "PROGRAMS", 4)
     generator = torch.Generator().manual_seed(rows)
@@ -196,11 +196,11 @@ def test_triton_batch_norm_over_many_runs(rows: int, monkeypatch: pytest.MonkeyP
     results = [batch_norm(**arguments, backend="triton") for _ in range(2)]
     for left, again, right in zip(*results, expected, strict=True):
         assert same_bits(left, again)
-        assert relative(left, right) <= 3e-4  # half an ulp of the elements, of the mean too, over the deviation
+        assert relative(left, right) <= 3e-4  # half an ulp of elements and mean, divided by the deviation
 
 
 def far_from_zero(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs [N, C, T, V] that float32 or bfloat16 can just tell apart, and a first row that is unlike the others."""
+    """Inputs [N, C, T, V] that differ by few ulps in float32 or bfloat16, and a first row unlike the others."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(3, 70, 40, 5, generator=generator)
     step = 2.0 ** torch.randint(0, 3, normal.shape, generator=generator)
@@ -214,7 +214,7 @@ def far_from_zero(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def check_far_from_zero(dtype: torch.dtype, backend: str) -> None:
-    """Against torch in float64: elements, means and variances keep their digits."""
+    """Compared with torch in float64: elements, means and variances keep full precision."""
     device = needs(backend)
     for name, x in far_from_zero(dtype).items():
         x = x.to(device)
@@ -281,7 +281,7 @@ def test_opcheck() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_no_bit_of_the_result(threads: int) -> None:
-    """Rows are independent; the parameters' gradients are sums in an order that the number of threads sets."""
+    """Rows are independent; the summation order of parameter gradients depends on the number of threads."""
     arguments = {name: value.float() for name, value in graph_arguments(channels=64).items()}
     arguments["features"] = torch.randn(7, 192, 33, 5)
     arguments["relation_terms"] = torch.randn(7, 5, 2, 3, 2)
@@ -336,5 +336,5 @@ def test_bad_norms_are_named() -> None:
         batch_norm(x, ones, ones, ones[:7])
     with pytest.raises(TypeError, match="shortcut is torch"):
         batch_norm(x, ones, ones, ones, shortcut=x.double())
-    with pytest.raises(ValueError, match="offset is given where a gradient is wanted"):
+    with pytest.raises(ValueError, match="offset is given but a gradient is required"):
         graph_conv(**{name: value.requires_grad_() for name, value in graph_arguments().items()}, offset=torch.zeros(8).double())

@@ -1,4 +1,4 @@
-"""The ops as autograd and torch.compile see them: gradients, fake tensors, whole graphs."""
+"""The ops under autograd and torch.compile: gradients, fake tensors, full graphs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def differentiable(backend: str) -> dict[str, tuple[Callable[..., Tensor], Calla
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("op", ["coalition_inputs", "normalised_coalition_inputs", "mix_clips"])
 def test_gradients(op: str, backend: str) -> None:
-    """Against finite differences, and against autograd through the reference."""
+    """Compared with finite differences and with autograd through the reference."""
     run, run_reference, tensors = differentiable(backend)[op]
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     assert torch.autograd.gradcheck(run, leaves)
@@ -84,7 +84,7 @@ def test_only_the_tensor_that_wants_a_gradient_gets_one() -> None:
 
 
 def arguments_of(op: str) -> tuple[Any, ...]:
-    """Arguments of a registered op, the floating point ones wanting gradients where the op has them."""
+    """Arguments of a registered op; floating point ones require gradients if the op is differentiable."""
     clips, mean, coalitions, part_of_joint, _, _ = problem = mix_problem(torch.float64)
     clips, mean = clips.requires_grad_(), mean.requires_grad_()
     if op == "coalition_inputs":
@@ -135,7 +135,7 @@ PROBLEM = plan_arguments(labels=torch.arange(8) % 7)
 
 
 def step(clips: Tensor, at: Tensor, weight: Tensor, table: Tensor, backend: str | None) -> Tensor:
-    """Everything that a training step does around the network, which is a matrix here."""
+    """A whole training step, with a matrix in place of the network."""
     problem = PROBLEM | {"step": at}
     labels, part_of_joint = problem["labels"], problem["part_of_joint"]
     mean = clips.detach().mean(0)

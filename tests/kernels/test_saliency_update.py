@@ -18,7 +18,7 @@ from tests.kernels.examples import update_arguments
 
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
-    """Arguments of `saliency_update`, the labels few enough to repeat."""
+    """Arguments of `saliency_update`, with repeated labels."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     classes, combinations = draw(st.integers(2, 90)), draw(st.integers(1, 70))
     rows, updates = draw(st.integers(1, 40)), draw(st.integers(1, 60))
@@ -48,8 +48,8 @@ def run(arguments: dict[str, Any], device: torch.device, op: Any, **options: Any
 
 
 def tolerance(arguments: dict[str, Any]) -> tuple[float, float]:
-    """Of marginals: roundings of an exponent of up to 40 and of a sum of K terms, weighted and summed over contexts. Of the
-    table: those, scaled, and a rounding an update."""
+    """Error bounds. Marginals: rounding of an exponent of up to 40 and of a sum of K terms, weighted and summed over contexts.
+    Table: the same, scaled, plus one rounding per update."""
     eps = torch.finfo(arguments["table"].dtype).eps
     classes = arguments["table"].shape[1]
     contexts = 1 if arguments["with_rows"].dim() == 1 else arguments["with_rows"].shape[1]
@@ -86,7 +86,7 @@ def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
 def test_extreme_logits_stay_probabilities(backend: str) -> None:
-    """Certainty against nothing is a marginal of 1, the other way round 0, and what is not a number stays so."""
+    """Probability 1 against 0 is a marginal of 1, the reverse is 0, and NaN stays NaN."""
     device = needs(backend)
     big = 1e4
     logits = torch.tensor([[big, 0, -big], [-big, 0, big], [torch.nan, 0, 0], [0, 0, 0]])
@@ -103,11 +103,11 @@ def test_extreme_logits_stay_probabilities(backend: str) -> None:
     assert torch.equal(table[0, 2], several["table"][0, 2].to(device))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered")  # the interpreter's, of inf - inf
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # inf - inf in the interpreter
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
 def test_an_update_that_is_not_finite_is_as_if_it_were_not_there(backend: str, bad: float) -> None:
-    """Alone on its entry, between others, first and last; one infinite logit makes its whole row no probability."""
+    """A skipped update alone on its entry, between others, first and last; one infinite logit invalidates its row."""
     device = needs(backend)
     several = update_arguments(
         logits=torch.tensor([[1.0, 2, 0], [0, 1, 3], [bad, 0, 0], [2, 0, 1], [0, 0, 0]]),
@@ -122,12 +122,12 @@ def test_an_update_that_is_not_finite_is_as_if_it_were_not_there(backend: str, b
     expected, expected_table = run(alone, device, saliency_update, backend=backend)
     assert same_bits(marginal[good], expected)
     assert not bool(marginal[torch.tensor([0, 2, 4, 5, 6, 7])].isfinite().any())
-    assert largest_difference(table, expected_table) <= 1e-6  # a scan adds up in another order
+    assert largest_difference(table, expected_table) <= 1e-6  # a scan sums in a different order
 
 
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 def test_long_batches_keep_the_order(backend: str) -> None:
-    """More updates of one entry than a block of threads holds: the last ones weigh most."""
+    """More updates of one entry than a block holds; the last ones have the largest weight."""
     device = needs(backend)
     updates = 700 if INTERPRETED else 3000
     generator = torch.Generator().manual_seed(1)

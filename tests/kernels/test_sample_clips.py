@@ -25,7 +25,7 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> CropProblem:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     lengths = uniform_integers(generator, 1, draw(st.sampled_from([1, 7, 90])), recordings)
     frames = torch.randn(int(lengths.sum()), m, v, c, generator=generator).to(draw(st.sampled_from(dtypes)))
-    frames[torch.rand(len(frames), generator=generator) < 0.2, m // 2] = 0  # a person who is not there
+    frames[torch.rand(len(frames), generator=generator) < 0.2, m // 2] = 0  # an absent person
     clip = uniform_integers(generator, 0, recordings - 1, n)
     start = uniform_integers(generator, 0, lengths[clip] - 1, n)
     length = uniform_integers(generator, 1, lengths[clip] - start, n)
@@ -39,9 +39,9 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> CropProblem:
 
 
 def tolerance(problem: CropProblem) -> float:
-    """A few roundings of the largest coordinate, the place between two frames to a rounding of the crop's length."""
+    """A few roundings of the largest coordinate; the position between two frames is rounded at the crop's length."""
     dtype = problem.frames.dtype
-    # two weights, a product each, a sum, three rows of three, sines; each difference doubles what it is taken of
+    # two weights, two products, a sum, three 3x3 rotations, sines; each difference doubles the error
     roundings = 24 * torch.finfo(dtype).eps + int(problem.plan.length.max()) * torch.finfo(sum_dtype(dtype)).eps
     doublings = {"joint": 0, "bone": 1, "motion": 1, "bone_motion": 2}[problem.stream]
     return roundings * float(problem.frames.abs().max()) * 2**doublings
@@ -106,7 +106,7 @@ def test_half_recordings_on_the_cpu_run_on_the_reference() -> None:
     assert same_bits(found, reference.sample_clips(*problem[:4]))
 
 
-# Case -> how to spoil a problem, the error, its message.
+# Case -> how to break a valid problem, the error, its message.
 ERRORS: dict[str, tuple[Callable[[CropProblem], CropProblem], type[Exception], str]] = {
     "frames of 3 axes": (lambda p: p._replace(frames=p.frames[0]), ValueError, r"frames has shape .*; give \[F, M, V, C\]"),
     "integer frames": (lambda p: p._replace(frames=p.frames.long()), TypeError, "frames is torch.int64; give float32"),
@@ -128,7 +128,7 @@ ERRORS: dict[str, tuple[Callable[[CropProblem], CropProblem], type[Exception], s
     ),
     "parents elsewhere": (lambda p: p._replace(parents=p.parents.to("meta")), ValueError, "parents is on meta, frames on cpu"),
     "an unknown stream": (lambda p: p._replace(stream="velocity"), ValueError, "stream is 'velocity'; give one of joint, bone"),
-    "no frames asked for": (lambda p: p._replace(num_frames=0), ValueError, "num_frames is 0"),
+    "no output frames": (lambda p: p._replace(num_frames=0), ValueError, "num_frames is 0"),
     "recording 3 of 3": (
         lambda p: p._replace(plan=replace(p.plan, clip=torch.tensor([0, 3, 1]))),
         ValueError,

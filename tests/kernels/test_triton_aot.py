@@ -1,6 +1,6 @@
-"""Every Triton kernel in every element type, compiled ahead of time for every architecture: no GPU needed.
+"""Every Triton kernel in every dtype, compiled ahead of time for every architecture; needs no GPU.
 
-Run as a script it compiles and prints; the test starts it in a process where Triton's interpreter is off.
+As a script, this file compiles and prints; the tests start it in a process without Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from typing import Any, NamedTuple
 import pytest
 
 DTYPES = ("fp32", "fp64", "fp16", "bf16")
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may use
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block
 Reports = dict[tuple[str, str, int], dict[str, object]]  # config -> shared memory, PTX and ptxas's report
 
 
 class Kernel(NamedTuple):
-    """How a kernel is launched: which arguments are of the elements' type, of the sums', and what the rest is."""
+    """Launch signature of a kernel: the arguments in the element dtype, those in the accumulation dtype, and the others."""
 
     module: str
     elements: tuple[str, ...] = ()
     sums: tuple[str, ...] = ()
-    others: Mapping[str, str] = MappingProxyType({})  # pointers are to int64 and numbers i32 where nothing is said
+    others: Mapping[str, str] = MappingProxyType({})  # default: pointers to int64, numbers i32
     numbers: tuple[str, ...] = ()
     constants: Mapping[str, object] = MappingProxyType({})
     dtypes: tuple[str, ...] = DTYPES
     fuse: bool = True
     absent: tuple[str, ...] = ()  # arguments that are None
-    function: str = ""  # the kernel's own name, where it is compiled in several forms
-    graph: bool = False  # of the graph convolution, whose launch depends on the elements' type
-    widths: tuple[str, ...] = ()  # numbers that are multiples of 16; tensors then begin at multiples of 16 bytes, as torch's do
+    function: str = ""  # name of the kernel if it is compiled in several variants
+    graph: bool = False  # graph convolution: the launch depends on the element dtype
+    widths: tuple[str, ...] = ()  # numbers that are multiples of 16; tensors are then aligned to 16 bytes, as in torch
     ones: bool = False  # every number is 1, which Triton compiles as a constant
     archs: tuple[int, ...] = (80, 90, 100)
 
@@ -159,7 +159,7 @@ NORM = Kernel(
     constants={"SUM": "sums", "BLOCK_R": 32, "BLOCK_C": 64},
 )
 JOIN = NORM._replace(constants={"BLOCK_P": 64, "BLOCK_C": 16}, dtypes=("fp32", "fp64"))
-# CTR-GCN's widths are numbers, and 17 to 32 joints are one block.
+# CTR-GCN's widths are runtime numbers; 17 to 32 joints are one block.
 KERNELS |= {
     "relation_kernel": Kernel(
         "triton_graph",
@@ -189,7 +189,7 @@ KERNELS |= {
 KERNELS |= {
     f"{name} of ones": kernel._replace(function=kernel.function or name, ones=True, dtypes=("fp32",), archs=(90,))
     for name, kernel in KERNELS.items()
-    # sample_kernel's only number is never special, so it would be the same kernel; a width is 1 or a multiple of 16
+    # the only number of sample_kernel is not specialised, so it would be the same kernel; a width is 1 or a multiple of 16
     if name != "sample_kernel" and not name.endswith(", aligned")
 }
 CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, kernel.archs)]
@@ -231,12 +231,12 @@ def compile_all() -> None:
 
 
 def unspecialised(function: Any, argument: str) -> bool:
-    """Whether a kernel asks Triton to compile no special form for some values of an argument."""
+    """Whether a kernel has an argument in do_not_specialize."""
     return bool(function.params[function.arg_names.index(argument)].do_not_specialize)
 
 
 def graph_blocks(kernel: Kernel, dtype: str) -> dict[str, object]:
-    """What a graph convolution of 25 joints over 64 frames is specialised for."""
+    """Compile-time constants of a graph convolution of 25 joints over 64 frames."""
     import torch
 
     from shapmix.kernels import triton_graph
@@ -274,7 +274,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 def test_compiles_without_spills(reports: Reports, kernel: str, dtype: str, arch: int) -> None:
     report = reports[kernel, dtype, arch]
     spills = re.findall(r"(\d+) bytes spill", str(report["ptxas"]))
-    assert len(spills) >= 2, report["ptxas"]  # stores and loads, of the kernel and of functions that it calls
+    assert len(spills) >= 2, report["ptxas"]  # spill stores and loads, of the kernel and of the functions it calls
     assert set(spills) == {"0"}
     assert int(str(report["shared"])) <= SHARED_LIMIT[arch]
 
@@ -282,9 +282,9 @@ def test_compiles_without_spills(reports: Reports, kernel: str, dtype: str, arch
 @pytest.mark.parametrize("kernel", ["mix_kernel", "normalised_coalition_kernel"])
 @pytest.mark.parametrize(("dtype", "arch"), list(product(DTYPES, SHARED_LIMIT)))
 def test_products_are_rounded_before_they_are_added(reports: Reports, kernel: str, dtype: str, arch: int) -> None:
-    """A fused multiply-add would not be the reference's bits.
+    """A fused multiply-add would not be bit-equal to the reference.
 
-    sm_80 has no other bfloat16 arithmetic than fma: there x * y is x * y + -0 and x + y is x * 1 + y, which round alike.
+    sm_80 has only fma for bfloat16: there x * y is x * y + -0 and x + y is x * 1 + y, which round the same.
     """
     ptx = str(reports[kernel, dtype, arch]["ptx"])
     neutral = set(re.findall(r"mov\.b16 \s*(%\w+), (?:0x8000|0x3F80);", ptx))

@@ -1,4 +1,4 @@
-"""What the plug-in refuses: every choice, shape and type by the name of its argument, in one sentence, before anything changes."""
+"""Argument errors of the plug-in name the argument in one sentence, and are raised before any state changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batch(n: int = 8) -> tuple[Tensor, Tensor]:
 
 
 class Net(nn.Module):
-    """Logits of whole clips, changed by a function."""
+    """Logits of whole clips, modified by a function."""
 
     def __init__(self, of: Callable[[Tensor], Any] = lambda logits: logits, classes: int = 4) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"mean_motion": torch.zeros(SIZE).index_fill_(2, torch.tensor(4), torch.nan)},
         ValueError,
-        "mean_motion[0, 0, 4, 0] is nan; take the mean of clips that are finite",
+        "mean_motion[0, 0, 4, 0] is nan; average clips with finite coordinates",
     ),
     ({"temperature": 0.0}, ValueError, "temperature is 0.0; give a number above 0"),
     ({"temperature": float("nan")}, ValueError, "temperature is nan; give a number above 0"),
@@ -126,7 +126,11 @@ def test_class_counts_are_taken_as_any_whole_numbers(counts: Any) -> None:
 
 
 CLIPS: list[tuple[Callable[[Tensor], Any], type[Exception], str]] = [
-    (lambda x: x.permute(0, 4, 2, 3, 1), ValueError, "clips has shape [8, 2, 16, 25, 3], the axes of mean_motion in another order"),
+    (
+        lambda x: x.permute(0, 4, 2, 3, 1),
+        ValueError,
+        "clips has shape [8, 2, 16, 25, 3], the axes of mean_motion in a different order",
+    ),
     (lambda x: x[:, :, :, :20], ValueError, "clips has shape [8, 3, 16, 20, 2]; give [N, 3, 16, 25, 2], as mean_motion"),
     (lambda x: x[:, :, :12], ValueError, "clips has shape [8, 3, 12, 25, 2]; give [N, 3, 16, 25, 2], as mean_motion"),
     (lambda x: x[..., :1], ValueError, "clips has shape [8, 3, 16, 25, 1]; give [N, 3, 16, 25, 2], as mean_motion"),
@@ -210,7 +214,7 @@ def test_what_is_no_logits(network: nn.Module, error: type[Exception], message: 
     with pytest.raises(error) as raised:
         mixer.loss(network(mixed.clips), mixed)
     assert f"logits {message}".replace("{}", "16") in str(raised.value)
-    if "10]" not in message:  # a game has no class counts to compare with
+    if "10]" not in message:  # a game has no class counts to check against
         with pytest.raises(error, match=r"the network's result (is|has shape)"):
             PartGame(network, NTU, mean_motion()).table(clips)
 

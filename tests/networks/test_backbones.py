@@ -1,4 +1,4 @@
-"""The networks beside CTR-GCN take any layout, see all of a clip, and have the sizes of their papers."""
+"""The other backbones accept any layout, depend on all of a clip, and have the published number of parameters."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_any_layout_is_mapped_to_logits(make: Callable[..., nn.Module], layout: 
     assert logits.shape == (2, 7)
     logits[1].square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
-    assert (clips.grad[1].abs().sum((0, 1, 3)) > 0).all()  # every joint counts
+    assert (clips.grad[1].abs().sum((0, 1, 3)) > 0).all()  # every joint matters
     assert (clips.grad[1].abs().sum((0, 2, 3)) > 0).all()  # and every frame
     network.eval()
     with torch.no_grad():
         one = network(clips[1:2])
-        torch.testing.assert_close(one, network(clips)[1:2], rtol=1e-4, atol=1e-5)  # clips do not see each other
+        torch.testing.assert_close(one, network(clips)[1:2], rtol=1e-4, atol=1e-5)  # clips are independent
         swapped = network(clips[1:2].flip(4)) if people == 2 else one
         assert torch.isfinite(swapped).all()
 

@@ -1,4 +1,4 @@
-"""The merged CTR-GCN against the reference's formulas, and what its loader refuses."""
+"""The fast CTR-GCN compared with the reference implementation, and checks of state dicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NTU, COCO = load_layout("ntu25"), load_layout("coco17")
 
 
 def lively(network: torch.nn.Module) -> None:
-    """Parameters and statistics away from their start, where graphs are shared and shortcuts rule."""
+    """Random parameters and statistics; at initialisation, graphs are shared and shortcuts dominate."""
     torch.manual_seed(1)
     for name, tensor in network.state_dict().items():
         if name.endswith(("alpha", "bn.weight", "1.weight", "4.weight", "running_var")):
@@ -53,7 +53,7 @@ def test_merged_form_is_the_reference(
     torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     mine = dict(ours.named_parameters())
     for name, parameter in theirs.named_parameters():
-        largest = max(1.0, float(parameter.grad.abs().max()))  # these networks can amplify by many orders
+        largest = max(1.0, float(parameter.grad.abs().max()))  # these networks can amplify by orders of magnitude
         torch.testing.assert_close(mine[name].grad, parameter.grad, rtol=1e-7, atol=1e-9 * largest, msg=name)
     for name, buffer in theirs.named_buffers():
         torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
@@ -82,9 +82,9 @@ def gradient(network: torch.nn.Module, clips: torch.Tensor, labels: torch.Tensor
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("widths", [(64,), (16, 16, 32), (64, 64, 128, 128)])
 def test_gradients_are_as_close_to_float64_as_the_references(widths: tuple[int, ...], half: bool) -> None:
-    """float32 stays within 1e-4. What bfloat16 loses grows with the depth, and the merged form loses no more than the formulas do.
+    """float32 is within 1e-4. The error of bfloat16 grows with depth, and is no larger than that of the reference implementation.
 
-    The median of three draws, because a unit that rounds to the other side of its rectifier outweighs all else.
+    Median of three seeds, because a single flipped ReLU dominates the error.
     """
     errors = []
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""Folding: the twin is the network in eval mode, whatever training did in between; what cannot be folded is named."""
+"""Folding: the copy equals the network in eval mode after further training; norms that cannot be folded are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shapmix.skeleton.layout import load_layout
 
 
 class GraphNet(nn.Module):
-    """ST-GCN's shape: a product over channels, an aggregation over joints, a temporal convolution, a shortcut."""
+    """The structure of ST-GCN: channel product, aggregation over joints, temporal convolution, shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Functional(Twice):
 
 
 class Tied(nn.Module):
-    """Two convolutions with one weight."""
+    """Two convolutions with a shared weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def parametrized() -> nn.Module:
 
 IMAGE, LINE, VOLUME = (4, 6, 9, 5), (4, 6, 9), (4, 6, 5, 4, 3)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]] = {
-    "st-gcn": (GraphNet, (4, 3, 8, 25, 2), {"after": "no convolution"}),
+    "st-gcn": (GraphNet, (4, 3, 8, 25, 2), {"after": "does not follow a convolution"}),
     "conv1d": (sequence(nn.Conv1d(6, 8, 3), nn.BatchNorm1d(8), nn.ReLU()), LINE, {}),
     "conv3d": (sequence(nn.Conv3d(6, 8, 2, bias=False), nn.BatchNorm3d(8)), VOLUME, {}),
     "linear": (sequence(nn.Linear(6, 8), nn.BatchNorm1d(8)), (5, 6), {}),
@@ -103,7 +103,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]]
     "no statistics": (
         sequence(nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8, track_running_stats=False)),
         IMAGE,
-        {"m1": "keeps no running statistics"},
+        {"m1": "has no running statistics"},
     ),
     "norm first": (sequence(nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, padding=1)), IMAGE, {"m0": "would change zero padding"}),
     "called twice": (Twice, IMAGE, {"norm": "'conv' is called more than once"}),
@@ -150,7 +150,7 @@ def test_the_twin_is_the_network_in_eval_mode(name: str, dtype: torch.dtype) -> 
         torch.testing.assert_close(found, expected, **tolerance)
         before = folded(x)
         train(net, x, 2)
-        assert torch.equal(folded(x), before)  # nothing is shared
+        assert torch.equal(folded(x), before)  # no memory is shared
     train(net, x, 1)
     assert any(not torch.equal(value, state[key]) for key, value in net.state_dict().items())
     for value in folded.parameters():
@@ -181,14 +181,14 @@ def test_what_cannot_be_traced_says_why() -> None:
 
 
 def test_a_linear_layer_on_sequences_is_refused() -> None:
-    """BatchNorm1d counts channels along axis 1 there, which is not the linear layer's."""
+    """For this rank, the channel axis of BatchNorm1d is 1, which is not the output axis of the linear layer."""
     folded = Folded(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))
-    with pytest.raises(ValueError, match=r"takes 2 axes, not \[2, 6, 6\]; use the network itself"):
+    with pytest.raises(ValueError, match=r"takes 2 axes, not \[2, 6, 6\]; use the unfolded network"):
         folded(torch.randn(2, 6, 6))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="another device is needed")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a second device is required")
 def test_the_twin_is_where_the_network_is() -> None:
     net = GraphNet().cuda()
     assert {value.device.type for value in Folded(net).state_dict().values()} == {"cuda"}

@@ -122,7 +122,7 @@ def test_files_hold_everything_and_no_pickle(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
     with np.load(tmp_path / "some.npz", allow_pickle=False) as file:
         assert sorted(file) == ["about", "games", "labels"]
-    with pytest.raises(ValueError, match="of layout 'ntu25' with parts"):
+    with pytest.raises(ValueError, match="belongs to layout 'ntu25' with parts"):
         Explanation.load(tmp_path / "some.npz", COCO)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "some.npz").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"cut\.npz: not an explanation"):

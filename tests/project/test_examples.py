@@ -1,4 +1,4 @@
-"""The examples run as they are written."""
+"""Runs the examples unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_plain_loop_learns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "test accuracy" in capsys.readouterr().out
 
 
-# Lightning imports what other packages have deprecated, and says that a small loader has few workers
+# Lightning uses deprecated APIs of other packages, and warns that a small loader has few workers
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*num_workers.*", "ignore:.*log_every_n.*"
 )

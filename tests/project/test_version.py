@@ -1,4 +1,4 @@
-"""The version comes from the git tag, and from what a release or a source archive carries where there is no git."""
+"""The version is read from the git tag or, without git, from the metadata of a source distribution or archive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNKNOWN = "0+unknown"
 
 @pytest.fixture
 def built_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], str]:
-    """What setup.py in a copy of the build files gives as the version; setup itself is not run."""
+    """The version that setup.py determines in a copy of the build files; setup itself does not run."""
     for name in BUILD_FILES:
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setenv("SHAPMIX_CUDA", "0")
@@ -40,7 +40,7 @@ def built_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
 
 @pytest.fixture(params=["with setuptools-scm", "without"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With setuptools-scm and, as on a machine that builds offline, without it."""
+    """With setuptools-scm, and without it, as in an offline build."""
     if request.param == "without":
         monkeypatch.setitem(sys.modules, "setuptools_scm", None)
     else:

@@ -1,4 +1,4 @@
-"""The part game on CTR-GCN and on any module: values, row counts, memory, what it leaves behind; captum as an oracle."""
+"""The part game on CTR-GCN and on any module: values, row counts, memory, restored state; captum as an oracle."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def clips_of(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 class Counting(nn.Module):
-    """A module that is not ours: counts its forwards and the largest of them, draws random numbers, writes a buffer."""
+    """A third-party module: counts its forward passes and the largest one, draws random numbers, writes a buffer."""
 
     def __init__(self, largest: int = 1 << 30) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("output", ["probability", "logit", "log_prob"])
 def test_a_table_holds_every_coalition(output: str) -> None:
-    """Column by column, by the plain op and one forward each."""
+    """The table column by column, with the plain op and one forward pass each."""
     model, clips, labels = network(), clips_of(3), torch.tensor([0, 3, 1])
     game = PartGame(model, NTU, MEAN, output)
     table, every = game.table(clips, labels), game.table(clips)
@@ -115,7 +115,7 @@ def test_a_budget_bounds_what_is_alive() -> None:
             PartGame(model, NTU, mean, **options).table(clips)
         return alive.peak
 
-    table = 8 * 32 * 4 * 4 * 4  # logits and probabilities of all coalitions, and copies of them
+    table = 8 * 32 * 4 * 4 * 4  # logits and probabilities of all coalitions, and their copies
     one = peak(max_rows=1)
     for rows in (4, 16):
         assert peak(memory_budget=rows * one) <= rows * one + table
@@ -126,7 +126,7 @@ def test_a_budget_bounds_what_is_alive() -> None:
 def test_nothing_is_left_behind(fails: bool) -> None:
     model = Counting(largest=0 if fails else 1 << 30)
     model.train()
-    model.classes.eval()  # modes differ from module to module
+    model.classes.eval()  # modules have different modes
     torch.manual_seed(3)
     before = torch.get_rng_state()
     game = PartGame(model, NTU, MEAN)
@@ -180,6 +180,6 @@ def test_captum_agrees() -> None:
     theirs = explainer.attribute(clips, MEAN[None], target=labels, feature_mask=mask, perturbations_per_eval=1)
     joints = [int((NTU.part_of_joint == part).nonzero()[0]) for part in range(5)]
     assert theirs.shape == clips.shape
-    # captum spreads a part's value over its elements, each the same
+    # captum assigns the value of a part to each of its elements
     found = theirs[:, 0, 0, joints, 0].double()
     torch.testing.assert_close(found, ours, rtol=0, atol=1e-5)

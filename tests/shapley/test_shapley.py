@@ -1,4 +1,4 @@
-"""Laws of Shapley values and their relatives on drawn games, and independent libraries as oracles."""
+"""Axioms of Shapley values and related indices on random games, and independent libraries as oracles."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def game_of(num_parts: int, seed: int, *leading: int) -> Tensor:
 
 
 def bits(num_parts: int) -> Tensor:
-    """[2^P, P] bool: who is in each coalition."""
+    """[2^P, P] bool: the members of each coalition."""
     return (torch.arange(1 << num_parts)[:, None] >> torch.arange(num_parts) & 1).bool()
 
 
@@ -55,7 +55,7 @@ def test_efficiency(num_parts: int, seed: int) -> None:
 
 @given(st.integers(1, 6), seeds)
 def test_values_are_means_over_orders(num_parts: int, seed: int) -> None:
-    """The definition, order by order."""
+    """The definition: the mean over all orders."""
     game = game_of(num_parts, seed)
     total, orders = torch.zeros(num_parts, dtype=torch.float64), list(permutations(range(num_parts)))
     for order in orders:
@@ -71,14 +71,14 @@ def test_symmetry_null_player_and_permutation(num_parts: int, seed: int) -> None
     game = game_of(num_parts, seed)
     who = bits(num_parts)
     everyone = torch.arange(1 << num_parts)
-    # a game that does not look at part 0, and one that cannot tell parts 0 and 1 apart
+    # a game that ignores part 0, and one that is symmetric in parts 0 and 1
     null = game[everyone & ~1]
     assert float(shapley_values(null, num_parts)[0].abs()) <= 1e-12
     assert float(banzhaf_values(null, num_parts)[0].abs()) <= 1e-12
     swapped = (everyone & ~3) | (everyone & 1) << 1 | (everyone >> 1) & 1
     alike = shapley_values(game + game[swapped], num_parts)
     assert float((alike[0] - alike[1]).abs()) <= 1e-12
-    # names do not matter
+    # the order of the parts does not matter
     order = torch.randperm(num_parts, generator=torch.Generator().manual_seed(seed))
     renamed = (who[:, order].long() << torch.arange(num_parts)).sum(1)
     permuted = shapley_values(game[renamed], num_parts)
@@ -97,7 +97,7 @@ def test_linearity_and_self_duality(num_parts: int, seed: int, factor: float) ->
 
 @given(st.integers(1, 8), st.data())
 def test_unanimity_games_in_closed_form(num_parts: int, data: st.DataObject) -> None:
-    """v is 1 where all of `needed` is there."""
+    """v is 1 if the coalition contains `needed`."""
     needed = data.draw(st.integers(1, (1 << num_parts) - 1))
     everyone = torch.arange(1 << num_parts)
     game = (everyone & needed == needed).double()
@@ -124,9 +124,9 @@ def test_group_values_of_pairs_and_triples(seed: int) -> None:
     values, single = group_values(game, NTU.combinations, 5), shapley_values(game, 5)
     matrix = group_matrix(tuple(NTU.combinations.tolist()), 5)
     assert int(torch.linalg.matrix_rank(matrix)) == 15
-    # odd under complement: a game and its mirror image
+    # antisymmetric under complement: a game and its dual
     torch.testing.assert_close(group_values(game.flip(-1), NTU.combinations, 5), -values, **CLOSE)
-    # Sum rules. In the Moebius basis a set U of size u gives a group P that it meets 1 / (|U outside P| + 1).
+    # Sum rules. In the Moebius basis, a set U contributes 1 / (|U outside P| + 1) to each group P that it intersects.
     member = (NTU.combinations[:, None] >> torch.arange(5) & 1).double()
     transform = moebius(game, 5)
     for size, columns in ((2, slice(0, 10)), (3, slice(10, 20))):
@@ -137,7 +137,7 @@ def test_group_values_of_pairs_and_triples(seed: int) -> None:
                 comb(u, met) * comb(5 - u, size - met) / (u - met + 1) for met in range(1, min(u, size) + 1) if size - met <= 5 - u
             )
         torch.testing.assert_close(values[:, columns].sum(-1), expected, **CLOSE)
-    # an additive game: a group is worth its members
+    # additive game: the value of a group is the sum over its members
     additive = bits(5).double() @ single[0]
     torch.testing.assert_close(group_values(additive, NTU.combinations, 5), member @ single[0], **CLOSE)
     torch.testing.assert_close(group_values(game, 1 << torch.arange(5), 5), single, **CLOSE)
@@ -151,7 +151,7 @@ def test_the_rectified_mean_is_at_least_the_rectified_value(seed: int) -> None:
 
 
 def test_the_published_draw_is_an_unbiased_estimate() -> None:
-    """Means of many draws within 4 standard errors of the exact values, rectified and not."""
+    """Means of many draws are within 4 standard errors of the exact values, rectified and not."""
     game = game_of(5, 3)
     drawn = draw_marginals(Request(torch.zeros(60_000), NTU, 1, 0))
     upper, lower = game[NTU.combinations[drawn.columns] | drawn.contexts], game[drawn.contexts]
