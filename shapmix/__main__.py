@@ -13,17 +13,17 @@ COMMANDS = {
     "prepare": "convert a data set of any known format to a store",
     "train": "train a network with Shap-Mix",
     "evaluate": "measure runs, and ensembles of runs, on their test split",
-    "predict": "classify recordings, with the share of each body part",
-    "explain": "Shapley values of body parts, as one page",
-    "report": "a run as one page: curves, accuracy, confusion, saliency, mixed clips",
+    "predict": "classify recordings, with the contribution of each body part",
+    "explain": "explain a network with Shapley values of body parts, on one page",
+    "report": "summarise a run on one page: curves, accuracy, confusion, saliency, mixed clips",
     "export": "write a trained network as ONNX or .pt2",
     "experiment": "train a grid of runs and tabulate their results",
-    "doctor": "show what this machine can run, and check it against the reference",
+    "doctor": "show what this machine can run, and compare it with the reference",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that the first argument names; returns its exit code, 2 for an unknown one."""
+    """Runs the command named by the first argument; returns its exit code, 2 for an unknown command."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in COMMANDS:
         command: Callable[[Sequence[str]], int] = import_module(f"shapmix.{name}").main

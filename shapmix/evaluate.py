@@ -28,24 +28,24 @@ class EvaluateConfig(CheckpointOptions, ComputeOptions):
     crops: int = 1
     """Views of a clip whose probabilities are averaged; 1 is the view of the training log."""
     weights: tuple[float, ...] | None = None
-    """Of each run's probabilities; None: equal."""
+    """Weight of each run's probabilities; None: equal weights."""
     fit_weights: bool = False
-    """Choose the weights on validation clips."""
+    """Fit the weights on validation clips."""
     save_scores: Path | None = None
     """An .npz with names, labels and probabilities of the test clips."""
     out: Path | None = None
     """Folder of the tables; None: RUN/evaluation for one run, nothing written for an ensemble."""
 
     def tables(self) -> Path | None:
-        """Folder of the tables, None where none are written."""
+        """Folder of the tables, None if none are written."""
         return self.out or (self.runs[0] / "evaluation" if len(self.runs) == 1 else None)
 
     def check(self) -> None:
-        """That a measurement can be made and written, before any work.
+        """Checks in advance that the options are valid and that the outputs can be written.
 
         Raises:
-            ConfigError: options that contradict each other.
-            OSError: no place to write what is asked for.
+            ConfigError: options contradict each other.
+            OSError: an output cannot be written.
         """
         if not self.runs:
             raise ConfigError("runs: give at least one run directory")
@@ -56,7 +56,7 @@ class EvaluateConfig(CheckpointOptions, ComputeOptions):
         if self.weights is not None and len(self.weights) != len(self.runs):
             raise ConfigError(f"weights: {len(self.weights)} given for {len(self.runs)} runs")
         if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
-            raise ConfigError("weights: none below 0 and not all 0")
+            raise ConfigError("weights: must be non-negative and not all 0")
         if self.save_scores is not None:
             if self.save_scores.suffix != ".npz":
                 raise ConfigError(f"save_scores: the file is an .npz, not '{self.save_scores}'")
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Prints one table and writes what was asked for."""
+    """Prints one table and writes the requested files."""
     config.check()
     device = start_computing(config)
     rows, whole, weights, views = score_runs(

@@ -1,6 +1,6 @@
-"""The long-tail bench: `python -m shapmix.experiment PLAN.yaml --out FOLDER` trains a grid of runs and tables what they reach.
+"""Long-tail benchmark: `python -m shapmix.experiment PLAN.yaml --out FOLDER` trains a grid of runs and tabulates their results.
 
-A plan names the rows of the table, the settings that each row is trained in, and the seeds; what a name means are options of
+A plan defines the rows of the table, the settings in which each row is trained, and the seeds, as options of
 `python -m shapmix.train`:
 
 ```yaml
@@ -13,12 +13,12 @@ rows:
 seeds: [0, 1, 2]
 ```
 
-Every cell is a run of its own process. What it reached stands in `FOLDER/cells/`, one small file a cell; a grid that is started
-again trains only the cells that have none, and goes on with runs that were cut off. A cell that was trained with other options than
-the plan now has is an error. Cells that fail are listed with the end of their log and keep no other from running.
+Every cell is a run in a separate process. Results are stored in `FOLDER/cells/`, one small file per cell; a restarted grid trains
+only cells without a result, and resumes interrupted runs. A cell that was trained with different options than the plan is an error.
+Failed cells are listed with the end of their log and do not stop the others.
 
-The table has means over the seeds with 95% intervals, and how far each row's class mean lies from the first row's at the same
-seeds: rows of a seed share their training clips, so that these differences vary less than the accuracies do.
+The table has means over the seeds with 95% intervals, and the paired difference of each row's class mean to the first row: rows of
+one seed share their training clips, so these differences vary less than the accuracies.
 """
 
 from __future__ import annotations
@@ -40,42 +40,42 @@ from shapmix.training.grid_table import pair_table, plot, summaries, table
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Train a grid of runs, or table what is there of it."""
+    """Train a grid of runs, or tabulate its results."""
 
     plan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PLAN.yaml")]
     """YAML file of the grid."""
     out: Path
-    """Folder of cells, runs, table and plot; may hold an earlier part of the same grid."""
+    """Folder of cells, runs, table and plot; may contain an unfinished run of the same grid."""
     data_root: Path | None = None
-    """Folder of the data set, in place of the plan's."""
+    """Folder of the data set; overrides the plan."""
     devices: tuple[str, ...] = ("auto",)
-    """One run at a time on each; `cpu cpu` runs two, each on its share of the cores."""
+    """Devices, each with one run at a time; `cpu cpu` runs two, with half of the cores each."""
     rows: tuple[str, ...] = ()
-    """Train these rows alone, where some are wanted before others; the table has all."""
+    """Train only these rows; the table has all rows."""
     checkpoint: str = "last"
-    """Whose test accuracy is tabled: last, or best on validation."""
+    """Checkpoint whose test accuracy is tabulated: last, or best on validation."""
     pairs: str | None = None
-    """Add a table of how far this row lies from each other one, at the same seeds of all settings together."""
+    """Add a table of paired differences between this row and each other row."""
     only_table: bool = False
-    """Train nothing."""
+    """Only write the table; train nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code of `shapmix.process.command`, 1 where a cell failed."""
+    """Command line entry; returns the exit code of `shapmix.process.command`, 1 if a cell failed."""
     with stop_requests() as request:
         return run_command(lambda: WRONG if run_experiment(read_options(ExperimentConfig, argv, "experiment"), request) else 0)
 
 
 def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]:
-    """Trains what is missing, writes and prints the table; returns the cells that failed.
+    """Trains the missing cells, writes and prints the table; returns the failed cells.
 
     Raises:
-        PlanError, ConfigError, OSError: a plan or results that cannot be used.
-        InUseError: another process trains the grid in this folder.
-        Interruption: a signal asked for a stop.
+        PlanError, ConfigError, OSError: the plan or results cannot be used.
+        InUseError: another process trains a grid in this folder.
+        Interruption: stopped by a signal.
     """
     cells = read_plan(config.plan, config.data_root)
-    read_results(cells, config.out)  # before hours of training: what is there fits the plan
+    read_results(cells, config.out)  # checks existing results against the plan before hours of training
     if config.pairs is not None:
         only(cells, [config.pairs])
     failed: list[Cell] = []
@@ -86,7 +86,7 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
     results = read_results(cells, config.out)
     for name, found in results.items():
         if config.checkpoint not in found["test"]:
-            raise PlanError(f"checkpoint: cell '{name}' has no result of '{config.checkpoint}', but of {', '.join(found['test'])}")
+            raise PlanError(f"checkpoint: cell '{name}' has no result of '{config.checkpoint}', only of {', '.join(found['test'])}")
     text = table(cells, results, config.checkpoint)
     if config.pairs is not None:
         text += "\n" + pair_table(cells, results, config.pairs, config.checkpoint)

@@ -1,6 +1,6 @@
-"""`python -m shapmix.explain RUN`: which body parts a trained network looks at, clip by clip and class by class.
+"""`python -m shapmix.explain RUN`: the contribution of body parts to a trained network's predictions, by clip and by class.
 
-Writes pictures, the exact games (`explanation.npz`) and one self-contained page (`index.html`) into RUN/explanation.
+Writes pictures, the exact games (`explanation.npz`) and one self-contained page (`index.html`) to RUN/explanation.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from shapmix.training.trained import CheckpointOptions
 
 @dataclass(frozen=True)
 class ExplainConfig(CheckpointOptions, ComputeOptions):
-    """Explain a trained network by the exact Shapley values of body parts."""
+    """Explain a trained network with exact Shapley values of body parts."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
     clips: tuple[str, ...] = ()
-    """Names of clips to explain; none takes the first --per-class clips of every class of the split."""
+    """Names of clips to explain; default: the first --per-class clips of every class of the split."""
     per_class: int = 8
-    """Clips of a class; with five parts a clip costs 31 forwards."""
+    """Clips per class; with five parts, a clip takes 31 forward passes."""
     split: Literal["test", "val", "train"] = "test"
     output: Output = "probability"
-    """What a coalition is worth: the probability of the clip's own class, its logit or its log-probability."""
+    """Value of a coalition: probability, logit or log-probability of the clip's class."""
     out: Path | None = None
-    """Where to write; default RUN/explanation."""
+    """Output folder; default: RUN/explanation."""
     max_rows: int = 64
-    """Clips forwarded at once."""
+    """Clips per forward pass."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""A trained network for elsewhere: `python -m shapmix.export RUN OUT.onnx` or `OUT.pt2`, checked against the network itself.
+"""Exports a trained network: `python -m shapmix.export RUN OUT.onnx` or `OUT.pt2`, verified against the network.
 
-What is exported maps clips [N, C, T, V, M], as the run's sampler makes them, to logits [N, K], for any N. CTR-GCN is exported in
-the plain form of `shapmix.networks.ctrgcn_reference`, which needs no kernel. ONNX needs `pip install shapmix[export]`.
+The exported model maps clips [N, C, T, V, M], as produced by the run's sampler, to logits [N, K], for any N. CTR-GCN is exported as
+`shapmix.networks.ctrgcn_reference`, which needs no custom kernels. ONNX needs `pip install shapmix[export]`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from shapmix.training.trained import CheckpointOptions, open_run
 
 @dataclass(frozen=True)
 class ExportConfig(CheckpointOptions):
-    """Export a trained network and check that it computes the same."""
+    """Export a trained network and verify its outputs."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """.onnx, or .pt2 for torch.export."""
+    """Output file: .onnx, or .pt2 for torch.export."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_run(config: ExportConfig) -> None:
-    """Writes the file and prints what it takes, what it returns and how exact it is."""
+    """Writes the file and prints its input, output and accuracy."""
     check_out(config.out)
     trained = open_run(config.run, config.checkpoint)
     off = export(trained, config.out)

@@ -1,10 +1,10 @@
-"""What a trained network sees in recordings: `python -m shapmix.predict RUN FILE...`.
+"""Classifies recordings with a trained network: `python -m shapmix.predict RUN FILE...`.
 
-A file is one `.skeleton` recording, one array [T, V, C] or [T, M, V, C] of a `.npy` or `.npz` (as `joints`), any data set that
-`python -m shapmix.prepare` reads, or a store that it wrote. Every recording, or every window of a long one, gets its most probable
-classes, and for the first of them the exact Shapley values of the body parts: how much of its probability each part brought.
+A file is a `.skeleton` recording, an array [T, V, C] or [T, M, V, C] in a `.npy` or `.npz` (as `joints`), any data set that
+`python -m shapmix.prepare` reads, or a prepared store. For every recording, or every window of a long one, it prints the most
+probable classes, and the exact Shapley values of the body parts for the first class: their contributions to its probability.
 
-A file or recording that cannot be read is named with the reason, the others are predicted all the same, and the exit code is 1.
+A file or recording that cannot be read is reported, the others are still predicted, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from shapmix.training.trained import CheckpointOptions, open_run
 
 @dataclass(frozen=True)
 class PredictConfig(CheckpointOptions, ComputeOptions):
-    """Classes of recordings, and the body parts that spoke for them."""
+    """Predict the classes of recordings, with the contribution of each body part."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]
     """Recordings, arrays, or data sets."""
     top: int = 3
-    """Classes that are shown."""
+    """Number of classes to show."""
     parts: bool = True
-    """Shapley values of the parts; 31 forwards of a clip with five parts."""
+    """Shapley values of the parts; with five parts, a clip takes 31 forward passes."""
     window: int | None = None
-    """Frames of a sliding window; None: a recording is one clip."""
+    """Frames of a sliding window; None: the whole recording is one clip."""
     stride: int | None = None
     """Frames between windows; None: half a window."""
     json: bool = False
-    """One line of JSON a clip in place of text."""
+    """Print one JSON line per clip instead of text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict_files(config: PredictConfig) -> int:
-    """Prints the predictions of every recording, and of those that cannot be read the reason; returns the exit code."""
+    """Prints the predictions of every recording, or the reason why it cannot be read; returns the exit code."""
     if not config.files:
         raise ConfigError(f"no files are given; usage: {program('predict')} RUN FILE...")
     for option in ("top", "window", "stride"):
@@ -75,7 +75,7 @@ def predict_files(config: PredictConfig) -> int:
             for each in found:
                 print(json.dumps(asdict(each)) if config.json else describe(each), flush=True)
     if failed:
-        print(f"error: {failed} of {total} recordings are without a prediction, for the reasons above", file=sys.stderr)
+        print(f"error: {failed} of {total} recordings have no prediction, see the errors above", file=sys.stderr)
     return WRONG if failed else 0
 
 

@@ -1,7 +1,7 @@
-"""Turns a data set into a store that opens at once: `python -m shapmix.prepare SOURCE OUT`.
+"""Converts a data set to a store that opens instantly: `python -m shapmix.prepare SOURCE OUT`.
 
-The work is done in `OUT.partial`: frames are appended to one file, and a line in a journal says that a recording is whole. After
-a stop or a kill the same command goes on behind the last line. The folder gets its name when everything is there.
+The store is written in `OUT.partial`: frames are appended to one file, and a journal has a line per complete recording. After a
+stop or a kill, the same command resumes after the last line. The folder is renamed to OUT when it is complete.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from shapmix.process.signals import Interruption
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Read a data set of any known format and write it as a store for `python -m shapmix.train --dataset store --data-root OUT`."""
+    """Convert a data set of any known format to a store for `python -m shapmix.train --dataset store --data-root OUT`."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder, archive or file of the data set."""
     out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Folder of the store; must be new."""
     format: Format = "auto"
-    """What SOURCE is; auto finds it out."""
+    """Format of SOURCE; auto detects it."""
     layout: str | None = None
-    """Skeleton of the plain form: a built-in name or a .toml file; other formats know theirs."""
+    """Skeleton layout of the plain format: a built-in name or a .toml file; other formats define theirs."""
     scores: bool = False
-    """The last coordinate of the plain form is the score of a pose's estimator."""
+    """The last coordinate of the plain format is the score of a pose estimator."""
     depth: bool = False
-    """The third coordinate is a depth, although it looks like a score: it lies from 0 to 1 and the others are in pixels, or it is
-    that of 17 joints in MS-G3D's form."""
+    """The third coordinate is a depth, although it looks like a score: it is between 0 and 1 with the others in pixels, or there are
+    17 joints in MS-G3D's format."""
     train_names: Path | None = None
-    """List of the names of the rows of x_train of an NTU npz, one a line."""
+    """File with the names of the rows of x_train of an NTU npz, one per line."""
     test_names: Path | None = None
-    """The same of x_test."""
+    """File with the names of the rows of x_test."""
     people: int | None = None
-    """People of a clip, filled up with zeros; None: as many as the first recording has."""
+    """People per clip, padded with zeros; None: as many as in the first recording."""
     dtype: Literal["float32", "float16"] = "float32"
-    """float16 halves the store; coordinates keep three digits."""
+    """float16 halves the size of the store; coordinates keep three digits."""
     skip_damaged: bool = False
-    """Leave damaged recordings out, list them and go on; otherwise the first one stops the run."""
+    """Skip and list damaged recordings; otherwise the first one is an error."""
     check: bool = False
-    """Only verify: every checksum of the store SOURCE."""
+    """Only verify every checksum of the store SOURCE."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Threads that read."""
+    """Reader threads."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def prepare_or_check(config: PrepareConfig) -> int:
     if config.check:
         return check(config.source)
     if config.scores and config.depth:
-        raise PrepareError("--scores and --depth contradict each other: say which one the third coordinate is")
+        raise PrepareError("--scores and --depth contradict each other: give the one that the third coordinate is")
     if config.out is None:
         raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
     train_names, test_names = (None if path is None else read_list(path) for path in (config.train_names, config.test_names))
@@ -96,12 +96,12 @@ def prepare_or_check(config: PrepareConfig) -> int:
 
 
 def check(folder: Path) -> int:
-    """Prints every recording of a store whose checksum is wrong; returns the exit code."""
+    """Prints every recording of a store with a wrong checksum; returns the exit code."""
     damaged = list(damaged_clips(folder))
     for name, reason in damaged:
         print(f"{folder}: recording '{name}': {reason}", file=sys.stderr)
     count = len(read_index(folder)["clips"]["name"])
-    print(f"{folder}: {count - len(damaged)} of {count} recordings are as they were written")
+    print(f"{folder}: {count - len(damaged)} of {count} recordings are intact")
     return WRONG if damaged else 0
 
 

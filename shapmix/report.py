@@ -1,8 +1,8 @@
-"""A run on one page: `python -m shapmix.report RUN` writes RUN/report.html.
+"""Summarises a run on one page: `python -m shapmix.report RUN` writes RUN/report.html.
 
-Curves, accuracy by bucket and by class, confusion, what each part brings to each class, a mixed clip in motion beside what it was
-made of, and the worst confusions: a clip that was taken for another class beside a training clip of that class. The page holds
-everything itself and asks the network for nothing.
+Curves, accuracy by bucket and by class, confusion matrix, contribution of each part to each class, an animated mixed clip next to
+its sources, and the worst confusions: a misclassified clip next to a training clip of the predicted class. The page is
+self-contained and loads nothing from the internet.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from shapmix.training.trained import CheckpointOptions
 
 @dataclass(frozen=True)
 class ReportConfig(CheckpointOptions, ComputeOptions):
-    """Put a finished run on one page."""
+    """Summarise a finished run on one page."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory of `python -m shapmix.train`."""
     out: Path | None = None
-    """Where to write; default RUN/report.html."""
+    """Output file; default: RUN/report.html."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The trainer: `python -m shapmix.train`, or `torchrun --nproc-per-node N -m shapmix.train`. Reads from top to bottom."""
+"""The trainer: `python -m shapmix.train`, or `torchrun --nproc-per-node N -m shapmix.train`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shapmix.training.config import parse_config
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code of `shapmix.process.command`."""
-    with stop_requests() as request:  # also while an error is told: torchrun ends the other processes as soon as one is gone
+    with stop_requests() as request:  # also while an error is printed: torchrun stops the other processes as soon as one exits
         return run_command(lambda: train(sys.argv[1:] if argv is None else argv, request))
 
 

@@ -49,8 +49,8 @@ def keep_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
 def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(result with the shape and dtype of x, mean [C], biased variance [C], rows) over the batches of all processes.
 
-    The sums are taken in float32, or float64 for float64 x, of the differences from the first row of each process, and are put
-    together in float64: a mean far from zero costs no digits. Deviations are from the common mean, as the variance needs it.
+    Sums are taken in float32, or float64 for float64 x, relative to the first row of each process, and combined in float64, so that
+    a mean far from zero loses no precision. The variance is computed from deviations from the global mean.
     """
     dims = [0, *range(2, x.dim())]
     shape = [1, -1, *(1 for _ in dims[1:])]

@@ -1,4 +1,4 @@
-"""A run and its baselines, side by side in one table."""
+"""Trains a run and its baselines, and compares them in one table."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from shapmix.training.trainer import train
 
 
 def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) -> dict[str, metrics.Accuracy]:
-    """Trains, then the baselines below the run's directory; prints one table and writes it to `result.json`."""
-    with ExitStack() as held:  # the directories that are written
+    """Trains the run, then its baselines in subdirectories; prints one table and writes it to `result.json`."""
+    with ExitStack() as held:  # locks of the directories
         if config.resume is not None:
             of_process_0(partial(resumed_run_dir, config, held))
         elif config.run_dir is not None:
-            check_run_dir(config.run_dir)  # before the data is read; it is made before the first step
+            check_run_dir(config.run_dir)  # before the data is read; the directory is created before the first step
         splits = load_splits(config)
         result = train(config, splits, held, request)
         run_dir, rows = result.run_dir, dict(result.accuracy)
@@ -43,11 +43,11 @@ def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) 
 
 
 def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
-    """The directory of the run that goes on, held for this process until `held` closes.
+    """The directory of the run to resume, locked until `held` closes.
 
     Raises:
-        InUseError: another process writes there.
-        ConfigError: an option that a run keeps is another.
+        InUseError: another process has locked the directory.
+        ConfigError: an option that cannot change on resume differs.
     """
     assert config.resume is not None
     hold_run_dir(config.resume, held)
@@ -56,5 +56,5 @@ def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
 
 
 def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
-    """The same run without mixing."""
+    """The configuration of the same run without mixing."""
     return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", baselines=())

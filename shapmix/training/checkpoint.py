@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked by their SHA-256 when they are read, read without running code."""
+"""Checkpoints: written atomically, verified by SHA-256 when read, loaded without executing code."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from shapmix.process.files import synced, whole_file
 
 log = logging.getLogger("shapmix")
 
-# Behind the archive that torch writes, where readers of torch files do not look.
+# Appended to torch's archive, where readers of torch files ignore it.
 _TRAILER = b"\nshapmix sha256 "
 _TRAILER_LENGTH = len(_TRAILER) + 64
 
 
 class CheckpointError(ShapmixError, ValueError):
-    """A checkpoint that cannot be used or written; the message names the file and the reason."""
+    """A checkpoint cannot be used or written; the message names the file and the reason."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None:
-    """Writes tensors, numbers, strings and containers of them to `path` through a temporary file and a rename.
+    """Writes tensors, numbers, strings and containers of them atomically to `path`, via a temporary file and a rename.
 
-    Of `keep` checkpoints the newest is `path`; `last.pt` makes room as `last-1.pt`, that as `last-2.pt` and so on. A process
-    that dies at any moment leaves whole checkpoints behind.
+    Keeps `keep` checkpoints: `path` is the newest; an existing `last.pt` becomes `last-1.pt`, that one `last-2.pt` and so on. All
+    of them remain valid if the process is killed at any time.
 
     Raises:
-        CheckpointError: the folder cannot be written; what was there before is as it was.
+        CheckpointError: the folder cannot be written; existing checkpoints are unchanged.
     """
     content = io.BytesIO()
     torch.save(state, content)
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
     try:
         with whole_file(path) as file:
             file.write(content.getbuffer())
-            synced(file)  # before the checkpoints there make room
+            synced(file)  # before older checkpoints are renamed
             for age in range(keep - 1, 0, -1):
                 older, newer = _aged(path, age), _aged(path, age - 1)
                 if newer.exists():
@@ -50,22 +50,22 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write the checkpoint: {error.strerror}; earlier checkpoints are intact, "
-            f"make room or give write permission, then go on with --resume {path.parent.parent}"
+            f"free space or give write permission, then continue with --resume {path.parent.parent}"
         ) from error
 
 
 def kept_checkpoints(path: Path) -> list[Path]:
-    """Those of `save_checkpoint(path, keep=...)` that exist, the newest first."""
+    """The existing checkpoints of `save_checkpoint(path, keep=...)`, newest first."""
     older = path.parent.glob(f"{path.stem}-*{path.suffix}")
     aged = sorted((int(each.stem.rpartition("-")[2]), each) for each in older if each.stem.rpartition("-")[2].isdigit())
     return [each for each in (path, *(each for _, each in aged)) if each.exists()]
 
 
 def load_newest(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any] | None:
-    """The newest checkpoint of `path` that is whole; damaged ones are named in the log. None where none was ever written.
+    """The newest valid checkpoint of `path`; damaged ones are logged. None if there is no checkpoint.
 
     Raises:
-        CheckpointError: all are damaged, or the first whole one is of another layout or class list.
+        CheckpointError: all are damaged, or the newest valid one belongs to a different layout or class list.
     """
     found = kept_checkpoints(path)
     for each in found:
@@ -78,15 +78,15 @@ def load_newest(path: Path, *, layout: str, class_names: list[str]) -> dict[str,
         log.info("resuming from %s: epoch %d, batch %d", each, state.get("epoch", 0) + 1, state.get("batch", 0))
         return state
     if found:
-        raise CheckpointError(f"{path.parent}: all {len(found)} checkpoints are damaged; start anew with another --run-dir")
+        raise CheckpointError(f"{path.parent}: all {len(found)} checkpoints are damaged; start a new run with another --run-dir")
     return None
 
 
 def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any]:
-    """Reads a checkpoint of the same layout and classes.
+    """Reads a checkpoint and checks its layout and classes.
 
     Raises:
-        CheckpointError: missing, damaged, or of another layout or class list.
+        CheckpointError: it is missing, damaged, or belongs to a different layout or class list.
     """
     state = _read(path)
     _check(path, state, layout, class_names)
@@ -94,10 +94,10 @@ def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint whose layout and classes nobody has to compare with.
+    """Reads a checkpoint without checking its layout and classes.
 
     Raises:
-        CheckpointError: missing, damaged, or not of this trainer.
+        CheckpointError: it is missing, damaged, or was not written by this trainer.
     """
     state = _read(path)
     check_fields(path, state, {"layout_toml": str, "class_names": list, "network": dict, "mixer": dict})
@@ -105,27 +105,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_fields(path: Path | str, state: Any, fields: dict[str, type | tuple[type, ...]]) -> None:
-    """That a checkpoint holds these fields in these types, and class names that are names.
+    """Checks that a checkpoint has these fields with these types, and that class names are strings.
 
     Raises:
-        CheckpointError: with the first field that it does not.
+        CheckpointError: names the first missing or wrong field.
     """
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: not a checkpoint of this trainer: it holds a {type(state).__name__}, not fields")
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: it is a {type(state).__name__}, not a dict")
     for key, kind in fields.items():
         if key not in state:
             raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{key}' is missing")
         if not isinstance(state[key], kind) or isinstance(state[key], bool):
             raise CheckpointError(f"{path}: not a checkpoint of this trainer: '{key}' is a {type(state[key]).__name__}")
     if not all(isinstance(name, str) for name in state.get("class_names", ())):
-        raise CheckpointError(f"{path}: not a checkpoint of this trainer: a class name is no text")
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: a class name is not a string")
 
 
 def load_weights(module: nn.Module, state: dict[str, Any], path: Path | str) -> None:
-    """Fills a module with what a checkpoint holds of it.
+    """Loads the state of a module from a checkpoint.
 
     Raises:
-        CheckpointError: it is of another module, or not finite where that is, as a mask may be.
+        CheckpointError: the state belongs to a different module, or is non-finite (except where the module is, as in a mask).
     """
     for name, fresh in module.state_dict().items():
         value = state.get(name) if isinstance(state, dict) else None
@@ -135,11 +135,11 @@ def load_weights(module: nn.Module, state: dict[str, Any], path: Path | str) -> 
         module.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: the checkpoint is of another network: {reason}") from error
+        raise CheckpointError(f"{path}: the checkpoint belongs to a different network: {reason}") from error
 
 
 def not_finite(path: Path | str, name: str) -> CheckpointError:
-    """The error of a tensor that holds NaN or infinity."""
+    """The error for a tensor with NaN or infinity."""
     return CheckpointError(
         f"{path}: '{name}' is not finite, and neither is what it gives; take an earlier checkpoint or train anew"
     )
@@ -163,21 +163,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged or not a checkpoint: its checksum does not match")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # the bytes are as they were written, so whoever wrote them is at fault
+    except Exception as error:  # the checksum is valid, so the file was written like this
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: damaged or not a checkpoint: {reason}") from error
     check_fields(path, state, {})
     theirs, ours = _release(state.get("shapmix_version")), _release(shapmix.__version__)
     if theirs is not None and ours is not None and theirs > ours:
         raise CheckpointError(
-            f"{path}: written by shapmix {state['shapmix_version']}, this is {shapmix.__version__}; a later release may mean "
-            "something else by the same fields: update shapmix"
+            f"{path}: written by shapmix {state['shapmix_version']}, this is {shapmix.__version__}; a later release may use "
+            "the same fields differently: update shapmix"
         )
     return state
 
 
 def _release(version: object) -> tuple[int, int] | None:
-    """Major and minor number; of one release every checkpoint is read, of an earlier one as far as the fields go."""
+    """Major and minor version; checkpoints of the same release are read, those of earlier ones if their fields are compatible."""
     found = re.match(r"(\d{1,9})\.(\d{1,9})", version) if isinstance(version, str) else None
     return None if found is None else (int(found[1]), int(found[2]))
 

@@ -1,4 +1,4 @@
-"""Runs measured on their test split, one by one and as an ensemble."""
+"""Scores runs on their test split, individually and as an ensemble."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shapmix.training.trained import Checkpoint
 
 
 class Measured(NamedTuple):
-    """`rows`: title -> scores of each run and of the ensemble; `whole`: the ensemble, or the one run; `weights` [R] sum to 1."""
+    """`rows`: title -> scores of each run and of the ensemble; `whole`: the ensemble or the single run; `weights` [R] sum to 1."""
 
     rows: dict[str, Scores]
     whole: Scores
@@ -32,13 +32,13 @@ def score_runs(
     weights: Sequence[float] | None = None,
     fit: bool = False,
 ) -> Measured:
-    """Scores of the test clips of `runs`, and of their probabilities averaged with `weights`.
+    """Scores of the test clips for each run, and for the average of their probabilities weighted with `weights`.
 
-    Without `weights` the average is equal; with `fit` its weights are chosen on validation clips.
+    Without `weights` the runs are weighted equally; with `fit` the weights are fitted on validation clips.
 
     Raises:
-        ConfigError, CheckpointError, DataError: a run that cannot be read.
-        RunError: runs of other clips, labels or classes.
+        ConfigError, CheckpointError, DataError: a run cannot be read.
+        RunError: the runs have different clips, labels or classes.
     """
     members = [open_member(run, checkpoint, crops, device) for run in runs]
     tests = align([member.score(member.splits.test) for member in members], runs)

@@ -1,4 +1,4 @@
-"""A trained network as ONNX or .pt2, checked against the network."""
+"""Exports a trained network to ONNX or .pt2, and compares the result with the network."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TOLERANCE = 1e-5  # of the logits, relative to the largest
 
 
 class ExportError(ShapmixError, RuntimeError):
-    """What cannot be exported; the message says why."""
+    """The network cannot be exported; the message says why."""
 
 
 def check_out(out: Path) -> None:
-    """That `out` can be written, before any work.
+    """Checks in advance that `out` can be written.
 
     Raises:
-        ExportError: an unknown ending or a missing package.
-        OSError: no place to write it.
+        ExportError: the suffix is unknown, or a package is missing.
+        OSError: `out` cannot be written.
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise ExportError(f"{out}: give a file that ends in .onnx or .pt2")
@@ -41,11 +41,11 @@ def check_out(out: Path) -> None:
 
 
 def export(trained: Trained, out: Path) -> float:
-    """Writes `out`, whole or not at all; returns how far its logits are from the network's, relative to the largest.
+    """Writes `out` atomically; returns the largest difference of its logits from the network's, relative to the largest logit.
 
     Raises:
-        ExportError: an unknown ending, a missing package, or logits that differ by more than 1e-5.
-        OSError: no place to write it.
+        ExportError: the suffix is unknown, a package is missing, or the logits differ by more than 1e-5.
+        OSError: `out` cannot be written.
     """
     check_out(out)
     plain = plain_network(trained)
@@ -58,7 +58,7 @@ def export(trained: Trained, out: Path) -> float:
         if out.suffix == ".pt2":
             torch.export.save(program, temporary)
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.10's own reader
+                warnings.filterwarnings("ignore", "The given buffer is not writable")  # raised by the reader of torch 2.10
                 found = torch.export.load(temporary).module()(clips)
         else:
             found = _through_onnx(program, clips, temporary)
@@ -66,14 +66,14 @@ def export(trained: Trained, out: Path) -> float:
             expected = trained.network(clips)
         off = float((found - expected).abs().max() / expected.abs().max())
         if not off <= TOLERANCE:
-            raise ExportError(f"{out}: its logits are {off:.1e} from the network's, more than {TOLERANCE}; nothing was written")
+            raise ExportError(f"{out}: its logits differ by {off:.1e} from the network's, above {TOLERANCE}; nothing was written")
         with whole_file(out) as file:
             file.write(temporary.read_bytes())
     return off
 
 
 def plain_network(trained: Trained) -> nn.Module:
-    """The network without kernels, in eval mode."""
+    """The network without custom kernels, in eval mode."""
     network = trained.network
     if isinstance(network, CTRGCN):
         options = trained.config.network
@@ -91,7 +91,7 @@ def plain_network(trained: Trained) -> nn.Module:
 
 
 class _Named(nn.Module):
-    """Its argument is called `clips`, whatever the network's is called."""
+    """Wraps a network so that its argument is named `clips`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Named(nn.Module):
 def _through_onnx(program: Any, clips: Tensor, path: Path) -> Tensor:
     runtime: Any = import_module("onnxruntime")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the exporter's, about itself
+        warnings.simplefilter("ignore", FutureWarning)  # raised by the exporter itself
         warnings.simplefilter("ignore", DeprecationWarning)
         exported = torch.onnx.export(program, verbose=False, input_names=["clips"], output_names=["logits"])
     assert exported is not None

@@ -1,4 +1,4 @@
-"""A grid of runs: reads a plan, trains its cells, reads what they reached."""
+"""A grid of runs: reads a plan, trains its cells, reads their results."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ IRRELEVANT = (
     "threads",
     "checkpoint",
     "cuda_graph",
-)  # to what a run reaches
+)  # options that do not affect the result of a run
 
 
 class Cell(NamedTuple):
-    """A run of the grid."""
+    """One run of the grid."""
 
     setting: str
     row: str
@@ -58,19 +58,19 @@ class Cell(NamedTuple):
 
 
 class PlanError(ShapmixError, ValueError):
-    """A plan that cannot be run; the message names the key."""
+    """A plan cannot be run; the message names the key."""
 
 
 def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
-    """The cells of a plan, seed by seed, so that a grid that is cut off has whole tables of fewer seeds.
+    """The cells of a plan, ordered by seed, so that an interrupted grid has complete tables of fewer seeds.
 
     Args:
         path: YAML file.
-        data_root: where the data lies, in place of what the plan says.
+        data_root: overrides the data root of the plan.
 
     Raises:
-        PlanError: not a plan, or two cells that would share a name.
-        ConfigError: options that the trainer does not take.
+        PlanError: the file is not a plan, or two cells have the same name.
+        ConfigError: an option is invalid for the trainer.
     """
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -101,10 +101,10 @@ def read_plan(path: Path, data_root: Path | None = None) -> list[Cell]:
 
 
 def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
-    """The cells of these rows, all where none is named.
+    """The cells of these rows, or all cells if no row is given.
 
     Raises:
-        PlanError: a row that the plan lacks.
+        PlanError: the plan does not have a row.
     """
     names = list(dict.fromkeys(cell.row for cell in cells))
     for row in rows:
@@ -114,10 +114,10 @@ def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
 
 
 def run_cells(cells: list[Cell], out: Path, devices: Sequence[str], request: StopRequest) -> list[Cell]:
-    """Trains the cells that have no result yet, one at a time on each device; returns those that failed.
+    """Trains the cells without a result, one at a time per device; returns the failed cells.
 
     Raises:
-        Interruption: a signal asked for a stop; the cells that were training have saved their state.
+        Interruption: stopped by a signal; the running cells have saved their state.
     """
     for folder in ("cells", "runs", "logs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -138,12 +138,12 @@ def run_cells(cells: list[Cell], out: Path, devices: Sequence[str], request: Sto
     with ThreadPoolExecutor(len(devices)) as pool:
         done = list(tqdm(pool.map(train, waiting), total=len(waiting), unit="cell", disable=None))
     if request.signal and not all(done):
-        raise Interruption(request.signal, f"{out}: stopped after {sum(done)} of {len(waiting)} cells; the same command goes on")
+        raise Interruption(request.signal, f"{out}: stopped after {sum(done)} of {len(waiting)} cells; the same command resumes")
     return [cell for cell, worked in zip(waiting, done, strict=True) if not worked]
 
 
 def run_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRequest) -> bool:
-    """Trains a cell, or goes on with it, and writes what it reached; False where it failed, which its log tells."""
+    """Trains or resumes a cell and writes its result; returns False if it failed, with the reason in its log."""
     run, logged = out / "runs" / cell.name, out / "logs" / f"{cell.name}.txt"
     begun = (run / "config.yaml").exists()
     where = ["--resume", str(run)] if begun else ["--run-dir", str(run)]
@@ -181,7 +181,7 @@ def run_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRequ
 def run_child(command: Sequence[str], logged: Path, request: StopRequest) -> int:
     """Runs a command, which ends with this process, and appends what it says to a file; returns its exit code.
 
-    A stop that is asked for is asked of the command too, which may take its time to save.
+    A requested stop is forwarded to the command, which may need time to save.
     """
     environment = {**os.environ, PARENT: str(os.getpid())}
     with logged.open("a", encoding="utf-8") as file:
@@ -201,10 +201,10 @@ def _end(path: Path, lines: int = 5) -> str:
 
 
 def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
-    """What the cells that are done reached, by their names.
+    """The results of the finished cells, by name.
 
     Raises:
-        PlanError: a cell that was trained with other options.
+        PlanError: a cell was trained with different options.
     """
     results = {}
     for cell in cells:
@@ -217,34 +217,34 @@ def read_results(cells: list[Cell], out: Path) -> dict[str, dict[str, Any]]:
         for key in now:
             if now[key] != then[key]:
                 raise PlanError(
-                    f"{path} was trained with {key} {then[key]}, and the plan has {now[key]}; rename the row or the setting, or "
-                    "move the cell and its run away"
+                    f"{path} was trained with {key} {then[key]}, but the plan has {now[key]}; rename the row or the setting, or "
+                    "move the cell and its run"
                 )
     return results
 
 
 def read_cell(path: Path) -> dict[str, Any]:
-    """What a cell reached, as `run_cell` wrote it.
+    """The result of a cell, as written by `run_cell`.
 
     Raises:
-        PlanError: it is not that.
+        PlanError: the file is not the result of a cell.
     """
     content = _read_object(path)
     known = isinstance(content.get("options"), dict) and isinstance(content.get("device", ""), str)
     if not known or not isinstance(content.get("seconds"), (int, float, type(None))):
-        raise PlanError(f"{path}: not what a cell reached; move it away, and the cell is measured again")
+        raise PlanError(f"{path}: not the result of a cell; move it away to train the cell again")
     return {**content, "test": reached(path)}
 
 
 def reached(path: Path) -> dict[str, Any]:
-    """Checkpoint -> column -> accuracy, of a run's `result.json` or a cell's file.
+    """Checkpoint -> column -> accuracy, from a run's `result.json` or the file of a cell.
 
     Raises:
-        PlanError: it is not that.
+        PlanError: the file is not a result.
     """
     test = _read_object(path).get("test")
     if not isinstance(test, dict) or not test:
-        raise PlanError(f"{path}: not a result: it has no test accuracy; move it away, and it is measured again")
+        raise PlanError(f"{path}: not a result: it has no test accuracy; move it away to measure it again")
     for name, row in test.items():
         if not isinstance(row, dict) or not all(isinstance(row.get(column, ""), (int, float, type(None))) for column in COLUMNS):
             raise PlanError(f"{path}: not a result: the accuracies of '{name:.40}' are not those of {', '.join(COLUMNS)}")
@@ -262,7 +262,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def settled(options: dict[str, Any]) -> dict[str, Any]:
-    """All options of the trainer that bear on what a run reaches, with the values that these options give them."""
+    """All trainer options that affect the result of a run, with their values."""
     every = asdict(parse_config(list(as_arguments(options))))
     return {key: value for key, value in every.items() if key not in IRRELEVANT}
 

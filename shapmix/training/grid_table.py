@@ -1,4 +1,4 @@
-"""Tables and plot of a grid's results: means over the seeds, intervals, paired differences."""
+"""Tables and plot of the results of a grid: means over seeds, intervals, paired differences."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from shapmix.training.grid import COLUMNS, HEADS, Cell
 
 
 class Summary(NamedTuple):
-    """Of the seeds of a row: how many, each column, and the difference of the class mean from the first row's at the same seeds."""
+    """Statistics of a row over its seeds: each column, and the paired difference of the class mean to the first row."""
 
     setting: str
     row: str
     seeds: int
     columns: dict[str, Interval]
     gain: Interval
-    minutes: dict[str, float]  # a run, by the kind of device
+    minutes: dict[str, float]  # per run, by type of device
 
 
 def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> Iterator[Summary]:
-    """One for each setting and row, in the plan's order."""
-    first: dict[str, dict[int, dict[str, Any]]] = {}  # of each setting, what the seeds of its first row reached
+    """One summary per setting and row, in the order of the plan."""
+    first: dict[str, dict[int, dict[str, Any]]] = {}  # per setting, the results of its first row by seed
     for setting, row in dict.fromkeys((cell.setting, cell.row) for cell in cells):
         mine = [cell for cell in cells if (cell.setting, cell.row) == (setting, row) and cell.name in results]
         reached = {cell.seed: results[cell.name] for cell in mine}
@@ -45,7 +45,7 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
 
 
 def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
-    """Markdown, one table a setting, without buckets that the setting leaves empty; rows without a result are named below it."""
+    """Markdown, one table per setting, without empty buckets; rows without a result are listed below it."""
     lines: list[str] = []
     every = list(summaries(cells, results, checkpoint))
     for setting in dict.fromkeys(summary.setting for summary in every):
@@ -68,8 +68,8 @@ def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: 
 
 
 def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: str, checkpoint: str = "last") -> str:
-    """Markdown: how far `row` lies from each other row, mean and 95% interval over the pairs of one setting and seed."""
-    reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # of each row, by setting and seed
+    """Markdown: paired differences between `row` and each other row, mean and 95% interval over settings and seeds."""
+    reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # per row, by setting and seed
     for cell in cells:
         if cell.name in results:
             reached.setdefault(cell.row, {})[cell.setting, cell.seed] = results[cell.name]["test"][checkpoint]
@@ -94,7 +94,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_mean", "few")) -> None:
-    """Mean and 95% interval of each row that has a result, one panel for each setting and column."""
+    """Plots mean and 95% interval of each row with a result, one panel per setting and column."""
     settings = list(dict.fromkeys(row.setting for row in rows))
     rows = [row for row in rows if row.seeds]
     figure = Figure(figsize=(4.5 * len(columns), 0.8 + 0.35 * max(len(rows), 4)), layout="constrained")

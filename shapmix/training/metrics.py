@@ -1,4 +1,4 @@
-"""Accuracy of a long-tailed classifier: over all clips, over classes, and over many-, medium- and few-shot classes."""
+"""Accuracy of a long-tailed classifier: over clips, over classes, and over many-, medium- and few-shot classes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from shapmix.data.longtail import buckets
 from shapmix.process.files import write_whole
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # how a text begins that a spreadsheet may take for a formula, or that was marked
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # prefixes that a spreadsheet may interpret as a formula, and the escape
 COLUMNS = ("top1", "top5", "class_mean", "many", "medium", "few")
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares between 0 and 1; None where a bucket has no class that was tested.
+    """Accuracies between 0 and 1; None if a bucket has no tested class.
 
-    many, medium and few are means over the classes with more than 100, 20 to 100, and fewer than 20 training clips.
+    many, medium and few are means over classes with more than 100, 20 to 100, and fewer than 20 training clips.
     """
 
     clips: int
@@ -43,12 +43,12 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_accuracy(confusion: Tensor) -> Tensor:
-    """[K, K] -> [K] share of each class's clips that were recognised; NaN for a class without clips."""
+    """[K, K] -> [K] recall of each class; NaN for a class without clips."""
     return confusion.diag().double() / confusion.sum(1)
 
 
 def accuracy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
-    """Measures logits [N, K] against labels [N]; class_counts [K] are those of the training set."""
+    """Accuracy of logits [N, K] for labels [N]; class_counts [K] are those of the training set."""
     num_classes = logits.shape[1]
     by_class = class_accuracy(confusion_matrix(logits, labels))
     tested = ~by_class.isnan()
@@ -70,7 +70,7 @@ def accuracy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
 
 
 def write_class_table(path: Path, confusion: Tensor, class_counts: Tensor, class_names: list[str]) -> None:
-    """CSV with one row a class: name, training clips, bucket, test clips, accuracy, and the class it is most taken for."""
+    """CSV with one row per class: name, training clips, bucket, test clips, accuracy, and the most frequent wrong prediction."""
     by_class = class_accuracy(confusion)
     bucket_of = {
         label: name for name, members in buckets(class_counts)._asdict().items() for label in members.nonzero().flatten().tolist()
@@ -86,15 +86,15 @@ def write_class_table(path: Path, confusion: Tensor, class_counts: Tensor, class
 
 
 def write_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> None:
-    """CSV with one row a true class, one column a predicted one."""
+    """CSV with one row per true class and one column per predicted class."""
     rows = [[name, *row] for name, row in zip(class_names, confusion.tolist(), strict=True)]
     write_csv(path, [["true \\ predicted", *class_names], *rows])
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[str | int]]) -> None:
-    """Names that a spreadsheet would take for a formula (they begin with = + - @, a tab or a carriage return) get a ' before them.
+    """Writes CSV; names that a spreadsheet may interpret as a formula (= + - @, tab or carriage return first) are prefixed with '.
 
-    So does a name that begins with ' itself, which makes the rule reversible. Numbers are written as they are.
+    Names that start with ' are also prefixed, so that the escape is reversible. Numbers are not changed.
     """
     text = io.StringIO(newline="")
     csv.writer(text).writerows(
@@ -104,7 +104,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[str | int]]) -> None:
 
 
 def table(rows: dict[str, Accuracy]) -> str:
-    """Aligned text: one row a name, columns in percent, n/a where a bucket has no tested class."""
+    """Aligned text table: one row per name, columns in percent, n/a if a bucket has no tested class."""
     width = max(len(name) for name in rows)
     lines = [" " * width + "".join(f"{column.replace('_', ' '):>12}" for column in COLUMNS)]
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""What a trained network sees in recordings: classes, and how much each body part brought."""
+"""Predictions of a trained network for recordings: classes, and the contribution of each body part."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from shapmix.training.trained import Trained
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one clip.
+    """The prediction for one clip.
 
     Attributes:
-        name: of the recording.
-        begin, end: its frames, the end exclusive.
-        classes: the most probable ones with their probabilities, first the most probable.
-        parts: part -> its share of the first class's probability; together with `without` they sum to it. Empty if not asked for.
-        without: the first class's probability when every part moves as the mean of the training clips.
+        name: name of the recording.
+        begin, end: frame range, end exclusive.
+        classes: the most probable classes with their probabilities, in descending order.
+        parts: part -> its contribution to the probability of the first class; with `without` they sum to it. Empty if not
+            requested.
+        without: the probability of the first class for the mean motion of the training clips.
     """
 
     name: str
@@ -47,14 +48,14 @@ class Prediction:
 
 
 class Unread(NamedTuple):
-    """A recording that nobody has read yet; `read` gives [T, M, V, C] float32, or raises a DataError."""
+    """A recording that is read lazily; `read` returns [T, M, V, C] float32 or raises DataError."""
 
     name: str
     read: Callable[[], Tensor]
 
 
 def recordings_of(file: Path, trained: Trained) -> Iterator[Unread]:
-    """The recordings of a file or data set; one that fails to be read, where the file cannot be opened."""
+    """The recordings of a file or data set; if it cannot be opened, a single recording whose `read` raises the error."""
     if file.suffix == ENDING:
         yield Unread(file.stem, lambda: _read_skeletons(file))
     elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
@@ -68,17 +69,17 @@ def recordings_of(file: Path, trained: Trained) -> Iterator[Unread]:
 
 
 def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
-    """Of a prepared store, or of a data set in one of the known formats.
+    """The recordings of a prepared store, or of a data set in a known format.
 
     Raises:
-        DataError, LayoutError, OSError: it cannot be opened, or has other joints or coordinates than the network.
+        DataError, LayoutError, OSError: it cannot be opened, or its joints or coordinates do not match the network.
     """
     if (file / INDEX).is_file():
         store = open_store(file).clips
         _check_fits(file, trained, store.layout, store.scores)
         yield from (Unread(name, partial(store.clip, index)) for index, name in enumerate(store.names))
         return
-    # the plain form does not say whether it has scores: it is taken as what the network was trained on
+    # the plain format does not declare scores: assume the same as in training
     source = find_source(file, scores=trained.scores and (file / TABLE).is_file())
     _check_fits(file, trained, parse_layout(layout_text(source.layout), where=source.layout), source.scores)
     for index, name in enumerate(source.names):
@@ -100,7 +101,7 @@ def _fail(reason: str) -> NoReturn:
 def _check_fits(file: Path, trained: Trained, layout: Layout, scores: bool) -> None:
     for theirs, ours in zip(layout.joints, trained.layout.joints, strict=False):
         if theirs != ours:
-            raise DataError(f"{file}: its joints are not those that the network was trained on: '{theirs}' in place of '{ours}'")
+            raise DataError(f"{file}: its joints differ from those that the network was trained on: '{theirs}' instead of '{ours}'")
     if scores != trained.scores:
         having = ("has no scores", "with them") if trained.scores else ("has scores", "without")
         raise DataError(f"{file}: {having[0]}, the network was trained {having[1]}")
@@ -116,16 +117,16 @@ def predict(
     window: int | None = None,
     stride: int | None = None,
 ) -> list[Prediction]:
-    """Predictions of a recording [T, M, V, C], one, or one for each window of it.
+    """Predictions for a recording [T, M, V, C]: one, or one per window.
 
-    Windows begin every `stride` frames; the last one ends with the recording. A recording shorter than a window is one clip.
+    Windows start every `stride` frames; the last one ends with the recording. A recording shorter than a window is one clip.
 
     Raises:
-        DataError: joints or coordinates that the network was not trained on.
-        ValueError: a window, stride or top below 1.
+        DataError: joints or coordinates do not match the network.
+        ValueError: window, stride or top is below 1.
     """
     if top < 1 or (window is not None and window < 1) or (stride is not None and stride < 1):
-        raise ValueError("top, window and stride are at least 1")
+        raise ValueError("top, window and stride must be at least 1")
     frames = len(recording)
     length = min(window or frames, frames)
     begins = list(range(0, frames - length + 1, stride or max(1, length // 2)))
@@ -160,7 +161,7 @@ def predict(
 
 
 def describe(found: Prediction) -> str:
-    """A line for the classes, and one for the parts."""
+    """One line with the classes, and one with the parts."""
     classes = ", ".join(f"{name} {100 * chance:.1f}%" for name, chance in found.classes)
     lines = [f"{found.name} [{found.begin}:{found.end}]: {classes}"]
     if found.without is not None:

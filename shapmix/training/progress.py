@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress line, TensorBoard, a line an epoch."""
+"""Progress of a run: progress bar, TensorBoard, one line per epoch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Item = TypeVar("Item")
 
 @dataclass
 class Pace:
-    """How fast an epoch goes in this process, and how much of the time it waits for clips."""
+    """Throughput of an epoch in this process, and the fraction of time spent waiting for clips."""
 
     clips: int = 0
     waited: float = 0.0  # seconds
     started: float = field(default_factory=time.perf_counter)
 
     def rates(self) -> dict[str, float]:
-        """clips_per_second, the share of the time that went into clips, and on a GPU the peak of its memory in GB."""
+        """clips_per_second, the fraction of time spent waiting for data, and on a GPU the peak memory in GB."""
         seconds = time.perf_counter() - self.started
         rates = {"clips_per_second": self.clips / seconds, "data_wait": self.waited / seconds}
         if torch.cuda.is_initialized():
@@ -40,7 +40,7 @@ class Pace:
         return rates
 
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches, and how long each is waited for."""
+        """Yields the batches and records the waiting time."""
         asked = time.perf_counter()
         for batch in batches:
             self.waited += time.perf_counter() - asked
@@ -49,7 +49,7 @@ class Pace:
 
 
 def progress_line(batches: Iterable[Item], config: TrainConfig, done: Progress, steps: int) -> tqdm[Item]:
-    """The rest of an epoch's batches behind a progress bar; none where the output is no terminal, and one for all processes."""
+    """A progress bar over the remaining batches of an epoch; only on process 0 and only in a terminal."""
     return tqdm(
         batches,
         initial=done.batch,
@@ -63,7 +63,7 @@ def progress_line(batches: Iterable[Item], config: TrainConfig, done: Progress, 
 
 
 def show_figures(line: tqdm[Any], pace: Pace, config: TrainConfig, done: Progress, steps: int) -> None:
-    """Loss, accuracy, share of the time that is spent waiting, memory and the time left of the whole run, behind the bar."""
+    """Shows loss, accuracy, waiting time, memory and the remaining time of the run next to the bar."""
     if line.disable:
         return
     rates, means = pace.rates(), done.means(config.batch_size)
@@ -81,7 +81,7 @@ def show_figures(line: tqdm[Any], pace: Pace, config: TrainConfig, done: Progres
 
 @contextmanager
 def open_board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
-    """TensorBoard's files from `epoch` on; what its thread cannot write is raised with the next point, and not printed."""
+    """Opens a TensorBoard writer from `epoch` on; write errors of its thread are raised with the next point, not printed."""
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:
@@ -95,7 +95,7 @@ def open_board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
         try:
             yield board
         except BaseException:
-            with suppress(OSError):  # the error that is on its way says more
+            with suppress(OSError):  # the original error is more informative
                 board.close()
             raise
         with named(folder):
@@ -105,15 +105,15 @@ def open_board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
 
 
 def log_scalars(board: SummaryWriter, row: dict[str, Any]) -> None:
-    """One point an epoch for each number of a row of `metrics.jsonl`."""
+    """Logs each number of a row of `metrics.jsonl` as a point of its epoch."""
     with named(Path(board.log_dir)):
         for key, value in row.items():
             board.add_scalar(key, value, row["epoch"])
-        board.flush()  # a full disk shows in the epoch that it comes in
+        board.flush()  # reports a full disk in the same epoch
 
 
 def log_pictures(board: SummaryWriter, run_dir: Path, epoch: int) -> None:
-    """The pictures `saliency.png` and `mixed_clip.png` of a run, where it has them."""
+    """Logs the pictures `saliency.png` and `mixed_clip.png` of a run, if they exist."""
     for name in ("saliency", "mixed_clip"):
         path = run_dir / f"{name}.png"
         if path.exists():
@@ -122,7 +122,7 @@ def log_pictures(board: SummaryWriter, run_dir: Path, epoch: int) -> None:
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line an epoch, of its row of `metrics.jsonl`."""
+    """One line for an epoch, from its row of `metrics.jsonl`."""
     validation = f", validation {100 * row['val_class_mean']:.1f}%" if "val_class_mean" in row else ""
     return (
         f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss_clean'] + row['loss_mixed']:.3f}, "

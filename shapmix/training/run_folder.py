@@ -1,4 +1,4 @@
-"""A run's directory: what is written there besides checkpoints and pictures."""
+"""The run directory: its creation, its lock, and its records other than checkpoints and pictures."""
 
 from __future__ import annotations
 
@@ -31,16 +31,23 @@ from shapmix.training.config import TrainConfig
 log = logging.getLogger("shapmix")
 
 
-STARTED = {"lock", "config.yaml", "environment.jsonl", "metrics.jsonl", "tensorboard", "checkpoints"}  # before the first checkpoint
+STARTED = {
+    "lock",
+    "config.yaml",
+    "environment.jsonl",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+}  # exist without checkpoints
 
 
 def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
-    """A directory for a new run, held for this process until `held` closes; where another run got to a checkpoint, none is made.
+    """Creates the directory of a new run, locked until `held` closes.
 
-    A directory that is made here goes again where an error comes before the first checkpoint.
+    A directory created here is removed if an error occurs before the first checkpoint.
 
     Raises:
-        RunError: it holds a run, another process writes there, or it cannot be made.
+        RunError: it already has a run with a checkpoint, another process has locked it, or it cannot be created.
     """
     numbered = (Path("runs") / f"{config.dataset}-{config.mix}-{number}" for number in count(1))
     for run_dir in numbered if config.run_dir is None else [config.run_dir]:
@@ -48,7 +55,7 @@ def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
             run_dir.parent.mkdir(parents=True, exist_ok=True)
             made = _made(run_dir)
         except OSError as error:
-            raise RunError(f"run directory {run_dir} cannot be made: {error.strerror}; give another --run-dir") from error
+            raise RunError(f"run directory {run_dir} cannot be created: {error.strerror}; give a different --run-dir") from error
         if not made and config.run_dir is None:
             continue
         hold_run_dir(run_dir, held)
@@ -56,25 +63,25 @@ def new_run_dir(config: TrainConfig, held: ExitStack) -> Path:
             held.push(partial(_forget, run_dir))
         check_run_dir(run_dir)
         return run_dir
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable")
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """That a new run can be written to `run_dir`, as far as that is known without making it.
+    """Checks that a new run can be written to `run_dir`, without creating it.
 
     Raises:
-        RunError: it holds a run, or cannot be made.
+        RunError: it already has a run, or cannot be created.
     """
     there = next(each for each in (run_dir, *run_dir.absolute().parents) if each.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = f"no permission to write in {there}" if there.is_dir() else f"{there} is a file"
-        raise RunError(f"run directory {run_dir} cannot be made: {reason}; give another --run-dir")
+        raise RunError(f"run directory {run_dir} cannot be created: {reason}; give a different --run-dir")
     if there == run_dir and has_begun(run_dir):
-        raise RunError(f"run directory {run_dir} exists; give another --run-dir, or --resume {run_dir}")
+        raise RunError(f"run directory {run_dir} exists; give a different --run-dir, or --resume {run_dir}")
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether anything would be lost if a run were started anew in `run_dir`: a checkpoint, or files that are no run's."""
+    """Whether a new run in `run_dir` would overwrite something: a checkpoint, or files that do not belong to a run."""
     inside = [path for path in run_dir.iterdir() if not path.name.endswith(UNFINISHED)]
     checkpoints = run_dir / "checkpoints"
     saved = checkpoints.is_dir() and any(not path.name.endswith(UNFINISHED) for path in checkpoints.iterdir())
@@ -82,11 +89,11 @@ def has_begun(run_dir: Path) -> bool:
 
 
 def hold_run_dir(run_dir: Path, held: ExitStack) -> None:
-    """Keeps other processes from writing to `run_dir` until `held` closes, and removes what a killed one did not finish.
+    """Locks `run_dir` until `held` closes, and removes temporary files of a killed process.
 
     Raises:
-        InUseError: another process writes there.
-        RunError: it is no directory.
+        InUseError: another process has locked it.
+        RunError: it is not a directory.
     """
     if not run_dir.is_dir():
         raise RunError(f"run directory {run_dir} does not exist; give the directory of a run")
@@ -97,10 +104,10 @@ def hold_run_dir(run_dir: Path, held: ExitStack) -> None:
 
 
 def of_process_0(work: Callable[[], Path]) -> Path:
-    """What process 0 alone does for all; its error is every process's.
+    """Runs `work` on process 0 and returns its result, or raises its error, on every process.
 
     Raises:
-        ShapmixError, OSError: as `work` does.
+        ShapmixError, OSError: raised by `work`.
     """
     done: Path | ShapmixError | OSError | None = None
     if parallel.rank() == 0:
@@ -126,13 +133,13 @@ def _made(folder: Path) -> bool:
 
 
 def _forget(run_dir: Path, kind: object, error: BaseException | None, trace: object) -> None:
-    full = isinstance(error, (OSError, CheckpointError))  # goes on when there is room
+    full = isinstance(error, (OSError, CheckpointError))  # can resume once there is free space
     if error is not None and not full and run_dir.is_dir() and not has_begun(run_dir):
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def data_hash(splits: Splits) -> str:
-    """SHA-256 of the clips, their names and labels, and of which train, validate and test."""
+    """SHA-256 of the clips, their names and labels, and of the splits."""
     digest, store = hashlib.sha256(), splits.store
     content = (store.offsets, store.labels) if store.sha256 else (store.frames, store.offsets, store.labels)
     digest.update((store.sha256 or "").encode())
@@ -144,7 +151,7 @@ def data_hash(splits: Splits) -> str:
 
 
 def record_start(path: Path, data: str, device: torch.device, changed: dict[str, tuple[Any, Any]]) -> None:
-    """Appends what this start of the run ran on, and which options it changed (option -> [before, now]), as one line of JSON."""
+    """Appends the environment of this start of the run, and changed options (option -> [before, now]), as one JSON line."""
     content = {
         "versions": versions(),
         "commit": commit(),
@@ -159,7 +166,7 @@ def record_start(path: Path, data: str, device: torch.device, changed: dict[str,
 
 
 def versions() -> dict[str, str | None]:
-    """Of what computes."""
+    """Versions of the software that affects results."""
     return {
         "shapmix": shapmix.__version__,
         "torch": torch.__version__,
@@ -170,7 +177,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the source, with `+` behind it where files differ from it; None outside a repository."""
+    """The commit of the source, with `+` if files were modified; None outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -181,7 +188,7 @@ def commit() -> str | None:
 
 
 def forget_later_epochs(path: Path, epochs: int) -> None:
-    """Drops the lines of `metrics.jsonl` behind the epoch that a run goes on from; one that is damaged is dropped and named."""
+    """Drops the lines of `metrics.jsonl` after the epoch from which a run resumes; damaged lines are dropped and logged."""
     if not path.exists():
         return
     kept = []
@@ -190,17 +197,17 @@ def forget_later_epochs(path: Path, epochs: int) -> None:
     for number, line in enumerate(lines, start=1):
         row = _epoch(line)
         if row is None:
-            log.warning("%s: line %d is not the record of an epoch and is left out", path, number)
+            log.warning("%s: line %d is not the record of an epoch and was removed", path, number)
         elif row["epoch"] <= epochs:
             kept.append(line.decode() + "\n")
     write_whole(path, "".join(kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run's epochs.
+    """The epoch records of a run.
 
     Raises:
-        RunError: it cannot be read, or a line is no record of an epoch.
+        RunError: the file cannot be read, or a line is not the record of an epoch.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -210,7 +217,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         row = _epoch(line)
         if row is None:
-            raise RunError(f"{path}: line {number} is not the record of an epoch; --resume {path.parent} leaves such lines out")
+            raise RunError(f"{path}: line {number} is not the record of an epoch; --resume {path.parent} removes such lines")
         rows.append(row)
     return rows
 
@@ -224,7 +231,7 @@ def _epoch(line: bytes) -> dict[str, Any] | None:
 
 
 def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy]) -> None:
-    """`result.json`: test accuracy by checkpoint and what produced it."""
+    """Writes `result.json`: test accuracy by checkpoint, with options and versions."""
     content: dict[str, Any] = {
         "test": {name: row.as_dict() for name, row in accuracy.items()},
         "dataset": config.dataset,

@@ -1,4 +1,4 @@
-"""Scores of trained networks on named clips, and ensembles of them."""
+"""Scores of trained networks on named clips, and tools for ensembles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """Probabilities [N, K] of named clips and what they are measured against."""
+    """Probabilities [N, K] of named clips, with their labels."""
 
     names: list[str]
     labels: Tensor
@@ -44,7 +44,7 @@ class Scores:
     class_counts: Tensor
     class_names: list[str]
     lengths: Tensor
-    """[N] int64 recorded frames: clips of one name and another length are not the same clip."""
+    """[N] int64 recorded frames; clips with the same name but different lengths are different clips."""
 
 
 class Member(NamedTuple):
@@ -58,7 +58,7 @@ class Member(NamedTuple):
     device: torch.device
 
     def score(self, clips: Tensor) -> Scores:
-        """Of the store's clips [N]."""
+        """Scores of the store's clips [N]."""
         store = self.splits.store
         return Scores(
             [store.names[clip] for clip in clips.tolist()],
@@ -74,7 +74,7 @@ def open_member(run: Path, checkpoint: Checkpoint, crops: int, device: torch.dev
     """Reads a run's checkpoint and data.
 
     Raises:
-        ConfigError, CheckpointError, DataError: what cannot be read.
+        ConfigError, CheckpointError, DataError: the run cannot be read.
     """
     trained = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(trained)
@@ -92,12 +92,13 @@ def open_member(run: Path, checkpoint: Checkpoint, crops: int, device: torch.dev
 
 
 def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]:
-    """Of each run the same clips, to fit the weights on: those that one of the runs validates on and none trains or tests on.
+    """The clips to fit ensemble weights on, per run: validation clips of any run that no run trains or tests on.
 
-    Runs of one list share their validation clips. Those of several seeds draw their own, and one's may train another.
+    Runs with the same list share their validation clips. With different seeds, the validation clips of one run may be training
+    clips of another.
 
     Raises:
-        RunError: there are none.
+        RunError: there are no such clips.
     """
     index = [{name: clip for clip, name in enumerate(each.store.names)} for each in splits]
     common = set(index[0]).intersection(*index[1:])
@@ -116,7 +117,7 @@ def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]
 def predict_views(
     forward: SharedForward, sampler: ClipSampler, clips: Tensor, batch_size: int, crops: int, device: torch.device
 ) -> Tensor:
-    """[N, K] float64 probabilities, the mean over `crops` views of each clip."""
+    """[N, K] float64 probabilities, averaged over `crops` views of each clip."""
     total: list[Tensor] = []
     with undisturbed(forward):
         for part in clips.split(batch_size):
@@ -126,15 +127,15 @@ def predict_views(
 
 
 def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
-    """The scores of all runs in the first one's order of clips.
+    """The scores of all runs, with clips in the order of the first run.
 
     Raises:
-        RunError: other clips, labels or classes, with the first that differs.
+        RunError: clips, labels or classes differ; names the first difference.
     """
     first, aligned = scores[0], []
     for run, each in zip(runs, scores, strict=True):
         if each.class_names != first.class_names:
-            raise RunError(f"{run}: its classes are not those of {runs[0]}; an ensemble is of one data set")
+            raise RunError(f"{run}: its classes differ from those of {runs[0]}; an ensemble needs runs of one data set")
         row = {name: index for index, name in enumerate(each.names)}
         missing, more = set(first.names) - set(row), set(row) - set(first.names)
         if missing or more:
@@ -144,17 +145,17 @@ def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
         order = torch.tensor([row[name] for name in first.names])
         if not torch.equal(each.labels[order], first.labels):
             clip = int((each.labels[order] != first.labels).nonzero()[0])
-            raise RunError(f"{run}: clip '{first.names[clip]}' has another label than in {runs[0]}")
+            raise RunError(f"{run}: clip '{first.names[clip]}' has a different label than in {runs[0]}")
         if not torch.equal(each.lengths[order], first.lengths):
             clip = int((each.lengths[order] != first.lengths).nonzero()[0])
             frames = f"{int(each.lengths[order][clip])} frames, in {runs[0]} {int(first.lengths[clip])}"
-            raise RunError(f"{run}: clip '{first.names[clip]}' has {frames}; the runs are of other recordings")
+            raise RunError(f"{run}: clip '{first.names[clip]}' has {frames}; the runs use different recordings")
         aligned.append(replace(first, probabilities=each.probabilities[order]))
     return aligned
 
 
 def fit_weights(probabilities: Tensor, labels: Tensor, steps: int = 200) -> Tensor:
-    """[R, N, K] validation probabilities of R runs -> [R] weights, at least 0 with sum 1, of the least log loss."""
+    """[R, N, K] validation probabilities of R runs -> [R] non-negative weights with sum 1 that minimise the log loss."""
     free = torch.zeros(len(probabilities), dtype=torch.float64, requires_grad=True)
     search = torch.optim.LBFGS([free], max_iter=steps, line_search_fn="strong_wolfe")
 
@@ -170,12 +171,12 @@ def fit_weights(probabilities: Tensor, labels: Tensor, steps: int = 200) -> Tens
 
 
 def accuracy_of(scores: Scores) -> metrics.Accuracy:
-    """As in training."""
+    """The same accuracies as in training."""
     return metrics.accuracy(scores.probabilities, scores.labels, scores.class_counts)
 
 
 def calibration_error(scores: Scores) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart, the mean over the clips, between 0 and 1."""
+    """Expected calibration error: the mean absolute difference of confidence and accuracy, between 0 and 1."""
     return float(
         multiclass_calibration_error(
             scores.probabilities, scores.labels, num_classes=scores.probabilities.shape[1], n_bins=CALIBRATION_BINS
@@ -184,7 +185,7 @@ def calibration_error(scores: Scores) -> float:
 
 
 def write_tables(out: Path, scores: Scores, about: dict[str, object]) -> None:
-    """`result.json` (accuracies, calibration error, `about`), `per_class.csv`, `confusion.csv`, `confusion.png`."""
+    """Writes `result.json` (accuracies, calibration error, `about`), `per_class.csv`, `confusion.csv`, `confusion.png`."""
     out.mkdir(parents=True, exist_ok=True)
     confusion = metrics.confusion_matrix(scores.probabilities, scores.labels)
     metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
@@ -195,7 +196,7 @@ def write_tables(out: Path, scores: Scores, about: dict[str, object]) -> None:
 
 
 def save_scores(path: Path, scores: Scores) -> None:
-    """Names [N], labels [N], probabilities [N, K] and class names [K], without pickles; whole or not at all."""
+    """Writes names [N], labels [N], probabilities [N, K] and class names [K] atomically, without pickle."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         np.savez(

@@ -1,4 +1,4 @@
-"""The state of a run: what changes while it goes, as a checkpoint holds it, and where randomness comes from."""
+"""The mutable state of a run, its checkpoint format, and seeding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shapmix.training.config import TrainConfig
 
 @dataclass
 class Progress:
-    """Where a run is: epochs and batches of the present one done, the best validation accuracy (class mean) and its epoch."""
+    """Progress of a run: finished epochs, finished batches of the current epoch, best validation class mean and its epoch."""
 
     epoch: int = 0
     batch: int = 0
@@ -38,12 +38,12 @@ class Progress:
     skipped: int = 0
 
     def add(self, clean: float, mixed: float, right: int) -> None:
-        """Counts a trained batch."""
+        """Adds a trained batch."""
         self.batch += 1
         self.clean, self.mixed, self.right = self.clean + clean, self.mixed + mixed, self.right + right
 
     def means(self, batch_size: int) -> dict[str, float]:
-        """Losses and accuracy of the epoch's trained batches so far, and how many were skipped."""
+        """Mean losses and accuracy of the epoch so far, and the number of skipped steps."""
         trained = max(1, self.batch - self.skipped)
         means = {
             "loss_clean": self.clean / trained,
@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass
 class Training:
-    """Everything that changes while a run goes."""
+    """All mutable state of a run."""
 
     network: nn.Module
     mixer: ShapMix
@@ -66,7 +66,7 @@ class Training:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that accuracy is measured of."""
+        """The network that is evaluated: the average of the weights if there is one."""
         return self.network if self.average is None else self.average.module
 
     @property
@@ -75,7 +75,7 @@ class Training:
         return rate
 
     def what_is_not_finite(self, loss: float, step: str) -> str:
-        """Of a step: its loss, or a gradient and the first weights that have it."""
+        """Describes a non-finite step: its loss, or the first weights with a non-finite gradient."""
         if not isfinite(loss):
             return f"the loss of {step} is {loss}"
         gradients = ((name, weight.grad) for name, weight in self.network.named_parameters() if weight.grad is not None)
@@ -95,9 +95,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> dict[str, Any]:
-    """Everything that a later process needs to go on as if nothing had happened.
+    """The complete state to resume a run in another process.
 
-    `network` holds the weights that are evaluated; `trained` those that are trained, where an average is evaluated.
+    `network` has the evaluated weights; if these are an average, `trained` has the trained weights.
     """
     state = {
         "layout": splits.store.layout.name,
@@ -118,31 +118,32 @@ def snapshot(config: TrainConfig, splits: Splits, run: Training, data: str) -> d
 
 
 def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str) -> None:
-    """The reverse of `snapshot`.
+    """Restores the state from a `snapshot`.
 
     Raises:
-        CheckpointError: a checkpoint of another network, of other data, or inside an epoch of other batches.
+        CheckpointError: the checkpoint belongs to a different network or different data, or was saved within an epoch with a
+            different batch size.
     """
     where = "the run's checkpoint"
     check_fields(where, state, FIELDS)
     if not 0 <= state["epoch"] <= 10**9 or not 0 <= state["batch"] <= 10**9:
-        raise CheckpointError(f"{where}: epoch {state['epoch']}, batch {state['batch']} are no place in a run")
+        raise CheckpointError(f"{where}: epoch {state['epoch']}, batch {state['batch']} are not a valid position in a run")
     if config.epochs < state["epoch"] + (state["batch"] > 0):
         raise CheckpointError(
             f"epochs: the run is in epoch {state['epoch'] + (state['batch'] > 0)} and cannot end after {config.epochs}"
         )
     if state["data_sha256"] != data:
-        raise CheckpointError("the data is not what the run was started with (its clips, names or lists differ); start a new run")
+        raise CheckpointError("the data differs from that of the run (clips, names or lists); start a new run")
     if state["batch"] and state["batch_size"] != config.batch_size:
-        raise CheckpointError(f"the run stopped inside an epoch with --batch-size {state['batch_size']}; resume it with the same")
+        raise CheckpointError(f"the run stopped within an epoch with --batch-size {state['batch_size']}; resume with the same")
     if (run.average is None) != ("trained" not in state):
-        raise CheckpointError("ema: a run begins with or without an average of its weights; resume it as it was started")
+        raise CheckpointError("ema: the average of the weights cannot be turned on or off on resume")
     load_weights(run.network, state["network"] if run.average is None else state["trained"], where)
     load_weights(run.mixer, state["mixer"], where)
     if run.average is not None:
         check_fields(where, state, {"averaged_steps": Tensor})
         if state["averaged_steps"].shape or state["averaged_steps"].dtype != torch.int64:
-            raise CheckpointError(f"{where}: not a checkpoint of this trainer: 'averaged_steps' is no number")
+            raise CheckpointError(f"{where}: not a checkpoint of this trainer: 'averaged_steps' is not a number")
         load_weights(run.average.module, state["network"], where)
         run.average.n_averaged.copy_(state["averaged_steps"])
     _restore_optimizer(state["optimizer"], run, state["epoch"])
@@ -150,7 +151,7 @@ def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str
 
 
 def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None:
-    """The optimizer's averages. Its options and the rate of `epoch` are the configuration's, whose number of epochs may be new."""
+    """Restores the optimizer's state; its options and learning rate follow the configuration, whose epochs may have changed."""
     groups = run.optimizer.state_dict()["param_groups"]
     try:
         if not set(saved["state"]) <= {number for group in groups for number in group["params"]}:
@@ -164,9 +165,9 @@ def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"the run's checkpoint: the optimizer's state is of another network: {reason}") from error
+        raise CheckpointError(f"the run's checkpoint: the optimizer's state belongs to a different network: {reason}") from error
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the steps of these epochs were made before
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # these epochs are already trained
         for _ in range(epoch):
             run.scheduler.step()
 
@@ -183,23 +184,23 @@ def _check_average(name: str, value: Any, parameter: Tensor) -> None:
 
 
 def seed_all(seed: int, step: int, rank: int) -> None:
-    """Every global generator as a function of (seed, step, process).
+    """Seeds all global generators with a function of (seed, step, process).
 
-    The trainer's own draws need none; the layers of a user's network may. Nothing has to be saved to resume them.
+    The trainer does not use them, but layers of a custom network may. No generator state has to be saved to resume.
     """
     words = np.random.SeedSequence((seed, step, rank)).generate_state(3)
     torch.manual_seed(int(words[0]))
     random.seed(int(words[1]))
-    np.random.seed(int(words[2]))  # noqa: NPY002 (for layers that use it)
+    np.random.seed(int(words[2]))  # noqa: NPY002 (layers may use it)
 
 
 def deterministic(settings: ExitStack) -> None:
-    """torch's deterministic algorithms until `settings` closes."""
+    """Enables torch's deterministic algorithms until `settings` closes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     memory: Any = torch.utils.deterministic
     settings.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    # what is read is written first: filling every new tensor finds faults of that, and costs a pass over each
+    # filling uninitialised memory only finds bugs and costs a pass over every new tensor
     settings.callback(setattr, memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory)
     memory.fill_uninitialized_memory = False

@@ -1,4 +1,4 @@
-"""A trained network as its run left it, with or without the data that it was trained on."""
+"""Loads a trained network from its run, with or without its training data."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """Which checkpoint of a run a command reads."""
+    """The checkpoint that a command reads."""
 
     checkpoint: Checkpoint = "last"
-    """last: the end of training, the figure to report; best: the best on the validation clips, often too few to choose by."""
+    """last: end of training, the result to report; best: best on the validation clips, which are often too few to select by."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in eval mode, on `device`, and what belongs to its input.
+    """A network in eval mode on `device`, with the metadata of its input.
 
-    `mean_motion` is [C, T, V, M], on the CPU: what the network sees where nothing is known of a part.
+    `mean_motion` [C, T, V, M] is on the CPU; it replaces the joints outside a coalition.
     """
 
     network: nn.Module
@@ -51,17 +51,17 @@ class Trained:
         return self.mean_motion.shape[3]
 
     def store(self, recordings: list[Tensor], names: list[str]) -> ClipStore:
-        """Recordings [T, M, V, C] of any number of people as the network takes them: the first M, or zeros for who is missing.
+        """Fits recordings [T, M, V, C] with any number of people to the network: the first M people, zeros for missing ones.
 
         Raises:
-            DataError: another number of joints or coordinates, no frames, or coordinates that are not finite.
+            DataError: joints or coordinates do not match, there are no frames, or coordinates are not finite.
         """
         channels, _, joints, people = self.mean_motion.shape
         fitted = []
         for name, recording in zip(names, recordings, strict=True):
             if recording.dim() != 4 or recording.shape[2:] != (joints, channels):
                 wanted = f"[frames, people, {joints} joints, {channels} coordinates]"
-                raise DataError(f"{name}: shape {list(recording.shape)}; the network takes {wanted}")
+                raise DataError(f"{name}: shape {list(recording.shape)}; the network needs {wanted}")
             clip = torch.zeros(len(recording), people, joints, channels)
             clip[:, : recording.shape[1]] = recording[:, :people]
             fitted.append(clip)
@@ -75,7 +75,7 @@ def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = 
     """Reads a run directory of `python -m shapmix.train`.
 
     Raises:
-        ConfigError, CheckpointError, LayoutError: a run that cannot be read.
+        ConfigError, CheckpointError, LayoutError: the run cannot be read.
     """
     path = run / "checkpoints" / f"{checkpoint}.pt"
     state = read_checkpoint(path)
@@ -83,7 +83,7 @@ def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = 
     layout = parse_layout(state["layout_toml"], where=str(path))
     motion = state["mixer"].get("mean_motion")
     if not isinstance(motion, Tensor) or motion.dim() != 4 or motion.shape[2] != layout.num_joints or not motion.numel():
-        raise CheckpointError(f"{path}: not a checkpoint of this trainer: its mean motion is none of layout '{layout.name}'")
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: its mean motion does not match layout '{layout.name}'")
     if not motion.isfinite().all():
         raise not_finite(path, "mean_motion")
     trained = Trained(nn.Identity(), config, layout, state["class_names"], motion.float(), bool(state.get("scores")))
@@ -94,7 +94,7 @@ def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = 
 
 
 class WithData(NamedTuple):
-    """A run as it was trained: the network with a checkpoint's weights, in eval mode; its mixer with its saliency, on the CPU."""
+    """A run with its data: the network of a checkpoint in eval mode, and its mixer with the saliency, on the CPU."""
 
     config: TrainConfig
     splits: Splits
@@ -104,10 +104,10 @@ class WithData(NamedTuple):
 
 
 def open_with_data(run: Path, checkpoint: Checkpoint = "last", device: torch.device = CPU) -> WithData:
-    """Reads a run directory and the data set that it was trained on.
+    """Reads a run directory and its data set.
 
     Raises:
-        ConfigError, CheckpointError, DataError: a run or data that cannot be read.
+        ConfigError, CheckpointError, DataError: the run or the data cannot be read.
     """
     config = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(config)

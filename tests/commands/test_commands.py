@@ -663,7 +663,7 @@ def test_other_joints_and_scores_are_refused(data: Path, runs: list[Path], tmp_p
     folder = write_plain(tmp_path / "raw", clips=16)
     text = layout_toml(load_layout("ucla20"))
     (folder / "layout.toml").write_text(text.replace("hip_centre", "middle"))
-    with pytest.raises(DataError, match="joints are not those that the network was trained on: 'middle'"):
+    with pytest.raises(DataError, match="joints differ from those that the network was trained on: 'middle'"):
         next(prediction.recordings_of(folder, trained)).read()
     (folder / "layout.toml").unlink()
     assert prepare.main([str(folder), str(tmp_path / "scored"), "--layout", "ucla20", "--scores"]) == 0

@@ -94,10 +94,10 @@ def test_ensembles_are_aligned_by_name() -> None:
     with pytest.raises(RunError, match="y: clip 'clip5' is tested here but not in x"):
         align([scores([0, 1, 2, 3, 4], values), first], [Path("x"), Path("y")])
     wrong = replace(second, labels=1 - second.labels)
-    with pytest.raises(RunError, match="clip 'clip0' has another label"):
+    with pytest.raises(RunError, match="clip 'clip0' has a different label"):
         align([first, wrong], [Path("x"), Path("y")])
     other = replace(second, lengths=second.lengths + 1)
-    with pytest.raises(RunError, match="y: clip 'clip0' has 6 frames, in x 5; the runs are of other recordings"):
+    with pytest.raises(RunError, match="y: clip 'clip0' has 6 frames, in x 5; the runs use different recordings"):
         align([first, other], [Path("x"), Path("y")])
 
 
@@ -124,7 +124,7 @@ def test_weights_are_fitted_on_validation_only(runs: list[str], monkeypatch: pyt
     [
         (["--weights", "1", "2"], "weights: 2 given for 1 runs"),
         (["--weights", "1", "--fit-weights"], "weights and fit_weights both choose"),
-        (["--weights", "-1"], "weights: none below 0"),
+        (["--weights", "-1"], "weights: must be non-negative"),
         (["--crops", "0"], "crops: at least 1"),
         (["--save-scores", "x.csv"], "the file is an .npz"),
     ],

@@ -172,7 +172,7 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--only-table"]) == 0
     path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 2
-    assert f"{path} was trained with epochs 8, and the plan has 7; rename the row" in capsys.readouterr().err
+    assert f"{path} was trained with epochs 8, but the plan has 7; rename the row" in capsys.readouterr().err
 
 
 ENDLESS = """
@@ -210,7 +210,7 @@ def test_a_grid_takes_its_trainers_with_it(tmp_path: Path, capsys: pytest.Captur
     grid.send_signal(signal.SIGTERM)
     said = grid.communicate(timeout=60)[1]
     assert grid.returncode == 143, said
-    assert "out: stopped after 0 of 1 cells; the same command goes on" in said
+    assert "out: stopped after 0 of 1 cells; the same command resumes" in said
     assert not is_alive(trainer)
     assert "; go on with --resume out/runs" in (tmp_path / "out/logs/all-plain-seed-0.txt").read_text()
     grid, trainer = started(tmp_path)

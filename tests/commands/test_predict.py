@@ -101,7 +101,7 @@ def test_a_window_gets_what_its_frames_alone_get(trained: Trained, recording: to
 def test_people_are_fitted_and_joints_are_not(trained: Trained, recording: torch.Tensor) -> None:
     more = torch.cat([recording, torch.randn_like(recording)], dim=1)
     assert prediction.predict(trained, more, parts=False) == prediction.predict(trained, recording, parts=False)
-    with pytest.raises(DataError, match=r"the network takes \[frames, people, 25 joints, 3 coordinates\]"):
+    with pytest.raises(DataError, match=r"the network needs \[frames, people, 25 joints, 3 coordinates\]"):
         prediction.predict(trained, recording[:, :, :20])
     with pytest.raises(ValueError, match="at least 1"):
         prediction.predict(trained, recording, window=0)

@@ -107,14 +107,14 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
     assert {path.name for path in Path("runs").iterdir()} == {"synthetic-none-1", "synthetic-none-2"}
     before = weights(Path("runs/synthetic-none-1"))
     assert train.main([*SMALL, "--run-dir", "runs/synthetic-none-1"]) == 2
-    assert "exists; give another --run-dir, or --resume runs/synthetic-none-1" in capsys.readouterr().err
+    assert "exists; give a different --run-dir, or --resume runs/synthetic-none-1" in capsys.readouterr().err
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(Path("runs/synthetic-none-1")).items())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run-dir", "file/run"], "cannot be made: "),
+        (["--run-dir", "file/run"], "cannot be created: "),
         (["--batch-size", "500"], "batch_size 500 is more than the .* training clips"),
         (["--device", "cuda:99"], "device 'cuda:99': "),
         (["--num-people", "3"], "num_people: 3 asked for, the clips have 2"),
@@ -298,5 +298,5 @@ def test_damaged_lines_of_the_metrics_are_named_and_left_out(two_epochs: Path, c
             read_metrics(path)
         caplog.clear()
         forget_later_epochs(path, 2)
-        assert "metrics.jsonl: line 2 is not the record of an epoch and is left out" in caplog.text
+        assert "metrics.jsonl: line 2 is not the record of an epoch and was removed" in caplog.text
         assert path.read_text().splitlines() == good

@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message(tmp_path: Path) -> Non
     assert process.returncode == 2
     assert "error: run/checkpoints/" in process.stderr
     assert "cannot write the checkpoint" in process.stderr
-    assert "go on with --resume run" in process.stderr
+    assert "continue with --resume run" in process.stderr
     assert finish(start(["--resume", "run"], tmp_path))[0] == 0
 
 
@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_written_says_so(
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # a test that runs as root is never refused
     assert train.main([*TINY, "--run-dir", "there/run"]) == 2
-    assert "run directory there/run cannot be made: Permission denied" in capsys.readouterr().err
+    assert "run directory there/run cannot be created: Permission denied" in capsys.readouterr().err
 
 
 def test_batches_go_on_inside_an_epoch() -> None:

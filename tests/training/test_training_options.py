@@ -261,7 +261,7 @@ def test_records_say_what_a_run_was(
     changed = replace(small_splits, store=replace(store, frames=store.frames + 1e-3))
     monkeypatch.setattr(build, "read_splits", lambda config: changed)
     assert train.main(["--resume", "run", "--epochs", "3"]) == 2
-    assert "the data is not what the run was started with" in capsys.readouterr().err
+    assert "the data differs from that of the run" in capsys.readouterr().err
 
 
 def test_tensorboard_shows_saliency_and_a_mixed_clip() -> None:
