@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-import shapmix.process.ending  # noqa: F401 (first: what it says of Ctrl-C is to hold while torch is imported)
+import shapmix.process.ending  # noqa: F401 (first, so that its handling of Ctrl-C also covers the import of torch)
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MixedBatch
 from shapmix.skeleton.layout import Layout, load_layout

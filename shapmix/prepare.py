@@ -39,8 +39,8 @@ class PrepareConfig:
     scores: bool = False
     """The last coordinate of the plain format is the score of a pose estimator."""
     depth: bool = False
-    """The third coordinate is a depth, although it looks like a score: it is between 0 and 1 with the others in pixels, or there are
-    17 joints in MS-G3D's format."""
+    """The third coordinate is a depth, although it looks like a score: it is between 0 and 1 with the others in pixels, or there
+    are 17 joints in MS-G3D's format."""
     train_names: Path | None = None
     """File with the names of the rows of x_train of an NTU npz, one per line."""
     test_names: Path | None = None

@@ -1,4 +1,4 @@
-"""The long-tail bench: a grid trains every cell once, goes on where it was, keeps failures apart, and tables what is there."""
+"""The long-tail benchmark: a grid trains every cell once, resumes, isolates failures, and tabulates results."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_grid_takes_its_trainers_with_it(tmp_path: Path, capsys: pytest.Captur
     assert grid.returncode == 143, said
     assert "out: stopped after 0 of 1 cells; the same command resumes" in said
     assert not is_alive(trainer)
-    assert "; go on with --resume out/runs" in (tmp_path / "out/logs/all-plain-seed-0.txt").read_text()
+    assert "; resume with --resume out/runs" in (tmp_path / "out/logs/all-plain-seed-0.txt").read_text()
     grid, trainer = started(tmp_path)
     grid.send_signal(signal.SIGKILL)
     grid.communicate()
