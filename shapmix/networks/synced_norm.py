@@ -58,7 +58,7 @@ def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     with torch.autocast(x.device.type, enabled=False):
         own = x.numel() // x.shape[1]
         rows = summed(torch.tensor(float(own), device=x.device, dtype=torch.float64))
-        pivot = wide.detach()[(0, slice(None), *(0 for _ in dims[1:]))]
+        pivot = wide.detach()[:1].movedim(1, 0).flatten(1)[:, :1].sum(1)  # zeros where the process has no rows
         differences = (wide - pivot.view(shape)).sum(dims)
         mean = _sum_over_processes(differences.double() + pivot.double() * own) / rows
         centre = mean.to(wide.dtype)
