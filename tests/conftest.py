@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 import bench  # noqa: F401  makes shapmix.kernels importable if the project is not installed
 from bench.verdicts import verified_backends
 from shapmix.data.clips import Splits
-from shapmix.data.synthetic import make_synthetic
+from tests.small_run import leave_pictures_out, make_small, make_small_runs
 
 try:
     from hypothesis import settings
@@ -55,16 +55,30 @@ def pytest_make_collect_report(
 @pytest.fixture(scope="session")
 def small_splits() -> Splits:
     """Data small enough to train on in seconds."""
-    return make_synthetic(num_classes=4, n_max=24, imbalance=3, val_per_class=2, test_per_class=3)
+    return make_small()
 
 
 @pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch, small_splits: Splits, tmp_path: Path) -> None:
     """The trainer uses the small data for any configuration, in a temporary working directory."""
-    from shapmix.training import build  # imported here, because most tests do not need it
-
-    monkeypatch.setattr(build, "read_splits", lambda config: small_splits)
+    make_small_runs(monkeypatch.setattr, small_splits)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """The pictures of a module's runs are files of four pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_pictures_out(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_runs(small_splits: Splits, no_pictures: None) -> Iterator[None]:
+    """Runs that a module's tests share: on the small data, without pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_small_runs(patch.setattr, small_splits)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from shapmix.process.choices import nearest
 from shapmix.process.errors import DataError
-from shapmix.process.files import write_whole
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
@@ -84,21 +83,6 @@ def read_list(path: str | Path) -> list[str]:
         DataError: unreadable file, no names, or a duplicate name (with both line numbers).
     """
     return list(_line_of_name(Path(path)))
-
-
-def write_list(path: str | Path, names: Iterable[str]) -> None:
-    """Writes one name per line, with LF on every platform; `read_list` reproduces the names.
-
-    Raises:
-        DataError: a duplicate or blank name, or one that does not fit a line of text.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen or name != name.strip() or len(name.splitlines()) != 1:
-            reason = "listed twice" if name in seen else "blank, padded with space or broken over lines"
-            raise DataError(f"{path}: cannot write the name {name!r}: it is {reason}")
-        seen.add(name)
-    write_whole(Path(path), "".join(f"{name}\n" for name in names))
 
 
 def match_list(path: str | Path, known: Sequence[str]) -> list[int]:

@@ -13,7 +13,7 @@ What is rewritten, exactly:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -192,28 +192,3 @@ def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortc
             norm.running_var.lerp_(new_var, norm.momentum)
             norm.num_batches_tracked.add_(1)
     return y
-
-
-def check_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A field's or our state dict, ready for `network.load_state_dict`: the prefix of a parallel wrapper is dropped.
-
-    Raises:
-        ValueError: another layout, class count or width; the message names the first key that disagrees.
-    """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = network.state_dict()
-    meaning = {"fc.weight": "class count", "data_bn.weight": "layout, people or coordinates"}
-    for key in ("fc.weight", "data_bn.weight", *own):
-        if key not in own:
-            continue
-        if key not in state:
-            raise ValueError(f"the checkpoint has no '{key}': it is of another network, or of another depth")
-        if state[key].shape != own[key].shape:
-            raise ValueError(
-                f"the checkpoint is of another {meaning.get(key, 'network')}: '{key}' is {list(state[key].shape)}, "
-                f"this network has {list(own[key].shape)}"
-            )
-    unknown = [key for key in state if key not in own]
-    if unknown:
-        raise ValueError(f"the checkpoint holds '{unknown[0]}', which this network lacks: it is of another network or depth")
-    return state

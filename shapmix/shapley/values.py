@@ -60,11 +60,6 @@ def interaction_sets(num_parts: int, order: int) -> Tensor:
     return torch.tensor(sorted(sets, key=lambda bits: (bits.bit_count(), bits)))
 
 
-def moebius(game: Tensor, num_parts: int) -> Tensor:
-    """[..., 2^P] -> [..., 2^P]: what each set adds that none of its subsets does; v(A) is the sum over the subsets of A."""
-    return _times(game, moebius_matrix(num_parts))
-
-
 @cache
 def group_matrix(combinations: tuple[int, ...], num_parts: int) -> Tensor:
     """[Q, 2^P] float64: q(|R|) at R u P and -q(|R|) at R, for every context R of a combination P of p parts.

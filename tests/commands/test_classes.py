@@ -22,6 +22,8 @@ LAYOUT = load_layout("ucla20")
 OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "4", "--epochs", "1", "--mix", "none", "--threads", "1"]
 OPTIONS += ["--device", "cpu"]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def clips_of(labels: list[int], class_names: list[str]) -> ClipStore:
     generator = torch.Generator().manual_seed(0)

@@ -59,6 +59,8 @@ OF_A_RUN = {
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1"]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def one_line(errors: str) -> str:
     """The line on standard error, of which there is no other."""
@@ -564,7 +566,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(no_pictures: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two seeds on long-tailed draws of one store: each has training and validation clips of its own."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in ("0", "1"):

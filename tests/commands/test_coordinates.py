@@ -23,6 +23,8 @@ from shapmix.training.trained import open_run
 
 OPTIONS = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "2", "--saliency.warmup-epochs", "1"]
 OPTIONS += ["--threads", "1", "--device", "cpu"]
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 LENGTHS = (1, 2, 9, 30)
 
 
@@ -82,7 +84,7 @@ def train_on(store: Path, run: Path, stream: str = "joint", *options: str) -> in
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path, Path]:
+def trained(request: pytest.FixtureRequest, no_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path, Path]:
     """A kind of clips, its store, and a run trained on it."""
     kind, folder = KINDS[request.param], tmp_path_factory.mktemp("runs")
     store = make_store(folder, kind)

@@ -23,7 +23,7 @@ TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def runs(small_runs: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("runs")
     for stream in ("joint", "bone"):
         assert train.main([*TINY, "--stream", stream, "--run-dir", str(folder / stream)]) == 0

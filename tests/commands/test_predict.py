@@ -45,7 +45,7 @@ TINY += ["--threads", "1", "--saliency.warmup-epochs", "1"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(small_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert train.main([*TINY, "--run-dir", str(folder)]) == 0
     return folder

@@ -20,7 +20,6 @@ import torch
 
 from shapmix import prepare
 from shapmix.data import store_writer
-from shapmix.data.longtail import write_list
 from shapmix.data.protocols import NTU_SUBJECTS, store_splits
 from shapmix.data.sources.find import find_source
 from shapmix.data.store import FRAMES, INDEX, Prepared, open_store
@@ -347,7 +346,7 @@ def test_a_long_tailed_list_leaves_its_rest_to_validation(tmp_path: Path) -> Non
     assert not by_name(found, splits.train) & by_name(found, splits.val)
     same = store_splits(found, protocol="cross-view", imbalance=5, n_max=10)
     assert torch.equal(same.train, splits.train)
-    write_list(tmp_path / "list.txt", [found.clips.names[row] for row in splits.train.tolist()])
+    (tmp_path / "list.txt").write_text("\n".join(found.clips.names[row] for row in splits.train.tolist()))
     assert torch.equal(store_splits(found, protocol="cross-view", train_list=tmp_path / "list.txt").train, splits.train)
 
 

@@ -19,7 +19,7 @@ from shapmix.training.trainer import Trainer
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
 SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1", "--device", "cpu"]  # bit for bit is the CPU's promise
 
-pytestmark = pytest.mark.usefixtures("small_data")
+pytestmark = pytest.mark.usefixtures("small_data", "no_pictures")
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:

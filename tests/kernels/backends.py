@@ -20,7 +20,10 @@ REAL = (torch.float32, torch.float64)
 ALL = (*REAL, torch.float16, torch.bfloat16)
 TRITON = (*REAL, torch.float16) if INTERPRETED else ALL  # the interpreter computes wrong results in bfloat16
 
-FEW = settings(deadline=None, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = "SHAPMIX_TEST_EXAMPLES"  # the variable that says how many problems are drawn where a back end is slow
+
+FEW_EXAMPLES = int(os.environ.get(EXAMPLES, "25"))
+FEW = settings(deadline=None, max_examples=FEW_EXAMPLES, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 MANY = settings(FEW, max_examples=200)
 
 

@@ -18,19 +18,34 @@ from torch import Tensor
 from bench.verdicts import OPS_OF_FILE
 from shapmix import doctor
 from shapmix.kernels import BackendError, backends, dispatch, mix_clips, native, sample_clips
-from tests.kernels.backends import CPU, INTERPRETED
+from tests.kernels.backends import CPU, EXAMPLES, INTERPRETED
 from tests.kernels.examples import crop_problem, mix_problem
+
+INTERPRETED_FILES = [file for file in OPS_OF_FILE if "def test_triton" in (Path(__file__).parent / file).read_text()]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter process and does not run inside it")
-@pytest.mark.parametrize("file", [file for file in OPS_OF_FILE if "def test_triton" in (Path(__file__).parent / file).read_text()])
-def test_triton_interpreter(file: str) -> None:
-    """Every Triton test of a file, on CPU tensors."""
+def test_triton_interpreter() -> None:
+    """Every Triton test on CPU tensors, of a few drawn problems each."""
+    interpret(INTERPRETED_FILES, examples=4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter process and does not run inside it")
+@pytest.mark.parametrize("file", INTERPRETED_FILES)
+def test_triton_interpreter_on_many_problems(file: str) -> None:
+    interpret([file], examples=25)
+
+
+def interpret(files: list[str], examples: int) -> None:
+    """Runs the Triton tests of files in a process with the interpreter on."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if version_of(triton.__version__) < (3, 7) and version_of(np.__version__) >= (2, 5):
         pytest.skip(f"the interpreter of Triton {triton.__version__} takes int() of arrays, which NumPy {np.__version__} refuses")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / file), "-k", "triton"]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    paths = [str(Path(__file__).parent / file) for file in files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, "-k", "triton"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", EXAMPLES: str(examples)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

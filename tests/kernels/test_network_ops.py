@@ -14,7 +14,7 @@ from torch import Tensor
 from shapmix import reference
 from shapmix.kernels import batch_norm, graph_conv
 from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import FEW, MANY, TRITON, needs, same_bits
+from tests.kernels.backends import FEW, FEW_EXAMPLES, MANY, TRITON, needs, same_bits
 from tests.kernels.examples import graph_arguments
 
 CPP = (torch.float32, torch.float64, torch.bfloat16)
@@ -105,7 +105,7 @@ def test_graph_conv_of_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "cpp")
 
 
-@settings(FEW, max_examples=10)
+@settings(FEW, max_examples=min(10, FEW_EXAMPLES))
 @given(graphs(TRITON))
 def test_triton_graph_conv_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "triton")

@@ -1,6 +1,7 @@
 """Every Triton kernel in every dtype, compiled ahead of time for every architecture; needs no GPU.
 
-As a script, this file compiles and prints; the tests start it in a process without Triton's interpreter.
+As a script, this file compiles and prints; the tests start it in a process without Triton's interpreter. By default, float32 and
+bfloat16 are compiled for sm_90; `-m slow` compiles the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -21,7 +23,8 @@ import pytest
 
 DTYPES = ("fp32", "fp64", "fp16", "bf16")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block
-Reports = dict[tuple[str, str, int], dict[str, object]]  # config -> shared memory, PTX and ptxas's report
+Config = tuple[Any, ...]  # kernel, dtype and architecture, or the last two
+Report = dict[str, object]  # shared memory, PTX and ptxas's report
 
 
 class Kernel(NamedTuple):
@@ -195,14 +198,26 @@ KERNELS |= {
 CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, kernel.archs)]
 
 
-def compile_all() -> None:
-    """Prints, for each config, ptxas's report and one line of JSON."""
+def is_quick(dtype: str, arch: int) -> bool:
+    """Whether a config is compiled by default."""
+    return arch == 90 and dtype in ("fp32", "bf16")
+
+
+def params(configs: Iterable[Config]) -> list[Any]:
+    """Parameters of a test, of which those that take long are marked."""
+    return [pytest.param(*config, marks=() if is_quick(*config[-2:]) else pytest.mark.slow) for config in configs]
+
+
+def compile_all(quick: bool) -> None:
+    """Prints, for each config that is quick or not, ptxas's report and one line of JSON."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     for name, dtype, arch in CONFIGS:
+        if is_quick(dtype, arch) != quick:
+            continue
         kernel = KERNELS[name]
         module = import_module(f"shapmix.kernels.{kernel.module}")
         function = getattr(module, kernel.function or name)
@@ -253,11 +268,18 @@ def graph_blocks(kernel: Kernel, dtype: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, int], Report]:
+    """The report of a config, which is compiled with all others that are as quick or not."""
     pytest.importorskip("triton", reason="triton is not installed")
+    compiled = cache(lambda quick: reports(quick, tmp_path_factory.mktemp("triton")))
+    return lambda *config: compiled(is_quick(*config[-2:]))[config]
+
+
+def reports(quick: bool, folder: Path) -> dict[Config, Report]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "TRITON_DUMP_PTXAS_LOG": "1"}
-    done = subprocess.run([sys.executable, str(Path(__file__))], env=environment, capture_output=True, text=True)
+    environment |= {"TRITON_CACHE_DIR": str(folder), "TRITON_DUMP_PTXAS_LOG": "1"}
+    command = [sys.executable, str(Path(__file__)), "quick" if quick else "slow"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found, log = {}, ""
     for line in done.stdout.splitlines():
@@ -270,9 +292,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     return found
 
 
-@pytest.mark.parametrize(("kernel", "dtype", "arch"), CONFIGS)
-def test_compiles_without_spills(reports: Reports, kernel: str, dtype: str, arch: int) -> None:
-    report = reports[kernel, dtype, arch]
+@pytest.mark.parametrize(("kernel", "dtype", "arch"), params(CONFIGS))
+def test_compiles_without_spills(report_of: Callable[[str, str, int], Report], kernel: str, dtype: str, arch: int) -> None:
+    report = report_of(kernel, dtype, arch)
     spills = re.findall(r"(\d+) bytes spill", str(report["ptxas"]))
     assert len(spills) >= 2, report["ptxas"]  # spill stores and loads, of the kernel and of the functions it calls
     assert set(spills) == {"0"}
@@ -280,13 +302,15 @@ def test_compiles_without_spills(reports: Reports, kernel: str, dtype: str, arch
 
 
 @pytest.mark.parametrize("kernel", ["mix_kernel", "normalised_coalition_kernel"])
-@pytest.mark.parametrize(("dtype", "arch"), list(product(DTYPES, SHARED_LIMIT)))
-def test_products_are_rounded_before_they_are_added(reports: Reports, kernel: str, dtype: str, arch: int) -> None:
+@pytest.mark.parametrize(("dtype", "arch"), params(product(DTYPES, SHARED_LIMIT)))
+def test_products_are_rounded_before_they_are_added(
+    report_of: Callable[[str, str, int], Report], kernel: str, dtype: str, arch: int
+) -> None:
     """A fused multiply-add would not be bit-equal to the reference.
 
     sm_80 has only fma for bfloat16: there x * y is x * y + -0 and x + y is x * 1 + y, which round the same.
     """
-    ptx = str(reports[kernel, dtype, arch]["ptx"])
+    ptx = str(report_of(kernel, dtype, arch)["ptx"])
     neutral = set(re.findall(r"mov\.b16 \s*(%\w+), (?:0x8000|0x3F80);", ptx))
     for operands in re.findall(r"\bfma\.rn\.\w+ \s*%\w+, (.*);", ptx):
         assert (dtype, arch) == ("bf16", 80)
@@ -294,4 +318,4 @@ def test_products_are_rounded_before_they_are_added(reports: Reports, kernel: st
 
 
 if __name__ == "__main__":
-    compile_all()
+    compile_all(sys.argv[1] == "quick")

@@ -61,6 +61,7 @@ def test_folding_is_exact(make: Callable[..., nn.Module]) -> None:
         torch.testing.assert_close(folded(clips), network(clips), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_runs")
 def test_the_trainer_takes_them(tmp_path: object) -> None:
     options = ["--num-frames", "8", "--n-max", "8", "--imbalance", "4", "--batch-size", "8", "--epochs", "1", "--mix", "none"]
     options += ["--network.backbone", "stgcn", "--threads", "1", "--run-dir", f"{tmp_path}/run"]

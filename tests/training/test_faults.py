@@ -38,9 +38,13 @@ from shapmix.training.checkpoint import (
 from shapmix.training.config import TrainConfig, parse_config
 from shapmix.training.state import Training, restore
 from shapmix.training.trained import open_run
+from tests import small_run
 
-TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--n-max", "8", "--imbalance", "4"]
-TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu"]
+pytestmark = pytest.mark.usefixtures("small_data", "no_pictures")
+
+TRAIN = [sys.executable, str(Path(small_run.__file__))]
+TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "6", "--threads", "1", "--device", "cpu"]
+TINY += ["--saliency.warmup-epochs", "1"]
 OFTEN = ["--checkpoint.every-steps", "2"]
 STATE = {"layout": "ntu25", "class_names": ["a"]}
 
@@ -51,7 +55,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "shapmix.train", *arguments]
+    command = [*TRAIN, *arguments]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -70,10 +74,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small_runs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
-    assert finish(start([*TINY, "--run-dir", "run"], folder))[0] == 0
+    assert train.main([*TINY, "--run-dir", str(folder / "run")]) == 0
     return folder / "run"
 
 
@@ -101,7 +105,7 @@ def test_a_signal_saves_inside_the_epoch_and_the_run_goes_on_bit_for_bit(
     assert code == 128 + number
     assert f"{number.name}: finishing the step, then saving" in message
     assert "resume with --resume run" in message
-    assert finish(start(["--resume", "run"], tmp_path))[0] == 0
+    assert train.main(["--resume", "run"]) == 0
     assert_equal_runs(whole, tmp_path / "run")
     assert len((tmp_path / "run/environment.jsonl").read_text().splitlines()) == 2
 
@@ -212,7 +216,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_message(tmp_path: Path) -> None:
     limit = 30_000  # less than a checkpoint
-    command = [sys.executable, "-m", "shapmix.train", *TINY, "--run-dir", "run"]
+    command = [*TRAIN, *TINY, "--run-dir", "run"]
 
     def fill() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -223,7 +227,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message(tmp_path: Path) -> Non
     assert "error: run/checkpoints/" in process.stderr
     assert "cannot write the checkpoint" in process.stderr
     assert "continue with --resume run" in process.stderr
-    assert finish(start(["--resume", "run"], tmp_path))[0] == 0
+    assert train.main(["--resume", "run"]) == 0
 
 
 def test_a_folder_that_cannot_be_written_says_so(
@@ -301,7 +305,7 @@ def test_what_a_killed_run_was_writing_is_removed(whole: Path, tmp_path: Path, m
 
 def test_sighup_saves_the_run_though_the_terminal_is_gone(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "shapmix.train", *ENDLESS, "--run-dir", "run"]
+    command = [*TRAIN, *ENDLESS, "--run-dir", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     last, until = tmp_path / "run/checkpoints/last.pt", time.monotonic() + 120
@@ -356,7 +360,7 @@ QUICK = [*TINY, "--epochs", "2", "--mix", "stmix", "--run-dir", "run"]
         ("tensorboard.summary.writer.record_writer.RecordWriter.write", "run/tensorboard"),
         ("shapmix.training.trainer.append_line", "run/metrics.jsonl"),
         ("shapmix.training.metrics.csv.writer", "run/per_class_last.csv"),
-        ("matplotlib.figure.Figure.savefig", "run/mixed_clip.png"),
+        ("shapmix.pictures.plots.plot_mixed_clip", "run/mixed_clip.png"),
         ("shapmix.training.run_folder.append_line", "run/environment.jsonl"),
         ("shapmix.training.config.write_whole", "run/config.yaml"),
     ],
@@ -368,7 +372,7 @@ def test_a_full_disk_names_the_file_and_the_run_goes_on(
     monkeypatch.chdir(tmp_path)
 
     def full(*given: object, **options: object) -> None:
-        with files.named(given[0]) if isinstance(given[0], Path) and "savefig" not in where else nullcontext():
+        with files.named(given[0]) if isinstance(given[0], Path) else nullcontext():
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -504,6 +508,6 @@ def test_a_run_of_any_kind_survives_kills(processes: int, options: list[str], tm
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     for kills, name in ((0, "whole"), (4, "cut")):
         (tmp_path / name).mkdir()
-        command = [sys.executable, *torchrun, "-m", "shapmix.train"]
+        command = [TRAIN[0], *torchrun, TRAIN[1]]
         kill_often([*command, *arguments], [*command, "--resume", "run"], tmp_path / name, kills)
     assert_equal_runs(tmp_path / "whole/run", tmp_path / "cut/run")

@@ -17,8 +17,10 @@ from torch import nn
 from shapmix.networks import synced_norm
 from shapmix.process import parallel
 
-TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "4", "--n-max", "24", "--imbalance", "8"]
-TINY += ["--threads", "1", "--saliency.warmup-epochs", "1", "--device", "cpu", "--run-dir", "run"]
+ROOT = Path(__file__).parents[2]
+STEPS = 4  # of an epoch
+TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "5", "--threads", "1", "--device", "cpu"]
+TINY += ["--saliency.warmup-epochs", "1", "--schedule.lr", "0.02", "--run-dir", "run"]
 # what a process trains is written beside the run, for the test to compare
 RECORDER = """
 import json, os, sys
@@ -29,15 +31,15 @@ from dataclasses import replace
 from shapmix import train
 from shapmix.training import build
 from shapmix.training.eager_step import EagerStep
+from tests.small_run import leave_pictures_out, make_small, make_small_runs
+splits = make_small()
+leave_pictures_out(setattr)
 if "DOUBLE" in os.environ:  # rounding apart, as a comparison over many steps needs it: ReLU and pooling make a jump of it
     torch.set_default_dtype(torch.float64)
-    read = build.read_splits
-    def read_double(config):
-        splits = read(config)
-        return replace(splits, store=replace(splits.store, frames=splits.store.frames.double()))
-    build.read_splits = read_double
+    splits = replace(splits, store=replace(splits.store, frames=splits.store.frames.double()))
     make = build.make_network
     build.make_network = lambda config, store: make(config, store).double()
+make_small_runs(setattr, splits)
 rank, out = os.environ.get("RANK", "0"), Path(sys.argv[1])
 step = EagerStep.forward_backward
 def recorded(self, batch):
@@ -65,7 +67,7 @@ def launch(processes: int, folder: Path, arguments: list[str], double: bool = Fa
     (folder / "backbone.py").write_text(BACKBONE)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *torchrun, "recorder.py", ".", *arguments]
-    environment = {**os.environ, **({"DOUBLE": "1"} if double else {})}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"DOUBLE": "1"} if double else {})}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -124,6 +126,7 @@ def test_each_test_clip_counts_once(one: tuple[Path, list[dict]], two: tuple[Pat
     assert results[0]["clips"] == results[1]["clips"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(two: tuple[Path, list[list[dict]]], tmp_path: Path) -> None:
     folder = tmp_path / "other"
     options = ["--network.backbone", "backbone:linear", "--schedule.decay", "step", "--schedule.milestones"]  # none: constant
@@ -139,6 +142,7 @@ def test_a_run_goes_on_with_another_number_of_processes(two: tuple[Path, list[li
     )
 
 
+@pytest.mark.slow
 def test_accumulated_passes_are_the_same_step(tmp_path: Path) -> None:
     """Of a network without BatchNorm, whose meaning a pass changes."""
     backbone = ["--network.backbone", "backbone:linear"]
@@ -150,6 +154,7 @@ def test_accumulated_passes_are_the_same_step(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.tensor([row["loss"] for row in other], dtype=torch.float64), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_the_job_goes_on(tmp_path: Path) -> None:
     process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "2"])
     wait_for_checkpoint(process, tmp_path)
@@ -238,13 +243,14 @@ def test_a_signal_to_the_job_saves_once_and_the_job_goes_on(tmp_path: Path) -> N
     assert process.returncode != 0
     assert "resume with --resume run" in said
     stopped = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
-    assert stopped["epoch"] * 19 + stopped["batch"] == len(records(tmp_path))  # not a step is lost
+    assert stopped["epoch"] * STEPS + stopped["batch"] == len(records(tmp_path))  # not a step is lost
 
 
 def last_epoch(run: Path) -> int:
     return torch.load(run / "checkpoints/last.pt", weights_only=True)["epoch"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     process = launch(2, tmp_path, [*TINY, "--batch-size", "13"])
     said, _ = process.communicate(timeout=100)

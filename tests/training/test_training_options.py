@@ -33,7 +33,7 @@ from shapmix.training.eager_step import EagerStep
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1"]
 
-pytestmark = pytest.mark.usefixtures("small_data")
+pytestmark = pytest.mark.usefixtures("small_data", "no_pictures")
 
 
 def state(run: str, name: str = "last") -> dict:
