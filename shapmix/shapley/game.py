@@ -107,27 +107,9 @@ class PartGame:
             check_logits("logits", logits, n, None)
         sets = torch.arange(1, self.layout.all_parts + (logits is None), device=clips.device)
         total, self.rows_forwarded = len(sets) * n + 1, 0
-        part_of_joint = self.layout.part_of_joint.to(clips.device)
 
         def inputs(begin: int, end: int) -> Tensor:
-            """Rows begin..end of the coalitions, sample by sample; row -1 is the mean motion."""
-            if begin < 0:
-                return self.mean_motion[None].to(clips)
-            first, last = begin // len(sets), (end - 1) // len(sets)
-            some = clips[first : last + 1]
-            if begin % len(sets) == 0 and end % len(sets) == 0:
-                wanted = sets
-            else:  # part of one sample
-                wanted = sets[begin - first * len(sets) : end - first * len(sets)]
-            rows = coalition_inputs(
-                some,
-                self.mean_motion.to(clips.dtype),
-                wanted,
-                part_of_joint,
-                restored_frames=self.restored_frames,
-                backend=self.backend,
-            )
-            return rows.unflatten(0, (len(wanted), len(some))).transpose(0, 1).flatten(0, 1)
+            return self.mean_motion[None].to(clips) if begin < 0 else self._inputs(clips, sets, begin, end)
 
         def forward(begin: int, end: int) -> Tensor:
             with torch.autocast(clips.device.type, self.autocast, enabled=self.autocast is not None):
@@ -159,6 +141,22 @@ class PartGame:
         columns = [none.expand(n, 1, -1), each] if logits is None else [none.expand(n, 1, -1), each, logits[:, None].to(each)]
         value = OUTPUTS[self.output](torch.cat(columns, 1).float() if each.dtype.itemsize < 4 else torch.cat(columns, 1))
         return value if labels is None else value.gather(2, labels.view(n, 1, 1).expand(-1, value.shape[1], 1)).squeeze(2)
+
+    def _inputs(self, clips: Tensor, sets: Tensor, begin: int, end: int) -> Tensor:
+        """Rows begin..end of the samples' coalitions [end - begin, C, T, V, M], sample by sample; `sets` [S] are a sample's."""
+        first, last = begin // len(sets), (end - 1) // len(sets)
+        some, wanted = clips[first : last + 1], sets
+        if begin % len(sets) or end % len(sets):  # part of one sample
+            wanted = sets[begin - first * len(sets) : end - first * len(sets)]
+        rows = coalition_inputs(
+            some,
+            self.mean_motion.to(clips.dtype),
+            wanted,
+            self.layout.part_of_joint.to(clips.device),
+            restored_frames=self.restored_frames,
+            backend=self.backend,
+        )
+        return rows.unflatten(0, (len(wanted), len(some))).transpose(0, 1).flatten(0, 1)
 
     def _rows_together(self, one: Callable[[], Any]) -> int:
         if self.memory_budget is None:

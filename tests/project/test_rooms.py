@@ -11,6 +11,7 @@ from tests.import_graph import ROOT, import_graph
 
 COMMANDS = {"train", "prepare", "evaluate", "predict", "explain", "report", "export", "experiment", "doctor"}
 FLOORS = 9
+LONGEST = 50  # lines of a function, without its docstring
 
 
 def test_a_package_imports_only_downward() -> None:
@@ -43,3 +44,16 @@ def test_an_arrow_that_points_up_is_found(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "2 backward" in shown
     assert "backward: low -> high: shapmix/low/floor.py:2" in shown
+
+
+def test_functions_fit_on_a_screen() -> None:
+    """Kernels apart, whose loops and argument checks are one piece."""
+    long = {}
+    for path in (ROOT / "shapmix").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                if lines > LONGEST:
+                    long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert long == {}
