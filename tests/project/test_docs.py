@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from shapmix import load_layout, train
+from shapmix import ShapMix, load_layout, train
+from shapmix.mixing.mixers import MIXERS
 from tests.data.ntu_files import made, text_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -178,6 +179,20 @@ def test_an_experiment(tmp_path: Path) -> None:
     table = (tmp_path / "grid" / "table.md").read_text()
     assert "| Shap-Mix |" in table
     assert "of 2 pairs" in table
+
+
+def test_a_custom_mixer() -> None:
+    (code,) = blocks("experiments.md", "python")
+    known = dict(MIXERS)
+    try:
+        exec(compile(code, "experiments.md", "exec"), {"__name__": "custom"})
+        mixer = ShapMix(load_layout("ntu25"), [5, 4, 3], torch.zeros(3, 16, 25, 1), mix="half")
+        clips, labels = torch.randn(4, 3, 16, 25, 1), torch.tensor([0, 1, 2, 0])
+        batch = mixer.mix(clips, labels, 0)
+        assert torch.equal(batch.clips[4:], (clips + clips[batch.partner]) / 2)
+    finally:
+        for name in set(MIXERS) - set(known):
+            del MIXERS[name]
 
 
 @pytest.mark.slow
