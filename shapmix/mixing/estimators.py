@@ -1,11 +1,11 @@
-"""Estimators of the class saliency: which coalitions of a batch to forward, and what their logits tell of which combination.
+"""Estimators of the class saliency: they select coalitions of a batch to forward, and the marginals to compute from the logits.
 
-Every estimator spends about as much as the published one, two forwards a sample, except `exact`. What it proposes is applied
-by `saliency_update`, so all feed one table. They differ in how many marginals a forward yields, and in their variance:
+Every estimator costs about as much as the published one, two forward passes per sample, except `exact`. The marginals are applied
+with `saliency_update`, so all estimators update the same table. They differ in marginals per forward pass and in variance:
 `python -m bench.saliency_estimators` measures their error on a trained network.
 
-Each is one function of a `Request` that its decorator registers; `--saliency.estimator`, `ShapMix(estimator=...)`, help and errors
-follow. One of your own, before `ShapMix` or a configuration names it:
+Each is one registered function of a `Request`; `--saliency.estimator`, `ShapMix(estimator=...)`, help texts and errors list the
+registry. To add a custom estimator, register it before `ShapMix` or a configuration uses it:
 
     @estimator("first_half", on_device=True)
     def first_half(request: Request) -> Measurement:
@@ -28,16 +28,16 @@ from shapmix.reference.saliency import Contexts, contexts
 from shapmix.shapley.values import group_matrix
 from shapmix.skeleton.layout import Layout
 
-FORWARDS = 2  # a sample, the published budget
+FORWARDS = 2  # per sample, the published budget
 _ORDER = 5  # purpose of the random words (see `shapmix.draws.crops`)
 
 
 class Measurement(NamedTuple):
-    """Coalitions to forward, and the marginals to take of their logits.
+    """Coalitions to forward, and the marginals to compute from their logits.
 
     Row 0 of the logits is the empty coalition, the same for all samples; row l + 1 is sample `samples[l]` of the batch under
-    `coalitions[l]`. Update u is of the class of sample `owners[u]` and of column `columns[u]`; its rows and weights are those
-    of `saliency_update`. All int64 but the weights.
+    `coalitions[l]`. Update u applies to the class of sample `owners[u]` and to column `columns[u]`; its rows and weights are as in
+    `saliency_update`. All int64 except the weights.
     """
 
     samples: Tensor  # [L]
@@ -50,7 +50,7 @@ class Measurement(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """An estimator, and what the class saliency and the trainer must know of it; `estimator` says what."""
+    """A registered estimator with its properties, see `estimator`."""
 
     propose: Callable[[Request], Measurement]
     on_device: bool
@@ -66,12 +66,12 @@ def estimator(
     """Registers an estimator under a name.
 
     Args:
-        on_device: it reads no value on the host, also where the request's step is a tensor, so that a CUDA graph can hold it.
-        pairs: its columns are coalitions in bit-set order, and column A is where v(A) - v(not A) is positive, by how much (see
-            `pair_values`); otherwise they are the layout's combinations.
+        on_device: it reads no value on the host if the request's step is a tensor, so it can be captured in a CUDA graph.
+        pairs: its columns are coalitions A in bit-set order, with values ReLU(v(A) - v(not A)) (see `pair_values`); otherwise
+            columns are the layout's combinations.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
 
     def register(propose: Callable[[Request], Measurement]) -> Callable[[Request], Measurement]:
@@ -82,24 +82,24 @@ def estimator(
 
 
 def drawn_on_device() -> list[str]:
-    """Names of the estimators that a CUDA graph can hold."""
+    """Names of the estimators that can be captured in a CUDA graph."""
     return [name for name, entry in ESTIMATORS.items() if entry.on_device]
 
 
 def affordable(request: Request, rows: int) -> Tensor:
-    """The least measured samples, as many as the budget allows with `rows` forwards each, at least one."""
+    """The least measured samples, as many as the budget allows with `rows` forward passes each, at least one."""
     return request.times_measured.argsort(stable=True)[: max(1, FORWARDS * len(request.times_measured) // rows)]
 
 
 @estimator("official", on_device=True)
 def official(request: Request) -> Measurement:
-    """One marginal of a drawn combination and context on every sample: the paper's."""
+    """One marginal of a random combination and context on every sample, as in the paper."""
     return _official_on_device(request) if isinstance(request.step, Tensor) else _official(request)
 
 
 @estimator("exact", on_device=True)
 def exact(request: Request) -> Measurement:
-    """Every coalition of every sample, 31 forwards each with five parts."""
+    """Every coalition of every sample, 31 forward passes per sample with five parts."""
     return _exact(request.times_measured.argsort(stable=True), request.layout)
 
 
@@ -113,7 +113,7 @@ def exact_subset(request: Request) -> Measurement:
 def pair_table(request: Request) -> Measurement:
     """One coalition and its complement on every sample.
 
-    Every pair comes as often as every other, up to one, in a random order of samples.
+    All pairs occur equally often, up to one, in a random order of samples.
     """
     n, parts = len(request.times_measured), request.layout.num_parts
     pairs = 1 << parts - 1
@@ -137,7 +137,7 @@ def pair_table(request: Request) -> Measurement:
 
 @estimator("chain")
 def chain(request: Request) -> Measurement:
-    """The prefixes of a random order of the parts: a prefix and what follows it are a context and a combination."""
+    """The prefixes of a random order of the parts: a prefix is a context, and the parts after it are a combination."""
     return _chains(affordable(request, request.layout.num_parts), request, both_ways=False)
 
 
@@ -150,15 +150,15 @@ def chain_reverse(request: Request) -> Measurement:
 def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
     """[K, 2^P] averages of ReLU(v(A) - v(not A)) -> [K, Q] rectified group values of the layout's combinations.
 
-    Averages are linear, so the difference of two columns is the average of v(A) - v(not A) itself; and the group values are
-    odd under complement, so these differences are all they need.
+    Averages are linear, so the difference of two columns is the average of v(A) - v(not A); group values are antisymmetric under
+    complement, so these differences are sufficient.
     """
     matrix = group_matrix(tuple(layout.combinations.tolist()), layout.num_parts).to(pairs)
     return ((pairs - pairs.flip(1)) @ matrix.T / 2).relu()
 
 
 def _official_on_device(request: Request) -> Measurement:
-    """The same marginals, in tensors whose shapes no draw changes: every sample's context is a row of its own, an empty one too."""
+    """The same marginals in tensors of fixed shape: every context has a separate row, also an empty one."""
     batch, combinations = len(request.times_measured), request.combinations
     assert combinations is not None
     columns, context = draw_marginals(request)

@@ -1,7 +1,7 @@
-"""Losses, each one function that its decorator registers; `--loss`, `ShapMix(loss=...)`, help and errors follow.
+"""Losses. Each is one registered function; `--loss`, `ShapMix(loss=...)`, help texts and errors list the registry.
 
-Most are functions of logits [N, K], labels [N], the training clips of each class [K] and `deferred` that give a loss a clip [N]; a
-mixed clip has that of both its labels, weighted by their shares. One of your own, before `ShapMix` or a configuration names it:
+Most map logits [N, K], labels [N], training clips per class [K] and `deferred` to a loss per clip [N]; a mixed clip is the average
+over its two labels, weighted by their shares. To add a custom loss, register it before `ShapMix` or a configuration uses it:
 
     @loss("twice", on_device=True)
     def twice(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool) -> Tensor:
@@ -30,7 +30,7 @@ ClipLoss = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
 class Classes(NamedTuple):
-    """What a loss knows of the classes: training clips [K], log frequencies [K], and where the schedule stands."""
+    """Class information for a loss: training clips [K], log frequencies [K], and the phase of the schedule."""
 
     counts: Tensor
     log_prior: Tensor
@@ -42,7 +42,7 @@ MixLoss = Callable[[Tensor, MixedBatch, Classes], tuple[Tensor, Tensor]]
 
 
 class Loss(NamedTuple):
-    """A loss (clean, mixed) of logits and a mixed batch, and whether a CUDA graph can hold it."""
+    """A loss (clean, mixed) of logits and a mixed batch, and whether it can be captured in a CUDA graph."""
 
     of_batch: MixLoss
     on_device: bool
@@ -55,10 +55,10 @@ def loss(name: str, *, on_device: bool = False) -> Callable[[ClipLoss], ClipLoss
     """Registers a loss of logits [N, K] and labels [N], given the training clips [K] and `deferred`, that returns [N] losses.
 
     Args:
-        on_device: neither `deferred` nor any value on the host decides what it computes, so that a CUDA graph can hold it.
+        on_device: it depends on neither `deferred` nor values on the host, so it can be captured in a CUDA graph.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
 
     def register(of_clips: ClipLoss) -> ClipLoss:
@@ -79,11 +79,11 @@ def batch_loss(name: str) -> Callable[[MixLoss], MixLoss]:
 
 
 def mix_loss(of_clips: ClipLoss, logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Tensor]:
-    """(clean, mixed), as `balanced_mix_loss` has them, of a loss a clip.
+    """(clean, mixed), as in `balanced_mix_loss`, from a per-clip loss.
 
     Args:
-        of_clips: gives [N] losses of logits [N, K] and labels [N].
-        logits: [2N, K], of the clean clips, then of the mixed ones; or [N, K] where nothing is mixed.
+        of_clips: maps logits [N, K] and labels [N] to losses [N].
+        logits: [2N, K], clean clips first, then mixed ones; or [N, K] without mixed clips.
     """
     labels, n = batch.labels, len(batch.labels)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -103,7 +103,7 @@ def ce(logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Ten
 
 @batch_loss("balanced")
 def balanced(logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of logits that are adjusted by the class prior."""
+    """Cross-entropy of logits adjusted by the class prior."""
     return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, classes.log_prior, backend=classes.backend)
 
 

@@ -1,4 +1,4 @@
-"""Whose marginal the published estimator measures: a combination and a context for each sample."""
+"""Draws the marginals of the published estimator: a combination and a context for each sample."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 from shapmix.draws.philox import integers, random_words
 from shapmix.skeleton.layout import Layout
 
-# What a random word is for; the numbers are part of what a seed means, so they never change. `draw_plan` has 1 and 2.
+# Purpose of a random word. The numbers define the meaning of a seed and must not change; `draw_plan` uses 1 and 2.
 _MARGINAL = 3
 
 
 class Marginals(NamedTuple):
-    """Whose marginal is measured on each sample: columns [N] int64 of the layout's combinations, contexts [N] bit sets."""
+    """The marginal to measure on each sample: columns [N] int64 of the layout's combinations, contexts [N] bit sets."""
 
     columns: Tensor
     contexts: Tensor
 
 
 class Request(NamedTuple):
-    """The batch whose saliency is measured, and what its draws are a function of.
+    """The batch to measure, and the state of its random draws.
 
-    times_measured [N]: how often the class of each sample was measured; estimators that choose samples take the least measured
-    first. seed, step: decide every draw; a `step` that is a tensor is not read by the host, and then `combinations` are the
-    layout's on its device. shared: one draw for the whole batch (the published code), not one a sample. naive: every context is
-    empty (the published code's first epochs).
+    times_measured [N]: how often the class of each sample was measured; estimators that select samples take the least measured
+    first. seed, step: determine every draw; a tensor `step` is not read by the host, and `combinations` are then on its device.
+    shared: one draw for the whole batch (the published code) instead of one per sample. naive: all contexts are empty (the first
+    epochs of the published code).
     """
 
     times_measured: Tensor

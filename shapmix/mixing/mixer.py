@@ -1,4 +1,4 @@
-"""Shap-Mix for any training loop: observe the saliency, mix the batch, weigh the loss."""
+"""Shap-Mix for any training loop: measure the saliency, mix the batch, compute the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shapmix.mixing.marginals import Request
 from shapmix.mixing.mixers import MIXERS, Batch, MixedBatch, Pasting
 from shapmix.mixing.saliency import ClassSaliency
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion, whole_counts
-from shapmix.networks.modes import in_eval_mode, undisturbed
+from shapmix.networks.modes import in_eval_mode, isolated_eval_mode
 from shapmix.process.choices import check_choice
 from shapmix.reference import log_class_prior
 from shapmix.skeleton.layout import Layout
@@ -36,36 +36,38 @@ class ShapMix(nn.Module):
 
     Args:
         layout: skeleton and parts of the clips.
-        class_counts: [K] training clips of each class, whole numbers > 0; a tensor, an array or a list.
-        mean_motion: [C, T, V, M] mean of the training clips as the network sees them (`shapmix.data.sampling.mean_motion`); V is
-            the layout's number of joints. Clips are of its shape, in any floating-point type.
+        class_counts: [K] training clips of each class, integers > 0; a tensor, an array or a list.
+        mean_motion: [C, T, V, M] mean of the training clips in the network's input format
+            (`shapmix.data.sampling.mean_motion`); V is the layout's number of joints. Clips have the same shape, in any
+            floating-point dtype.
         mix: "shapmix"; "stmix", the same without saliency; "mixup", whole clips; "none"; or another name in
             `shapmix.mixing.mixers.MIXERS`.
         loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or another name in
             `shapmix.mixing.losses.LOSSES`.
-        estimator: of the saliency (`shapmix.mixing.estimators`); all but "exact" forward about 2N rows a step. None takes
-            "official" where `compat` does, else "exact_subset", whose error at that cost is the lowest
+        estimator: saliency estimator (`shapmix.mixing.estimators`); all except "exact" forward about 2N rows per step. None means
+            "official" with `compat="official"`, else "exact_subset", which has the lowest error at this cost
             (`bench/results/saliency_estimators.json`).
-        compat: "official" reproduces the published code's departures from its paper (`shapmix.mixing.official`).
-        temperature: of the softmax over a class's combinations, in units of the saliency.
-        blend_probability: of Mixup of whole clips in place of pasting, drawn once a batch, by the mixers "shapmix" and "stmix".
-        decay: of the class average, for one update a sample; estimators that update more often forget less each time.
-        warmup_steps: steps at the start in which mixing is ST-Mix and the saliency is measured with empty contexts.
-        replace_steps: steps at the start in which a measurement replaces the class average instead of joining it;
-            by default `warmup_steps`.
-        deferred_steps: steps at the start in which the loss "ldam" does not weight its classes.
-        seed: of every draw; a draw depends on (seed, step) alone.
-        backend: of the kernels (see `shapmix.kernels`); None chooses.
+        compat: "official" reproduces the published code's deviations from its paper (`shapmix.mixing.official`).
+        temperature: softmax temperature over a class's combinations, in units of the saliency.
+        blend_probability: probability, drawn once per batch, that "shapmix" and "stmix" blend whole clips (Mixup) instead of
+            pasting.
+        decay: decay of the class average for one update per sample; adjusted for estimators that update more often.
+        warmup_steps: initial steps in which mixing is ST-Mix and the saliency is measured with empty contexts.
+        replace_steps: initial steps in which a measurement replaces the class average instead of updating it;
+            default: `warmup_steps`.
+        deferred_steps: initial steps in which the loss "ldam" does not weight classes.
+        seed: random seed; draws are functions of (seed, step).
+        backend: of the kernels (see `shapmix.kernels`); None selects the fastest.
 
     Raises:
-        TypeError, ValueError: a choice that is unknown (with the nearest one), an argument of another shape or type, a number
-            outside its range, a class without training clips, or `compat="official"` on a layout it has no rule for.
+        TypeError, ValueError: an unknown choice (with the nearest valid one), a wrong shape or dtype, a number out of range, a
+            class without training clips, or `compat="official"` with a layout that does not have five parts.
 
-    Labels on the CPU are checked against K. To read those on a GPU would stop its queue in every step: there a label outside 0 to
-    K - 1 ends in a device-side assert, which leaves the process without that GPU. Check such labels once, where they are made.
+    Labels on the CPU are checked against K. Labels on a GPU are not, since that would synchronise in every step: a label outside
+    0 to K - 1 triggers a device-side assert, after which the process cannot use the GPU. Check such labels once, at their source.
 
-    The table `saliency` [K, Q] has the layout's combinations as columns; it and what else is known of the classes are buffers of
-    `class_saliency` and travel in `state_dict`.
+    The table `saliency` [K, Q] has the layout's combinations as columns; it and the other class statistics are buffers of
+    `class_saliency`, included in `state_dict`.
     """
 
     mean_motion: Tensor
@@ -130,7 +132,7 @@ class ShapMix(nn.Module):
         self._register_constants(class_counts, priority)
 
     def _register_constants(self, class_counts: Tensor, priority: Tensor) -> None:
-        """What is made anew from the arguments and travels to the device, but not in `state_dict`."""
+        """Registers buffers that are derived from the arguments: they move with the module, but are not in `state_dict`."""
         wide = self.mean_motion.dtype == torch.float64
         self.register_buffer("class_counts", class_counts.clone(), persistent=False)
         log_prior = log_class_prior(class_counts)
@@ -144,19 +146,20 @@ class ShapMix(nn.Module):
         """Measures the saliency on the batch, in eval mode, and updates the class table; about 2N rows are forwarded.
 
         Args:
-            network: any module that maps [N, C, T, V, M] to logits [N, K]; every submodule's mode is restored.
-            clips: [N, C, T, V, M] of the mean motion's shape; labels: [N] int64.
-            step: of the training loop.
-            counter: the same number as a 0-dim int64 tensor beside the clips. With it nothing is read back to the host, and
-                `step` only says whether the warm-up is over: the calls of a phase are the same work on the device. The
-                network must leave its buffers and torch's random state alone in eval mode, as they are not restored then.
+            network: any module that maps [N, C, T, V, M] to logits [N, K]; the mode of every submodule is restored.
+            clips: [N, C, T, V, M] with the shape of the mean motion.
+            labels: [N] int64.
+            step: training step.
+            counter: the step as a 0-dim int64 tensor on the device of the clips. If given, nothing synchronises with the host, and
+                `step` only selects the phase of the schedule, so that the call can be captured in a CUDA graph. The network must
+                not change its buffers or torch's random state in eval mode, since they are not restored then.
 
-        A marginal that is not finite, such as every one of a clip with a NaN, is left out: the table keeps what it had, and
-        the class does not count as measured. Labels are checked for their range on the CPU, and without a counter, alone.
+        Non-finite marginals, such as those of a clip with NaN, are skipped: the table is unchanged, and the class does not count as
+        measured. The range of labels is only checked on the CPU and without a counter.
 
         Raises:
-            TypeError, ValueError: clips, labels, or a network's result of another shape, type or device; a counter with an
-                estimator that is drawn on the host.
+            TypeError, ValueError: clips, labels or the network's output have a wrong shape, dtype or device, or a counter is given
+                for an estimator that is drawn on the host.
         """
         self._check(clips, labels, counter)
         if not isinstance(network, nn.Module):
@@ -188,7 +191,7 @@ class ShapMix(nn.Module):
             restored_frames=self.restored_frames,
             backend=self.backend,
         )
-        with undisturbed(network) if counter is None else in_eval_mode(network):
+        with isolated_eval_mode(network) if counter is None else in_eval_mode(network):
             logits = network(torch.cat([mean_motion[None], rows]))
         check_logits("the network's result", logits, 1 + len(rows), len(self.class_counts))
         self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
@@ -201,11 +204,11 @@ class ShapMix(nn.Module):
     def mix(self, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> MixedBatch:
         """The training batch of a step; `counter` as in `observe`.
 
-        Clips are mixed as they are: one with a NaN makes that of every clip it is mixed into.
+        Values of clips are not checked: NaN propagates to every clip that a clip is mixed into.
 
         Raises:
-            TypeError, ValueError: clips or labels of another shape, type or device; fewer than 3 clips, a clip length that is
-                not a multiple of 4, or a counter with a mixer that draws on the host.
+            TypeError, ValueError: clips or labels have a wrong shape, dtype or device, there are fewer than 3 clips, the clip
+                length is not a multiple of 4, or a counter is given for a mixer that draws on the host.
         """
         self._check(clips, labels, counter)
         mixer = MIXERS[self.mix_name]
@@ -226,11 +229,11 @@ class ShapMix(nn.Module):
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
         """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum.
 
-        Where it is not finite, leave the step out: the network's own running statistics (BatchNorm) hold the batch by then, so
-        put back copies of them too, as the trainer's `--non-finite skip` and `shapmix.training.step.TrainingStep` do.
+        If it is non-finite, skip the step and also restore the network's running statistics (BatchNorm), which already include the
+        batch; the trainer's `--non-finite skip` and `shapmix.training.step.TrainingStep` do both.
 
         Raises:
-            TypeError, ValueError: logits of another shape or type than [2N, K] ([N, K] where nothing was mixed).
+            TypeError, ValueError: the logits are not floating point [2N, K] ([N, K] without mixed clips).
         """
         check_logits("logits", logits, len(batch.clips), len(self.class_counts))
         log_prior = self.log_prior.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)

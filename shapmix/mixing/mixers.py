@@ -1,7 +1,7 @@
-"""Mixers, each one function of the batch that its decorator registers; `--mix`, `ShapMix(mix=...)`, help and errors follow.
+"""Mixers. Each is one registered function of the batch; `--mix`, `ShapMix(mix=...)`, help texts and errors list the registry.
 
-They mix within the batch, clip by clip with draws of their own unless they say otherwise, and follow their papers except where they
-say. A mixer of your own, before `ShapMix` or a configuration names it:
+They mix within the batch, with separate draws per clip unless stated otherwise, and follow their papers except where stated. To add
+a custom mixer, register it before `ShapMix` or a configuration uses it:
 
     @mixer("half")
     def half(batch: Batch) -> MixedBatch:
@@ -27,9 +27,10 @@ _RIVAL = 6  # what the random words are for; see shapmix.draws.crops
 
 
 class MixedBatch(NamedTuple):
-    """A batch [clean; mixed] and how its labels are mixed.
+    """A batch [clean; mixed] and its mixed labels.
 
-    clips [2N, C, T, V, M] (or [N, ...] where nothing is mixed), labels [N], partner [N], the partner's share [N], and the step.
+    clips [2N, C, T, V, M] (or [N, ...] without mixed clips), labels [N], partner [N], the partner's share of the label [N], and the
+    step.
     """
 
     clips: Tensor
@@ -40,7 +41,7 @@ class MixedBatch(NamedTuple):
 
 
 class Pasting(NamedTuple):
-    """What Shap-Mix pastes by: the arguments of `draw_plan` that are the same in every step, and whether saliency is known yet."""
+    """The arguments of `draw_plan` that are the same in every step, and whether the saliency is already known."""
 
     saliency: Tensor  # [K, Q]
     priority: Tensor  # [K]
@@ -53,10 +54,10 @@ class Pasting(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a mixer is given: clips [N, C, T, V, M], labels [N], the training clips of each class [K], the layout, and (seed, step).
+    """The input of a mixer: clips [N, C, T, V, M], labels [N], training clips per class [K], the layout, and (seed, step).
 
-    Every draw is a function of (seed, step). `counter` is the step as a tensor beside the clips where no value may be read on the
-    host, which only mixers registered with `on_device=True` see.
+    Draws are functions of (seed, step). `counter` is the step as a tensor on the device of the clips if no value may be read on the
+    host; it is only passed to mixers registered with `on_device=True`.
     """
 
     clips: Tensor
@@ -69,7 +70,7 @@ class Batch(NamedTuple):
     pasting: Pasting
 
     def draws(self, rows: int | None = None) -> Draws:
-        """Uniform numbers of this step, one row a clip unless told otherwise."""
+        """Random numbers of this step, by default one row per clip."""
         return Draws(self.seed, self.step, len(self.labels) if rows is None else rows, self.clips.device)
 
     def mixed(self, clips: Tensor, partner: Tensor, share: Tensor) -> MixedBatch:
@@ -78,7 +79,7 @@ class Batch(NamedTuple):
 
 
 class Mixer(NamedTuple):
-    """A mixer, and what the trainer must know of it; `mixer` says what."""
+    """A registered mixer with its properties, see `mixer`."""
 
     mix: Callable[[Batch], MixedBatch]
     on_device: bool
@@ -94,11 +95,11 @@ def mixer(
     """Registers a mixer under a name.
 
     Args:
-        on_device: it reads no value on the host and draws by `batch.counter` where there is one, so that a CUDA graph can hold it.
-        guided: it goes by the class saliency, which is then measured in every step.
+        on_device: it reads no value on the host and draws from `batch.counter` if given, so it can be captured in a CUDA graph.
+        guided: it uses the class saliency, which is then measured in every step.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
 
     def register(mix: Callable[[Batch], MixedBatch]) -> Callable[[Batch], MixedBatch]:
@@ -109,7 +110,7 @@ def mixer(
 
 
 class Draws:
-    """Uniform numbers of a step, one row a clip."""
+    """Random numbers of a step, one row per clip."""
 
     def __init__(self, seed: int, step: int, rows: int, device: torch.device) -> None:
         self._of, self._rows, self._device, self._at = (seed, _RIVAL, step), rows, device, 0
@@ -127,39 +128,39 @@ class Draws:
         return uniform(self.next()[:, 0]).float()
 
     def other(self) -> Tensor:
-        """[rows] int64, another clip of the batch for each, all alike."""
+        """[rows] int64, a different clip of the batch for each, uniformly distributed."""
         shift = integers(self.next()[:, 0], 1, self._rows - 1)
         return (torch.arange(self._rows, device=shift.device) + shift) % self._rows
 
 
 @mixer("none", on_device=True)
 def none(batch: Batch) -> MixedBatch:
-    """The clean clips alone."""
+    """Only the clean clips."""
     itself = torch.arange(len(batch.labels), device=batch.labels.device)
     return MixedBatch(batch.clips, batch.labels, itself, torch.zeros(len(itself), device=batch.clips.device), batch.step)
 
 
 @mixer("mixup", on_device=True)
 def mixup(batch: Batch) -> MixedBatch:
-    """Whole clips, blended: Zhang et al., mixup, ICLR 2018."""
+    """Blends whole clips. Source: Zhang et al., mixup, ICLR 2018."""
     return _pasted(batch, batch.pasting._replace(blend_probability=1.0), guided=False)
 
 
 @mixer("stmix", on_device=True)
 def stmix(batch: Batch) -> MixedBatch:
-    """Shap-Mix without saliency: random parts."""
+    """Shap-Mix without saliency: pastes random parts."""
     return _pasted(batch, batch.pasting, guided=False)
 
 
 @mixer("shapmix", on_device=True, guided=True)
 def shapmix(batch: Batch) -> MixedBatch:
-    """The rarer class keeps, or brings, parts drawn by its saliency, once that is known."""
+    """The rarer class of a pair keeps, or contributes, parts drawn by its saliency, once that is known."""
     return _pasted(batch, batch.pasting, guided=batch.pasting.warmed_up)
 
 
 @mixer("remix")
 def remix(batch: Batch) -> MixedBatch:
-    """Mixup whose label belongs to the rarer class alone where that class is 3 times rarer and its clip has less than half.
+    """Mixup whose label is the rarer class alone if that class is 3 times rarer and its share is less than half.
 
     Source: Chou et al., Remix, ECCV 2020 workshops, equation 5, with its kappa = 3 and tau = 0.5.
     """
@@ -176,9 +177,9 @@ def remix(batch: Batch) -> MixedBatch:
 
 @mixer("cutmix")
 def cutmix(batch: Batch) -> MixedBatch:
-    """A window of frames of random joints is the partner's; the label goes by its share of the clip.
+    """Pastes a window of frames of random joints of the partner; its label share is the pasted fraction of the clip.
 
-    Source: Yun et al., CutMix, ICCV 2019. A skeleton has no rectangle of joints: as many are drawn as a side would have.
+    Source: Yun et al., CutMix, ICCV 2019. Joints have no rectangles, so as many joints are drawn as the side would have.
     """
     draws = batch.draws()
     return _cut(batch, draws.other(), draws)
@@ -186,9 +187,9 @@ def cutmix(batch: Batch) -> MixedBatch:
 
 @mixer("cmo")
 def cmo(batch: Batch) -> MixedBatch:
-    """CutMix that pastes the tail into the head: partners are drawn with the inverse of their class's size.
+    """CutMix that pastes tail classes into head classes: partners are drawn with the inverse frequency of their class.
 
-    Source: Park et al., CMO, CVPR 2022, q(1, k). There partners come from all training clips, here from the batch.
+    Source: Park et al., CMO, CVPR 2022, q(1, k). Partners are drawn from the batch instead of all training clips.
     """
     labels = batch.labels
     draws = batch.draws()
@@ -200,10 +201,10 @@ def cmo(batch: Batch) -> MixedBatch:
 
 @mixer("skelemix")
 def skelemix(batch: Batch) -> MixedBatch:
-    """A window of frames of 1 to P - 1 body parts is the partner's, the same window, parts and shift for the whole batch.
+    """Pastes a window of frames of 1 to P - 1 body parts of the partner; the batch shares window, parts and shift.
 
-    Source: Chen et al., SkeleMixCLR, AAAI 2023, whose windows are of 4 frames. It has no labels; their share here is that of the
-    pasted joints and frames.
+    Source: Chen et al., SkeleMixCLR, AAAI 2023, with windows of 4 frames. The paper has no labels; the label share here is the
+    fraction of pasted joints and frames.
     """
     clips, layout, n = batch.clips, batch.layout, len(batch.labels)
     num_frames = clips.shape[2]
@@ -221,10 +222,10 @@ def skelemix(batch: Batch) -> MixedBatch:
 
 @mixer("partial_mixup")
 def partial_mixup(batch: Batch) -> MixedBatch:
-    """The clip's upper body on the partner's legs; the label goes by the joints, or to the class that is 3 times rarer alone.
+    """Combines the clip's upper body with the partner's legs; labels by number of joints, or a class alone if it is 3 times rarer.
 
-    Source: Liu et al., Balanced Representation Learning, arXiv 2308.14024, rebalanced partial mixup. There a sixteenth of a batch
-    is mixed, and the pelvis counts as lower body on NTU; here the lower body is the layout's leg parts.
+    Source: Liu et al., Balanced Representation Learning, arXiv 2308.14024, rebalanced partial mixup. The paper mixes a sixteenth of
+    a batch and counts the pelvis as lower body on NTU; here the lower body is the layout's leg parts.
 
     Raises:
         ValueError: the layout has no parts with `leg` in their names.
@@ -248,12 +249,12 @@ def partial_mixup(batch: Batch) -> MixedBatch:
 
 @mixer("spatial_mix")
 def spatial_mix(batch: Batch) -> MixedBatch:
-    """Each projection along an axis is the clip's or the partner's, and a coordinate is the mean of the projections that show it.
+    """Takes each projection along an axis from the clip or the partner; a coordinate is the mean over projections that contain it.
 
-    Source: Xiang and Wang, JMDA, TOMM 2024, SpatialMix. One draw for the batch, as there. C = 3 coordinates.
+    Source: Xiang and Wang, JMDA, TOMM 2024, SpatialMix. One draw per batch, as in the paper. Needs C = 3 coordinates.
 
     Raises:
-        ValueError: clips without three coordinates.
+        ValueError: clips do not have three coordinates.
     """
     clips, n = batch.clips, len(batch.labels)
     if clips.shape[1] != 3:
@@ -270,9 +271,9 @@ def spatial_mix(batch: Batch) -> MixedBatch:
 
 @mixer("temporal_mix")
 def temporal_mix(batch: Batch) -> MixedBatch:
-    """The whole clip, resized to a part of the frames, and behind it the whole partner in the rest of them.
+    """Concatenates the whole clip and the whole partner in time, each resized to a part of the frames.
 
-    Source: Xiang and Wang, JMDA, TOMM 2024, TemporalMix. One draw for the batch, as there.
+    Source: Xiang and Wang, JMDA, TOMM 2024, TemporalMix. One draw per batch, as in the paper.
     """
     clips, n = batch.clips, len(batch.labels)
     num_frames = clips.shape[2]
@@ -286,10 +287,10 @@ def temporal_mix(batch: Batch) -> MixedBatch:
 
 @mixer("bone_mix")
 def bone_mix(batch: Batch) -> MixedBatch:
-    """Mixup of the directions of the bones, with the clip's own root and bone lengths: the body keeps its proportions.
+    """Mixup of bone directions, with root and bone lengths of the clip, so that body proportions are preserved.
 
-    An approximation of mixing in the space of poses: directions are mixed linearly and made unit again, frame by frame. Joint
-    stream only; a bone without length stays without.
+    An approximation of mixing in pose space: directions are mixed linearly and renormalised per frame. Joint stream only; bones of
+    zero length remain so.
     """
     clips, layout = batch.clips, batch.layout
     draws = batch.draws()
@@ -308,7 +309,7 @@ def bone_mix(batch: Batch) -> MixedBatch:
 
 
 def _pasted(batch: Batch, pasting: Pasting, *, guided: bool) -> MixedBatch:
-    """A window of frames of some parts is the partner's, or whole clips are blended, as a drawn plan says."""
+    """Pastes parts in a window of frames, or blends whole clips, according to a drawn plan."""
     plan = draw_plan(
         batch.labels,
         pasting.saliency,
@@ -332,7 +333,7 @@ def _column(share: Tensor, clips: Tensor) -> Tensor:
 
 
 def _outwards(layout: Layout) -> list[int]:
-    """Every joint but the root, behind its parent."""
+    """All joints except the root, ordered such that parents come first."""
 
     def depth(joint: int) -> int:
         parent = layout.parents[joint]
@@ -349,7 +350,7 @@ def _resized(clips: Tensor, num_frames: int) -> Tensor:
 
 
 def _cut(batch: Batch, partner: Tensor, draws: Draws) -> MixedBatch:
-    """A window and joints whose sides are the root of a uniform share of the clip."""
+    """Pastes a window and joints whose relative sides are the square root of a uniform share of the clip."""
     _, _, num_frames, num_joints, _ = batch.clips.shape
     side = draws.share().sqrt()
     length = (side * num_frames).round().long()
@@ -359,7 +360,7 @@ def _cut(batch: Batch, partner: Tensor, draws: Draws) -> MixedBatch:
 
 
 def _paste(clips: Tensor, partner: Tensor, start: Tensor, length: Tensor, joints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(clips, partner, share): frames start to start + length of `joints` [N, V] bool are the partner's."""
+    """(clips, partner, share): frames start to start + length of `joints` [N, V] bool are taken from the partner."""
     frame = torch.arange(clips.shape[2], device=clips.device)
     window = (frame >= start[:, None]) & (frame < (start + length)[:, None])
     pasted = window[:, None, :, None, None] & joints[:, None, None, :, None]

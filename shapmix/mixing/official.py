@@ -1,8 +1,8 @@
-"""Where the published code departs from the paper's idea: `compat="official"` reproduces it, the default does not.
+"""Deviations of the published code from its paper, reproduced with `compat="official"`.
 
-Three of its habits are options where they act: one coalition draw for the whole batch (`draw_marginals(shared=True)`),
-class id in place of class size (`priority`), and the mean of raw frames as the mean motion (`mean_motion`). Not
-reproduced: choosing the checkpoint on the test set, and Kinetics' running sum in place of a mean during its first epoch.
+Three of them are options of other functions: one coalition draw for the whole batch (`draw_marginals(shared=True)`), class id
+instead of class size (`priority`), and the mean of raw frames as the mean motion (`mean_motion`). Not reproduced: checkpoint
+selection on the test set, and a running sum instead of a mean in the first epoch on Kinetics.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ RESTORED_FRAMES = 64
 
 
 def priority(num_classes: int) -> Tensor:
-    """[K] "more training samples" taken as "smaller class id"."""
+    """[K] priority where a smaller class id counts as more training samples."""
     return num_classes - torch.arange(num_classes)
 
 
 def joint_counts(layout: Layout) -> Tensor:
-    """[Q] joints in each combination for the scaling of the saliency: NTU's counts, on every five-part layout.
+    """[Q] joints in each combination for the scaling of the saliency: the counts of NTU, for every five-part layout.
 
     Raises:
-        ValueError: a layout that has not five parts; the published code has no rule for it.
+        ValueError: the layout does not have five parts; the published code has no rule for it.
     """
     if layout.num_parts != len(NTU_JOINT_COUNTS):
         raise ValueError(f"compat='official' is defined for five parts; layout '{layout.name}' has {layout.num_parts}")
@@ -36,7 +36,7 @@ def joint_counts(layout: Layout) -> Tensor:
 
 
 def restored_frames(layout: Layout) -> int | None:
-    """Frames that a coalition keeps: only the first 64 on Kinetics' layout, all of them elsewhere."""
+    """Frames that a coalition keeps: only the first 64 for the Kinetics layout, all otherwise."""
     return RESTORED_FRAMES if layout.name == "coco17" else None
 
 

@@ -1,4 +1,4 @@
-"""What training remembers of the saliency: its mean for every class and combination of parts, and how far samples spread."""
+"""The saliency state of training: mean and spread for every class and combination of parts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class ClassSaliency(nn.Module):
 
     Args:
         classes: K.
-        layout: whose combinations are the columns, Q.
-        joint_counts: [Q] joints that a combination's value is divided by.
-        estimator: of the measurements.
-        decay: for one update a sample; estimators that update more often forget less each time.
+        layout: its combinations are the Q columns.
+        joint_counts: [Q] divisor of the value of each combination.
+        estimator: the estimator that measures.
+        decay: decay for one update per sample; adjusted for estimators that update more often.
 
     Raises:
-        ValueError: an unknown estimator, or a decay outside 0..1.
+        ValueError: the estimator is unknown, or the decay is outside 0..1.
 
-    Buffers, which travel in `state_dict`:
-        mean [K, Q]: of the rectified values, times `SALIENCY_SCALE` over the combination's joints.
-        squares [K, Q]: of the same values squared.
-        within [K, Q]: of their variance within a sample, over its contexts; known to the exact estimators alone, else zero.
-        measured [K]: samples that each class was measured on.
-        pairs [K, 2^P]: what an estimator of pairs averages in place of `mean`; it keeps no squares.
+    Buffers in `state_dict`:
+        mean [K, Q]: average of the rectified values, times `SALIENCY_SCALE` / joints of the combination.
+        squares [K, Q]: average of their squares.
+        within [K, Q]: average of their variance within a sample, over contexts; only for exact estimators, else zero.
+        measured [K]: number of measured samples per class.
+        pairs [K, 2^P]: averages of a pair estimator, which has no squares.
     """
 
     mean: Tensor
@@ -59,18 +59,18 @@ class ClassSaliency(nn.Module):
     def update(
         self, found: Measurement, logits: Tensor, labels: Tensor, *, replace: bool = False, backend: str | None = None
     ) -> None:
-        """Takes in the logits [L + 1, K] of the coalitions that `found` proposed for a batch with labels [N].
+        """Updates the averages from the logits [L + 1, K] of the coalitions in `found`, for a batch with labels [N].
 
         Args:
-            replace: the measurement takes the average's place instead of joining it.
+            replace: the measurement replaces the average instead of updating it.
 
-        What is not finite, such as the marginals of a clip with a NaN, is left out of every buffer.
+        Non-finite marginals, such as those of a clip with NaN, are skipped in every buffer.
         """
         device = labels.device
         owners, columns = found.owners.to(device), found.columns.to(device)
         with_rows, without_rows = found.with_rows.to(device), found.without_rows.to(device)
         weights = None if found.weights is None else found.weights.to(self.mean)
-        # As much memory as one update a sample has, whatever the number of updates.
+        # The same time constant as with one update per sample, for any number of updates.
         decay = 0.0 if replace else self.decay ** (len(labels) / len(owners))
         pairs = self.averages_pairs
         table = self.pairs if pairs else self.mean
@@ -95,16 +95,16 @@ class ClassSaliency(nn.Module):
 
     @property
     def variance(self) -> Tensor:
-        """[K, Q]: of a class's measurements around its mean: between samples, and with drawn contexts within them too."""
+        """[K, Q]: variance of a class's measurements: between samples, and within samples if contexts are drawn."""
         return (self.squares - self.mean.square()).clamp(min=0)
 
 
 def average_in(table: Tensor, rows: Tensor, columns: Tensor, values: Tensor, decay: float) -> None:
-    """table[row, column] <- decay * table[row, column] + (1 - decay) * value, in the order of the updates [U], all at once.
+    """Vectorised table[row, column] <- decay * table[row, column] + (1 - decay) * value, in the order of the updates [U].
 
-    A value that is not finite is left out. Sums have a fixed order, on every device.
+    Non-finite values are skipped. Sums are deterministic on every device.
 
-    Source: `shapmix.reference.saliency.average_in`, which loops.
+    Equivalent to the loop in `shapmix.reference.saliency.average_in`.
     """
     cell = rows * table.shape[1] + columns
     same = cell[:, None] == cell

@@ -11,7 +11,7 @@ from shapmix.skeleton.layout import Layout
 
 
 class AdaptiveGraph(nn.Module):
-    """Aggregation over learned graphs and, for each clip, graphs of how alike its joints are (section III-B)."""
+    """Aggregation over learned graphs plus per-clip graphs of the similarity of joints (section III-B)."""
 
     def __init__(self, graphs: Tensor, channels: int, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class AdaptiveGraph(nn.Module):
 
 
 class Attention(nn.Module):
-    """Gates over joints, frames and channels, one after the other, each added to what it gates (section III-C)."""
+    """Sequential gates over joints, frames and channels, each with a residual connection (section III-C)."""
 
     def __init__(self, width: int, num_joints: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Adaptive graph, attention, nine frames."""
+    """Adaptive graph convolution, attention, and temporal convolution over nine frames."""
 
     def __init__(self, graphs: Tensor, channels: int, width: int, stride: int, residual: bool) -> None:
         super().__init__()

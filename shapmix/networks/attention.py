@@ -16,7 +16,7 @@ from shapmix.networks.stgcn import Layer as GraphLayer
 from shapmix.skeleton.layout import Layout
 
 HEADS = 8
-GRAPH_WIDTH = 64  # layers of this width are the graph layers
+GRAPH_WIDTH = 64  # layers of this width are graph convolutions
 
 
 class JointAttention(nn.Module):
@@ -43,18 +43,18 @@ class JointAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention over joints, then over nine frames, each with a shortcut."""
+    """Attention over joints, then temporal convolution over nine frames, each with a shortcut."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.attention = JointAttention(channels, width)
-        self.beside = shortcut(channels, width, 1)
+        self.skip = shortcut(channels, width, 1)
         self.norm = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
         self.tcn = temporal_conv(width, width, stride=stride)
         self.residual = shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.attention(x) + self.beside(x))
+        y = self.norm(self.attention(x) + self.skip(x))
         return (self.tcn(y) + self.residual(x)).relu()
 
 

@@ -1,14 +1,14 @@
-"""CTR-GCN, fast: function, parameters and checkpoints of `shapmix.networks.ctrgcn_reference`, in fewer and larger passes.
+"""Fast CTR-GCN: equivalent to `shapmix.networks.ctrgcn_reference`, with the same parameters and checkpoints, in fewer passes.
 
-What is rewritten, exactly:
-- the time mean is taken before conv1 and conv2, not after: they are linear, and their input shrinks by T;
-- the three subsets' conv3 are one product; tanh, conv4, the shared graphs and the aggregation are one op, `graph_conv`, which
-  never holds the graphs of more than a few clips;
-- the three temporal branches that begin alike begin with one product;
-- BatchNorm, shortcut and ReLU are one op, `batch_norm`, in training; in eval mode they are folded into the products that come
-  before them, anew at each call (a fold costs about as much as copying the weights);
-- activations lie channels-last, where a 1x1 convolution is a plain matrix product;
-- without gradient, eval mode takes a few clips at a time through all layers, so that activations stay in the CPU's caches.
+Exact transformations:
+- the time mean is taken before conv1 and conv2 instead of after, since they are linear; this shrinks their input by T;
+- conv3 of the three subsets is one product; tanh, conv4, shared graphs and aggregation are fused into one op, `graph_conv`, which
+  materialises the graphs of only a few clips;
+- the 1x1 convolutions at the start of three temporal branches are one product;
+- BatchNorm, shortcut and ReLU are fused into one op, `batch_norm`, in training; in eval mode they are folded into the preceding
+  products, at every call (folding costs about as much as copying the weights);
+- activations are channels-last, where a 1x1 convolution is a matrix product;
+- in eval mode without gradients, a few clips at a time pass through all layers, so that activations stay in the CPU's caches.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from shapmix.networks.backbones import backbone
 from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
 
 CHANNELS_LAST = torch.channels_last
-CACHED_BYTES = 4 * 64 * 25 * 64 * 4  # of one layer's activations a thread: four people's clips of the published network
-FEWEST_ROWS = 16  # torch's convolutions leave oneDNN for a slow path below this, on one thread
+CACHED_BYTES = 4 * 64 * 25 * 64 * 4  # activations of one layer per thread: four rows of the published network
+FEWEST_ROWS = 16  # below this, torch's convolutions fall back from oneDNN to a slow path on one thread
 
 
 class GraphUnit(ctrgcn_reference.GraphUnit):
-    """The reference's graph unit."""
+    """Fast equivalent of the reference's graph unit."""
 
     def forward(self, x: Tensor) -> Tensor:
         subsets: list[Any] = list(self.convs)
         down: Any = self.down
         terms = self._relation_terms(x)
-        with torch.autocast(x.device.type, enabled=False):  # alpha times a small weight: kept in the parameters' type
+        with torch.autocast(x.device.type, enabled=False):  # alpha times a small weight: kept in the parameters' dtype
             relation_weight = torch.stack([conv.conv4.weight[:, :, 0, 0].T for conv in subsets]) * self.alpha  # [S, K, C]
             relation_bias = torch.stack([conv.conv4.bias for conv in subsets]) * self.alpha
         products = [conv.conv3 for conv in subsets]
@@ -47,7 +47,7 @@ class GraphUnit(ctrgcn_reference.GraphUnit):
             y = graph_conv(conv2d(x, *_merged(products)), *graphs)
             return _normalised(y, [self.bn], shortcut=shortcut.to(y.dtype))
 
-        # what conv3 makes of a channel is that channel's share of the sum, so the norm behind the sum folds into conv3
+        # the sum is linear in the output channels of conv3, so the norm after the sum folds into conv3
         scale, offset = _affine(self.bn)
         weight, bias = _merged(products)
         scale = scale.repeat(len(products))
@@ -65,18 +65,18 @@ class GraphUnit(ctrgcn_reference.GraphUnit):
         return graph_conv(features, *graphs, offset=offset, shortcut=shortcut)
 
     def _relation_terms(self, x: Tensor) -> Tensor:
-        """[N, V, 2, S, K]: conv1 and conv2 of the time mean, in the parameters' type."""
+        """[N, V, 2, S, K]: conv1 and conv2 of the time mean, in the parameters' dtype."""
         n, _, _, v = x.shape
         convs = [getattr(conv, name) for name in ("conv1", "conv2") for conv in self.convs]
         weight, bias = _merged(convs)
         with torch.autocast(x.device.type, enabled=False):
-            frames = x.permute(0, 2, 3, 1).flatten(2)  # [N, T, V C]: torch adds up whole rows of memory ten times faster
+            frames = x.permute(0, 2, 3, 1).flatten(2)  # [N, T, V C]: torch sums contiguous rows ten times faster
             pooled = frames.mean(1, dtype=weight.dtype).view(n, v, -1)
             return linear(pooled, weight[:, :, 0, 0], bias).view(n, v, 2, len(self.convs), -1)
 
 
 class TemporalUnit(ctrgcn_reference.TemporalUnit):
-    """The reference's four branches, and with them the layer's shortcut and ReLU."""
+    """Fast equivalent of the reference's four branches, fused with the layer's shortcut and ReLU."""
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         branches: list[Any] = list(self.branches)
@@ -103,7 +103,7 @@ class TemporalUnit(ctrgcn_reference.TemporalUnit):
 
 
 class Layer(ctrgcn_reference.Layer):
-    """The reference's layer; the shortcut joins inside the temporal unit's last pass."""
+    """Fast equivalent of the reference's layer; the shortcut is added in the last pass of the temporal unit."""
 
     def forward(self, x: Tensor) -> Tensor:
         residual: Any = self.residual
@@ -129,11 +129,11 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
     layer = Layer
 
     def normalised(self, clips: Tensor) -> Tensor:
-        """As the reference's, in channels-last memory."""
+        """Same as the reference, in channels-last memory."""
         return super().normalised(clips).contiguous(memory_format=CHANNELS_LAST)
 
     def features(self, clips: Tensor) -> Tensor:
-        """As the reference's."""
+        """Same as the reference."""
         x = self.normalised(clips)
         pooled = []
         for rows in x.split(self._rows_together(x)):
@@ -143,7 +143,7 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
         return torch.cat(pooled).view(len(clips), clips.shape[4], -1).mean(1)
 
     def _rows_together(self, x: Tensor) -> int:
-        """People's clips [rows, C, T, V] that go through the layers at once."""
+        """Number of rows [rows, C, T, V] forwarded through all layers at once."""
         if x.device.type != "cpu" or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return len(x)
         width = self.layers[0].gcn1.bn.num_features
@@ -152,7 +152,7 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
 
 
 def _merged(convs: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of several convolutions of one input as one."""
+    """Weight and bias of several convolutions of one input, concatenated to one convolution."""
     return torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
 
 
@@ -163,7 +163,7 @@ def _affine(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution and the BatchNorm behind it, in eval mode, as one convolution."""
+    """Weight and bias of a convolution with the BatchNorm after it folded in, in eval mode."""
     scale, offset = _affine(norm)
     return conv.weight * scale[:, None, None, None], conv.bias * scale + offset
 
@@ -173,7 +173,7 @@ def _folded_call(x: Tensor, conv: Any, norm: Any) -> Tensor:
 
 
 def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
-    """Several `nn.BatchNorm2d` in training mode, each on its share of the channels, as one; they keep their statistics."""
+    """Several `nn.BatchNorm2d` in training mode on consecutive channels, as one call; updates their running statistics."""
     weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
     if isinstance(norms[0], SyncedBatchNorm):
         y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def isolated_eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the context; module modes, buffers and torch's random states are restored on exit, also after an error."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})

@@ -11,7 +11,7 @@ from shapmix.skeleton.layout import Layout
 
 
 class Layer(nn.Module):
-    """Graph convolution over three subsets of neighbours with learned edge weights, then over nine frames."""
+    """Graph convolution over three subsets of neighbours with learned edge weights, then temporal convolution over nine frames."""
 
     def __init__(self, graphs: Tensor, channels: int, width: int, stride: int, residual: bool, dropout: float) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from shapmix.kernels import coalition_inputs
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion
-from shapmix.networks.modes import undisturbed
+from shapmix.networks.modes import isolated_eval_mode
 from shapmix.process.choices import check_choice
 from shapmix.skeleton.layout import Layout
 
@@ -120,7 +120,7 @@ class PartGame:
                 progress(self.rows_forwarded, total)
             return found
 
-        with undisturbed(self.model), torch.no_grad():
+        with isolated_eval_mode(self.model), torch.no_grad():
             none = forward(-1, 0)
             if labels is not None:
                 check_labels(labels, clips, none.shape[1])

@@ -1,4 +1,4 @@
-"""The training step launched op by op: on any device, with any mixer, in several passes and on several processes."""
+"""The eager training step: on any device, with any mixer, with gradient accumulation and on several processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shapmix.mixing.mixers import MixedBatch
 from shapmix.process import parallel
 from shapmix.training.state import Training
-from shapmix.training.step import StepResult, copied, keep_where, largest_gradient, running
+from shapmix.training.step import StepResult, copied, largest_gradient, restore_unless, step_buffers
 
 
 class EagerStep:
@@ -20,8 +20,8 @@ class EagerStep:
     Args:
         run: network, mixer and optimizer.
         labels: [n] int64 of all clips of the store.
-        rows: rows [N / passes] of the global batch that this process forwards together, one tensor a pass.
-        autocast: element type of `torch.autocast` for the network, None for none.
+        rows: rows [N / passes] of the global batch that this process forwards together, one tensor per pass.
+        autocast: dtype of `torch.autocast` for the network, or None.
         sync_batchnorm: several processes: BatchNorm is over the clips of all; otherwise every process takes the statistics of
             process 0.
     """
@@ -38,11 +38,11 @@ class EagerStep:
     def __call__(self, chosen: Tensor, number: int, clips: Tensor | None = None) -> StepResult:
         """One step on clips [N, C, T, V, M] that are those of the indices `chosen` [N]; `number` decides every draw.
 
-        Where the loss or a gradient is not finite, weights, optimizer, buffers and tables are what they were.
+        If the loss or a gradient is non-finite, weights, optimizer, buffers and tables are unchanged.
         """
         assert clips is not None
         run = self.run
-        before = copied(running(run.network, run.mixer))
+        before = copied(step_buffers(run.network, run.mixer))
         labels = self.labels[chosen].to(clips.device)
         run.mixer.observe(self.observer, clips, labels, number)
         batch = run.mixer.mix(clips, labels, number)
@@ -55,14 +55,14 @@ class EagerStep:
         if finite:
             run.optimizer.step()
         else:
-            keep_where(finite, before)
+            restore_unless(finite, before)
         right = (logits[: len(labels)].argmax(1) == labels).sum()
         return StepResult(clean, mixed, right, gradient)
 
     def forward_backward(self, batch: MixedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the batch's loss; returns logits [2N, K] and both losses of the whole batch, the same on every process.
 
-        A pass forwards its rows and fills the others with zeros: they have no gradient, and the loss stays a mean over the batch.
+        A pass forwards its rows and pads the others with zeros, which have no gradient; the loss remains a mean over the batch.
         """
         model, mixer, copies = self.model, self.run.mixer, len(batch.clips) // len(batch.labels)
         every: Tensor | None = None
@@ -77,7 +77,7 @@ class EagerStep:
                 if not whole:
                     placed = logits.new_zeros(len(batch.clips), logits.shape[1]).index_copy(0, both, logits)
                 clean, mixed = mixer.loss(placed, batch)
-                # DistributedDataParallel averages over the processes, and the batch's gradient is their sum
+                # DistributedDataParallel averages gradients over processes, but the batch needs their sum
                 ((clean + mixed) * parallel.ranks()).backward()
             every = placed.detach() if every is None else every + placed.detach()
         assert every is not None

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
-from shapmix.networks.modes import undisturbed
+from shapmix.networks.modes import isolated_eval_mode
 from shapmix.pictures import plots
 from shapmix.process import cpu
 from shapmix.process.errors import RunError
@@ -119,7 +119,7 @@ def predict_views(
 ) -> Tensor:
     """[N, K] float64 probabilities, averaged over `crops` views of each clip."""
     total: list[Tensor] = []
-    with undisturbed(forward):
+    with isolated_eval_mode(forward):
         for part in clips.split(batch_size):
             views = [sampler.evaluation(part)] if crops == 1 else [sampler.crop(part, number) for number in range(crops)]
             total.append(sum((forward(view.to(device)).double().softmax(1).cpu() for view in views), torch.zeros(())) / crops)
@@ -211,5 +211,5 @@ def save_scores(path: Path, scores: Scores) -> None:
 @torch.no_grad()
 def logits_of(network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device) -> Tensor:
     """Logits [N, K] of the evaluation views of `clips` [N], on the CPU."""
-    with undisturbed(network):
+    with isolated_eval_mode(network):
         return torch.cat([network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)])

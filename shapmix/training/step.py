@@ -1,7 +1,7 @@
-"""A whole training step that the host only starts: sample, measure, mix, forward, backward and optimiser on the device.
+"""A whole training step without host synchronisation: sample, measure, mix, forward, backward and optimiser on the device.
 
-Batch indices (or clips) and the step's number lie on the device, every draw is a function of them, and no value is read back. On a
-GPU the step is thus one CUDA graph; elsewhere the same code runs as it is written.
+Batch indices (or clips) and the step number are on the device, every draw is a function of them, and no value is read back. On a
+GPU the step can therefore be captured in one CUDA graph; on other devices the same code runs eagerly.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS
 from shapmix.process.parallel import SharedForward
 
-WARM_UP = 3  # steps of a phase on a side stream before its capture, torch's recommendation; Triton compiles in them
+WARM_UP = 3  # warm-up steps on a side stream before capture, as recommended by torch; Triton compiles in them
 
 
 class StepResult(NamedTuple):
-    """0-dim tensors of the device: losses of the clean and the mixed half, clean clips that were right, largest |gradient|.
+    """0-dim tensors on the device: losses of the clean and the mixed half, correct clean clips, largest |gradient|.
 
     The next step may overwrite them.
     """
@@ -97,7 +97,7 @@ class TrainingStep:
             self.parents = parents.to(device)
         self.chosen = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
-        self._running = running(network, mixer)
+        self._buffers_of_step = step_buffers(network, mixer)
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._fused = all(group.get("fused") for group in optimizer.param_groups)
         self._captured: tuple[torch.cuda.CUDAGraph, StepResult] | None = None
@@ -129,21 +129,21 @@ class TrainingStep:
             self.clips.copy_(clips, non_blocking=True)
         if self._stream is None:
             return self._run(number)
-        with torch.cuda.device(self.device):  # capture and replay go by the current one
+        with torch.cuda.device(self.device):  # capture and replay use the current device
             return self._replayed(number)
 
     def _replayed(self, number: int) -> StepResult:
-        """The step by its graph, or what leads to one."""
+        """Replays the captured step, or runs a warm-up step and captures it."""
         for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
-        # the schedule's phases are different work, and a graph keeps the memory of all its activations: there is one at a time
+        # phases of the schedule need different graphs; a graph keeps the memory of its activations, so only one is kept
         phase = (number < self.mixer.warmup_steps, number < self.mixer.replace_steps)
         if phase != self._phase or (self._captured is not None and self._addresses != self._held()):
             self._captured, self._phase, self._run_before = None, phase, 0
         if self._captured is None:
             if self._run_before < WARM_UP:
                 self._run_before += 1
-                return self._beside(number)
+                return self._run_on_side_stream(number)
             self._captured = self._record(number)
             self._addresses = self._held()
         graph, result = self._captured
@@ -151,13 +151,13 @@ class TrainingStep:
         return result
 
     def _held(self) -> list[object]:
-        """Where everything lies that a graph reads and writes and that others hold."""
+        """Addresses of the external tensors that a graph reads and writes."""
         parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        return [id(self.optimizer.state), *(tensor.data_ptr() for tensor in (*parameters, *self._running))]
+        return [id(self.optimizer.state), *(tensor.data_ptr() for tensor in (*parameters, *self._buffers_of_step))]
 
     def _run(self, number: int) -> StepResult:
-        """The step as the device sees it; the number given here only says in which phase it is."""
-        mixer, before = self.mixer, copied(self._running)
+        """Runs the step; `number` only selects the phase, the device uses its own counter."""
+        mixer, before = self.mixer, copied(self._buffers_of_step)
         labels = self.labels[self.chosen]
         clips = self._sampled() if self.clips is None else self.clips
         mixer.observe(self.observer, clips, labels, number, counter=self.number)
@@ -172,7 +172,7 @@ class TrainingStep:
         gradient = largest_gradient(self.optimizer)
         finite = (loss.detach() + gradient).isfinite()
         self._update(finite)
-        keep_where(finite, before)
+        restore_unless(finite, before)
         right = (logits[: len(labels)].argmax(1) == labels).sum()
         return StepResult(clean.detach(), mixed.detach(), right, gradient)
 
@@ -183,7 +183,7 @@ class TrainingStep:
         return sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=frames)
 
     def _update(self, finite: Tensor) -> None:
-        """The optimizer's step, where loss and gradients are finite."""
+        """Runs the optimizer step if loss and gradients are finite."""
         if not self._fused:
             if finite:
                 self.optimizer.step()
@@ -194,13 +194,13 @@ class TrainingStep:
 
     @contextmanager
     def _following_device(self, finite: Tensor) -> Iterator[None]:
-        """The optimizer takes its learning rate, and whether the step counts, from the device: a graph keeps numbers."""
+        """Passes learning rate and skip flag as device tensors, since a graph would bake in Python numbers."""
         optimizer: Any = self.optimizer
         before = [dict(group) for group in optimizer.param_groups]
         if self.capture:
             for rate, group in zip(self._rates, optimizer.param_groups, strict=True):
                 group["lr"] = rate
-                if "capturable" in group:  # only where it is captured, as torch warns of it elsewhere
+                if "capturable" in group:  # only during capture, since torch warns otherwise
                     group["capturable"] = torch.cuda.is_current_stream_capturing()
         optimizer.found_inf = (~finite).float()
         try:
@@ -210,8 +210,8 @@ class TrainingStep:
             for group, values in zip(optimizer.param_groups, before, strict=True):
                 group.update(values)
 
-    def _beside(self, number: int) -> StepResult:
-        """The step on the stream that captures."""
+    def _run_on_side_stream(self, number: int) -> StepResult:
+        """Runs the step on the capture stream."""
         assert self._stream is not None
         others = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(others)
@@ -221,7 +221,7 @@ class TrainingStep:
         return result
 
     def _record(self, number: int) -> tuple[torch.cuda.CUDAGraph, StepResult]:
-        self.optimizer.zero_grad(set_to_none=True)  # the graph keeps gradients in its own memory
+        self.optimizer.zero_grad(set_to_none=True)  # the graph allocates gradients in its private pool
         graph = torch.cuda.CUDAGraph()
         # thread_local: another thread may be making the next batch
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -229,45 +229,45 @@ class TrainingStep:
         return graph, result
 
 
-def running(network: nn.Module, mixer: ShapMix) -> list[Tensor]:
-    """What a step changes besides weights: the network's buffers and the mixer's tables."""
+def step_buffers(network: nn.Module, mixer: ShapMix) -> list[Tensor]:
+    """The tensors other than weights that a step changes: buffers of the network and tables of the mixer."""
     buffers = (*network.buffers(), *mixer.class_saliency.buffers())
-    return [buffer for buffer in buffers if 0 not in buffer.stride() or buffer.numel() <= 1]  # what `expand` made is constant
+    return [buffer for buffer in buffers if 0 not in buffer.stride() or buffer.numel() <= 1]  # expanded tensors are constant
 
 
-Copies = list[tuple[list[Tensor], Tensor]]  # tensors of one type and device, and their values end to end
+Copies = list[tuple[list[Tensor], Tensor]]  # tensors of one dtype and device, and their concatenated values
 
 
 def copied(tensors: Iterable[Tensor]) -> Copies:
-    """The values of tensors, in few launches however many there are."""
+    """Copies the values of tensors, with one launch per dtype and device."""
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    return [(group, _end_to_end(group)) for group in alike.values()]
+    return [(group, _concatenated(group)) for group in alike.values()]
 
 
 @torch.no_grad()
-def keep_where(finite: Tensor, before: Copies) -> None:
-    """Puts back the values of `copied` where the 0-dim bool tensor `finite` is False; nothing is read by the host."""
+def restore_unless(finite: Tensor, before: Copies) -> None:
+    """Restores the values of `copied` if the 0-dim bool tensor `finite` is False, without synchronising with the host."""
     for group, old in before:
-        values = torch.where(finite, _end_to_end(group), old).split([tensor.numel() for tensor in group])
+        values = torch.where(finite, _concatenated(group), old).split([tensor.numel() for tensor in group])
         torch._foreach_copy_(group, [value.view(tensor.shape) for value, tensor in zip(values, group, strict=True)])
 
 
-def _end_to_end(tensors: list[Tensor]) -> Tensor:
+def _concatenated(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 def largest_gradient(optimizer: torch.optim.Optimizer) -> Tensor:
-    """0-dim: the largest absolute value of the gradients, not finite where any of theirs is not."""
+    """0-dim: the largest absolute value of the gradients; non-finite if any gradient is."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], float("inf"))
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """SGD's momentum begins as zeros, with which its first step is the one that it makes of none.
+    """Initialises SGD's momentum buffers with zeros, which gives the same first step as no momentum.
 
-    Where that step is left out on the device, torch's fused SGD would take for momentum what lay in the memory.
+    If the first step is skipped on the device, torch's fused SGD would use uninitialised memory as momentum.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return

@@ -1,4 +1,4 @@
-"""The trainer, from top to bottom: build, train epoch by epoch, validate, save, and test what was saved."""
+"""The trainer: build, train epoch by epoch, validate, save checkpoints, and test them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger("shapmix")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with: test accuracy of its checkpoints, and the class saliency it learned ([K, Q])."""
+    """The result of a run: test accuracy of its checkpoints, and the learned class saliency [K, Q]."""
 
     run_dir: Path
     accuracy: dict[str, metrics.Accuracy]
@@ -52,13 +52,13 @@ def train(config: TrainConfig, splits: Splits, held: ExitStack | None = None, re
     """Trains one network and measures its last and best checkpoints on the test split.
 
     Args:
-        held: keeps the run's directory for this process until it closes; None: until the run ends. The directory of a run that
-            is resumed is held by the caller.
-        request: a stop that a signal asks for.
+        held: holds the lock of the run directory until it closes; None: until the run ends. The caller locks the directory of a
+            resumed run.
+        request: a stop requested by a signal.
 
     Raises:
-        Interruption: a signal asked for a stop; the state is saved.
-        RunError, CheckpointError: what cannot start or go on.
+        Interruption: stopped by a signal; the state is saved.
+        RunError, CheckpointError: the run cannot start or resume.
     """
     with ExitStack() as settings:
         if config.deterministic:
@@ -69,13 +69,13 @@ def train(config: TrainConfig, splits: Splits, held: ExitStack | None = None, re
 
 
 class Trainer:
-    """One run: a network, its mixer and optimizer, the clips they train on, and the directory they are saved in.
+    """One run: network, mixer, optimizer, training clips and run directory.
 
-    Making it reads nothing but the data and, with `--resume`, a checkpoint, and writes nothing: what is wrong with a
-    configuration is known before there is a directory.
+    The constructor only reads the data and, with `--resume`, a checkpoint; it writes nothing, so that configuration errors are
+    raised before a directory is created.
 
     Raises:
-        RunError, CheckpointError: what cannot start or go on.
+        RunError, CheckpointError: the run cannot start or resume.
     """
 
     def __init__(self, config: TrainConfig, splits: Splits, request: StopRequest) -> None:
@@ -104,7 +104,7 @@ class Trainer:
     # The run's directory
 
     def open_run_dir(self, held: ExitStack) -> None:
-        """Makes the directory of a new run, and records what this process runs on. From here on there is something to lose."""
+        """Creates the directory of a new run, and records configuration and environment."""
         config = self.config
         self.run_dir = config.resume or of_process_0(partial(new_run_dir, config, held))
         if parallel.rank() == 0:
@@ -129,7 +129,7 @@ class Trainer:
             save_checkpoint(self.checkpoints / name, snapshot(self.config, self.splits, self.run, self.data), keep=keep)
 
     def restore(self, run_dir: Path) -> None:
-        """Takes up the newest checkpoint of a run, where it got to one."""
+        """Restores the newest checkpoint of a run, if there is one."""
         store = self.splits.store
         state = load_newest(run_dir / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
         if state is None:
@@ -139,20 +139,20 @@ class Trainer:
             self.check_best(run_dir / "checkpoints" / "best.pt")
 
     def check_best(self, path: Path) -> None:
-        """Where a run is resumed without a whole `best.pt`, that is named, and the best epoch from here on takes its place."""
+        """If a resumed run has no valid `best.pt`, logs it; the best of the following epochs replaces it."""
         done, store = self.run.progress, self.splits.store
         if done.best_epoch == 0 or done.epoch >= self.config.epochs or self.out_of_patience():
             return
         try:
             load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
         except CheckpointError as error:
-            log.warning("%s; the best of the epochs from here on takes its place", error)
+            log.warning("%s; the best of the following epochs replaces it", error)
             done.best = -1.0
 
     # Training
 
     def train(self) -> Result:
-        """Trains what is left of the epochs, and tests the last and the best checkpoint."""
+        """Trains the remaining epochs, and tests the last and the best checkpoint."""
         with ExitStack() as files:
             if parallel.rank() == 0:
                 board = progress.open_board(self.run_dir / "tensorboard", self.run.progress.epoch + 1)
@@ -168,7 +168,7 @@ class Trainer:
         return self.test()
 
     def train_epoch(self) -> dict[str, Any]:
-        """Trains the rest of the present epoch; returns its row of `metrics.jsonl`."""
+        """Trains the rest of the current epoch; returns its row of `metrics.jsonl`."""
         self.run.network.train()
         pace, saved = progress.Pace(), time.monotonic()
         line = progress.progress_line(self.batches(), self.config, self.run.progress, self.steps)
@@ -184,7 +184,7 @@ class Trainer:
         return row
 
     def batches(self) -> Iterator[tuple[Tensor | None, Tensor, int]]:
-        """(clips, their indices, step) of the rest of the epoch; no clips where the step samples them itself."""
+        """(clips, their indices, step) of the rest of the epoch; clips are None if the step samples them."""
         config, done = self.config, self.run.progress
         order = epoch_order(self.splits.train, config.seed, done.epoch, labels=self.labels, sampler=config.sampler)
         left = epoch_batches(order, config.batch_size, first=done.batch)
@@ -195,15 +195,15 @@ class Trainer:
             yield from ((None, chosen, number) for chosen, number in numbered)
 
     def train_step(self, clips: Tensor | None, chosen: Tensor, number: int) -> None:
-        """One step, and what it adds to the epoch's sums; a step that is not finite leaves everything as it was.
+        """Runs one step and updates the sums of the epoch; a non-finite step changes nothing.
 
         Raises:
-            RunError: it is not finite and `non_finite` is "stop"; the state is saved.
+            RunError: the step is non-finite and `non_finite` is "stop"; the state is saved.
         """
         done = self.run.progress
         seed_all(self.config.seed, number, parallel.rank())
         found = self.step(chosen, number, clips)
-        clean, mixed, right, gradient = torch.stack([value.double() for value in found]).tolist()  # the host waits here
+        clean, mixed, right, gradient = torch.stack([value.double() for value in found]).tolist()  # synchronises with the host
         if isfinite(clean + mixed + gradient):
             done.add(clean, mixed, int(right))
             if self.run.average is not None:
@@ -219,10 +219,10 @@ class Trainer:
         done.batch, done.skipped = done.batch + 1, done.skipped + 1
 
     def save_where_due(self, saved: float) -> float:
-        """Saves inside an epoch where a schedule or a signal asks for it; returns the time of the last save.
+        """Saves within an epoch if the schedule or a signal requires it; returns the time of the last save.
 
         Raises:
-            Interruption: a signal asked for a stop.
+            Interruption: stopped by a signal.
         """
         schedule, done = self.config.checkpoint, self.run.progress
         due = schedule.every_steps is not None and done.batch % schedule.every_steps == 0
@@ -232,20 +232,20 @@ class Trainer:
             self.save("last.pt", schedule.keep)
             saved = time.monotonic()
         if signal:
-            parallel.shared(None)  # nobody leaves before process 0 has written
+            parallel.shared(None)  # barrier: wait until process 0 has written
             place = f"epoch {done.epoch + 1}, batch {done.batch}"
             raise Interruption(signal, f"stopped in {place}; resume with --resume {self.run_dir}")
         return saved
 
     def out_of_patience(self) -> bool:
-        """Whether `patience` evaluations have passed without a better one."""
+        """Early stopping: whether `patience` evaluations have passed without improvement."""
         patience, done = self.config.patience, self.run.progress
         return patience is not None and done.epoch - done.best_epoch >= patience * self.config.eval_every
 
     # Measuring
 
     def validate(self, row: dict[str, Any]) -> None:
-        """Adds the validation accuracy to the row where it is due, and saves the best checkpoint; ties go to the later epoch."""
+        """Adds the validation accuracy to the row if it is due, and saves the best checkpoint; ties go to the later epoch."""
         done = self.run.progress
         if done.epoch % self.config.eval_every and done.epoch != self.config.epochs:
             return
@@ -256,7 +256,7 @@ class Trainer:
             self.save("best.pt")
 
     def record(self, row: dict[str, Any]) -> None:
-        """Writes the epoch's row to `metrics.jsonl` and TensorBoard, and draws pictures where they are due."""
+        """Writes the epoch's row to `metrics.jsonl` and TensorBoard, and draws pictures if they are due."""
         epoch = self.run.progress.epoch
         if self.board is not None:
             append_line(self.run_dir / "metrics.jsonl", json.dumps(row))
@@ -267,8 +267,8 @@ class Trainer:
         log.info(progress.describe_epoch(row, self.config.epochs))
 
     def test(self) -> Result:
-        """Measures the last and the best checkpoint on the test split, and writes what they reach."""
-        parallel.shared(None)  # process 0 has written what all read now
+        """Measures the last and the best checkpoint on the test split, and writes the result."""
+        parallel.shared(None)  # barrier: process 0 has written the checkpoints
         store, counts = self.splits.store, self.splits.class_counts()
         reached = {}
         for name in ("last", "best"):
@@ -300,7 +300,7 @@ class Trainer:
         return metrics.accuracy(logits, labels, self.splits.class_counts()), metrics.confusion_matrix(logits, labels)
 
     def draw(self) -> None:
-        """`saliency.png` and `mixed_clip.png` of the run as it is now."""
+        """Draws `saliency.png` and `mixed_clip.png` for the current state."""
         mixer, store = self.run.mixer, self.splits.store
         saliency, mixed_clip = self.run_dir / "saliency.png", self.run_dir / "mixed_clip.png"
         if MIXERS[self.config.mix].guided:
@@ -311,7 +311,7 @@ class Trainer:
                 draw_mixing(mixed_clip, self.config, self.splits, self.sampler, mixer)
 
     def describe(self) -> str:
-        """One line that a human checks before leaving a run alone."""
+        """One line that summarises the run."""
         config, splits = self.config, self.splits
         counts = splits.class_counts()
         size = sum(parameter.numel() for parameter in self.run.network.parameters())

@@ -285,7 +285,7 @@ def test_a_run_without_its_best_checkpoint_ends(damage: bytes | None, two_epochs
     assert re.search(r"best\.pt: .*; the result is of the last checkpoint alone", caplog.text)
     assert set(json.loads((two_epochs / "result.json").read_text())["test"]) == {"none last"}
     assert train.main(["--resume", "run", "--epochs", "3"]) == 0
-    assert "the best of the epochs from here on takes its place" in caplog.text
+    assert "the best of the following epochs replaces it" in caplog.text
     assert set(json.loads((two_epochs / "result.json").read_text())["test"]) == {"none last", "none best"}
 
 
