@@ -18,7 +18,7 @@ from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
-from shapmix.mixing import mixer
+from shapmix.mixing import mixers
 from shapmix.mixing.estimators import drawn_on_device
 from shapmix.mixing.mixer import ShapMix
 from shapmix.networks.ctrgcn import CTRGCN
@@ -100,7 +100,7 @@ def test_nothing_is_read_back(splits: Splits, number: int, estimator: str, monke
     setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
     # the C++ back end takes the step's number by value, from memory that is the host's
-    monkeypatch.setattr(mixer, "draw_plan", lambda *tensors, backend, **options: reference.draw_plan(*tensors, **options))
+    monkeypatch.setattr(mixers, "draw_plan", lambda *tensors, backend, **options: reference.draw_plan(*tensors, **options))
 
     def read(self: Tensor, *_: object) -> None:
         raise AssertionError("tolist, numpy or cpu reads a value")
