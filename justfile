@@ -17,7 +17,7 @@ test *options:
 
 # the long tests
 slow *options:
-    pytest -m slow {{ options }}
+    pytest -m slow -n auto --dist worksteal {{ options }}
 
 # lint, format and types
 check:

@@ -20,7 +20,7 @@ from shapmix.process import parallel
 ROOT = Path(__file__).parents[2]
 STEPS = 4  # of an epoch
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "5", "--threads", "1", "--device", "cpu"]
-TINY += ["--saliency.warmup-epochs", "1", "--schedule.lr", "0.02", "--run-dir", "run"]
+TINY += ["--saliency.warmup-epochs", "1", "--schedule.lr", "0.1", "--run-dir", "run"]
 # what a process trains is written beside the run, for the test to compare
 RECORDER = """
 import json, os, sys
@@ -187,6 +187,7 @@ def is_running(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_processes_end_with_torchrun_and_the_job_goes_on(tmp_path: Path) -> None:
     options = ["--network.backbone", "backbone:linear", "--checkpoint.every-minutes", "0"]
     run(2, tmp_path / "whole", *options)
