@@ -57,5 +57,5 @@ def mean_motion(frames: Tensor, offsets: Tensor, clips: Tensor, num_frames: int)
             total += pad(head, (0, 0, 0, 0, 0, 0, 0, num_frames - len(head)))
             finite += 1
     if not finite:
-        raise DataError(f"none of the {len(clips)} training clips is finite, so they have no mean motion; prepare the data again")
+        raise DataError(f"all {len(clips)} training clips are non-finite, so there is no mean motion; prepare the data again")
     return (total / finite).permute(3, 0, 2, 1).to(frames.dtype).contiguous()

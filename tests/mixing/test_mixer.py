@@ -265,5 +265,5 @@ def test_mean_motion_leaves_out_what_is_not_finite(monkeypatch: pytest.MonkeyPat
         lambda: mean_motion(sampler, torch.tensor([bad])),
         lambda: official.mean_motion(frames, splits.store.offsets, torch.tensor([bad]), 16),
     ):
-        with pytest.raises(DataError, match="none of the 1 training clips is finite"):
+        with pytest.raises(DataError, match="all 1 training clips are non-finite"):
             none()
