@@ -212,6 +212,7 @@ def test_the_processes_end_with_torchrun_and_the_job_goes_on(tmp_path: Path) -> 
             assert torch.equal(value, cut[part][name]), name
 
 
+@pytest.mark.slow
 def test_a_second_job_on_a_live_run_ends_with_one_line_a_process(tmp_path: Path) -> None:
     process = launch(2, tmp_path, [*TINY, "--network.backbone", "backbone:linear", "--epochs", "100000"])
     try:
