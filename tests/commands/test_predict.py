@@ -180,4 +180,4 @@ def test_the_command_line_exports(run: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "shapmix.export", str(run), str(tmp_path / "a.pt2")], capture_output=True, text=True, check=True
     )
-    assert "clips [N, 3, 8, 25, 1] -> logits [N, 24]" in done.stdout
+    assert "clips [N, 3, 8, 25, 1] -> logits [N, 4]" in done.stdout
