@@ -1,6 +1,6 @@
 """Deviations of the published code from its paper, reproduced with `compat="official"`.
 
-Three of them are options of other functions: one coalition draw for the whole batch (`draw_marginals(shared=True)`), class id
+Three of them are options of other functions: one coalition draw for the whole batch (`Request(shared=True)`), class id
 instead of class size (`priority`), and the mean of raw frames as the mean motion (`mean_motion`). Not reproduced: checkpoint
 selection on the test set, and a running sum instead of a mean in the first epoch on Kinetics.
 """

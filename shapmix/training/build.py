@@ -1,4 +1,4 @@
-"""What a configuration asks for: the data set and its clips, the network, the mixer, the optimiser, the device."""
+"""Builds what a configuration specifies: data, sampler, network, mixer, optimizer, schedule and training step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 
 
 def load_splits(config: TrainConfig) -> Splits:
-    """The data set that the configuration names, with the people it asks for.
+    """Loads the configured data set with the configured number of people.
 
     Raises:
         DataError: data that cannot be read, or that no classifier can be trained and tested on.
@@ -48,13 +48,13 @@ def load_splits(config: TrainConfig) -> Splits:
     if config.num_people is None:
         return splits
     if config.num_people > splits.store.num_people:
-        raise RunError(f"num_people: {config.num_people} asked for, the clips have {splits.store.num_people}")
+        raise RunError(f"num_people: {config.num_people} requested, but the clips have {splits.store.num_people}")
     store = replace(splits.store, frames=splits.store.frames[:, : config.num_people].contiguous())
     return replace(splits, store=store)
 
 
 def read_splits(config: TrainConfig) -> Splits:
-    """The data set as it is recorded."""
+    """Loads the configured data set as recorded."""
     if config.dataset == "synthetic":
         return synthetic.make_synthetic(n_max=config.n_max or synthetic.N_MAX, imbalance=config.imbalance or 1.0, seed=config.seed)
     assert config.data_root is not None  # check_config
@@ -81,13 +81,13 @@ def read_splits(config: TrainConfig) -> Splits:
 
 
 def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
-    """The feeder that the data set's field uses."""
+    """The sampling pipeline that is common for this kind of data set."""
     pipeline: Pipeline = "segments" if store.scores else "frames" if store.layout.name == "ucla20" else "crop"
     return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
 
 
 def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
-    """The backbone that the configuration names, for the store's skeletons and classes.
+    """Builds the configured backbone for the store's skeleton and classes.
 
     Raises:
         RunError: the backbone cannot be imported or made.
@@ -106,7 +106,7 @@ def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
 
 
 def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int) -> ShapMix:
-    """Shap-Mix with the data's class counts and mean motion; schedules in epochs become steps."""
+    """Builds Shap-Mix with the class counts and mean motion of the data; converts schedules from epochs to steps."""
     store = splits.store
     if config.compat == "official":
         motion = official.mean_motion(store.frames, store.offsets, splits.train, config.num_frames)
@@ -134,7 +134,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Weight decay applies to every parameter, as published; `fused` is torch's one kernel for all of them, for GPUs."""
+    """Builds the optimizer. Weight decay applies to all parameters, as published; `fused` selects torch's fused GPU kernel."""
     schedule = config.schedule
     options: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": fused or None}
     if schedule.optimizer == "adamw":
@@ -143,7 +143,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = Fal
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
-    """Stepped once an epoch."""
+    """Builds the learning rate schedule, which is stepped once per epoch."""
     schedule, chain = config.schedule, list[LRScheduler]()
     if schedule.warmup_epochs > 1:
         chain.append(LinearLR(optimizer, 1 / schedule.warmup_epochs, total_iters=schedule.warmup_epochs - 1))
@@ -155,7 +155,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRS
 
 
 def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int, device: torch.device) -> Training:
-    """Network, mixer, optimizer and schedule on the device, as they are before the first step of `steps` an epoch."""
+    """Builds network, mixer, optimizer and schedule on the device for `steps` steps per epoch, before the first step."""
     network = make_network(config, splits.store).to(device)
     if parallel.ranks() > 1 and config.sync_batchnorm:
         sync_norms(network)
@@ -172,7 +172,7 @@ def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, ste
 def make_step(
     config: TrainConfig, run: Training, sampler: ClipSampler, device: torch.device
 ) -> tuple[TrainingStep | EagerStep, str]:
-    """The step as one CUDA graph where that is asked for, or possible and not refused; and a few words on what was chosen.
+    """Builds the captured step if it is possible and not disabled, otherwise the eager step; also returns a short description.
 
     Raises:
         RunError: a CUDA graph was asked for and cannot be; a batch that does not divide into processes and passes.
@@ -181,7 +181,7 @@ def make_step(
     if reason is None and config.cuda_graph == "auto" and not find_backbone(config.network.backbone).on_device:
         reason = "a backbone may read values on the host; --cuda-graph always captures it all the same"
     if reason is not None and config.cuda_graph == "always":
-        raise RunError(f"cuda_graph: a step cannot be one CUDA graph: {reason}")
+        raise RunError(f"cuda_graph: the step cannot be captured as a CUDA graph: {reason}")
     store, autocast = sampler.store, PRECISIONS[config.precision]
     if reason is None:
         given = sampler.pipeline != "crop" or store.frames.device != device
@@ -196,7 +196,7 @@ def make_step(
 
 
 def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> str | None:
-    """Why a run's step cannot be one CUDA graph, None where it can."""
+    """The reason why the step cannot be captured as a CUDA graph, or None."""
     if device.type != "cuda":
         return f"the device is {device}"
     if parallel.ranks() > 1:
@@ -209,7 +209,7 @@ def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> s
 
 
 def check_machine(config: TrainConfig, device: torch.device) -> None:
-    """What the machine has to say before anything is trained.
+    """Checks before training that this machine can run the configuration.
 
     Raises:
         RunError: back ends that cannot run on the device, or bfloat16 on a CPU that has no products of it, without `force`.
@@ -225,6 +225,6 @@ def check_machine(config: TrainConfig, device: torch.device) -> None:
             raise RunError(f"{key}: '{name}' cannot run on {device}: {reason}")
     if config.precision == "bf16" and device.type == "cpu" and not config.force and cpu.multiplies_bf16() is False:
         raise RunError(
-            "precision: this CPU has no bfloat16 products (no avx512_bf16, no amx_bf16), so that bf16 trains several times slower "
-            "than fp32; leave --precision out, or insist with --force"
+            "precision: this CPU has no bfloat16 arithmetic (no avx512_bf16, no amx_bf16), so training in bf16 is several times "
+            "slower than in fp32; omit --precision, or use --force"
         )

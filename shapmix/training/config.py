@@ -72,35 +72,35 @@ NOT_SAVED = ("config", "preset", "resume", "run_dir")  # where a run came from, 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """CTR-GCN, or a network of your own."""
+    """CTR-GCN, another registered network, or a custom one."""
 
     backbone: BackboneName = "ctrgcn"
-    """A registered network, or `module:function` of your own: called with layout, num_classes, num_people and in_channels, it
+    """A registered network, or a custom `module:function` that is called with layout, num_classes, num_people and in_channels and
     returns a module that maps clips [N, C, T, V, M] to logits [N, K]."""
     widths: tuple[int, ...] = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
-    """Channels of each layer, multiples of 8; their number is the depth."""
+    """Output channels of each layer, multiples of 8; the number of values is the depth."""
     halve: tuple[int, ...] | None = None
-    """Layers (counted from 0) that halve the frames; None, and where only other widths are given: those that change the width."""
+    """Indices of the layers that halve the frames, from 0. None, or if only widths are set: the layers that change the width."""
     graph_gain: float = 1e-6
-    """Start of the graph units' BatchNorm weight; the published 1e-6 suits long runs, 1 short runs of small networks."""
+    """Initial BatchNorm weight of the graph units; the published 1e-6 suits long runs, 1 suits short runs of small networks."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Optimiser and learning rate: linear warm-up, then steps or a cosine."""
+    """Optimizer and learning rate: linear warm-up, then a step or cosine schedule."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd is with Nesterov momentum, as published."""
+    """sgd uses Nesterov momentum, as published."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum of sgd."""
     weight_decay: float = 4e-4
     """Applied to every parameter."""
     warmup_epochs: int = 5
     decay: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (0.6, 0.8)
-    """Shares of the epochs after which a step schedule divides the rate by 10."""
+    """Fractions of the epochs after which a step schedule divides the learning rate by 10."""
 
 
 @dataclass(frozen=True)
@@ -108,26 +108,26 @@ class SaliencyConfig:
     """Class saliency of the body parts."""
 
     estimator: Estimator | None = None
-    """exact_subset: every coalition on a sixteenth of the samples; official: one drawn marginal on every sample; chain,
-    chain_reverse: the prefixes of random orders of the parts; pair_table: a coalition and its complement, without rectifying. All
-    at the same cost. exact: every coalition of every sample. None: official with --compat official, else exact_subset."""
+    """exact_subset: all coalitions of a sixteenth of the samples; official: one random marginal of every sample; chain,
+    chain_reverse: prefixes of random orders of the parts; pair_table: a coalition and its complement, without ReLU. These have
+    the same cost. exact: all coalitions of all samples. None: official with --compat official, otherwise exact_subset."""
     temperature: float = 0.2
-    """Of the softmax over a class's combinations."""
+    """Softmax temperature over the combinations of a class."""
     decay: float = 0.9
-    """Of the class average."""
+    """Decay of the moving average of each class."""
     warmup_epochs: int = 5
-    """Epochs of ST-Mix, in which the saliency is measured with empty contexts."""
+    """Initial epochs with ST-Mix, in which the saliency is measured with empty contexts."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state of a run is written, besides the end of each epoch and a SIGTERM or Ctrl-C."""
+    """When checkpoints are written, in addition to the end of each epoch, SIGTERM and Ctrl-C."""
 
     every_minutes: float = 10.0
-    """0 for every step."""
+    """Minutes between checkpoints; 0 writes one every step."""
     every_steps: int | None = None
     keep: int = 2
-    """Newest checkpoints that are kept beside the best: last.pt, last-1.pt, and so on."""
+    """Number of recent checkpoints to keep besides the best: last.pt, last-1.pt, and so on."""
 
 
 @dataclass(frozen=True)
@@ -141,86 +141,86 @@ class TrainConfig(ComputeOptions):
     config: Path | None = None
     """YAML file with any of the options below (nested as here)."""
     resume: Path | None = None
-    """Run directory to go on with; its configuration holds, the command line may extend it (--epochs)."""
+    """Run directory to resume. Its configuration is kept; some options, such as --epochs, may be changed."""
     run_dir: Path | None = None
-    """Where to write; must be new. Default: the next free runs/DATASET-MIX-N."""
+    """Output directory; must be new. Default: the next free runs/DATASET-MIX-N."""
 
     dataset: DatasetName = "synthetic"
-    """synthetic is generated from the seed; nw-ucla is read from --data-root; store is a folder that shapmix.prepare wrote."""
+    """synthetic is generated from the seed; nw-ucla is read from --data-root; store is a folder written by shapmix.prepare."""
     data_root: Path | None = None
     """Folder of the data set."""
     protocol: str | None = None
     """Split of a store, such as xsub or xset."""
     imbalance: float | None = None
-    """Largest over smallest class of the long-tailed training list; None keeps every training clip."""
+    """Ratio of the largest to the smallest class of the long-tailed training list; None keeps all training clips."""
     n_max: int | None = None
-    """Training clips of the largest class; None: 100 of nw-ucla, 150 of synthetic."""
+    """Training clips of the largest class; None: 100 for nw-ucla, 150 for synthetic."""
     train_list: Path | None = None
-    """File with one training clip name a line, in place of a list made by rule."""
+    """File with one training clip name per line, instead of a generated long-tailed list."""
     min_frames: int = 1
-    """Clips with fewer frames are left out, and named."""
+    """Clips with fewer frames are skipped and listed."""
     drop_empty_classes: bool = False
-    """Leave out, and name, the classes without training clips; the others are renumbered. Otherwise such a class is an error."""
+    """Drop and list classes without training clips, and renumber the others. Without this option such a class is an error."""
     num_people: int | None = None
-    """People of a clip that the network sees, the first ones; None: all that are recorded."""
+    """Number of people per clip that the network sees, the first ones; None: all recorded people."""
     stream: NetworkStream = "joint"
-    """bone is a joint less its parent, skip_bone less its parent's parent (the field's k); motion is the next frame less this."""
+    """bone: joint minus parent; skip_bone: joint minus grandparent (the field's k); motion: next frame minus current frame."""
     num_frames: int = 64
-    """Frames that a clip is resized to, or that are picked of it; a multiple of 4."""
+    """Number of frames that clips are resized to or sampled at; a multiple of 4."""
 
     sampler: Sampler = "instance"
-    """How often clips come: each once, or with classes drawn by the square root of their size, all alike, or the tail repeated."""
+    """Sampling of an epoch: every clip once, classes by the square root of their size, classes uniformly, or the tail repeated."""
     mix: Mix = "shapmix"
-    """stmix is Shap-Mix without saliency, mixup blends whole clips; the others are those of shapmix.mixing.mixers."""
+    """stmix is Shap-Mix without saliency, mixup blends whole clips; shapmix.mixing.mixers describes the others."""
     loss: Loss = "balanced"
-    """balanced adjusts the logits by the class prior; ce is plain cross-entropy; the others are those of shapmix.mixing.losses."""
+    """balanced adjusts the logits by the class prior; ce is cross-entropy; shapmix.mixing.losses describes the others."""
     blend_probability: float = 0.25
-    """Share of the batches that shapmix and stmix mix by Mixup of whole clips in place of pasting, as published."""
+    """Fraction of batches in which shapmix and stmix apply Mixup to whole clips instead of pasting, as published."""
     compat: Compat = "default"
-    """official reproduces the published code's departures from its paper."""
+    """official reproduces the published code where it differs from its paper."""
     baselines: tuple[Baseline, ...] = ()
-    """Also train the same network without mixing (plain: cross-entropy; balanced: adjusted logits), and show all side by side."""
+    """Also train the same network without mixing (plain: cross-entropy; balanced: adjusted logits) and compare all in a table."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
 
     epochs: int = 100
     batch_size: int = 64
-    """Of a step, over all processes and passes; at least 3. The learning rate is for this batch."""
+    """Global batch size over all processes and passes; at least 3. The learning rate refers to this batch size."""
     accumulate: int = 1
-    """Passes that a process takes its share of the batch in; BatchNorm sees one pass at a time."""
+    """Gradient accumulation: passes per step and process; BatchNorm statistics are per pass."""
     sync_batchnorm: bool = True
-    """Several processes: BatchNorm over the clips of all, so that a run is that of one process."""
+    """Distributed training: BatchNorm over the clips of all processes, so that results match those of one process."""
     eval_every: int = 1
     """Epochs between evaluations on the validation split."""
     patience: int | None = None
-    """Stop after this many evaluations without a better one."""
+    """Early stopping after this many evaluations without improvement."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: float | None = None
-    """Decay a step of an average of the weights, such as 0.999; the average is what is evaluated."""
+    """Decay per step of an exponential moving average of the weights, such as 0.999; the average is evaluated."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the network runs under torch.autocast; weights, losses and saliency stay float32."""
     force: bool = False
-    """Train in bf16 on a CPU without bf16 products too, where it is several times slower than fp32."""
+    """Train in bf16 even on a CPU without bf16 arithmetic, where it is several times slower than fp32."""
     cuda_graph: Literal["auto", "always", "never"] = "auto"
-    """A training step on a GPU as one CUDA graph, which the host only starts. auto: where that can be, with CTR-GCN."""
+    """Capture the training step on a GPU as one CUDA graph. auto: if possible, with CTR-GCN."""
     compile: bool = False
-    """torch.compile of the network; meant for a backbone of your own (CTR-GCN is fused by hand)."""
+    """Apply torch.compile to the network; meant for custom backbones (CTR-GCN has fused kernels)."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What a loss or gradient that is NaN or infinite does: stop with the state saved, or leave the step out and go on."""
+    """On a non-finite loss or gradient: stop with the state saved, or skip the step and continue."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     picture_every: int = 10
     """Epochs between pictures of the saliency and of a mixed clip in TensorBoard."""
     seed: int = 0
     deterministic: bool = False
-    """Only operations that give the same bits each time; an operation that has none is an error."""
+    """Use deterministic operations only; an operation without a deterministic version is an error."""
     backend: Literal["auto", "reference", "cpp", "triton", "cuda"] = "auto"
-    """Of the kernels."""
+    """Back end of the kernels."""
 
 
 DESCRIPTION = """Train a skeleton network with Shap-Mix.
 
-Values come from the preset, then from --config, then from the command line; --preset, --dataset, --resume or --config beside --help
-show the values that they bring."""
+Values are taken from the preset, then --config, then the command line. With --preset, --dataset, --resume or --config, --help shows
+the values that result."""
 
 LARGEST_FILE, MOST_KEYS = 1 << 20, 1000  # bytes and keys of a configuration
 PRESETS = Path(__file__).parent / "presets"
@@ -250,7 +250,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     early.add_argument("--run-dir")
     known, _ = early.parse_known_args(argv)
     if known.resume is not None and known.run_dir is not None:
-        raise ConfigError(f"run_dir: --resume {known.resume} goes on in that directory; leave --run-dir out")
+        raise ConfigError(f"run_dir: --resume {known.resume} resumes in that directory; omit --run-dir")
     files = []
     if known.resume is not None:
         files.append(known.resume / "config.yaml")
@@ -262,7 +262,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     if known.preset is not None and known.preset not in presets():
         raise ConfigError(f"preset: '{known.preset}' is unknown; give one of {', '.join(presets())}")
     if name in presets():  # an unknown data set is reported by the parser below
-        # one that is asked for says more than the run that goes on with it, which may then refuse it
+        # an explicit preset overrides the resumed configuration, which may then reject it
         place = 1 if known.preset is not None and known.resume is not None else 0
         given.insert(place, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
     config = TrainConfig()
@@ -281,7 +281,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 
 
 def _of_these_widths(config: TrainConfig, before: TrainConfig, halves: bool) -> TrainConfig:
-    """Which layers halve the frames was said of the widths that they stood beside: other widths alone do without."""
+    """`halve` belongs to the widths that it was set with: new widths alone reset it."""
     if halves or config.network.widths == before.network.widths:
         return config
     return replace(config, network=replace(config.network, halve=None))

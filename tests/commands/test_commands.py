@@ -412,7 +412,7 @@ def test_bf16_without_products_needs_force(monkeypatch: pytest.MonkeyPatch, caps
     bf16 = [*TINY, "--precision", "bf16", "--run-dir", "run"]
     assert train.main(bf16) == 2
     line = one_line(capsys.readouterr().err)
-    assert "this CPU has no bfloat16 products" in line
+    assert "this CPU has no bfloat16 arithmetic" in line
     assert "--force" in line
     assert not os.path.exists("run")
     assert train.main([*TINY, "--run-dir", "float32"]) == 0

@@ -117,10 +117,10 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
         (["--run-dir", "file/run"], "cannot be created: "),
         (["--batch-size", "500"], "batch_size 500 is more than the .* training clips"),
         (["--device", "cuda:99"], "device 'cuda:99': "),
-        (["--num-people", "3"], "num_people: 3 asked for, the clips have 2"),
+        (["--num-people", "3"], "num_people: 3 requested, but the clips have 2"),
         (["--device", "gpu"], "device 'gpu': choose auto, cpu, cuda or cuda:N"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot read the configuration"),
-        (["--cuda-graph", "always"], "cuda_graph: a step cannot be one CUDA graph: the device is cpu"),
+        (["--cuda-graph", "always"], "cuda_graph: the step cannot be captured as a CUDA graph: the device is cpu"),
     ],
 )
 def test_what_cannot_start_says_why(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

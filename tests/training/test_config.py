@@ -164,7 +164,7 @@ def test_another_value_is_refused_or_reported(key: str) -> None:
 
 def test_resume_has_a_directory_of_its_own_and_hears_a_preset(tmp_path: Path) -> None:
     save_config(parse_config(["--network.widths", "8"]), tmp_path / "config.yaml")
-    with pytest.raises(ConfigError, match=r"run_dir: --resume .* goes on in that directory"):
+    with pytest.raises(ConfigError, match=r"run_dir: --resume .* resumes in that directory"):
         parse_config(["--resume", str(tmp_path), "--run-dir", "other"])
     assert parse_config(["--resume", str(tmp_path)]).network.widths == (8,)
     assert parse_config(["--resume", str(tmp_path), "--preset", "synthetic"]).network.widths == (16, 32, 64)

@@ -89,4 +89,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_update(capsys: pytest.Captur
 
 def test_what_cannot_be_captured_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, "--device", "cuda", "--mix", "remix", "--cuda-graph", "always"]) == 2
-    assert "cuda_graph: a step cannot be one CUDA graph: mode 'remix' goes by a step that the host knows" in capsys.readouterr().err
+    assert (
+        "cuda_graph: the step cannot be captured as a CUDA graph: mode 'remix' goes by a step that the host knows"
+        in capsys.readouterr().err
+    )
