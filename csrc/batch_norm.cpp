@@ -102,11 +102,11 @@ SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::in
       begin, end, job.channels,
       [&](std::int64_t row, std::int64_t block, std::int64_t channel, auto& first, auto& second, auto lanes)
           __attribute__((always_inline)) {
-        constexpr int kWidth = decltype(lanes)::value;
-        const auto value = load<kWidth>(in + row * job.channels + channel) - load<kWidth>(in + block * job.channels + channel);
-        first += value;
-        second += value * value;
-      },
+            constexpr int kWidth = decltype(lanes)::value;
+            const auto value = load<kWidth>(in + row * job.channels + channel) - load<kWidth>(in + block * job.channels + channel);
+            first += value;
+            second += value * value;
+          },
       [&](std::int64_t block, std::int64_t stop, const Wide<Element>* sums) __attribute__((always_inline)) {
         const auto before = static_cast<double>(block - begin);
         const auto count = static_cast<double>(stop - block);
@@ -130,8 +130,8 @@ SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::in
 
 // If `mean` is given, it is subtracted before the elements are scaled.
 template <int kLanes, class Element>
-SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, const Wide<Element>* scale,
-                                  const Wide<Element>* shift, void* out, std::int64_t begin, std::int64_t end) {
+SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, const Wide<Element>* scale, const Wide<Element>* shift,
+                                  void* out, std::int64_t begin, std::int64_t end) {
   const auto* centre = static_cast<const Wide<Element>*>(mean);
   const auto* in = static_cast<const Element*>(job.in);
   const auto* shortcut = static_cast<const Element*>(job.shortcut);
@@ -188,13 +188,13 @@ SHAPMIX_SIMD_BODY void sum_gradients(const BatchNormJob& job, const void* out, c
       begin, end, job.channels,
       [&](std::int64_t row, std::int64_t, std::int64_t channel, auto& first, auto& second, auto lanes)
           __attribute__((always_inline)) {
-        constexpr int kWidth = decltype(lanes)::value;
-        const std::int64_t at = row * job.channels + channel;
-        const auto value = passed<kWidth>(from + at, result + at, lowest + channel);
-        if (shortcut != nullptr) store(shortcut + at, value);
-        first += value;
-        second += value * (load<kWidth>(in + at) - load<kWidth>(centre + channel));
-      },
+            constexpr int kWidth = decltype(lanes)::value;
+            const std::int64_t at = row * job.channels + channel;
+            const auto value = passed<kWidth>(from + at, result + at, lowest + channel);
+            if (shortcut != nullptr) store(shortcut + at, value);
+            first += value;
+            second += value * (load<kWidth>(in + at) - load<kWidth>(centre + channel));
+          },
       [&](std::int64_t, std::int64_t, const Sum* sums) __attribute__((always_inline)) {
         double* first = totals.first.data();
         double* second = totals.second.data();
@@ -208,8 +208,8 @@ SHAPMIX_SIMD_BODY void sum_gradients(const BatchNormJob& job, const void* out, c
 // to_in = scale * passed + slope * (in - mean) + level
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void spread_rows(const BatchNormJob& job, const void* out, const void* mean, const void* grad,
-                                   const Wide<Element>* scale, const Wide<Element>* slope, const Wide<Element>* level,
-                                   void* to_in, std::int64_t begin, std::int64_t end) {
+                                   const Wide<Element>* scale, const Wide<Element>* slope, const Wide<Element>* level, void* to_in,
+                                   std::int64_t begin, std::int64_t end) {
   using Sum = Wide<Element>;
   const auto* in = static_cast<const Element*>(job.in);
   const auto* lowest = static_cast<const Sum*>(job.lowest);
@@ -236,22 +236,22 @@ struct Loops {
   static constexpr int kLanes = 32 / static_cast<int>(sizeof(Sum));
   static constexpr int kWideLanes = 2 * kLanes;
 
-#define SHAPMIX_FOR(SUFFIX, TARGET, LANES)                                                                                        \
-  TARGET static void sum_##SUFFIX(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {                \
-    sum_rows<LANES, Element>(job, totals, begin, end);                                                                            \
-  }                                                                                                                               \
-  TARGET static void apply_##SUFFIX(const BatchNormJob& job, const void* mean, const Sum* scale, const Sum* shift, void* out,     \
-                                    std::int64_t begin, std::int64_t end) {                                                       \
-    apply_rows<LANES, Element>(job, mean, scale, shift, out, begin, end);                                                         \
-  }                                                                                                                               \
-  TARGET static void gradients_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,             \
-                                        void* to_shortcut, Totals& totals, std::int64_t begin, std::int64_t end) {                \
-    sum_gradients<LANES, Element>(job, out, mean, grad, to_shortcut, totals, begin, end);                                         \
-  }                                                                                                                               \
-  TARGET static void spread_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,                \
-                                     const Sum* scale, const Sum* slope, const Sum* level, void* to_in, std::int64_t begin,       \
-                                     std::int64_t end) {                                                                          \
-    spread_rows<LANES, Element>(job, out, mean, grad, scale, slope, level, to_in, begin, end);                                    \
+#define SHAPMIX_FOR(SUFFIX, TARGET, LANES)                                                                                    \
+  TARGET static void sum_##SUFFIX(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {            \
+    sum_rows<LANES, Element>(job, totals, begin, end);                                                                        \
+  }                                                                                                                           \
+  TARGET static void apply_##SUFFIX(const BatchNormJob& job, const void* mean, const Sum* scale, const Sum* shift, void* out, \
+                                    std::int64_t begin, std::int64_t end) {                                                   \
+    apply_rows<LANES, Element>(job, mean, scale, shift, out, begin, end);                                                     \
+  }                                                                                                                           \
+  TARGET static void gradients_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,         \
+                                        void* to_shortcut, Totals& totals, std::int64_t begin, std::int64_t end) {            \
+    sum_gradients<LANES, Element>(job, out, mean, grad, to_shortcut, totals, begin, end);                                     \
+  }                                                                                                                           \
+  TARGET static void spread_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,            \
+                                     const Sum* scale, const Sum* slope, const Sum* level, void* to_in, std::int64_t begin,   \
+                                     std::int64_t end) {                                                                      \
+    spread_rows<LANES, Element>(job, out, mean, grad, scale, slope, level, to_in, begin, end);                                \
   }
   SHAPMIX_FOR(512, SHAPMIX_AVX512, kWideLanes)
   SHAPMIX_FOR(256, SHAPMIX_AVX2, kLanes)

@@ -15,8 +15,7 @@ namespace shapmix {
 
 inline void check_range(const char* name, std::int64_t row, std::int64_t value, std::int64_t low, std::int64_t high,
                         const char* what) {
-  if (value < low || value > high)
-    throw_out_of_range(std::string(name) + "[" + std::to_string(row) + "]", value, low, high, what);
+  if (value < low || value > high) throw_out_of_range(std::string(name) + "[" + std::to_string(row) + "]", value, low, high, what);
 }
 
 }  // namespace shapmix

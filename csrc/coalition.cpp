@@ -31,18 +31,18 @@ SHAPMIX_SIMD_BODY void select_tiles(Lane* __restrict out, const Lane* clip, cons
 }
 
 // Regular stores: non-temporal stores were no faster at 100 MB, and half as fast for batches that fit in the cache.
-SHAPMIX_SIMD_CLONES void select(std::uint16_t* out, const std::uint16_t* clip, const std::uint16_t* mean,
-                                const std::uint16_t* keep, std::int64_t tile, std::int64_t count) {
+SHAPMIX_SIMD_CLONES void select(std::uint16_t* out, const std::uint16_t* clip, const std::uint16_t* mean, const std::uint16_t* keep,
+                                std::int64_t tile, std::int64_t count) {
   select_tiles(out, clip, mean, keep, tile, count);
 }
 
-SHAPMIX_SIMD_CLONES void select(std::uint32_t* out, const std::uint32_t* clip, const std::uint32_t* mean,
-                                const std::uint32_t* keep, std::int64_t tile, std::int64_t count) {
+SHAPMIX_SIMD_CLONES void select(std::uint32_t* out, const std::uint32_t* clip, const std::uint32_t* mean, const std::uint32_t* keep,
+                                std::int64_t tile, std::int64_t count) {
   select_tiles(out, clip, mean, keep, tile, count);
 }
 
-SHAPMIX_SIMD_CLONES void select(std::uint64_t* out, const std::uint64_t* clip, const std::uint64_t* mean,
-                                const std::uint64_t* keep, std::int64_t tile, std::int64_t count) {
+SHAPMIX_SIMD_CLONES void select(std::uint64_t* out, const std::uint64_t* clip, const std::uint64_t* mean, const std::uint64_t* keep,
+                                std::int64_t tile, std::int64_t count) {
   select_tiles(out, clip, mean, keep, tile, count);
 }
 
@@ -151,8 +151,8 @@ SHAPMIX_SIMD_CLONES void normalise(float* out, const float* plane, std::int64_t 
   normalise_any(out, plane, people, weight, bias, tile, count);
 }
 
-SHAPMIX_SIMD_CLONES void normalise(double* out, const double* plane, std::int64_t people, const double* weight,
-                                   const double* bias, std::int64_t tile, std::int64_t count) {
+SHAPMIX_SIMD_CLONES void normalise(double* out, const double* plane, std::int64_t people, const double* weight, const double* bias,
+                                   std::int64_t tile, std::int64_t count) {
   normalise_any(out, plane, people, weight, bias, tile, count);
 }
 

@@ -49,9 +49,8 @@ struct alignas(sizeof(Element) * kLanes) Pack {
 // True if every plane of the view is aligned to packs and holds a whole number of them.
 inline bool packs_fit(const ClipView& view, const ClipShape& shape, std::int64_t element_size) {
   const auto fits = [](std::int64_t bytes) { return bytes % kPackBytes == 0; };
-  return fits(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data))) &&
-         fits(view.sample_stride * element_size) && fits(view.channel_stride * element_size) &&
-         fits(shape.plane() * element_size);
+  return fits(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(view.data))) && fits(view.sample_stride * element_size) &&
+         fits(view.channel_stride * element_size) && fits(shape.plane() * element_size);
 }
 
 // x covers the packs of a plane [T, V, M]; y loops over the planes (n, c), grid-stride.

@@ -79,8 +79,8 @@ using Wide = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
 // The unsigned integer of the element's size, for copies.
 template <class Element>
-using Bits = std::conditional_t<sizeof(Element) == 2, std::uint16_t,
-                                std::conditional_t<sizeof(Element) == 4, std::uint32_t, std::uint64_t>>;
+using Bits =
+    std::conditional_t<sizeof(Element) == 2, std::uint16_t, std::conditional_t<sizeof(Element) == 4, std::uint32_t, std::uint64_t>>;
 
 template <class Element>
 SHAPMIX_SIMD_BODY Element rounded(Wide<Element> value) {

@@ -120,9 +120,7 @@ class RowBlocks {
                 });
   }
 
-  SHAPMIX_SIMD_BODY void zero_relation_gradients() {
-    std::fill_n(to_relation_.of(0), job_.joints * job_.joints * terms_, Sum{0});
-  }
+  SHAPMIX_SIMD_BODY void zero_relation_gradients() { std::fill_n(to_relation_.of(0), job_.joints * job_.joints * terms_, Sum{0}); }
 
   // Gradients of the features and of the graph of this channel block.
   SHAPMIX_SIMD_BODY void backward(std::int64_t row, std::int64_t channel, const Element* grad, Element* to_features) {
@@ -310,8 +308,8 @@ SHAPMIX_AVX2 void backward_256(const GraphConvJob& job, const void* grad, const 
   backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
 }
 template <class Element>
-void backward_any(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
-                  PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
+void backward_any(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, PartialSums<Wide<Element>>& sums,
+                  std::int64_t begin, std::int64_t end) {
   backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
 }
 

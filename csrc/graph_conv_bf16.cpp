@@ -217,8 +217,7 @@ class PairBlocks {
     Floats offset = {};
     if (epilogue.offset != nullptr) offset = load<kLanes>(static_cast<const float*>(epilogue.offset) + channel);
     products<PairMicroKernel>(graph_pairs_.of(0), width_pairs_, 1, joints, feature_pairs_.of(0), width_pairs_, 1, job_.frames,
-                              width_pairs_,
-                              [&](std::int64_t u, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
+                              width_pairs_, [&](std::int64_t u, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
                                 const std::int64_t at = first + t * joints + u;
                                 Floats value = sum;
                                 if (epilogue.offset != nullptr) {
@@ -259,10 +258,10 @@ class PairBlocks {
                                 const std::int64_t at = (first + t * joints) * job_.feature_stride + channel;
                                 store(reinterpret_cast<std::uint16_t*>(to_features) + at + columns[column], rounded(sum));
                               });
-    products<PairMicroKernel>(
-        grad_by_frames_.of(0), frame_stride_, 1, joints, feature_pairs_.of(0), frame_stride_, 1, width_, frame_pairs_,
-        [&](std::int64_t u, std::int64_t column, const Floats& sum)
-            __attribute__((always_inline)) { store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum); });
+    products<PairMicroKernel>(grad_by_frames_.of(0), frame_stride_, 1, joints, feature_pairs_.of(0), frame_stride_, 1, width_,
+                              frame_pairs_,
+                              [&](std::int64_t u, std::int64_t column, const Floats& sum)
+                                  __attribute__((always_inline)) { store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum); });
   }
 
   // Backward through build_graph. `to_shared` is [V][S V] vectors; `to_weight` and `to_bias` have the job's layout.
@@ -292,8 +291,7 @@ class PairBlocks {
             const std::uint16_t* first = graph_.of(0) + (u * width_ + i * joints + 2 * pair) * kLanes;
             const Halves second = 2 * pair + 1 < joints ? halves_at(first + kLanes) : Halves{};
             const Pairs grad = paired(halves_at(first), second);
-            const std::uint32_t* relation =
-                relation_by_joints_.of(0) + (u * joint_pairs_ + pair) * terms_ + i * job_.relations + k;
+            const std::uint32_t* relation = relation_by_joints_.of(0) + (u * joint_pairs_ + pair) * terms_ + i * job_.relations + k;
 #pragma GCC unroll 8
             for (int j = 0; j < kTogether; ++j) sums[j] = plus_products(sums[j], grad, relation[j]);
           }
@@ -398,8 +396,8 @@ bool fits_bf16(const GraphConvJob& job) {
          job.relations <= PairBlocks::kMostRelations;
 }
 
-SHAPMIX_AVX512 void graph_conv_bf16_rows(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out,
-                                         std::int64_t begin, std::int64_t end) {
+SHAPMIX_AVX512 void graph_conv_bf16_rows(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
+                                         std::int64_t end) {
   PairBlocks blocks(job, false);
   for (std::int64_t row = begin; row < end; ++row) {
     blocks.compute_relations(row);

@@ -61,8 +61,7 @@ SHAPMIX_SIMD_BODY void forward_of(const LossJob& job, std::int64_t begin, std::i
       exponentials(row, largest, width);
       const Real log_sum = std::log(sum_of(row, width));
       static_cast<Real*>(job.row_sums)[first + r] = largest + log_sum;
-      entropy[first + r] =
-          target.mixed ? (log_sum - own) * (1 - target.share) + (log_sum - theirs) * target.share : log_sum - own;
+      entropy[first + r] = target.mixed ? (log_sum - own) * (1 - target.share) + (log_sum - theirs) * target.share : log_sum - own;
     }
   }
 }

@@ -26,8 +26,7 @@ __global__ void __launch_bounds__(kBlock) normalised_kernel(NormalisedJob job) {
     const std::int64_t channel = p % shape.channels;
     const Element* clip = static_cast<const Element*>(coalition.clips.data) + sample * coalition.clips.sample_stride +
                           channel * coalition.clips.channel_stride;
-    const Element* mean =
-        static_cast<const Element*>(coalition.mean_motion.data) + channel * coalition.mean_motion.channel_stride;
+    const Element* mean = static_cast<const Element*>(coalition.mean_motion.data) + channel * coalition.mean_motion.channel_stride;
 
     Lanes own, rest;
     int part[kLanes];

@@ -32,8 +32,7 @@ class Lines {
 
   // Advances to the next line; `what` is its expected content.
   void next(const char* what) {
-    if (at_ == end_)
-      throw NtuSkeletonError(line_, std::string("the file ends behind this line, where ") + what + " should follow");
+    if (at_ == end_) throw NtuSkeletonError(line_, std::string("the file ends behind this line, where ") + what + " should follow");
     ++line_;
     field_ = at_;
     const void* found = std::memchr(at_, '\n', static_cast<std::size_t>(end_ - at_));
