@@ -14,7 +14,7 @@ import torch
 from shapmix.data.clips import Splits, join_clips
 from shapmix.data.longtail import longtail_counts, longtail_list, match_list
 from shapmix.data.protocols import held_out, left_over
-from shapmix.data.sources.bounded import read_table, show
+from shapmix.data.sources.bounded import no_body, read_table, show
 from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES, Performed, find_clips, read_clips
 from shapmix.process.choices import nearest
 from shapmix.process.errors import DataError
@@ -71,6 +71,9 @@ def load_nw_ucla(
         raise DataError("give imbalance or train_list, not both: the list already defines the training clips")
     source = find_clips(Path(root))
     read = read_clips(source)
+    for clip in read.values():
+        if not clip.frames.any():
+            raise no_body(f"{source}: {clip.name}")
     train_pool, test_pool = _cross_view(read, source.parent)
     class_names = list(CLASS_NAMES)
     if drop_empty_classes:

@@ -243,10 +243,9 @@ def test_a_pickle_of_torch_tensors_is_no_attack(tmp_path: Path) -> None:
         (json.dumps(ucla_clip(skeletons=[[[[1], 0, 0]] * 20])).encode(), "frame 0, joint 0 is"),
         (json.dumps(ucla_clip(label=True)).encode(), "label True is out of range"),
         (json.dumps(ucla_clip(label=7.0)).encode(), "label 7.0 is out of range"),
-        (json.dumps(ucla_clip(skeletons=[[[0, 0, 0]] * 20] * 3)).encode(), "no frame holds a body"),
         (b"\xff\xfe\x00", "not valid JSON"),
     ],
-    ids=range(12),
+    ids=range(11),
 )
 def test_a_json_clip_of_anything_but_numbers_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "all_sqe").mkdir()

@@ -201,7 +201,7 @@ def test_noise_is_an_error_or_a_recording(content: bytes) -> None:
 
 
 def test_a_body_without_place_is_an_error() -> None:
-    with pytest.raises(DataError, match="the main actor's joints are all zero"):
+    with pytest.raises(DataError, match="main actor: no frame holds a body, all coordinates are zero"):
         actors(read_skeletons(text_of([[(5, np.zeros((25, 3)))]]), "file"))
 
 

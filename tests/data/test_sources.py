@@ -168,7 +168,7 @@ def test_pyskl_kinetics_is_gathered(tmp_path: Path) -> None:
         ({"label": "walk"}, "label is 'walk', not a class number"),
         ({"total_frames": 9}, "keypoint has 4 frames but total_frames is 9"),
         ({"keypoint": np.full((1, 4, 25, 3), np.nan)}, "frame 0 is not finite"),
-        ({"keypoint": np.zeros((1, 4, 25, 3))}, "no frame holds a person"),
+        ({"keypoint": np.zeros((1, 4, 25, 3))}, "no frame holds a body"),
         ({"keypoint": np.zeros((4, 25, 3))}, r"keypoint is \[4, 25, 3\]"),
         ({"keypoint": np.zeros((1, 4, 7, 3))}, "poses of 7 joints; supported: 25, 17"),
     ],

@@ -50,6 +50,11 @@ class Source(Protocol):
         ...
 
     @property
+    def labels(self) -> Sequence[int]:
+        """Class id of every recording, in the order of `names`."""
+        ...
+
+    @property
     def names(self) -> Sequence[str]:
         """Unique names of the recordings, in the order of the source."""
         ...

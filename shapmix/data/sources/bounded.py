@@ -147,6 +147,11 @@ def check_name(name: object, what: str, where: str) -> str:
     return name
 
 
+def no_body(where: str) -> DataError:
+    """The error of a clip whose coordinates are all zero, the same for every source."""
+    return DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip")
+
+
 def check_label(label: object, what: str) -> int:
     """Validates a class id and returns it as an int; `what` names the clip and begins the error message.
 

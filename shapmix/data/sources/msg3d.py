@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, show
+from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, no_body, show
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.process.errors import DataError
@@ -31,13 +31,13 @@ class Msg3d:
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}
         self._rows: list[tuple[np.ndarray, int]] = []
-        self._labels: list[int] = []
+        self.labels: list[int] = []
         for data in sorted(folder.glob(f"*{DATA}")):
             part = data.name.removesuffix(DATA)
             rows, names, labels = _open(data, data.with_name(part + LABEL))
             self.files += [data, data.with_name(part + LABEL)]
             self._rows += [(rows, row) for row in range(len(rows))]
-            self._labels += labels
+            self.labels += labels
             self.names += names
             self.splits[part] = names
         if not self.files:
@@ -50,7 +50,7 @@ class Msg3d:
             )
         self.layout = LAYOUTS[shapes.pop()]
         self.scores = self.layout == "coco17" and coordinates == {3} and not depth
-        classes = max(self._labels) + 1
+        classes = max(self.labels) + 1
         named = all(parse_ntu_name(name) for name in self.names)
         self.class_names = ntu_classes(classes) if named else [str(label) for label in range(classes)]
 
@@ -64,9 +64,9 @@ class Msg3d:
             raise DataError(f"recording '{self.names[index]}' (row {row}): frame {frame} is not finite; repair or remove it")
         stands = np.flatnonzero(joints.any((1, 2, 3)))
         if len(stands) == 0:
-            raise DataError(f"recording '{self.names[index]}' (row {row}): no frame holds a body; remove it")
+            raise no_body(f"recording '{self.names[index]}' (row {row})")
         name = parse_ntu_name(self.names[index])
-        return Recording(joints[: stands[-1] + 1], self._labels[index], **(name.numbers() if name else {}))
+        return Recording(joints[: stands[-1] + 1], self.labels[index], **(name.numbers() if name else {}))
 
 
 def _open(data: Path, label: Path) -> tuple[np.ndarray, list[str], list[int]]:

@@ -18,7 +18,7 @@ from typing import IO
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE
+from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE, no_body
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
 from shapmix.process.errors import DataError
 
@@ -116,7 +116,7 @@ class NtuNpz:
     def __init__(self, path: Path, *, train_names: Sequence[str] | None = None, test_names: Sequence[str] | None = None) -> None:
         self.files = [path]
         self._frames: list[tuple[_Rows, int]] = []
-        self._labels: list[int] = []
+        self.labels: list[int] = []
         self._numbers: list[NtuName | None] = []
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}
@@ -138,7 +138,7 @@ class NtuNpz:
                         "give the list that the file was made with"
                     )
             self._frames += [(rows, row) for row in range(len(labels))]
-            self._labels += labels
+            self.labels += labels
             self._numbers += numbers
             self.names += names
             self.splits[part] = names
@@ -157,9 +157,9 @@ class NtuNpz:
             joints = frames.reshape(-1, PEOPLE, JOINTS, COORDINATES).astype(np.float32, copy=False)
             valid = int((joints.sum(3).sum(1).sum(1) != 0).sum())  # sums in the same axis order as the feeder
         if valid == 0:
-            raise DataError(f"{rows.where}, row {row} ('{self.names[index]}'): no frame holds a body; remove the row")
+            raise no_body(f"{rows.where}, row {row} ('{self.names[index]}')")
         number = self._numbers[index]
-        return Recording(joints[:valid], self._labels[index], **(number.numbers() if number else {}))
+        return Recording(joints[:valid], self.labels[index], **(number.numbers() if number else {}))
 
 
 def is_ntu_npz(path: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import UNREADABLE, read_file, tar_files, zip_files
+from shapmix.data.sources.bounded import UNREADABLE, no_body, read_file, tar_files, zip_files
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
 from shapmix.process.errors import DataError
 
@@ -58,7 +58,7 @@ def read_skeletons(content: bytes, where: str) -> Skeletons:
     except RuntimeError as error:
         raise DataError(f"{where}, {error}; the file is damaged, download it again") from error
     if len(body) == 0:
-        raise DataError(f"{where}: no frame holds a body (302 recordings of NTU RGB+D 60 and 535 of 120 are known to have none)")
+        raise no_body(f"{where} (302 recordings of NTU RGB+D 60 and 535 of 120 are known to have none)")
     if (bodies := len(np.unique(body))) > MOST_BODIES:
         raise DataError(f"{where}: {bodies} bodies; the limit is {MOST_BODIES}. The file is damaged, download it again")
     return Skeletons(frame_of, body, joints)
@@ -107,7 +107,8 @@ class NtuRaw:
                 raise DataError(f"{path}: '{member}' and '{seen[name]}' are the same recording; remove one")
             seen[name] = member
             self._numbers.append(number)
-        self.class_names = ntu_classes(max(number.label for number in self._numbers) + 1)
+        self.labels = [number.label for number in self._numbers]
+        self.class_names = ntu_classes(max(self.labels) + 1)
         self._lock = threading.Lock()
         self._archive: zipfile.ZipFile | None = None
         self._stream: Iterator[tuple[str, Callable[[], bytes]]] | None = None
@@ -175,7 +176,7 @@ def _actors(skeletons: Skeletons, where: str) -> np.ndarray:
         placed = placed[placed.reshape(len(placed), -1).sum(1) != 0]
     first = placed[:, 0].reshape(len(placed), -1).any(1)
     if not first.any():
-        raise DataError(f"{where}: the main actor's joints are all zero; exclude the recording")
+        raise no_body(f"{where}, main actor")
     missing = placed.reshape(len(placed), placed.shape[1], -1).sum(2) == 0
     origin = placed[int(first.argmax()), 0, SPINE].copy()
     placed -= origin

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import numbers, parse_json, read_file, read_table, show, tar_files
+from shapmix.data.sources.bounded import no_body, numbers, parse_json, read_file, read_table, show, tar_files
 from shapmix.process.errors import DataError
 
 CLASS_NAMES = (
@@ -129,8 +129,6 @@ def _coordinates(where: str, skeletons: object) -> np.ndarray:
     if not np.isfinite(frames).all():
         number, joint, _ = np.argwhere(~np.isfinite(frames))[0]
         raise DataError(f"{where}: frame {number}, joint {joint} has a coordinate that is not finite; repair or remove the clip")
-    if not frames.any():
-        raise DataError(f"{where}: no frame holds a body, all coordinates are zero; remove the clip or download it again")
     return frames
 
 
@@ -158,6 +156,7 @@ class NwUcla:
         clips = read_clips(found)
         self.names = sorted(clips)
         self._clips = [clips[name] for name in self.names]
+        self.labels = [clip.label for clip in self._clips]
         self.class_names = list(CLASS_NAMES)
         tables = {split: found.parent / table for split, table in TABLES.items() if (found.parent / table).is_file()}
         self.splits = {split: _names(table) for split, table in tables.items()}
@@ -166,6 +165,8 @@ class NwUcla:
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
         clip = self._clips[index]
+        if not clip.frames.any():
+            raise no_body(f"recording '{clip.name}'")
         subject, replication = int(clip.name[5:7]), int(clip.name[9:11])
         return Recording(clip.frames.numpy(), clip.label, camera=clip.view, subject=subject, replication=replication)
 

@@ -34,6 +34,7 @@ from shapmix.data.sources.bounded import (
     MOST_SPLITS,
     check_label,
     check_name,
+    no_body,
     read_npy,
     read_table,
     show,
@@ -88,23 +89,23 @@ class Plain:
         if not self.names:
             raise DataError(f"{self._table}: lists no clips")
         if all(label.isdecimal() for label in labels):
-            self._labels = [
+            self.labels = [
                 check_label(int(label[:MOST_DIGITS]), f"{self._table}: '{name}'")
                 for name, label in zip(self.names, labels, strict=True)
             ]
-            self.class_names = [str(label) for label in range(max(self._labels) + 1)]
+            self.class_names = [str(label) for label in range(max(self.labels) + 1)]
         else:
             self.class_names = sorted(set(labels))
             if len(self.class_names) > MOST_CLASSES:
                 raise DataError(f"{self._table}: {len(self.class_names)} classes; the limit is {MOST_CLASSES}")
             number_of = {name: number for number, name in enumerate(self.class_names)}
-            self._labels = [number_of[label] for label in labels]
+            self.labels = [number_of[label] for label in labels]
         self._paths = [self._path(name) for name in self.names]
         self.files = [self._table, *([folder / LAYOUT] if layout is None else []), *self._paths]
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
-        return Recording(read_array(self._paths[index]), self._labels[index], **self._numbers[index])
+        return Recording(read_array(self._paths[index]), self.labels[index], **self._numbers[index])
 
     def _path(self, name: str) -> Path:
         for ending in (".npy", ".npz"):
@@ -147,7 +148,7 @@ def read_array(path: Path) -> np.ndarray:
         frame, person, joint, _ = np.argwhere(~np.isfinite(joints))[0]
         raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 for an undetected joint")
     if not joints.any():
-        raise DataError(f"{path}: no frame holds a body, all coordinates are zero; remove the clip")
+        raise no_body(str(path))
     return joints
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, MOST_SPLITS, check_label, show
+from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, MOST_SPLITS, check_label, no_body, show
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.process.errors import DataError
@@ -47,11 +47,11 @@ class Pyskl:
         if len(self._annotations) > MOST_CLIPS:
             raise DataError(f"{path}: {len(self._annotations)} annotations; the limit is {MOST_CLIPS}")
         self.names = [self._name(row) for row in range(len(self._annotations))]
-        labels = [self._label(row) for row in range(len(self._annotations))]
+        self.labels = [self._label(row) for row in range(len(self._annotations))]
         if all(parse_ntu_name(name) for name in self.names):
-            self.class_names = ntu_classes(max(labels) + 1)
+            self.class_names = ntu_classes(max(self.labels) + 1)
         else:
-            self.class_names = [str(label) for label in range(max(labels) + 1)]
+            self.class_names = [str(label) for label in range(max(self.labels) + 1)]
         self.splits = _splits(path, content.get("split"), len(self.names))
         joints = self._array(0, "keypoint").shape[-2:-1]
         if joints not in [(number,) for number in LAYOUTS]:
@@ -76,9 +76,9 @@ class Pyskl:
             raise self._error(index, f"frame {np.argwhere(~np.isfinite(joints))[0][0]} is not finite")
         stands = np.flatnonzero(joints.any((1, 2, 3)))
         if len(stands) == 0:
-            raise self._error(index, "no frame holds a person")
+            raise no_body(self._where(index))
         name = parse_ntu_name(self.names[index])
-        return Recording(joints[: stands[-1] + 1], self._label(index), **(name.numbers() if name else {}))
+        return Recording(joints[: stands[-1] + 1], self.labels[index], **(name.numbers() if name else {}))
 
     def _people(self, index: int, keypoint: np.ndarray) -> np.ndarray:
         """[M, T, V, C] -> [T, M, V, C] of the selected people."""
@@ -91,7 +91,7 @@ class Pyskl:
             raise self._error(index, f"frame {np.argwhere(~np.isfinite(keypoint))[0][1]} is not finite")
         poses = keypoint.astype(np.float32)
         if not poses.size:
-            raise self._error(index, "no frame holds a person")
+            raise no_body(self._where(index))
         if "keypoint_score" in self._annotations[index]:
             score = self._array(index, "keypoint_score").astype(np.float32)
             if poses.shape[3] != 2 or score.shape != poses.shape[:3]:
@@ -126,7 +126,7 @@ class Pyskl:
             raise self._error(index, f"pose {np.argwhere(~np.isfinite(poses))[0][0]} is not finite")
         frames = np.unique(frame_of)
         if not len(frames):
-            raise self._error(index, "no frame holds a person")
+            raise no_body(self._where(index))
         found = np.zeros((len(frames), self._max_people, *poses.shape[1:]), np.float32)
         seen = poses[..., 2].sum(1)
         in_order = np.argsort(frame_of, kind="stable")
@@ -152,7 +152,7 @@ class Pyskl:
             raise self._error(index, f"keypoint has {frames} frames but total_frames is {show(total)}")
 
     def _label(self, index: int) -> int:
-        return check_label(self._field(index, "label"), f"{self._path}: annotation {index} ('{self.names[index]}')")
+        return check_label(self._field(index, "label"), self._where(index))
 
     def _name(self, index: int) -> str:
         name = self._field(index, "frame_dir")
@@ -177,7 +177,10 @@ class Pyskl:
         return entry[key]
 
     def _error(self, index: int, reason: str) -> DataError:
-        return DataError(f"{self._path}: annotation {index} ('{self.names[index]}'): {reason}; repair or remove it")
+        return DataError(f"{self._where(index)}: {reason}; repair or remove it")
+
+    def _where(self, index: int) -> str:
+        return f"{self._path}: annotation {index} ('{self.names[index]}')"
 
 
 def _splits(path: Path, splits: Any, clips: int) -> dict[str, list[str]]:
