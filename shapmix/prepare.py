@@ -16,11 +16,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from shapmix.data.longtail import read_list
-from shapmix.data.sources.find import Format, find_source
+from shapmix.data.sources.find import AUTO, describe_formats, find_source
+from shapmix.data.sources.registry import FORMATS, SourceOptions
 from shapmix.data.store import damaged_clips, read_index
 from shapmix.data.store_writer import PrepareError, prepare
-from shapmix.process.command import WRONG, read_options, run_command
+from shapmix.process.command import WRONG, RegisteredName, read_options, run_command
 from shapmix.process.signals import Interruption
 
 
@@ -32,19 +32,12 @@ class PrepareConfig:
     """Folder, archive or file of the data set."""
     out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Folder of the store; must be new."""
-    format: Format = "auto"
-    """Format of SOURCE; auto detects it."""
-    layout: str | None = None
-    """Skeleton layout of the plain format: a built-in name or a .toml file; other formats define theirs."""
-    scores: bool = False
-    """The last coordinate of the plain format is the score of a pose estimator."""
-    depth: bool = False
-    """The third coordinate is a depth, although it looks like a score: it is between 0 and 1 with the others in pixels, or there
-    are 17 joints in MS-G3D's format."""
-    train_names: Path | None = None
-    """File with the names of the rows of x_train of an NTU npz, one per line."""
-    test_names: Path | None = None
-    """File with the names of the rows of x_test."""
+    format: Annotated[
+        str,
+        RegisteredName(FORMATS, also=(AUTO,)),
+        tyro.conf.arg(help=f"Format of SOURCE; auto detects it. {describe_formats()}."),
+    ] = AUTO
+    reading: Annotated[SourceOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SourceOptions)
     people: int | None = None
     """People per clip, padded with zeros; None: as many as in the first recording."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -66,27 +59,18 @@ def prepare_or_check(config: PrepareConfig) -> int:
     """Writes the store, or verifies one; returns the exit code."""
     if config.check:
         return check(config.source)
-    if config.scores and config.depth:
+    if config.reading.scores and config.reading.depth:
         raise PrepareError("--scores and --depth contradict each other: give the one that the third coordinate is")
     if config.out is None:
         raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
-    train_names, test_names = (None if path is None else read_list(path) for path in (config.train_names, config.test_names))
     try:
-        found = find_source(
-            config.source,
-            config.format,
-            layout=config.layout,
-            scores=config.scores,
-            depth=config.depth,
-            train_names=train_names,
-            test_names=test_names,
-        )
+        found = find_source(config.source, config.format, config.reading)
         prepare(
             found,
             config.out,
             people=config.people,
             dtype=config.dtype,
-            depth=config.depth,
+            depth=config.reading.depth,
             skip_damaged=config.skip_damaged,
             workers=config.workers,
         )

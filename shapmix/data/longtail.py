@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shapmix.data.sources.bounded import line_of_name
 from shapmix.process.choices import nearest
 from shapmix.process.errors import DataError
 
@@ -76,15 +77,6 @@ def buckets(counts: Sequence[int] | Tensor) -> Buckets:
     return Buckets(many, ~(many | few), few)
 
 
-def read_list(path: str | Path) -> list[str]:
-    """Reads a list file: one name per line, CRLF or LF; blank lines are skipped.
-
-    Raises:
-        DataError: unreadable file, no names, or a duplicate name (with both line numbers).
-    """
-    return list(_line_of_name(Path(path)))
-
-
 def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
     """Index in `known` of each name of a list file, in the file's order.
 
@@ -93,7 +85,7 @@ def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
     """
     index = {name: number for number, name in enumerate(known)}
     found: list[int] = []
-    for name, line in _line_of_name(Path(path)).items():
+    for name, line in line_of_name(Path(path)).items():
         if name not in index:
             hint = nearest(name, known)
             raise DataError(
@@ -101,23 +93,3 @@ def match_list(path: str | Path, known: Sequence[str]) -> list[int]:
             )
         found.append(index[name])
     return found
-
-
-def _line_of_name(path: Path) -> dict[str, int]:
-    """Line number (from 1) of every name of a list file, in the file's order."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the list: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the list is not UTF-8 text ({error}); write one clip name per line") from error
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        name = line.strip()
-        if name in lines:
-            raise DataError(f"{path}, line {number}: '{name}' is already on line {lines[name]}; remove one of the two")
-        if name:
-            lines[name] = number
-    if not lines:
-        raise DataError(f"{path}: the list is empty; write one clip name per line")
-    return lines

@@ -15,11 +15,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
+from shapmix.process.choices import Registry, check_choice
 from shapmix.process.device import choose_device
 from shapmix.process.ending import SCRIPT, is_script
 from shapmix.process.errors import ShapmixError
@@ -41,6 +43,35 @@ class ComputeOptions:
     """auto (the GPU if there is one), cpu, cuda or cuda:N; under torchrun cuda is the GPU of the process."""
     threads: int | None = None
     """CPU threads; None for torch's default."""
+
+
+class RegisteredName(PrimitiveConstructorSpec[str]):
+    """A name in a registry: one that is registered when a command line is read.
+
+    Args:
+        own: the form of what is taken besides, such as MODULE:FUNCTION; it holds a colon, and no name does.
+        also: names that are taken besides, such as auto.
+    """
+
+    nargs = 1
+
+    def __init__(self, registry: Registry[Any], own: str = "", also: tuple[str, ...] = ()) -> None:
+        self.registry, self.own, self.also = registry, own, also
+
+    @property
+    def metavar(self) -> str:
+        return f"{{{','.join(filter(None, (*self.also, *self.registry, self.own)))}}}"
+
+    def instance_from_str(self, words: list[str]) -> str:
+        if not (self.own and ":" in words[0]):
+            check_choice(self.registry.option, words[0], [*self.also, *self.registry, *filter(None, [self.own])])
+        return words[0]
+
+    def is_instance(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def str_from_instance(self, value: str) -> list[str]:
+        return [value]
 
 
 def read_options(kind: type[Options], arguments: Sequence[str] | None, name: str) -> Options:

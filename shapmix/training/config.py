@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
-from tyro.constructors import PrimitiveConstructorSpec
 
 from shapmix.data.order import SAMPLERS
 from shapmix.data.sampling import NetworkStream
@@ -24,41 +23,12 @@ from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import Compat
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.backbones import BACKBONES
-from shapmix.process.choices import Registry, check_choice
-from shapmix.process.command import ComputeOptions, program
+from shapmix.process.command import ComputeOptions, RegisteredName, program
 from shapmix.process.errors import ShapmixError
 from shapmix.process.files import write_whole
 
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
-
-
-class RegisteredName(PrimitiveConstructorSpec[str]):
-    """A name in a registry: one that is registered when a command line is read.
-
-    Args:
-        own: the form of what is taken besides, such as MODULE:FUNCTION; it holds a colon, and no name does.
-    """
-
-    nargs = 1
-
-    def __init__(self, registry: Registry[Any], own: str = "") -> None:
-        self.registry, self.own = registry, own
-
-    @property
-    def metavar(self) -> str:
-        return f"{{{','.join(filter(None, (*self.registry, self.own)))}}}"
-
-    def instance_from_str(self, words: list[str]) -> str:
-        if not (self.own and ":" in words[0]):
-            check_choice(self.registry.option, words[0], [*self.registry, *filter(None, [self.own])])
-        return words[0]
-
-    def is_instance(self, value: Any) -> bool:
-        return isinstance(value, str)
-
-    def str_from_instance(self, value: str) -> list[str]:
-        return [value]
 
 
 Mix = Annotated[str, RegisteredName(MIXERS)]

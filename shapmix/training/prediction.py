@@ -18,6 +18,7 @@ from shapmix.data.sources.bounded import UNREADABLE, check_name, read_file
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import ENDING, LARGEST_FILE, actors, read_skeletons
 from shapmix.data.sources.plain import ARRAY, TABLE, read_array
+from shapmix.data.sources.registry import SourceOptions
 from shapmix.data.store import INDEX, open_store
 from shapmix.process.errors import DataError
 from shapmix.shapley.explanation import explain
@@ -80,7 +81,7 @@ def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
         yield from (Unread(name, partial(store.clip, index)) for index, name in enumerate(store.names))
         return
     # the plain format does not declare scores: assume the same as in training
-    source = find_source(file, scores=trained.scores and (file / TABLE).is_file())
+    source = find_source(file, options=SourceOptions(scores=trained.scores and (file / TABLE).is_file()))
     _check_fits(file, trained, parse_layout(layout_text(source.layout), where=source.layout), source.scores)
     for index, name in enumerate(source.names):
         yield Unread(check_name(name, "recording", str(file)), partial(_read_of, source, index))

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapmix.data.clips import Splits
-from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list, read_list
+from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list
 from shapmix.data.nw_ucla import load_nw_ucla
+from shapmix.data.sources.bounded import read_list
 from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES
 from shapmix.data.synthetic import BLOCKS, CLASSES, IDLE, MOTIONS, PARTS, make_clip, make_synthetic
 from shapmix.process.errors import DataError

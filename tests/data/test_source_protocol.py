@@ -12,6 +12,7 @@ import pytest
 from shapmix.data.nw_ucla import load_nw_ucla
 from shapmix.data.sources import Source
 from shapmix.data.sources.find import find_source
+from shapmix.data.sources.registry import SourceOptions
 from shapmix.process.errors import DataError
 
 ZEROS = "no frame holds a body, all coordinates are zero; remove the clip"
@@ -74,7 +75,7 @@ MAKERS = (plain, pyskl, msg3d, ntu_npz, nw_ucla, ntu_raw)
 
 def opened(make: object, folder: Path) -> Source:
     path = make(folder)  # type: ignore[operator]
-    return find_source(path, layout="ucla20") if make is plain else find_source(path)
+    return find_source(path, options=SourceOptions(layout="ucla20")) if make is plain else find_source(path)
 
 
 @pytest.mark.parametrize("make", MAKERS)

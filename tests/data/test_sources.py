@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shapmix import prepare
 from shapmix.data.nw_ucla import load_nw_ucla
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.msg3d import Msg3d
 from shapmix.data.sources.ntu_npz import NtuNpz
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
+from shapmix.data.sources.registry import FORMATS, SourceOptions, source
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.process.errors import DataError
 
@@ -170,7 +172,7 @@ def test_pyskl_kinetics_is_gathered(tmp_path: Path) -> None:
         ({"keypoint": np.full((1, 4, 25, 3), np.nan)}, "frame 0 is not finite"),
         ({"keypoint": np.zeros((1, 4, 25, 3))}, "no frame holds a body"),
         ({"keypoint": np.zeros((4, 25, 3))}, r"keypoint is \[4, 25, 3\]"),
-        ({"keypoint": np.zeros((1, 4, 7, 3))}, "poses of 7 joints; supported: 25, 17"),
+        ({"keypoint": np.zeros((1, 4, 7, 3))}, "poses of 7 joints, known are 25, 17; give --layout"),
     ],
 )
 def test_pyskl_damage_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -443,5 +445,42 @@ def test_what_fits_nothing_or_several_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="could be msg3d or plain; choose with --format"):
         find_source(tmp_path)
     assert isinstance(find_source(tmp_path, "plain"), Plain)
-    with pytest.raises(DataError, match="whose skeleton and scores are known"):
-        find_source(tmp_path, "msg3d", layout="ntu25")
+    with pytest.raises(DataError, match=r"the format is msg3d, which does not take --scores \(only plain\)"):
+        find_source(tmp_path, "msg3d", SourceOptions(scores=True))
+    with pytest.raises(ValueError, match="format is 'msg3'; did you mean 'msg3d'"):
+        find_source(tmp_path, "msg3")
+
+
+# The registry
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_takes_a_layout_and_refuses_other_paths(name: str, tmp_path: Path) -> None:
+    entry = FORMATS[name]
+    assert "layout" in entry.options
+    (tmp_path / "file").write_text("no data set")
+    assert not entry.fits(tmp_path)
+    assert not entry.fits(tmp_path / "file")
+
+
+def test_a_format_is_added_by_one_decorator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("")
+
+    class Mine(Msg3d):
+        def __init__(self, path: Path, *, layout: str | None = None) -> None:
+            raise DataError(f"{path}: read as mine with {layout}")
+
+    try:
+        source("mine", "a folder with mine.txt", fits=lambda path: (path / "mine.txt").is_file())(Mine)
+        with pytest.raises(DataError, match="read as mine with ntu25"):
+            find_source(tmp_path, options=SourceOptions(layout="ntu25"))
+        with pytest.raises(DataError, match=r"mine: a folder with mine\.txt"):
+            find_source(tmp_path / "mine.txt")
+        assert prepare.main([str(tmp_path), str(tmp_path / "out"), "--format", "mine"]) == 2
+        assert "read as mine with None" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="format 'mine' is already registered"):
+            source("mine", "the same", fits=Path.is_file)(Mine)
+    finally:
+        FORMATS.pop("mine", None)
+    with pytest.raises(ValueError, match="must take the keyword argument 'layout'"):
+        source("mine", "takes no layout", fits=Path.is_file)(lambda path: Mine(path))

@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import reprlib
+import sys
 import tarfile
 import unicodedata
 import zipfile
@@ -132,6 +133,35 @@ def read_table(path: Path, needed: tuple[str, ...], known: tuple[str, ...] | Non
         raise DataError(f"{path}: not a UTF-8 table ({error})") from error
 
 
+def read_list(path: str | Path) -> list[str]:
+    """Reads a list file: one name per line, CRLF or LF; blank lines are skipped.
+
+    Raises:
+        DataError: unreadable file, no names, or a duplicate name (with both line numbers).
+    """
+    return list(line_of_name(Path(path)))
+
+
+def line_of_name(path: Path) -> dict[str, int]:
+    """Line number (from 1) of every name of a list file, in the file's order; errors as `read_list`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the list: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the list is not UTF-8 text ({error}); write one clip name per line") from error
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name = line.strip()
+        if name in lines:
+            raise DataError(f"{path}, line {number}: '{name}' is already on line {lines[name]}; remove one of the two")
+        if name:
+            lines[name] = number
+    if not lines:
+        raise DataError(f"{path}: the list is empty; write one clip name per line")
+    return lines
+
+
 def check_name(name: object, what: str, where: str) -> str:
     """Validates the name of a class, a recording or a list: one line of printable text.
 
@@ -235,6 +265,26 @@ def is_tar(path: Path) -> bool:
     except (*UNREADABLE, ValueError):
         return False
     return True
+
+
+def archive_holds(path: Path, ending: str) -> bool:
+    """Whether an archive contains files with that suffix (of a tar archive, only the first file is checked); False for other paths.
+
+    Raises:
+        DataError: a damaged archive.
+    """
+    if not path.is_file():
+        return False
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith(ending) for name in archive.namelist())
+        if is_tar(path):
+            first = next(tar_files(path, "", sys.maxsize), None)
+            return first is not None and first[0].endswith(ending)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: the archive cannot be read ({error}); download it again") from error
+    return False
 
 
 def zip_files(path: Path, ending: str, largest: int) -> list[str]:

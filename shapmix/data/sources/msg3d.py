@@ -9,6 +9,7 @@ import numpy as np
 from shapmix.data.sources import Recording
 from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, no_body, show
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
+from shapmix.data.sources.registry import source
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.process.errors import DataError
 
@@ -16,6 +17,7 @@ LAYOUTS = {25: "ntu25", 17: "coco17"}
 DATA, LABEL = "_data_joint.npy", "_label.pkl"
 
 
+@source("msg3d", f"a folder with train{DATA}", fits=lambda path: path.is_dir() and any(path.glob(f"*{DATA}")))
 class Msg3d:
     """Every part (`train`, `val`, `test`) of a folder; arrays are memory-mapped, trailing all-zero frames are removed.
 
@@ -26,7 +28,7 @@ class Msg3d:
         DataError: files that are missing, unreadable or inconsistent; a number of joints without a built-in layout.
     """
 
-    def __init__(self, folder: Path, *, depth: bool = False) -> None:
+    def __init__(self, folder: Path, *, layout: str | None = None, depth: bool = False) -> None:
         self.files: list[Path] = []
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}
@@ -44,11 +46,12 @@ class Msg3d:
             raise DataError(f"{folder}: contains no *{DATA}")
         shapes = {rows.shape[3] for rows, _ in self._rows}
         coordinates = {rows.shape[1] for rows, _ in self._rows}
-        if len(shapes) != 1 or not shapes <= set(LAYOUTS):
+        if len(shapes) != 1 or (layout is None and not shapes <= set(LAYOUTS)):
             raise DataError(
-                f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; all files must have 17 or all 25"
+                f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; all files must have 17 or all 25, or give "
+                "--layout and files of one skeleton"
             )
-        self.layout = LAYOUTS[shapes.pop()]
+        self.layout = layout or LAYOUTS[shapes.pop()]
         self.scores = self.layout == "coco17" and coordinates == {3} and not depth
         classes = max(self.labels) + 1
         named = all(parse_ntu_name(name) for name in self.names)

@@ -18,8 +18,9 @@ from typing import IO
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE, no_body
+from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLASSES, MOST_CLIPS, UNREADABLE, no_body, read_list
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
+from shapmix.data.sources.registry import source
 from shapmix.process.errors import DataError
 
 PEOPLE, JOINTS, COORDINATES = 2, 25, 3
@@ -110,10 +111,17 @@ class NtuNpz:
         DataError: not such a file; labels that are not one-hot; lists that do not match the rows.
     """
 
-    layout = "ntu25"
     scores = False
 
-    def __init__(self, path: Path, *, train_names: Sequence[str] | None = None, test_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        layout: str | None = None,
+        train_names: Sequence[str] | None = None,
+        test_names: Sequence[str] | None = None,
+    ) -> None:
+        self.layout = layout or "ntu25"
         self.files = [path]
         self._frames: list[tuple[_Rows, int]] = []
         self.labels: list[int] = []
@@ -164,13 +172,22 @@ class NtuNpz:
 
 def is_ntu_npz(path: Path) -> bool:
     """Whether a file is a zip archive with the members of this format."""
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
             return {f"{axis}_{part}.npy" for axis in "xy" for part in PARTS} <= set(archive.namelist())
     except UNREADABLE:
         return False
+
+
+@source("ntu_npz", "an npz with x_train, y_train, x_test, y_test", fits=is_ntu_npz)
+def open_ntu_npz(
+    path: Path, *, layout: str | None = None, train_names: Path | None = None, test_names: Path | None = None
+) -> NtuNpz:
+    """Opens the file with the names of its rows from two list files."""
+    train, test = (None if names is None else read_list(names) for names in (train_names, test_names))
+    return NtuNpz(path, layout=layout, train_names=train, test_names=test)
 
 
 def _open(path: Path, part: str) -> tuple[_Rows, list[int], int]:

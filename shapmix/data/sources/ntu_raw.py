@@ -17,8 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import UNREADABLE, no_body, read_file, tar_files, zip_files
+from shapmix.data.sources.bounded import UNREADABLE, archive_holds, no_body, read_file, tar_files, zip_files
 from shapmix.data.sources.names import NtuName, ntu_classes, parse_ntu_name
+from shapmix.data.sources.registry import source
 from shapmix.process.errors import DataError
 
 ENDING = ".skeleton"
@@ -64,6 +65,13 @@ def read_skeletons(content: bytes, where: str) -> Skeletons:
     return Skeletons(frame_of, body, joints)
 
 
+def _is_ntu_raw(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.glob(f"*{ENDING}")) or any(path.glob(f"*/*{ENDING}"))
+    return archive_holds(path, ENDING)
+
+
+@source("ntu_raw", f"a folder or an archive of {ENDING} files", fits=_is_ntu_raw)
 class NtuRaw:
     """The `.skeleton` files of a folder (or its subfolders), a zip archive or a tar archive (compressed or not), sorted by name.
 
@@ -74,10 +82,10 @@ class NtuRaw:
         DataError: no such files, a name that is not `SsssCcccPpppRrrrAaaa`, a duplicate name, or a damaged archive.
     """
 
-    layout = "ntu25"
     scores = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, layout: str | None = None) -> None:
+        self.layout = layout or "ntu25"
         self._path = path
         self.splits: dict[str, list[str]] = {}  # the data comes without lists
         if path.is_dir():

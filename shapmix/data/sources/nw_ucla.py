@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import no_body, numbers, parse_json, read_file, read_table, show, tar_files
+from shapmix.data.sources.bounded import archive_holds, is_tar, no_body, numbers, parse_json, read_file, read_table, show, tar_files
+from shapmix.data.sources.registry import source
 from shapmix.process.errors import DataError
 
 CLASS_NAMES = (
@@ -139,6 +140,13 @@ def _is_joint(value: object) -> bool:
 TABLES = {"train": "train.csv", "test": "test.csv"}
 
 
+def _is_nw_ucla(path: Path) -> bool:
+    if path.is_dir():
+        return any((path / name).exists() for name in ("all_sqe", "all_sqe.tar.xz"))
+    return path.is_file() and is_tar(path) and archive_holds(path, ".json")
+
+
+@source("nw_ucla", "a folder with all_sqe/ or all_sqe.tar.xz, or that archive", fits=_is_nw_ucla)
 class NwUcla:
     """All clips of `all_sqe/` or its archive, sorted by name; `camera` is the view, `train.csv` and `test.csv` are the splits.
 
@@ -148,10 +156,10 @@ class NwUcla:
         DataError: missing or damaged files; the message names the file, the frame and the reason.
     """
 
-    layout = "ucla20"
     scores = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, layout: str | None = None) -> None:
+        self.layout = layout or "ucla20"
         found = find_clips(root)
         clips = read_clips(found)
         self.names = sorted(clips)

@@ -39,6 +39,7 @@ from shapmix.data.sources.bounded import (
     read_table,
     show,
 )
+from shapmix.data.sources.registry import source
 from shapmix.process.errors import DataError
 
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
@@ -47,6 +48,7 @@ COLUMNS = ("name", "label", "split", *NUMBERS)
 MOST_DIGITS = 18  # per number in the table
 
 
+@source("plain", f"a folder with {TABLE}", fits=lambda path: (path / TABLE).is_file())
 class Plain:
     """Clips of a folder in the plain format, in the order of the table.
 

@@ -15,12 +15,14 @@ import numpy as np
 from shapmix.data.sources import Recording
 from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, MOST_SPLITS, check_label, no_body, show
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
+from shapmix.data.sources.registry import source
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.process.errors import DataError
 
 LAYOUTS = {25: "ntu25", 17: "coco17"}
 
 
+@source("pyskl", "a .pkl with annotations", fits=lambda path: path.suffix in (".pkl", ".pickle") and path.is_file())
 class Pyskl:
     """Annotations of one pickle, named by their `frame_dir`.
 
@@ -37,7 +39,7 @@ class Pyskl:
         DataError: not such a pickle, or it requests anything but data.
     """
 
-    def __init__(self, path: Path, *, max_people: int = 2) -> None:
+    def __init__(self, path: Path, *, layout: str | None = None, max_people: int = 2) -> None:
         self.files = [path]
         self._path, self._max_people = path, max_people
         content = load_pickle(path)
@@ -54,9 +56,10 @@ class Pyskl:
             self.class_names = [str(label) for label in range(max(self.labels) + 1)]
         self.splits = _splits(path, content.get("split"), len(self.names))
         joints = self._array(0, "keypoint").shape[-2:-1]
-        if joints not in [(number,) for number in LAYOUTS]:
-            raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints; supported: {', '.join(map(str, LAYOUTS))}")
-        self.layout = LAYOUTS[joints[0]]
+        if layout is None and joints not in [(number,) for number in LAYOUTS]:
+            known = ", ".join(map(str, LAYOUTS))
+            raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints, known are {known}; give --layout")
+        self.layout = layout or LAYOUTS[joints[0]]
         most = max(
             1 if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
             for entry in self._annotations

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shapmix.data.longtail import read_list
 from shapmix.data.sources import Source
+from shapmix.data.sources.bounded import read_list
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import actors, read_skeletons
 from shapmix.data.sources.nw_ucla import parse_clip
