@@ -23,7 +23,7 @@ slow *options:
 check:
     ruff check .
     ruff format --check .
-    mypy shapmix kernels bench
+    mypy shapmix bench
 
 # build the documentation into site/
 docs:

@@ -149,8 +149,7 @@ if wanted_nvcc():
 
 setup(
     version=version(),
-    packages=[*find_packages(include=["shapmix", "shapmix.*"]), "shapmix.kernels"],
-    package_dir={"shapmix": "shapmix", "shapmix.kernels": "kernels"},
+    packages=find_packages(include=["shapmix", "shapmix.*"]),
     package_data={"shapmix": ["skeleton/layouts/*.toml", "training/presets/*.yaml", "pages/templates/*.html", "py.typed"]},
     ext_modules=native,
     cmdclass={"build_ext": CMakeBuild},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,18 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"shapmix": ROOT / "shapmix", "shapmix.kernels": ROOT / "kernels"}
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # of the repository's top, shown in the site
 REFERENCE = "API reference"
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)")  # out of docs/
-
-# kernels/ becomes shapmix.kernels on installation only, so docstrings are read from a folder of links where it lies in the package
-_package = tempfile.TemporaryDirectory(prefix="shapmix-docs-")
 
 
 def modules() -> dict[str, Path]:
     """Module name -> its file, of every module that is not private."""
     found = {}
-    for package, folder in FOLDERS.items():
-        for file in folder.rglob("*.py"):
-            parts = [package, *file.relative_to(folder).with_suffix("").parts]
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            if "._" not in name:
-                found[name] = file
+    for file in glob("shapmix/**/*.py", root_dir=ROOT, recursive=True):  # also through the link shapmix/kernels
+        name = ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
+        if "._" not in name:
+            found[name] = ROOT / file
     return dict(sorted(found.items()))
 
 
@@ -59,13 +53,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             page = top[name]
         top[parent].append({last: page})
     config.nav.append({REFERENCE: top["shapmix"]})
-
-    package = Path(_package.name) / "shapmix"
-    package.mkdir(exist_ok=True)
-    for entry in (*FOLDERS["shapmix"].iterdir(), FOLDERS["shapmix.kernels"]):
-        if not (package / entry.name).is_symlink():
-            (package / entry.name).symlink_to(entry)
-    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [_package.name]
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(ROOT)]
     return config
 
 
@@ -83,7 +71,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Makes a link to a file of the repository one to its page in the reference, or to a copy of it in the site."""
-    pages = {file: page_of(name, file) for name, file in modules().items()}
+    pages = {file.resolve(): page_of(name, file) for name, file in modules().items()}
     pages |= {ROOT / name: place for name, place in ROOT_PAGES.items()}
     here = Path(page.file.src_uri).parent
 

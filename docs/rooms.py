@@ -60,8 +60,7 @@ def about(name: str) -> str:
     """First sentence of a package's docstring; nothing for a command, whose name says it."""
     if is_command(name):
         return ""
-    folder = ROOT / "kernels" if name == "kernels" else ROOT / "shapmix" / name
-    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse((ROOT / "shapmix" / name / "__init__.py").read_text(encoding="utf-8"))) or ""
     return docstring.split("\n")[0].rstrip(".").replace("`", "")
 
 

@@ -3,12 +3,6 @@
 Each back end is a module: `native` (C++), `cuda` (CUDA C++), `triton_ops` (Triton). `dispatch` selects one per call.
 """
 
-if __name__ != "shapmix.kernels":
-    raise ImportError(
-        f"this folder is the package shapmix.kernels and cannot be imported as '{__name__}': "
-        "install the project (`pip install -e .`) and write `import shapmix.kernels`"
-    )
-
 from .branches import join_branches
 from .clips import sample_clips
 from .coalition import coalition_inputs, normalised_coalition_inputs

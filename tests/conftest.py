@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench  # noqa: F401  makes shapmix.kernels importable if the project is not installed
 from bench.verdicts import verified_backends
 from shapmix.data.clips import Splits
 from tests.small_run import leave_pictures_out, make_small, make_small_runs
@@ -45,7 +44,7 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """With `-m gpu`, skips files whose packages are missing by name, since a GPU machine may have few packages."""
     report = yield
-    lacks = re.search(r"No module named '(?!shapmix|bench|kernels|backends)(\w+)", str(report.longrepr)) if report.failed else None
+    lacks = re.search(r"No module named '(?!shapmix|bench|backends)(\w+)", str(report.longrepr)) if report.failed else None
     if lacks and "gpu" in collector.config.option.markexpr:
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 1, f"Skipped: it needs {lacks[1]}, which is not installed")

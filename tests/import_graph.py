@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +44,9 @@ def import_graph(root: Path = ROOT) -> Graph:
 
 
 def find_modules(root: Path) -> Iterator[tuple[str, Path]]:
-    """Dotted names of all modules; `kernels/` is `shapmix.kernels`."""
-    for folder, package in ((root / "shapmix", "shapmix"), (root / "kernels", "shapmix.kernels")):
-        for path in folder.rglob("*.py"):
-            if folder.name == "shapmix" and "kernels" in path.relative_to(folder).parts:
-                continue  # a link to the other folder
-            parts = path.relative_to(folder).with_suffix("").parts
-            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+    """Dotted names of all modules, also of `shapmix/kernels`, which is a link and so is not entered by `Path.rglob`."""
+    for file in glob("shapmix/**/*.py", root_dir=root, recursive=True):
+        yield ".".join(part for part in Path(file).with_suffix("").parts if part != "__init__"), root / file
 
 
 def imported(name: str, path: Path, modules: set[str]) -> Iterator[tuple[int, str]]:

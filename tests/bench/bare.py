@@ -24,7 +24,7 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {sorted(blocked - {"shapmix", "kernels", "bench"})!r} or name in {BUILT!r}:
+        if name.partition(".")[0] in {sorted(blocked - {"shapmix", "bench"})!r} or name in {BUILT!r}:
             return None
         return self.finder.find_spec(name, path, target)
 
