@@ -20,7 +20,11 @@ constexpr std::int64_t kRowsTogether = 64;
 // A mean within this many deviations from zero is subtracted after the scaling, which rounds at the size of the mean and saves one
 // instruction per element.
 constexpr double kNear = 2;
-constexpr const char* kNoHalf = "the CPU path of batch_norm supports float32, float64 and bfloat16";
+// The dtypes of the CPU path.
+template <class Body>
+void switch_input(const BatchNormJob& job, const Body& body) {
+  switch_dtype<float, double, Bfloat16>(job.dtype, "batch_norm on the CPU: x", body);
+}
 
 // Two numbers per channel: sums, or the mean and the sum of squared deviations from it.
 struct Totals {
@@ -361,25 +365,14 @@ void backward(const BatchNormJob& job, const void* out, const void* mean, const 
 }  // namespace
 
 void batch_norm_cpu(const BatchNormJob& job, void* out, void* mean, void* variance, int threads) {
-  switch (job.dtype) {
-    case Dtype::kFloat32: return forward<float>(job, out, mean, variance, threads);
-    case Dtype::kFloat64: return forward<double>(job, out, mean, variance, threads);
-    case Dtype::kBfloat16: return forward<Bfloat16>(job, out, mean, variance, threads);
-    case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
-  }
+  switch_input(job, [&](auto element) { forward<decltype(element)>(job, out, mean, variance, threads); });
 }
 
 void batch_norm_backward_cpu(const BatchNormJob& job, const void* out, const void* mean, const void* variance, const void* grad,
                              void* to_in, void* to_shortcut, void* to_weight, void* to_bias, int threads) {
-  const auto run = [&](auto element) {
+  switch_input(job, [&](auto element) {
     backward<decltype(element)>(job, out, mean, variance, grad, to_in, to_shortcut, to_weight, to_bias, threads);
-  };
-  switch (job.dtype) {
-    case Dtype::kFloat32: return run(float{});
-    case Dtype::kFloat64: return run(double{});
-    case Dtype::kBfloat16: return run(Bfloat16{});
-    case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
-  }
+  });
 }
 
 }  // namespace shapmix

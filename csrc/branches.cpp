@@ -100,12 +100,8 @@ void join(const BranchesJob& job, void* out, int threads) {
 }  // namespace
 
 void join_branches_cpu(const BranchesJob& job, void* out, int threads) {
-  switch (job.dtype) {
-    case Dtype::kFloat32: return join<float>(job, out, threads);
-    case Dtype::kFloat64: return join<double>(job, out, threads);
-    case Dtype::kBfloat16: return join<Bfloat16>(job, out, threads);
-    case Dtype::kFloat16: throw std::invalid_argument("the CPU path of join_branches supports float32, float64 and bfloat16");
-  }
+  switch_dtype<float, double, Bfloat16>(job.dtype, "join_branches on the CPU: narrow",
+                                        [&](auto element) { join<decltype(element)>(job, out, threads); });
 }
 
 }  // namespace shapmix

@@ -244,23 +244,13 @@ void check_coalitions(const CoalitionJob& job) {
 }
 
 void coalition_inputs_cpu(const CoalitionJob& job, int threads) {
-  switch (job.element_size) {
-    case 2: return run<std::uint16_t>(job, threads);
-    case 4: return run<std::uint32_t>(job, threads);
-    case 8: return run<std::uint64_t>(job, threads);
-    default:
-      throw std::invalid_argument("element_size is " + std::to_string(job.element_size) +
-                                  "; the CPU path supports 2, 4 or 8 bytes");
-  }
+  switch_element_size(job.element_size, "coalition_inputs on the CPU: clips",
+                      [&](auto bits) { run<decltype(bits)>(job, threads); });
 }
 
 void normalised_coalition_inputs_cpu(const NormalisedJob& job, int threads) {
-  switch (job.dtype) {
-    case Dtype::kFloat32: return run_normalised<float>(job, threads);
-    case Dtype::kFloat64: return run_normalised<double>(job, threads);
-    case Dtype::kFloat16: return run_normalised<Half>(job, threads);
-    case Dtype::kBfloat16: return run_normalised<Bfloat16>(job, threads);
-  }
+  switch_dtype<float, double, Half, Bfloat16>(job.dtype, "normalised_coalition_inputs on the CPU: clips",
+                                              [&](auto element) { run_normalised<decltype(element)>(job, threads); });
 }
 
 }  // namespace shapmix

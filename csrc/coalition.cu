@@ -62,7 +62,7 @@ void launch(const CoalitionJob& job, cudaStream_t stream) {
   } else {
     coalition_kernel<Element, 1><<<plane_grid(job.shape, 1), kBlock, 0, stream>>>(job);
   }
-  check_cuda(cudaGetLastError(), "coalition_inputs: launch");
+  check_launch("coalition_inputs", job.shape);
 }
 
 }  // namespace
@@ -70,14 +70,7 @@ void launch(const CoalitionJob& job, cudaStream_t stream) {
 void coalition_inputs_cuda(const CoalitionJob& job, int device, void* stream) {
   const DeviceGuard guard(device);
   const auto queue = static_cast<cudaStream_t>(stream);
-  switch (job.element_size) {
-    case 2: return launch<std::uint16_t>(job, queue);
-    case 4: return launch<std::uint32_t>(job, queue);
-    case 8: return launch<std::uint64_t>(job, queue);
-    default:
-      throw std::invalid_argument("element_size is " + std::to_string(job.element_size) +
-                                  "; the CUDA path supports 2, 4 or 8 bytes");
-  }
+  switch_element_size(job.element_size, "coalition_inputs on CUDA: clips", [&](auto bits) { launch<decltype(bits)>(job, queue); });
 }
 
 }  // namespace shapmix

@@ -17,7 +17,7 @@ int device_count() {
 std::string device_error(int device) {
   if (driver_version() == 0) return "no NVIDIA driver is loaded";
   int count = 0;
-  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) return cudaGetErrorString(status);
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) return describe(status);
   if (device < 0 || device >= count) {
     return "there are " + std::to_string(count) + " devices, none numbered " + std::to_string(device);
   }
@@ -25,7 +25,7 @@ std::string device_error(int device) {
   cudaFuncAttributes attributes;
   if (const cudaError_t status = cudaFuncGetAttributes(&attributes, probe_kernel); status != cudaSuccess) {
     (void)cudaGetLastError();  // clears it, so that the next launch does not report it
-    return cudaGetErrorString(status);
+    return describe(status);
   }
   return "";
 }

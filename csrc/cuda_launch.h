@@ -16,9 +16,23 @@ namespace shapmix {
 inline constexpr int kPackBytes = 16;  // the widest access of one thread
 inline constexpr int kBlock = 128;
 
-inline void check_cuda(cudaError_t status, const char* what) {
+inline std::string describe(cudaError_t status) {
+  return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ", " + std::to_string(status) + ")";
+}
+
+inline void check_cuda(cudaError_t status, const std::string& what) {
+  if (status != cudaSuccess) throw std::runtime_error(what + " failed: " + describe(status));
+}
+
+// The error of the last launch, with the sizes [N, C, T, V, M] of its clips.
+inline void check_launch(const char* op, const ClipShape& shape) {
+  const cudaError_t status = cudaGetLastError();
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(status));
+  std::string sizes;
+  for (const std::int64_t size : {shape.samples, shape.channels, shape.frames, shape.joints, shape.people}) {
+    sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  }
+  check_cuda(status, std::string(op) + ": the launch on clips [" + sizes + "]");
 }
 
 // Device guard: makes `device` current and restores the caller's device on destruction.
@@ -26,7 +40,7 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    if (device != before_) check_cuda(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
     changed_ = device != before_;
   }
   ~DeviceGuard() {
@@ -56,9 +70,10 @@ inline bool packs_fit(const ClipView& view, const ClipShape& shape, std::int64_t
 // x covers the packs of a plane [T, V, M]; y loops over the planes (n, c), grid-stride.
 inline dim3 plane_grid(const ClipShape& shape, int lanes) {
   constexpr std::int64_t kMaxGridY = 65535;
-  if (shape.plane() > std::numeric_limits<int>::max() - kBlock * kPackBytes) {
-    throw std::invalid_argument("clips: T * V * M is " + std::to_string(shape.plane()) +
-                                "; one channel must stay below 2^31 elements");
+  constexpr std::int64_t kMostElements = std::numeric_limits<int>::max() - kBlock * kPackBytes;  // indices are int
+  if (shape.plane() > kMostElements) {
+    throw std::invalid_argument("clips: T * V * M is " + std::to_string(shape.plane()) + "; give at most " +
+                                std::to_string(kMostElements));
   }
   const std::int64_t packs = (shape.plane() + lanes - 1) / lanes;
   return dim3(static_cast<unsigned>((packs + kBlock - 1) / kBlock),

@@ -5,7 +5,24 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "dtype.h"
+
 namespace shapmix {
+
+template <>
+struct DtypeOf<__half> {
+  static constexpr Dtype value = Dtype::kFloat16;
+};
+template <>
+struct DtypeOf<__nv_bfloat16> {
+  static constexpr Dtype value = Dtype::kBfloat16;
+};
+
+// The dtype switch of every CUDA op.
+template <class Body>
+void switch_cuda_dtype(Dtype dtype, const char* what, const Body& body) {
+  switch_dtype<float, double, __half, __nv_bfloat16>(dtype, what, body);
+}
 
 __device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
 __device__ inline float sum(float x, float y) { return __fadd_rn(x, y); }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "dtype.h"
 #include "simd.h"
 
 namespace shapmix {
@@ -71,6 +72,15 @@ struct Bfloat16 {
   }
 
   SHAPMIX_SIMD_BODY explicit operator float() const { return float_of(static_cast<std::uint32_t>(bits) << 16); }
+};
+
+template <>
+struct DtypeOf<Half> {
+  static constexpr Dtype value = Dtype::kFloat16;
+};
+template <>
+struct DtypeOf<Bfloat16> {
+  static constexpr Dtype value = Dtype::kBfloat16;
 };
 
 // The type used for arithmetic on an element.

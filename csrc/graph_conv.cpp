@@ -17,7 +17,11 @@
 namespace shapmix {
 namespace {
 
-constexpr const char* kNoHalf = "the CPU path of graph_conv supports float32, float64 and bfloat16 features";
+// The dtypes of the CPU path.
+template <class Body>
+void switch_features(const GraphConvJob& job, const Body& body) {
+  switch_dtype<float, double, Bfloat16>(job.dtype, "graph_conv on the CPU: features", body);
+}
 
 // Channel blocks of one row: graphs [V][S V], features [T][S V], gradients [T][V] and [V][S V], in vectors.
 template <class M, class Element>
@@ -374,7 +378,9 @@ void backward(const GraphConvJob& job, const void* grad, const GraphConvGradient
 }
 
 void check(const GraphConvJob& job) {
-  if (job.channels % 8 != 0) throw std::invalid_argument("channels must be a multiple of 8");
+  if (job.channels % 8 != 0) {
+    throw std::invalid_argument("weight has " + std::to_string(job.channels) + " channels; the CPU path needs a multiple of 8");
+  }
   if (job.relations > RowBlocks<Wide256<float>, float>::kMostRelations) {
     throw std::invalid_argument("weight has " + std::to_string(job.relations) + " relations; the CPU path supports up to " +
                                 std::to_string(RowBlocks<Wide256<float>, float>::kMostRelations));
@@ -385,22 +391,12 @@ void check(const GraphConvJob& job) {
 
 void graph_conv_cpu(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, int threads) {
   check(job);
-  switch (job.dtype) {
-    case Dtype::kFloat32: return forward<float>(job, epilogue, out, threads);
-    case Dtype::kFloat64: return forward<double>(job, epilogue, out, threads);
-    case Dtype::kBfloat16: return forward<Bfloat16>(job, epilogue, out, threads);
-    case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
-  }
+  switch_features(job, [&](auto element) { forward<decltype(element)>(job, epilogue, out, threads); });
 }
 
 void graph_conv_backward_cpu(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, int threads) {
   check(job);
-  switch (job.dtype) {
-    case Dtype::kFloat32: return backward<float>(job, grad, gradients, threads);
-    case Dtype::kFloat64: return backward<double>(job, grad, gradients, threads);
-    case Dtype::kBfloat16: return backward<Bfloat16>(job, grad, gradients, threads);
-    case Dtype::kFloat16: throw std::invalid_argument(kNoHalf);
-  }
+  switch_features(job, [&](auto element) { backward<decltype(element)>(job, grad, gradients, threads); });
 }
 
 }  // namespace shapmix

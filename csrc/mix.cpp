@@ -168,12 +168,8 @@ void check_plan(const ClipShape& shape, const MixPlan& plan, const std::int64_t*
 }
 
 void mix_clips_cpu(const MixJob& job, int threads) {
-  switch (job.dtype) {
-    case Dtype::kFloat32: return run<float>(job, threads);
-    case Dtype::kFloat64: return run<double>(job, threads);
-    case Dtype::kFloat16: return run<Half>(job, threads);
-    case Dtype::kBfloat16: return run<Bfloat16>(job, threads);
-  }
+  switch_dtype<float, double, Half, Bfloat16>(job.dtype, "mix_clips on the CPU: clips",
+                                              [&](auto element) { run<decltype(element)>(job, threads); });
 }
 
 }  // namespace shapmix

@@ -85,7 +85,7 @@ void launch(const MixJob& job, cudaStream_t stream) {
   } else {
     mix_kernel<Element, 1><<<plane_grid(job.shape, 1), kBlock, 0, stream>>>(job);
   }
-  check_cuda(cudaGetLastError(), "mix_clips: launch");
+  check_launch("mix_clips", job.shape);
 }
 
 }  // namespace
@@ -93,12 +93,7 @@ void launch(const MixJob& job, cudaStream_t stream) {
 void mix_clips_cuda(const MixJob& job, int device, void* stream) {
   const DeviceGuard guard(device);
   const auto queue = static_cast<cudaStream_t>(stream);
-  switch (job.dtype) {
-    case Dtype::kFloat32: return launch<float>(job, queue);
-    case Dtype::kFloat64: return launch<double>(job, queue);
-    case Dtype::kFloat16: return launch<__half>(job, queue);
-    case Dtype::kBfloat16: return launch<__nv_bfloat16>(job, queue);
-  }
+  switch_cuda_dtype(job.dtype, "mix_clips on CUDA: clips", [&](auto element) { launch<decltype(element)>(job, queue); });
 }
 
 }  // namespace shapmix

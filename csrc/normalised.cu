@@ -71,7 +71,7 @@ void launch(const NormalisedJob& job, cudaStream_t stream) {
   } else {
     normalised_kernel<Element, 1><<<plane_grid(shape, 1), kBlock, 0, stream>>>(job);
   }
-  check_cuda(cudaGetLastError(), "normalised_coalition_inputs: launch");
+  check_launch("normalised_coalition_inputs", shape);
 }
 
 }  // namespace
@@ -79,12 +79,8 @@ void launch(const NormalisedJob& job, cudaStream_t stream) {
 void normalised_coalition_inputs_cuda(const NormalisedJob& job, int device, void* stream) {
   const DeviceGuard guard(device);
   const auto queue = static_cast<cudaStream_t>(stream);
-  switch (job.dtype) {
-    case Dtype::kFloat32: return launch<float>(job, queue);
-    case Dtype::kFloat64: return launch<double>(job, queue);
-    case Dtype::kFloat16: return launch<__half>(job, queue);
-    case Dtype::kBfloat16: return launch<__nv_bfloat16>(job, queue);
-  }
+  switch_cuda_dtype(job.dtype, "normalised_coalition_inputs on CUDA: clips",
+                    [&](auto element) { launch<decltype(element)>(job, queue); });
 }
 
 }  // namespace shapmix

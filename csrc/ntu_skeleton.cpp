@@ -104,14 +104,14 @@ class Lines {
 
   void only(const char* what) {
     skip_spaces();
-    if (field_ != stop_) throw NtuSkeletonError(line_, std::string("text behind ") + what);
+    if (field_ != stop_) fail_behind(what, "");
   }
 
-  void check_end() {
+  void check_end(std::int64_t frames) {
     while (at_ != end_) {
       next("nothing");
       skip_spaces();
-      if (field_ != stop_) throw NtuSkeletonError(line_, "text behind the last frame; the number of frames on line 1 is wrong");
+      if (field_ != stop_) fail_behind("the last frame", "; line 1 gives " + std::to_string(frames) + " frames");
     }
   }
 
@@ -123,11 +123,18 @@ class Lines {
   }
 
   [[noreturn]] void fail_at(const char* what, const char* kind) const {
-    const char* stop = field_;
-    while (stop != stop_ && !is_space(*stop) && stop - field_ < 24) ++stop;
-    std::string shown;
-    for (const char* p = field_; p != stop; ++p) shown += *p >= ' ' && *p <= '~' ? *p : '?';
-    throw NtuSkeletonError(line_, std::string(what) + " is '" + shown + "', not " + kind);
+    throw NtuSkeletonError(line_, std::string(what) + " is " + shown() + ", not " + kind);
+  }
+
+  [[noreturn]] void fail_behind(const char* what, const std::string& why) const {
+    throw NtuSkeletonError(line_, std::string("text behind ") + what + ", " + shown() + why);
+  }
+
+  // The next field in quotes, cut to 24 printable characters.
+  std::string shown() const {
+    std::string text = "'";
+    for (const char* p = field_; p != stop_ && !is_space(*p) && p - field_ < 24; ++p) text += *p >= ' ' && *p <= '~' ? *p : '?';
+    return text + "'";
   }
 
   const char* at_;   // the next line
@@ -136,6 +143,14 @@ class Lines {
   const char* stop_ = nullptr;  // of the line
   std::int64_t line_ = 0;
 };
+
+// A count larger than the file can hold is rejected before memory is allocated for it.
+void check_count(const Lines& lines, std::int64_t count, std::int64_t least_bytes, const char* what) {
+  if (count < 0) lines.fail(std::to_string(count) + what + "; give 0 or more");
+  if (count > lines.left() / least_bytes) {
+    lines.fail(std::to_string(count) + what + ", more than the remaining " + std::to_string(lines.left()) + " bytes can hold");
+  }
+}
 
 void read_body(Lines& lines, NtuSkeleton& found, std::int64_t frame, std::size_t first_of_frame) {
   lines.next("a body");
@@ -169,25 +184,22 @@ NtuSkeleton parse_ntu_skeleton(const char* text, std::size_t size) {
   lines.next("the number of frames");
   found.frames = lines.integer<std::int64_t>("the number of frames");
   lines.only("the number of frames");
-  // A count larger than the file can hold is rejected before memory is allocated for it.
-  if (found.frames < 0 || found.frames > lines.left()) {
-    lines.fail(std::to_string(found.frames) + " frames, more than the rest of the file can hold");
-  }
+  check_count(lines, found.frames, 1, " frames");
   std::int64_t with_bodies = 0;
   for (std::int64_t frame = 0; frame < found.frames; ++frame) {
     lines.next("the number of bodies");
     const auto bodies = lines.integer<std::int64_t>("the number of bodies");
     lines.only("the number of bodies");
-    if (bodies < 0 || bodies > lines.left() / kLeastBodyBytes) {
-      lines.fail(std::to_string(bodies) + " bodies, more than the rest of the file can hold");
-    }
+    check_count(lines, bodies, kLeastBodyBytes, " bodies");
     // Ids are compared pairwise, which is quadratic in the bodies of a frame.
-    if (bodies > kMostBodies) lines.fail(std::to_string(bodies) + " bodies in a frame; no recording has as many");
+    if (bodies > kMostBodies) {
+      lines.fail(std::to_string(bodies) + " bodies in a frame; a recording has at most " + std::to_string(kMostBodies));
+    }
     const std::size_t first = found.body.size();
     for (std::int64_t body = 0; body < bodies; ++body) read_body(lines, found, with_bodies, first);
     with_bodies += bodies > 0;
   }
-  lines.check_end();
+  lines.check_end(found.frames);
   return found;
 }
 

@@ -69,14 +69,11 @@ SHAPMIX_SIMD_CLONES void sum_rows(const SaliencyJob& job, const std::int64_t* us
 
 template <class Real>
 Real logit(const SaliencyJob& job, std::int64_t row, std::int64_t label) {
-  const std::int64_t at = row * job.classes + label;
-  switch (job.logits_dtype) {
-    case Dtype::kFloat32: return widened<Real>(static_cast<const float*>(job.logits)[at]);
-    case Dtype::kFloat64: return widened<Real>(static_cast<const double*>(job.logits)[at]);
-    case Dtype::kFloat16: return widened<Real>(static_cast<const Half*>(job.logits)[at]);
-    case Dtype::kBfloat16: return widened<Real>(static_cast<const Bfloat16*>(job.logits)[at]);
-  }
-  throw std::invalid_argument("logits have an unknown dtype");
+  Real value{};
+  switch_dtype<float, double, Half, Bfloat16>(job.logits_dtype, "saliency_update on the CPU: logits", [&](auto element) {
+    value = widened<Real>(static_cast<const decltype(element)*>(job.logits)[row * job.classes + label]);
+  });
+  return value;
 }
 
 // The distinct rows that the updates read.
@@ -157,11 +154,8 @@ void check_updates(const SaliencyJob& job) {
 }
 
 void saliency_update_cpu(const SaliencyJob& job, int threads) {
-  switch (job.table_dtype) {
-    case Dtype::kFloat32: return run<float>(job, threads);
-    case Dtype::kFloat64: return run<double>(job, threads);
-    default: throw std::invalid_argument("the CPU path supports float32 and float64 tables only");
-  }
+  switch_dtype<float, double>(job.table_dtype, "saliency_update on the CPU: table",
+                              [&](auto real) { run<decltype(real)>(job, threads); });
 }
 
 }  // namespace shapmix

@@ -270,11 +270,7 @@ void check_crops(const SampleJob& job) {
 }
 
 void sample_clips_cpu(const SampleJob& job, int threads) {
-  switch (job.dtype) {
-    case Dtype::kFloat32: return run<float>(job, threads);
-    case Dtype::kFloat64: return run<double>(job, threads);
-    default: throw std::invalid_argument("the CPU path supports float32 and float64 clips only");
-  }
+  switch_dtype<float, double>(job.dtype, "sample_clips on the CPU: frames", [&](auto real) { run<decltype(real)>(job, threads); });
 }
 
 }  // namespace shapmix

@@ -505,7 +505,7 @@ def test_a_byte_order_mark_is_no_damage() -> None:
 
 
 def test_a_frame_of_many_bodies_is_refused() -> None:
-    with pytest.raises(DataError, match="line 2: 257 bodies in a frame; no recording has as many"):
+    with pytest.raises(DataError, match="line 2: 257 bodies in a frame; a recording has at most 256"):
         read_skeletons(skeleton(bodies=257), "file")
 
 
