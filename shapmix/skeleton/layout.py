@@ -27,7 +27,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-BUILT_IN = ("ntu25", "coco17", "ucla20")
+FOLDER = Path(__file__).parent / "layouts"
+BUILT_IN = tuple(sorted(file.stem for file in FOLDER.glob("*.toml")))
+UP = ("x", "-x", "y", "-y", "z", "-z")
+MOST_DIMENSIONS = 4  # coordinates of a joint, without a score
 MIN_PARTS, MAX_PARTS = 2, 8
 MOST_JOINTS = 1024
 LARGEST_FILE = 1 << 20  # characters of a layout file
@@ -48,6 +51,8 @@ class Layout:
         flips: for each joint, its counterpart when left and right are swapped.
         parts: part name -> joints; every joint is in exactly one part.
         centre: joint that clips are centred on.
+        dimensions: numbers of coordinates, without a score, that clips of this skeleton have; empty for any.
+        up: the axis that points up, with a minus sign if it points down; None for the usual one, see `upward`.
     """
 
     name: str
@@ -56,6 +61,8 @@ class Layout:
     flips: tuple[int, ...]
     parts: dict[str, tuple[int, ...]]
     centre: int
+    dimensions: tuple[int, ...] = ()
+    up: str | None = None
 
     @property
     def num_joints(self) -> int:
@@ -68,6 +75,39 @@ class Layout:
     @property
     def root(self) -> int:
         return next(joint for joint, parent in enumerate(self.parents) if joint == parent)
+
+    def upward(self, dimension: int) -> tuple[int, int]:
+        """Index and sign of the axis that points up in clips of so many coordinates (without a score).
+
+        It is `up` if the clips have that axis. Otherwise y points down in two dimensions, as in an image, and up in three.
+        """
+        axis = "xyz".index(self.up[-1]) if self.up else dimension
+        if self.up and axis < dimension:
+            return axis, -1 if self.up.startswith("-") else 1
+        return 1, -1 if dimension == 2 else 1
+
+    def check_dimension(self, coordinates: int, *, scores: bool) -> None:
+        """Checks the number of coordinates of clips, of which the last is a score with `scores`.
+
+        Raises:
+            LayoutError: the layout is for a different number; the message says what to do.
+        """
+        dimension = coordinates - int(scores)
+        if not self.dimensions or dimension in self.dimensions:
+            return
+        has = f"{coordinates} coordinates" if coordinates != 1 else "one coordinate"
+        has += ", the last a score," if scores else " and no score"
+        wanted = " or ".join(map(str, self.dimensions))
+        if not scores and dimension - 1 in self.dimensions:
+            remedy = "if the last one is a score, declare it (--scores); otherwise "
+        elif scores and coordinates in self.dimensions:
+            remedy = "if the last one is not a score, omit --scores; otherwise "
+        else:
+            remedy = ""
+        raise LayoutError(
+            f"clips have {has} but layout '{self.name}' is for {wanted} coordinates: {remedy}choose another layout, or copy "
+            f"{self.name}.toml, set dimensions = [{dimension}] and give the copy (--layout FILE)"
+        )
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -145,7 +185,7 @@ def layout_file(source: str | Path) -> Path:
         LayoutError: neither a built-in name nor a `.toml` file.
     """
     if isinstance(source, str) and source in BUILT_IN:
-        return Path(__file__).parent / "layouts" / f"{source}.toml"
+        return FOLDER / f"{source}.toml"
     if Path(source).suffix != ".toml":
         raise LayoutError(
             f"unknown layout '{source}'{nearest(str(source), BUILT_IN)}: give one of {', '.join(BUILT_IN)} or a .toml file"
@@ -184,12 +224,13 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
         raise LayoutError(f"{where}: not valid TOML: nested too deeply") from None
     except ValueError as error:  # includes TOMLDecodeError and numbers with too many digits
         raise LayoutError(f"{where}: not valid TOML: {error}") from error
-    known = ("name", "joints", "centre", "flips", "parents", "parts")
+    required, optional = ("name", "joints", "centre", "parents", "parts"), ("flips", "dimensions", "up")
+    known = (*required, *optional)
     for key in data:
         if key not in known:
             raise LayoutError(f"{where}: unknown key '{key}'{nearest(key, known)}")
-    for key in known:
-        if key not in data and key != "flips":
+    for key in required:
+        if key not in data:
             raise LayoutError(f"{where}: key '{key}' is missing")
 
     _check_kinds(where, data)
@@ -223,7 +264,8 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
     parts = {part: tuple(joint_index(name, f"[parts] {part}") for name in names) for part, names in data["parts"].items()}
     _check_parts(where, joints, parts)
     centre = joint_index(data["centre"], "'centre'")
-    return Layout(str(data["name"]), joints, tuple(parents), tuple(flips), parts, centre)
+    dimensions = tuple(data.get("dimensions", ()))
+    return Layout(str(data["name"]), joints, tuple(parents), tuple(flips), parts, centre, dimensions, data.get("up"))
 
 
 def layout_toml(layout: Layout) -> str:
@@ -237,6 +279,8 @@ def layout_toml(layout: Layout) -> str:
 
     flips = [names((left, right)) for left, right in enumerate(layout.flips) if left < right]
     lines = [f"name = {text(layout.name)}", f"centre = {text(layout.joints[layout.centre])}"]
+    lines += [f"dimensions = {text(list(layout.dimensions))}"] if layout.dimensions else []
+    lines += [f"up = {text(layout.up)}"] if layout.up else []
     lines += [f"joints = {text(list(layout.joints))}", f"flips = {text(flips)}", "[parents]"]
     lines += [f"{text(child)} = {text(parent)}" for child, parent in map(names, layout.edges)]
     lines += ["[parts]", *(f"{text(part)} = {text(names(joints))}" for part, joints in layout.parts.items())]
@@ -260,6 +304,12 @@ def _check_kinds(where: str, data: dict[str, object]) -> None:
             fail(key, "a name (one line of text)")
     if not names(data["joints"]):
         fail("joints", "a list of names")
+    if "up" in data and data["up"] not in UP:
+        fail("up", f"one of {', '.join(UP)}")
+    dimensions = data.get("dimensions", [2])
+    valid = range(1, MOST_DIMENSIONS + 1)
+    if not isinstance(dimensions, list) or not dimensions or not all(type(one) is int and one in valid for one in dimensions):
+        fail("dimensions", f"a list of numbers of coordinates from 1 to {MOST_DIMENSIONS}, such as [2] or [2, 3]")
     flips = data.get("flips", [])
     if not isinstance(flips, list) or not all(map(names, flips)):
         fail("flips", "a list of pairs of joints")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shapmix.skeleton.layout import BUILT_IN, LayoutError, load_layout, parse_layout
+from shapmix.skeleton.layout import LayoutError, load_layout, parse_layout
 
 STICK = """
 name = "stick"
@@ -28,7 +28,7 @@ feet = ["left_foot", "right_foot"]
 """
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ["ntu25", "coco17", "ucla20"])
 def test_built_in_layouts_have_the_papers_parts_and_columns(name: str) -> None:
     layout = load_layout(name)
     published = {
@@ -44,19 +44,33 @@ def test_built_in_layouts_have_the_papers_parts_and_columns(name: str) -> None:
     assert layout.joints_in(layout.combinations).tolist() == counts
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_flips_mirror_the_skeleton(name: str) -> None:
-    layout = load_layout(name)
-    for joint, mirrored in enumerate(layout.flips):
-        assert layout.flips[mirrored] == joint
-        assert layout.flips[layout.parents[joint]] == layout.parents[mirrored]
-        sides = layout.joints[joint].replace("left", "L").replace("right", "left").replace("L", "right")
-        assert layout.joints[mirrored] == sides
-
-
 def test_ucla_parents_are_the_published_ones() -> None:
     published = [2, 3, 3, 3, 3, 5, 6, 7, 3, 9, 10, 11, 1, 13, 14, 15, 1, 17, 18, 19]
     assert [parent + 1 for parent in load_layout("ucla20").parents] == published
+
+
+def test_up_is_that_of_the_layout_or_the_usual_one() -> None:
+    plain, declared = parse_layout(STICK), parse_layout(STICK.replace("centre", 'up = "-z"\ncentre', 1))
+    assert [plain.upward(dimension) for dimension in (1, 2, 3, 4)] == [(1, 1), (1, -1), (1, 1), (1, 1)]
+    assert [declared.upward(dimension) for dimension in (2, 3)] == [(1, -1), (2, -1)]
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "scores", "message"),
+    [
+        (3, False, "have 3 coordinates and no score but layout 'stick' is for 2 coordinates: if the last one is a score"),
+        (2, True, "have 2 coordinates, the last a score, but layout 'stick' is for 2 .*: if the last one is not a score, omit"),
+        (4, False, r"have 4 coordinates and no score but .* copy stick.toml, set dimensions = \[4\] and give the copy"),
+        (1, False, "have one coordinate and no score but"),
+    ],
+)
+def test_clips_of_another_dimension_are_refused(coordinates: int, scores: bool, message: str) -> None:
+    flat = parse_layout(STICK.replace("centre", "dimensions = [2]\ncentre", 1))
+    flat.check_dimension(2, scores=False)
+    flat.check_dimension(3, scores=True)
+    parse_layout(STICK).check_dimension(4, scores=False)
+    with pytest.raises(LayoutError, match=message):
+        flat.check_dimension(coordinates, scores=scores)
 
 
 def test_own_layout_from_a_file(tmp_path: Path) -> None:
@@ -102,6 +116,9 @@ def test_combinations_are_closed_under_complement_for_any_number_of_parts(parts:
         (('[["left_hand", "right_hand"]', '[["left_hand", "left_foot"]'), "'flips' uses a joint of"),
         (('[["left_hand", "right_hand"]', '[["left_hand"]'), "each entry must be a pair"),
         (("[parents]", "[parents"), "not valid TOML"),
+        (('centre = "hip"', 'centre = "hip"\nup = "w"'), "'up' is 'w', not one of x, -x, y, -y, z, -z"),
+        (('centre = "hip"', 'centre = "hip"\ndimensions = 3'), "'dimensions' is 3, not a list of numbers of coordinates from 1"),
+        (('centre = "hip"', 'centre = "hip"\ndimensions = [5]'), "'dimensions' is [5], not a list of numbers of coordinates"),
         (('body = ["hip", "neck"]\nhands = ["left_hand", "right_hand"]\nfeet = ["left_foot", "right_foot"]',
           'all = ["hip", "neck", "left_hand", "right_hand", "left_foot", "right_foot"]'), "1 parts; a layout has 2 to 8"),
     ],
