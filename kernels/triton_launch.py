@@ -1,0 +1,76 @@
+"""Launches of Triton kernels, with the memory that each must move at least: the figures of a traffic model.
+
+A launch on fake or meta tensors is recorded but not run, so the traffic of a whole network is counted on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+Moved = Tensor | None | tuple[Tensor | None, float]  # a tensor, or a tensor and how often it is moved; None moves nothing
+
+
+class Launch(NamedTuple):
+    """A kernel's launch: bytes that it reads and writes, its floating point operations, and the dtype of what it reads first."""
+
+    name: str
+    bytes_read: int
+    bytes_written: int
+    flops: int
+    dtype: torch.dtype
+
+
+_recorded: ContextVar[list[Launch] | None] = ContextVar("recorded", default=None)
+
+
+@contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Collects the launches inside the context, in order."""
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorded.reset(token)
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...] | Callable[..., tuple[int, ...]],
+    *arguments: Any,
+    reads: Iterable[Moved],
+    writes: Iterable[Moved],
+    flops: int = 0,
+    **options: Any,
+) -> None:
+    """Runs `kernel[grid](*arguments, **options)`, unless its tensors are fake or on the meta device; either way it is recorded.
+
+    Args:
+        kernel: a function decorated with triton.jit.
+        reads, writes: what must be moved to and from memory at least; the first of `reads` is a tensor. A pair (tensor, factor)
+            counts a tensor that is moved several times, or in part.
+        flops: floating point operations, two for each product of a sum.
+    """
+    reads, writes = list(reads), list(writes)
+    first = next(tensor for tensor, _ in map(_pair, reads) if tensor is not None)
+    if (launches := _recorded.get()) is not None:
+        launches.append(Launch(kernel.fn.__name__, _moved(reads), _moved(writes), flops, first.dtype))
+    if not isinstance(first, FakeTensor) and first.device.type != "meta":
+        kernel[grid](*arguments, **options)
+
+
+def _moved(tensors: list[Moved]) -> int:
+    """Bytes of all tensors."""
+    pairs = map(_pair, tensors)
+    return sum(round(tensor.numel() * tensor.element_size() * factor) for tensor, factor in pairs if tensor is not None)
+
+
+def _pair(moved: Moved) -> tuple[Tensor | None, float]:
+    return moved if isinstance(moved, tuple) else (moved, 1.0)
