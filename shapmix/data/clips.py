@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -141,7 +142,7 @@ class Splits:
             DataError: a class has no training clips (its prior would be zero).
         """
         counts = self.store.class_counts(self.train)
-        check_classes(self.store, counts)
+        check_classes(self.store, counts, self.store.class_counts(self.test))
         return counts
 
     def check(self) -> None:
@@ -164,8 +165,8 @@ class Splits:
             raise DataError(f"the data has one class, '{self.store.class_names[0]}'; a classifier needs at least two")
 
 
-def check_classes(store: ClipStore, counts: Tensor) -> None:
-    """Checks that every class has training clips; `counts` [K].
+def check_classes(store: ClipStore, counts: Tensor, tests: Tensor) -> None:
+    """Checks that every class has training clips; `counts` [K] of training and `tests` [K] of test clips.
 
     Raises:
         DataError: some classes have none (their prior would be zero); the message says how to continue.
@@ -177,11 +178,17 @@ def check_classes(store: ClipStore, counts: Tensor) -> None:
     last = store.num_classes - 1
     numbered = store.class_names == [str(label) for label in range(last + 1)]
     if numbered and len(store) and int(store.labels.min()) > 0:
+        first = int(store.labels.min())
         raise DataError(
-            f"labels start at {int(store.labels.min())}: class '0' has no clip, the last class is '{last}'; "
-            f"number the classes from 0, or {remedy}"
+            f"labels start at {first}: use --label-offset {first} of shapmix.prepare, or {remedy}; "
+            f"class '0' has no clip, the last class is '{last}'"
         )
     shown = ", ".join(f"{label} ('{store.class_names[label]}')" for label in empty[:SHOWN_CLASSES])
+    only_test = [store.class_names[label] for label in empty if tests[label]]
+    if only_test:
+        named = ", ".join(f"'{name}'" for name in only_test[:SHOWN_CLASSES]) + (", ..." if len(only_test) > SHOWN_CLASSES else "")
+        quoted = " ".join(shlex.quote(name) for name in only_test[:SHOWN_CLASSES])
+        remedy += f"; only the test clips have {named}, which --drop-classes {quoted} drops"
     if len(empty) == 1:
         raise DataError(f"class {shown} has no training clip; add clips of it to the training list, or {remedy}")
     more = f" and {len(empty) - SHOWN_CLASSES} more" if len(empty) > SHOWN_CLASSES else ""

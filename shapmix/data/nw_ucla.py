@@ -13,9 +13,10 @@ import torch
 
 from shapmix.data.clips import Splits, join_clips
 from shapmix.data.longtail import longtail_counts, longtail_list, match_list
-from shapmix.data.protocols import held_out, left_over
+from shapmix.data.pools import held_out
 from shapmix.data.sources.bounded import no_body, read_table, show
 from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES, Performed, find_clips, read_clips
+from shapmix.data.splits import left_over
 from shapmix.process.choices import nearest
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import load_layout

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,12 +50,14 @@ class Prepared:
         numbers: [n] int64 of `camera`, `subject`, `setup` and `replication`; 0 if unknown.
         splits: indices [k] int64 of the lists of the source, by name.
         source: format, files with their hashes, and skipped recordings.
+        columns: further columns of the source's table, n texts each, '' if unknown.
     """
 
     clips: ClipStore
     numbers: dict[str, torch.Tensor]
     splits: dict[str, torch.Tensor]
     source: dict[str, Any]
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 def open_store(folder: str | Path) -> Prepared:
@@ -96,6 +98,7 @@ def open_store(folder: str | Path) -> Prepared:
         {name: torch.tensor(clips[name], dtype=torch.int64) for name in NUMBERS},
         {name: torch.tensor(chosen, dtype=torch.int64) for name, chosen in index["splits"].items()},
         index["source"],
+        index["columns"],
     )
 
 
@@ -125,7 +128,8 @@ def _check_index(path: Path, index: dict[str, Any]) -> None:
     def fail(reason: str) -> NoReturn:
         raise DataError(f"{path}: {reason}; {AGAIN}")
 
-    for key, kind in (("clips", dict), ("class_names", list), ("splits", dict), ("source", dict), ("scores", bool), ("dtype", str)):
+    kinds = {"clips": dict, "class_names": list, "splits": dict, "columns": dict, "source": dict, "scores": bool, "dtype": str}
+    for key, kind in kinds.items():
         if type(index.get(key)) is not kind:
             fail(f"'{key}' is {show(index.get(key))}, not a {kind.__name__}")
     if index["dtype"] not in ("float32", "float16"):
@@ -153,6 +157,9 @@ def _check_index(path: Path, index: dict[str, Any]) -> None:
         low, high = bounds.get(column, (0, 1 << 63))
         if not _are_integers(clips[column], low, high):
             fail(f"column '{column}' contains a value that is not an integer from {low} to {high - 1}")
+    for column, values in index["columns"].items():
+        if column in COLUMNS or not isinstance(values, list) or len(values) != count or set(map(type, values)) != {str}:
+            fail(f"column {show(column)} is not a text per recording")
     if len(index["splits"]) > MOST_SPLITS:
         fail(f"{len(index['splits'])} splits; the limit is {MOST_SPLITS}")
     for split, rows in index["splits"].items():

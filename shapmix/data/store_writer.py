@@ -214,6 +214,9 @@ def _is_row(row: Any) -> bool:
         return False
     if "length" not in row:
         return isinstance(row.get("damaged"), str)
+    texts = row.get("columns")
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        return False
     return row["length"] != 0 and all(type(row.get(column)) is int and row[column] >= 0 for column in COLUMNS[1:])
 
 
@@ -259,6 +262,7 @@ def _convert(
                 frames.flush()
                 numbers = {number: getattr(recording, number) for number in NUMBERS}
                 row = {"name": name, "label": recording.label, "length": len(joints), "crc32": zlib.crc32(joints.data), **numbers}
+                row["columns"] = dict(recording.columns)
             journal.write(json.dumps(row) + "\n")
             journal.flush()
             rows.append(row)
@@ -416,12 +420,14 @@ def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
 def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[dict[str, Any]]) -> dict[str, Any]:
     complete = [row for row in rows if "length" in row]
     place = {row["name"]: at for at, row in enumerate(complete)}
+    columns = dict.fromkeys(name for row in complete for name in row["columns"])
     return {
         "version": VERSION,
         "shapmix": shapmix.__version__,
         "dtype": dtype,
         "scores": source.scores,
         "class_names": list(source.class_names),
+        "columns": {name: [row["columns"].get(name, "") for row in complete] for name in columns},
         "splits": {split: [place[name] for name in names if name in place] for split, names in source.splits.items()},
         "source": {
             "format": type(source).__name__,

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from shapmix.data import nw_ucla, synthetic
 from shapmix.data.clips import ClipStore, Splits
 from shapmix.data.order import passes
-from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.data.splits import store_splits
 from shapmix.data.store import open_store
 from shapmix.kernels import unavailable
 from shapmix.mixing import official
@@ -61,12 +61,13 @@ def read_splits(config: TrainConfig) -> Splits:
     if config.dataset == "store":
         return store_splits(
             open_store(config.data_root),
-            protocol=config.protocol,
+            config,
             imbalance=config.imbalance,
             n_max=config.n_max,
             train_list=config.train_list,
             min_frames=config.min_frames,
             drop_empty_classes=config.drop_empty_classes,
+            drop_classes=config.drop_classes,
             seed=config.seed,
         )
     return nw_ucla.load_nw_ucla(

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf, isfinite
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +17,7 @@ import tyro
 import yaml
 
 from shapmix.data.order import SAMPLERS
+from shapmix.data.pools import SplitOptions
 from shapmix.data.sampling import NetworkStream
 from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.mixing.losses import LOSSES
@@ -101,7 +102,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(ComputeOptions):
+class TrainConfig(ComputeOptions, SplitOptions):
     """Train a skeleton network with Shap-Mix; `DESCRIPTION` says where values come from."""
 
     preset: str | None = None
@@ -119,8 +120,6 @@ class TrainConfig(ComputeOptions):
     """synthetic is generated from the seed; nw-ucla is read from --data-root; store is a folder written by shapmix.prepare."""
     data_root: Path | None = None
     """Folder of the data set."""
-    protocol: str | None = None
-    """Split of a store, such as xsub or xset."""
     imbalance: float | None = None
     """Ratio of the largest to the smallest class of the long-tailed training list; None keeps all training clips."""
     n_max: int | None = None
@@ -131,6 +130,8 @@ class TrainConfig(ComputeOptions):
     """Clips with fewer frames are skipped and listed."""
     drop_empty_classes: bool = False
     """Drop and list classes without training clips, and renumber the others. Without this option such a class is an error."""
+    drop_classes: tuple[str, ...] = ()
+    """Names of classes that are dropped with all of their clips, and listed; the others are renumbered."""
     num_people: int | None = None
     """Number of people per clip that the network sees, the first ones; None: all recorded people."""
     stream: NetworkStream = "joint"
@@ -272,7 +273,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it 
     "imbalance": (_at_least(1), "largest over smallest class, at least 1"),
     "ema": (lambda value: 0 < value < 1, "a decay between 0 and 1"),
     "blend_probability": (lambda value: 0 <= value <= 1, "a share of the batches, between 0 and 1"),
-    "seed": (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
+    **dict.fromkeys(("seed", "split_seed"), (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1")),
     "network.widths": (lambda value: value >= 8 and value % 8 == 0, "each a multiple of 8"),
     "network.graph_gain": (isfinite, "a finite number"),
     "schedule.lr": (lambda value: 0 < value < inf, "above 0"),
@@ -307,6 +308,16 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
     if config.imbalance is not None and config.train_list is not None:
         raise ConfigError("imbalance and train_list both choose the training clips; give one")
+    wrong = config.contradiction()
+    if wrong is not None:
+        raise ConfigError(wrong)
+    if config.dataset != "store":
+        for name in ("drop_classes", *(option.name for option in fields(SplitOptions))):
+            if getattr(config, name) != getattr(TrainConfig, name):
+                raise ConfigError(
+                    f"{name}: dataset '{config.dataset}' has fixed classes and a fixed split; convert the data with "
+                    "shapmix.prepare and give --dataset store"
+                )
     if config.dataset == "synthetic" and (config.data_root is not None or config.train_list is not None):
         raise ConfigError("data_root and train_list are for data sets on disk; dataset 'synthetic' is generated")
     if config.dataset != "synthetic" and config.data_root is None:
@@ -334,11 +345,12 @@ ON_RESUME: dict[str, Literal["free", "kept", "of the start"]] = {
         (
             *(
                 "dataset",
-                "protocol",
+                *("split", "test_share", "fold", "test_values", "train_split", "test_split", "split_seed"),
                 "imbalance",
                 "n_max",
                 "min_frames",
                 "drop_empty_classes",
+                "drop_classes",
                 "num_people",
                 "stream",
                 "num_frames",

@@ -12,7 +12,8 @@ import torch
 
 from shapmix import evaluate, predict, prepare, train
 from shapmix.data.clips import ClipStore, join_clips
-from shapmix.data.protocols import store_splits
+from shapmix.data.pools import SplitOptions
+from shapmix.data.splits import store_splits
 from shapmix.data.store import NUMBERS, Prepared
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import load_layout
@@ -68,8 +69,10 @@ def test_every_class_without_training_clips_is_named() -> None:
         DataError, match=r"3 of 6 classes have no training clip: 0 \('a'\), 2 \('c'\), 5 \('f'\); .*--drop-empty-classes"
     ):
         store_splits(prepared(GAPS, list("abcdef")))
-    with pytest.raises(DataError, match=r"labels start at 1: .* '0' .*--drop-empty-classes"):
+    with pytest.raises(DataError, match=r"labels start at 1: use --label-offset 1 of .*--drop-empty-classes"):
         store_splits(prepared([(label, name) for label, name in GAPS if label], [str(number) for number in range(6)]))
+    with pytest.raises(DataError, match=r"only the test clips have 'c d', 'f', which --drop-classes 'c d' f drops"):
+        store_splits(prepared(GAPS, ["a", "b", "c d", "d", "e", "f"]))
     ordinary = [(label, split) for label in (0, 2) for split in ["train"] * 3 + ["test"]]
     with pytest.raises(DataError, match=r"class 1 \('1'\) has no training clip"):
         store_splits(prepared(ordinary, ["0", "1", "2"]))
@@ -105,6 +108,16 @@ def test_nothing_is_copied_where_no_clip_is_left_out() -> None:
     assert splits.store.frames.data_ptr() == found.clips.frames.data_ptr()
 
 
+def test_named_classes_are_dropped_with_their_clips(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "shapmix")
+    splits = store_splits(prepared(GAPS, list("abcdef")), drop_classes=("a", "c", "f", "e"))
+    assert splits.store.class_names == ["b", "d"]
+    assert splits.class_counts().tolist() == [4, 4]
+    assert "dropped classes: 'c' (1 validation, 1 test clips), 'e' (4 training, 1 validation, 1 test clips)" in caplog.text
+    with pytest.raises(DataError, match="drop_classes: there is no class 'kikc'; did you mean 'kick'"):
+        store_splits(prepared(GAPS, ["kick", *"bcdef"]), drop_classes=("kikc",))
+
+
 def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, run = make_store(tmp_path, [(str(label), split) for label, split in GAPS]), tmp_path / "run"
     assert train_on(store, run) == 2
@@ -126,7 +139,11 @@ def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: p
         ([("a", split) for split in ["train"] * 6 + ["val", "test"]], [], "one class, 'a'; a classifier needs at least two"),
         ([("a", "train"), ("a", "test"), ("b", "test")] * 4, ["--drop-empty-classes"], "one class, 'a'"),
         ([("a", "train"), ("b", "train"), ("a", "test")], [], "no validation clips"),
-        ([("a", "train"), ("b", "train")] * 4, [], "the store has the list train but no test list"),
+        (
+            [("a", "train"), ("b", "train")] * 4,
+            [],
+            "the data has the list train but no test list; choose the test clips: this data supports --split random; --fold 1/5",
+        ),
         ([("a", "train"), ("b", "train"), ("a", "test")] * 4, ["--min-frames", "100"], "no training clips of at least 100 frames"),
     ],
 )
@@ -140,28 +157,30 @@ def test_what_cannot_train_is_refused_before_there_is_a_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_lists_are_protocols_in_pairs() -> None:
+def test_any_two_lists_train_and_test() -> None:
     rows = [(label, split) for label in (0, 1) for split in ["train"] * 5 + ["val"] * 2 + ["other"]]
     found = prepared(rows, ["a", "b"])
-    for protocol, testing in ((None, "val"), ("train/val", "val"), ("train/other", "other")):
-        splits = store_splits(found, protocol=protocol)
+    for training, testing in ((None, "val"), ("train", "val"), ("train", "other"), ("other", "train")):
+        options = SplitOptions() if training is None else SplitOptions(train_split=training, test_split=testing)
+        splits = store_splits(found, options)
         assert {rows[clip][1] for clip in splits.test.tolist()} == {testing}
-        assert {rows[clip][1] for clip in [*splits.train.tolist(), *splits.val.tolist()]} == {"train"}
-        assert len(splits.val)
-    for protocol, message in (
-        ("train", "unknown protocol 'train'; this store supports train/val"),
-        ("train/tset", r"has no list 'tset'; its lists are other, train, val"),
-        ("train/train", "'train' is both training and test list"),
+        assert {rows[clip][1] for clip in [*splits.train.tolist(), *splits.val.tolist()]} == {training or "train"}
+        assert len(splits.val) or training == "other"  # one clip a class leaves none
+    for training, testing, message in (
+        ("train", "tset", r"test_split: the data has no list 'tset'; its lists are other, train, val"),
+        ("trian", "val", r"train_split: the data has no list 'trian'; did you mean 'train'\? its lists are"),
+        ("train", "train", "train_split and test_split are both 'train'; give two lists"),
+        ("train", None, "train_split and test_split belong together"),
     ):
         with pytest.raises(DataError, match=message):
-            store_splits(found, protocol=protocol)
+            store_splits(found, SplitOptions(train_split=training, test_split=testing))
 
 
 def test_a_store_with_its_own_validation_list_uses_it_by_name_too() -> None:
     rows = [(label, split) for label in (0, 1) for split in ["train"] * 5 + ["val"] * 2 + ["test"]]
     found = prepared(rows, ["a", "b"])
-    for protocol in (None, "train/test"):
-        assert {rows[clip][1] for clip in store_splits(found, protocol=protocol).val.tolist()} == {"val"}
+    for options in (SplitOptions(), SplitOptions(train_split="train", test_split="test")):
+        assert {rows[clip][1] for clip in store_splits(found, options).val.tolist()} == {"val"}
 
 
 def test_lists_that_share_clips_are_refused() -> None:
@@ -170,7 +189,7 @@ def test_lists_that_share_clips_are_refused() -> None:
     with pytest.raises(DataError, match=r"2 training clips are also test clips, such as 'clip00'"):
         store_splits(Prepared(found.clips, found.numbers, both, {}))
     both = {**found.splits, "test": found.splits["val"]}
-    with pytest.raises(DataError, match=r"2 validation clips are also test clips, .*train/val"):
+    with pytest.raises(DataError, match=r"2 validation clips are also test clips, .*--train-split train --test-split val"):
         store_splits(Prepared(found.clips, found.numbers, both, {}))
 
 

@@ -12,8 +12,8 @@ import torch
 
 from shapmix import ShapMix, evaluate, explain, export, predict, prepare, report, train
 from shapmix.data.clips import ClipStore, join_clips
-from shapmix.data.protocols import store_splits
 from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.data.splits import store_splits
 from shapmix.data.store import open_store
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.skeleton.layout import load_layout

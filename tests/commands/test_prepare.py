@@ -20,8 +20,10 @@ import torch
 
 from shapmix import prepare
 from shapmix.data import store_writer
-from shapmix.data.protocols import NTU_SUBJECTS, store_splits
+from shapmix.data.pools import SplitOptions
+from shapmix.data.protocols import NTU_SUBJECTS
 from shapmix.data.sources.find import find_source
+from shapmix.data.splits import store_splits
 from shapmix.data.store import FRAMES, INDEX, Prepared, open_store
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import load_layout
@@ -305,7 +307,7 @@ def test_many_clips_open_at_once(tmp_path: Path) -> None:
 def prepared(tmp_path: Path, names: list[str], **numbers: list[int]) -> Prepared:
     written = {name: RNG.normal(size=(2 + number % 3, 1, 20, 3)).astype(np.float32) for number, name in enumerate(names)}
     columns = {column: dict(zip(names, values, strict=True)) for column, values in numbers.items()}
-    labels = {name: int(name[-1]) for name in names}
+    labels = {name: int(name[-1]) - name.startswith("S") for name in names}
     return make(plain(tmp_path / "raw", written, labels, **columns), tmp_path / "store")
 
 
@@ -318,9 +320,9 @@ def by_name(found: Prepared, rows: torch.Tensor) -> set[str]:
 )
 def test_protocols_go_by_numbers(protocol: str, number: str, trains: tuple[int, ...], tmp_path: Path) -> None:
     values = [1, 2, 3, 4, 5, 6] * 8
-    names = [f"clip{row:03d}_{row // 6 % 2}" for row in range(48)]
+    names = [f"S{row:03d}C001P001R001A00{1 + row // 6 % 2}" for row in range(48)]
     found = prepared(tmp_path, names, **{number: values})
-    splits = store_splits(found, protocol=protocol)
+    splits = store_splits(found, SplitOptions(split=protocol))
     training = {name for name, value in zip(names, values, strict=True) if value in trains}
     assert by_name(found, splits.test) == set(names) - training
     assert by_name(found, splits.train) | by_name(found, splits.val) == training
@@ -329,35 +331,37 @@ def test_protocols_go_by_numbers(protocol: str, number: str, trains: tuple[int, 
 
 
 def test_choices_are_made_without_the_view_that_tests(tmp_path: Path) -> None:
-    names = [f"clip{row:03d}_{row % 2}" for row in range(60)]
+    names = [f"a{row:02d}_s01_e00_v0{row % 2}" for row in range(60)]
     view = [1 + row // 2 % 3 for row in range(60)]
-    splits = store_splits(found := prepared(tmp_path, names, camera=view), protocol="cross-view-val", imbalance=5, n_max=10)
+    splits = store_splits(
+        found := prepared(tmp_path, names, camera=view), SplitOptions(split="cross-view-val"), imbalance=5, n_max=10
+    )
     of_view = {number: {name for name, one in zip(names, view, strict=True) if one == number} for number in (1, 2)}
     assert by_name(found, splits.test) == of_view[2]
     assert by_name(found, splits.train) | by_name(found, splits.val) <= of_view[1]
 
 
 def test_a_long_tailed_list_leaves_its_rest_to_validation(tmp_path: Path) -> None:
-    names = [f"clip{row:03d}_{row % 2}" for row in range(60)]
+    names = [f"a{row:02d}_s01_e00_v0{row % 2}" for row in range(60)]
     found = prepared(tmp_path, names, camera=[1 + row // 2 % 3 for row in range(60)], subject=[1 + row % 7 for row in range(60)])
-    splits = store_splits(found, protocol="cross-view", imbalance=5, n_max=10)
+    splits = store_splits(found, SplitOptions(split="cross-view"), imbalance=5, n_max=10)
     assert splits.class_counts().tolist() == [10, 2]
     assert found.clips.class_counts(splits.val).tolist() == [10, 10]
     assert not by_name(found, splits.train) & by_name(found, splits.val)
-    same = store_splits(found, protocol="cross-view", imbalance=5, n_max=10)
+    same = store_splits(found, SplitOptions(split="cross-view"), imbalance=5, n_max=10)
     assert torch.equal(same.train, splits.train)
     (tmp_path / "list.txt").write_text("\n".join(found.clips.names[row] for row in splits.train.tolist()))
-    assert torch.equal(store_splits(found, protocol="cross-view", train_list=tmp_path / "list.txt").train, splits.train)
+    assert torch.equal(store_splits(found, SplitOptions(split="cross-view"), train_list=tmp_path / "list.txt").train, splits.train)
 
 
 def test_all_cameras_of_a_performance_are_held_out_together(tmp_path: Path) -> None:
-    names = [f"clip{row:03d}_{row % 2}" for row in range(80)]
+    names = [f"a{row:02d}_s01_e00_v0{row % 2}" for row in range(80)]
     performance = [row // 4 for row in range(80)]
     found = prepared(
         tmp_path, names, camera=[1 + row // 2 % 2 if row < 72 else 3 for row in range(80)],
         subject=[1 + number % 10 for number in performance], replication=[1 + number // 10 for number in performance],
     )  # fmt: skip
-    splits = store_splits(found, protocol="cross-view")
+    splits = store_splits(found, SplitOptions(split="cross-view"))
     held = by_name(found, splits.val)
     assert {
         names[row] for row in range(72) if (performance[row], row % 2) in {(performance[names.index(n)], int(n[-1])) for n in held}
@@ -370,11 +374,11 @@ def test_lists_of_the_store_are_protocols(tmp_path: Path) -> None:
     splits = store_splits(found)
     assert [len(rows) for rows in (splits.train, splits.val, splits.test)] == [8, 2, 2]
     for protocol, message in (
-        ("xsub", "needs the subject, which is unknown for 'clip000_0'"),
-        ("mine", "unknown protocol 'mine'"),
+        ("xsub", r"'xsub' is a protocol of NTU RGB\+D, whose recordings are not named 'clip000_0'; this data supports --train"),
+        ("mine", "unknown split 'mine'; this data supports --train-split train --test-split test; --split random; --fold 1/5"),
     ):
         with pytest.raises(DataError, match=message):
-            store_splits(found, protocol=protocol)
+            store_splits(found, SplitOptions(split=protocol))
 
 
 def test_lists_of_ntu_are_the_published_ones() -> None:
@@ -394,7 +398,7 @@ def test_lists_of_ntu_are_the_published_ones() -> None:
     ones = torch.zeros(len(shuffled), 1, 25, 3)
     labels = torch.tensor([int(name[-3:]) - 1 for name in shuffled])
     store = ClipStore(ones, torch.arange(len(shuffled) + 1), labels, shuffled, load_layout("ntu25"), [str(k) for k in range(120)])
-    splits = store_splits(Prepared(store, numbers, {}, {}), protocol="xsub", imbalance=100, n_max=600)
+    splits = store_splits(Prepared(store, numbers, {}, {}), SplitOptions(split="xsub"), imbalance=100, n_max=600)
     drawn = [shuffled[row] for row in splits.train.tolist()]
     assert drawn == (lists / "NTU120_xsub_exp_100.txt").read_text().split()
 

@@ -375,7 +375,7 @@ def test_plain(end: str, tmp_path: Path) -> None:
     ("table", "message"),
     [
         ("", "line 1: has no column 'name'"),
-        ("name,label,colour\n", "line 1: has an unknown column 'colour'"),
+        ("name,label,random\na,0,1\n", "line 2: a column cannot be named 'random'"),
         ("name,label\n", "lists no clips"),
         ("name,label\nb,0\na\n", "line 3: does not have 2 columns"),
         ("name,label\nb,0,1\n", "line 2: does not have 2 columns"),

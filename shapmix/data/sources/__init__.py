@@ -6,11 +6,20 @@ A source reads one recording at a time and is thread-safe, so memory use does no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
+
+
+class Numbers(TypedDict, total=False):
+    """The numbers of a recording, as keyword arguments of `Recording`."""
+
+    camera: int
+    subject: int
+    setup: int
+    replication: int
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,7 @@ class Recording:
         joints: [T, M, V, C] float32 or float16; valid frames only, at least one; absent people are zero.
         label: class id from 0.
         camera, subject, setup, replication: numbers of the recording, 0 if the format does not record them.
+        columns: what else the format records, such as a session; `--split` takes every column.
     """
 
     joints: np.ndarray
@@ -29,6 +39,7 @@ class Recording:
     subject: int = 0
     setup: int = 0
     replication: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from shapmix.data.sources import Numbers
+
 # Shortened from the data set's list (Liu et al., TPAMI 2019); the first 60 are those of NTU RGB+D 60.
 ACTIONS = (
     "drink water", "eat a meal", "brush teeth", "brush hair", "drop", "pick up", "throw", "sit down", "stand up", "clap",
@@ -39,7 +41,7 @@ class NtuName(NamedTuple):
     replication: int
     label: int
 
-    def numbers(self) -> dict[str, int]:
+    def numbers(self) -> Numbers:
         """Keyword arguments of `Recording`."""
         return {"setup": self.setup, "camera": self.camera, "subject": self.subject, "replication": self.replication}
 

@@ -13,7 +13,9 @@ my_data/
 - `name`: the clip's file without `.npy` or `.npz`, possibly in a subfolder (`anna/wave_01`).
 - `label`: the class, as a name or as a number from 0. Names are numbered alphabetically.
 - `split` (optional): `train`, `val` or `test`.
-- `subject`, `camera`, `setup`, `replication` (optional): numbers that protocols and the hold-out of validation clips use.
+- `subject`, `camera`, `setup`, `replication` (optional): numbers that the hold-out of validation clips uses, to keep the clips of
+  one performance together.
+- any further column, such as `session`: text. Clips can be split by every column (`train --split session`).
 
 C is 2 or 3 coordinates, or 2 and the confidence score of a pose estimator (`--scores`). All coordinates of an undetected joint are
 zero. A clip whose coordinates are all zero is an error (`--skip-damaged` skips it), as is a name with a line break.
@@ -45,6 +47,7 @@ from shapmix.process.errors import DataError
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
 NUMBERS = ("subject", "camera", "setup", "replication")
 COLUMNS = ("name", "label", "split", *NUMBERS)
+RESERVED = ("length", "crc32", "random")  # columns of a store, and a value of --split
 MOST_DIGITS = 18  # per number in the table
 
 
@@ -65,8 +68,9 @@ class Plain:
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}
         self._numbers: list[dict[str, int]] = []
+        self._columns: list[dict[str, str]] = []
         labels: list[str] = []
-        for line, row in read_table(self._table, COLUMNS[:2], COLUMNS):
+        for line, row in read_table(self._table, COLUMNS[:2]):
             where, name = f"{self._table}, line {line}", row["name"]
             path = PurePosixPath(name)
             if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
@@ -88,6 +92,7 @@ class Plain:
                     raise DataError(f"{where}: {column} {show(given)} is not a number of at most {MOST_DIGITS} digits")
                 numbers[column] = int(given)
             self._numbers.append(numbers)
+            self._columns.append(_further(row, where))
         if not self.names:
             raise DataError(f"{self._table}: lists no clips")
         if all(label.isdecimal() for label in labels):
@@ -107,7 +112,7 @@ class Plain:
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
-        return Recording(read_array(self._paths[index]), self.labels[index], **self._numbers[index])
+        return Recording(read_array(self._paths[index]), self.labels[index], **self._numbers[index], columns=self._columns[index])
 
     def _path(self, name: str) -> Path:
         for ending in (".npy", ".npz"):
@@ -118,6 +123,18 @@ class Plain:
             except OSError as error:
                 raise DataError(f"{self._table}: {show(name)} is not a valid file name: {error.strerror}") from error
         raise DataError(f"{self._table}: clip '{name}': no file {self._folder / name}.npy or .npz")
+
+
+def _further(row: dict[str, str], where: str) -> dict[str, str]:
+    """The columns of a line that are not `COLUMNS`."""
+    found = {column: text for column, text in row.items() if column not in COLUMNS}
+    for column, text in found.items():
+        check_name(column, "column", where)
+        if column in RESERVED:
+            raise DataError(f"{where}: a column cannot be named '{column}'; rename it")
+        if text:
+            check_name(text, f"value of '{column}'", where)
+    return found
 
 
 def read_array(path: Path) -> np.ndarray:
