@@ -24,31 +24,18 @@ zero. A clip whose coordinates are all zero is an error (`--skip-damaged` skips 
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from shapmix.data.sources import Recording
-from shapmix.data.sources.bounded import (
-    LARGEST_CLIP,
-    MOST_CLASSES,
-    MOST_SPLITS,
-    check_label,
-    check_name,
-    no_body,
-    read_npy,
-    read_table,
-    show,
-)
+from shapmix.data.sources.bounded import LARGEST_CLIP, no_body, read_npy, show
 from shapmix.data.sources.registry import source
+from shapmix.data.sources.table import read_labels
 from shapmix.process.errors import DataError
 
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
-NUMBERS = ("subject", "camera", "setup", "replication")
-COLUMNS = ("name", "label", "split", *NUMBERS)
-RESERVED = ("length", "crc32", "random")  # columns of a store, and a value of --split
-MOST_DIGITS = 18  # per number in the table
 
 
 @source("plain", f"a folder with {TABLE}", fits=lambda path: (path / TABLE).is_file())
@@ -65,54 +52,15 @@ class Plain:
         if layout is None and not (folder / LAYOUT).is_file():
             raise DataError(f"{folder}: has no {LAYOUT}; add one (copy one of shapmix/skeleton/layouts) or give --layout")
         self.layout = layout or str(folder / LAYOUT)
-        self.names: list[str] = []
-        self.splits: dict[str, list[str]] = {}
-        self._numbers: list[dict[str, int]] = []
-        self._columns: list[dict[str, str]] = []
-        labels: list[str] = []
-        for line, row in read_table(self._table, COLUMNS[:2]):
-            where, name = f"{self._table}, line {line}", row["name"]
-            path = PurePosixPath(name)
-            if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
-                raise DataError(f"{where}: {show(name)} is not the name of a file inside {folder}")
-            if not row["label"]:
-                raise DataError(f"{where}: '{name}' has no label")
-            check_name(name, "clip", where)
-            check_name(row["label"], "class", where)
-            self.names.append(name)
-            labels.append(row["label"])
-            if row.get("split"):
-                self.splits.setdefault(check_name(row["split"], "list", where), []).append(name)
-                if len(self.splits) > MOST_SPLITS:
-                    raise DataError(f"{where}: column 'split' names more than {MOST_SPLITS} lists")
-            numbers = {}
-            for column in NUMBERS:
-                given = row.get(column) or "0"
-                if not given.isdecimal() or len(given) > MOST_DIGITS:
-                    raise DataError(f"{where}: {column} {show(given)} is not a number of at most {MOST_DIGITS} digits")
-                numbers[column] = int(given)
-            self._numbers.append(numbers)
-            self._columns.append(_further(row, where))
-        if not self.names:
-            raise DataError(f"{self._table}: lists no clips")
-        if all(label.isdecimal() for label in labels):
-            self.labels = [
-                check_label(int(label[:MOST_DIGITS]), f"{self._table}: '{name}'")
-                for name, label in zip(self.names, labels, strict=True)
-            ]
-            self.class_names = [str(label) for label in range(max(self.labels) + 1)]
-        else:
-            self.class_names = sorted(set(labels))
-            if len(self.class_names) > MOST_CLASSES:
-                raise DataError(f"{self._table}: {len(self.class_names)} classes; the limit is {MOST_CLASSES}")
-            number_of = {name: number for number, name in enumerate(self.class_names)}
-            self.labels = [number_of[label] for label in labels]
+        self._labelled = read_labels(self._table)
+        self.names, self.labels = self._labelled.names, self._labelled.labels
+        self.class_names, self.splits = self._labelled.class_names, self._labelled.splits
         self._paths = [self._path(name) for name in self.names]
         self.files = [self._table, *([folder / LAYOUT] if layout is None else []), *self._paths]
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
-        return Recording(read_array(self._paths[index]), self.labels[index], **self._numbers[index], columns=self._columns[index])
+        return self._labelled.recording(index, read_array(self._paths[index]))
 
     def _path(self, name: str) -> Path:
         for ending in (".npy", ".npz"):
@@ -123,18 +71,6 @@ class Plain:
             except OSError as error:
                 raise DataError(f"{self._table}: {show(name)} is not a valid file name: {error.strerror}") from error
         raise DataError(f"{self._table}: clip '{name}': no file {self._folder / name}.npy or .npz")
-
-
-def _further(row: dict[str, str], where: str) -> dict[str, str]:
-    """The columns of a line that are not `COLUMNS`."""
-    found = {column: text for column, text in row.items() if column not in COLUMNS}
-    for column, text in found.items():
-        check_name(column, "column", where)
-        if column in RESERVED:
-            raise DataError(f"{where}: a column cannot be named '{column}'; rename it")
-        if text:
-            check_name(text, f"value of '{column}'", where)
-    return found
 
 
 def read_array(path: Path) -> np.ndarray:
