@@ -23,7 +23,7 @@ slow *options:
 check:
     ruff check .
     ruff format --check .
-    mypy shapmix bench
+    mypy shapmix bench tests/gpu
 
 # build the documentation into site/
 docs:

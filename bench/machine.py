@@ -69,9 +69,9 @@ def commit() -> str:
 
 
 def tree() -> str:
-    """Digest of the measured sources; also works outside a repository."""
+    """Digest of what is measured and of its tests; also works outside a repository."""
     digest = hashlib.sha256()
-    for folder in ("shapmix", "csrc", "bench"):
+    for folder in ("shapmix", "csrc", "bench", "tests"):
         for file in sorted(glob(f"{folder}/**/*", root_dir=ROOT, recursive=True)):  # also through the link shapmix/kernels
             if Path(file).suffix in SOURCES:
                 digest.update(f"{file}\n".encode() + (ROOT / file).read_bytes())

@@ -123,7 +123,7 @@ def read_runs(path: Path) -> list[Content]:
         return list(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a results file of bench.headline or bench.gpu ({error!r}); give a different file"
+            f"{path} is not a results file of bench.headline or tests.gpu ({error!r}); give a different file"
         ) from error
 
 

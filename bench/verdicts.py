@@ -1,65 +1,32 @@
-"""Maps tests to ops, and decides whether an op's speed is shown: hidden after a failure, marked if unverified."""
+"""Whether the speed of an op is shown: hidden if a test of it failed, marked if no test of it passed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
-OPS = (
-    "sample_clips",
-    "coalition_inputs",
-    "normalised_coalition_inputs",
-    "mix_clips",
-    "draw_plan",
-    "saliency_update",
-    "balanced_mix_loss",
-    "graph_conv",
-    "batch_norm",
-    "join_branches",
-)
-# Files in tests/kernels that cover these ops only; a test whose name contains an op covers just that op. Tests in other files
-# cover the ops, or the files, in their names.
-OPS_OF_FILE = {
-    "test_coalitions_and_mixing.py": ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
-    "test_sample_clips.py": ("sample_clips",),
-    "test_draw_plan.py": ("draw_plan",),
-    "test_saliency_update.py": ("saliency_update",),
-    "test_balanced_mix_loss.py": ("balanced_mix_loss",),
-    "test_network_ops.py": ("graph_conv", "batch_norm"),
-    "test_join_branches.py": ("join_branches",),
-}
+from shapmix.kernels.native import DTYPES
+
+OPS = tuple(DTYPES)
 SANITIZERS = {"memcheck", "racecheck"}
 GPU_BACKENDS = ("cuda", "triton")
 
 
-def ops_of(test: str) -> tuple[str, ...]:
-    """The ops covered by a pytest id."""
-    of_file = next((ops for file, ops in OPS_OF_FILE.items() if file in test), None)
-    named = tuple(op for op in of_file or OPS if op in test)
-    return named or of_file or ()
+def count_tests(outcomes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of outcomes, in total and per op, with the number of passed tests that prove the op on each GPU back end.
 
-
-def verified_backends(test: str) -> tuple[str, ...]:
-    """The GPU back ends that a passing test verifies: those in its name, if it is in an op's test file.
-
-    Tests in other files may name a back end but run in Triton's interpreter or only compile.
+    Args:
+        outcomes: per test its id as `test`, its `outcome`, the `ops` that it is about, and the `backend` that it proves them on.
     """
-    file, _, name = test.partition("::")
-    return tuple(backend for backend in GPU_BACKENDS if backend in name) if PurePosixPath(file).name in OPS_OF_FILE else ()
-
-
-def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
-    """Counts of outcomes, in total and per op, with the number of passed tests that verify each GPU back end."""
     outcomes = list(outcomes)
     total = Counter(outcome["outcome"] for outcome in outcomes)
     of_op = {op: Counter[str]() for op in OPS}
     for outcome in outcomes:
-        for op in ops_of(outcome["test"]):
+        for op in outcome["ops"]:
             of_op[op][outcome["outcome"]] += 1
-            if outcome["outcome"] == "passed":
-                of_op[op].update(verified_backends(outcome["test"]))
+            if outcome["outcome"] == "passed" and outcome["backend"] in GPU_BACKENDS:
+                of_op[op][outcome["backend"]] += 1
     return {
         **{kind: total[kind] for kind in ("passed", "failed", "skipped")},
         "missing": [outcome["test"] for outcome in outcomes if outcome["outcome"] == "missing"],
@@ -72,7 +39,7 @@ def count_tests(outcomes: Iterable[dict[str, str]]) -> dict[str, Any]:
 
 
 def as_result(run: dict[str, Any]) -> dict[str, Any]:
-    """Converts a run of a `bench.gpu` results file for the tables: tests, sanitizer, copy, rows and augment path."""
+    """Converts a run of a GPU suite's results file for the tables: tests, sanitizer, copy, rows and augment path."""
     items = run["items"]
     sanitizer: dict[str, dict[str, Any]] = {}
     for content in items.values():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.verdicts import verified_backends
 from shapmix.data.clips import Splits
+from tests.proofs import pytest_collection_modifyitems, pytest_configure, pytest_runtest_setup  # noqa: F401  hooks
 from tests.small_run import leave_pictures_out, make_small, make_small_runs
 
 try:
@@ -30,21 +30,13 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # as many workers as cores: each work
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of ops on GPU back ends as `gpu`; other GPU tests mark themselves."""
-    for item in items:
-        if verified_backends(item.nodeid):
-            item.add_marker(pytest.mark.gpu)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """With `-m gpu`, skips files whose packages are missing by name, since a GPU machine may have few packages."""
     report = yield
-    lacks = re.search(r"No module named '(?!shapmix|bench|backends)(\w+)", str(report.longrepr)) if report.failed else None
+    lacks = re.search(r"No module named '(?!shapmix|bench|tests)(\w+)", str(report.longrepr)) if report.failed else None
     if lacks and "gpu" in collector.config.option.markexpr:
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 1, f"Skipped: it needs {lacks[1]}, which is not installed")

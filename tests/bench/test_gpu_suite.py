@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, headline, small_shapes, stages
+from bench import headline, stages
 from bench.cases import CASES
 from bench.machine import commit, machine
 from bench.machine import tree as machine_tree
@@ -33,9 +33,11 @@ from bench.stages import (
     write_json,
 )
 from bench.step import PUBLISHED
-from bench.verdicts import GPU_BACKENDS, OPS, OPS_OF_FILE, as_result, count_tests, may_show, ops_of
-from shapmix import kernels
+from bench.verdicts import as_result, count_tests, may_show
 from tests.bench.bare import bare_machine
+from tests.gpu import small_shapes
+from tests.gpu import suite as gpu
+from tests.proofs import GPU_BACKENDS, OPS
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
@@ -122,7 +124,7 @@ def test_commands_end_with_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    return Record(tmp_path / "new" / "out.json", "python -m bench.gpu", {"clips": 2})
+    return Record(tmp_path / "new" / "out.json", "python -m tests.gpu", {"clips": 2})
 
 
 def raises(left: float) -> Content:
@@ -178,13 +180,13 @@ def test_what_a_file_has_is_not_measured_again(record: Record, monkeypatch: pyte
     walk([item("a"), item("b"), item("c")], again, time.monotonic() + 100)
     assert runs == ["a", "b", "c"]
 
-    other = Record(record.path, "python -m bench.gpu", {"clips": 3})
+    other = Record(record.path, "python -m tests.gpu", {"clips": 3})
     assert other.items == {}
     monkeypatch.setattr(stages, "machine", lambda: machine() | {"gpu": "another card"})
-    card = Record(record.path, "python -m bench.gpu", {"clips": 2})
+    card = Record(record.path, "python -m tests.gpu", {"clips": 2})
     assert card.items == {}
     monkeypatch.setattr(stages, "tree", lambda: "another version")
-    version = Record(record.path, "python -m bench.gpu", {"clips": 2})
+    version = Record(record.path, "python -m tests.gpu", {"clips": 2})
     version.add("a", {})
     runs_kept = json.loads(record.path.read_text())["runs"]
     assert [set(run["items"]) for run in runs_kept] == [{"a", "b", "c"}, {"a"}]
@@ -194,7 +196,7 @@ def test_what_a_file_has_is_not_measured_again(record: Record, monkeypatch: pyte
 def test_a_record_says_where_it_comes_from(record: Record) -> None:
     record.write()
     (run,) = json.loads(record.path.read_text())["runs"]
-    assert run["command"] == "python -m bench.gpu"
+    assert run["command"] == "python -m tests.gpu"
     assert (run["commit"], run["tree"]) == (commit(), machine_tree())
     assert {"gpu", "driver", "torch", "triton"} <= set(run["machine"])
     assert Record(record.path.with_name("b.json"), "x", {}, "abc").run["commit"] == "abc"
@@ -236,11 +238,8 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 # Verdicts
 
 
-def test_every_op_has_its_tests_and_its_small_shapes() -> None:
+def test_every_op_has_its_small_shapes() -> None:
     assert set(OPS) == {op for case in CASES for op in case.ops.split(" + ")}
-    assert all(callable(getattr(kernels, op)) for op in OPS)
-    assert {op for ops in OPS_OF_FILE.values() for op in ops} == set(OPS)
-    assert all((ROOT / "tests" / file).exists() for file in gpu.GPU_FILES)
     assert all(small_shapes.cases_of(op) for op in OPS)
     assert set(gpu.STEP_OPS.split(" + ")) < set(OPS)
 
@@ -253,33 +252,13 @@ def test_small_shapes_run_and_count(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "mix_clips ran 0 times" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("test", "ops"),
-    [
-        ("tests/kernels/test_draw_plan.py::test_triton_is_the_reference", ("draw_plan",)),
-        (
-            "tests/kernels/test_coalitions_and_mixing.py::test_cuda_is_the_reference",
-            ("coalition_inputs", "normalised_coalition_inputs", "mix_clips"),
-        ),
-        ("tests/kernels/test_network_ops.py::test_triton_batch_norm_is_the_reference", ("batch_norm",)),
-        ("tests/kernels/test_network_ops.py::test_opcheck", ("graph_conv", "batch_norm")),
-        ("tests/kernels/test_registered_ops.py::test_gradients[mix_clips]", ("mix_clips",)),
-        ("tests/kernels/test_dispatch.py::test_triton_interpreter[test_draw_plan.py]", ("draw_plan",)),
-        ("tests/skeleton/test_layout.py::test_parts", ()),
-    ],
-)
-def test_which_ops_a_test_speaks_of(test: str, ops: tuple[str, ...]) -> None:
-    assert ops_of(test) == ops
+def outcomes(**changes: str) -> list[Content]:
+    """Every op proved on both GPU back ends, except for the changes (op -> outcome)."""
+    return [outcome_line(op, backend, changes.get(op, "passed")) for op in OPS for backend in GPU_BACKENDS]
 
 
-def outcomes(**changes: str) -> list[dict[str, str]]:
-    """Every op verified on both GPU back ends, except for the changes (test file -> outcome)."""
-    files = dict.fromkeys(OPS_OF_FILE, "passed") | {name + ".py": outcome for name, outcome in changes.items()}
-    return [
-        {"test": f"tests/kernels/{file}::test_{backend}_is_the_reference", "outcome": outcome}
-        for file, outcome in files.items()
-        for backend in GPU_BACKENDS
-    ]
+def outcome_line(op: str, backend: str | None, outcome: str) -> Content:
+    return {"test": f"tests/kernels/test_{op}.py::test_{backend}", "ops": [op], "backend": backend, "outcome": outcome}
 
 
 def clean_sanitizer() -> dict[str, Any]:
@@ -292,16 +271,12 @@ def test_only_verified_speeds_are_shown() -> None:
     assert may_show({}, "mix_clips", "cuda") == "unverified"
     assert may_show({"tests": count_tests([])}, "mix_clips", "auto") == "unverified"
 
-    skipped = {"tests": count_tests(outcomes(test_draw_plan="skipped"))}
+    skipped = {"tests": count_tests(outcomes(draw_plan="skipped"))}
     assert may_show(skipped, "draw_plan", "triton") == "unverified"
     assert may_show(skipped, "draw_plan + saliency_update", "triton") == "unverified"
     assert may_show(skipped, "saliency_update", "triton") == "green"
 
-    failed = {
-        "tests": count_tests(
-            [*outcomes(), {"test": "tests/kernels/test_registered_ops.py::test_x[draw_plan]", "outcome": "failed"}]
-        )
-    }
+    failed = {"tests": count_tests([*outcomes(), outcome_line("draw_plan", None, "failed")])}
     assert may_show(failed, "draw_plan", "cuda") == "red"
     assert may_show(failed, "saliency_update + draw_plan", "cuda") == "red"
     assert may_show(failed, "mix_clips", "cuda") == "green"
@@ -313,19 +288,12 @@ def test_only_verified_speeds_are_shown() -> None:
     assert may_show(result | {"sanitizer": sanitizer}, "mix_clips", "triton") == "green"
 
 
-def test_a_verifying_test_names_the_back_end() -> None:
-    of_cuda = [outcome for outcome in outcomes() if "cuda" in outcome["test"]]
-    result = {"tests": count_tests(of_cuda)}
+def test_a_test_proves_its_own_back_end_only() -> None:
+    result = {"tests": count_tests(outcome for outcome in outcomes() if outcome["backend"] == "cuda")}
     assert may_show(result, "mix_clips", "cuda") == "green"
     assert may_show(result, "mix_clips", "triton") == "unverified"
-
-
-def test_a_test_run_elsewhere_verifies_nothing() -> None:
-    interpreted = {"test": "tests/kernels/test_dispatch.py::test_triton_interpreter[test_draw_plan.py]", "outcome": "passed"}
-    on_cpu = {"test": "tests/kernels/test_draw_plan.py::test_cpp_is_the_reference", "outcome": "passed"}
-    assert may_show({"tests": count_tests([interpreted, on_cpu])}, "draw_plan", "triton") == "unverified"
-    broken = interpreted | {"outcome": "failed"}
-    assert may_show({"tests": count_tests([*outcomes(), broken])}, "draw_plan", "triton") == "red"
+    elsewhere = [outcome_line("draw_plan", backend, "passed") for backend in (None, "cpp", "reference")]
+    assert may_show({"tests": count_tests(elsewhere)}, "draw_plan", "triton") == "unverified"
 
 
 # Tests on the device
@@ -333,7 +301,9 @@ def test_a_test_run_elsewhere_verifies_nothing() -> None:
 
 TESTS = """
 import pytest
+@pytest.mark.proves("mix_clips", backend="triton")
 def test_passes(): pass
+@pytest.mark.proves("draw_plan")
 def test_fails(): assert False
 @pytest.mark.skip(reason="no")
 def test_skipped(): pass
@@ -367,11 +337,12 @@ def test_outcomes_are_written_as_tests_end(tmp_path: Path) -> None:
         "-p",
         "no:cacheprovider",
         "-p",
-        "bench.outcomes",
+        "tests.gpu.outcomes",
     ]
     command += ["--outcomes", str(lines), "--rootdir", str(tmp_path), "--continue-on-collection-errors"]
     run_command(command, 60)
-    found = {(line["test"].rpartition("::")[2], line["outcome"]) for line in read_lines(lines)}
+    ended = [line for line in read_lines(lines) if "outcome" in line]
+    found = {(line["test"].rpartition("::")[2], line["outcome"]) for line in ended}
     assert found == {
         ("test_lacks.py", "missing"),
         ("test_broken.py", "failed"),
@@ -383,9 +354,14 @@ def test_outcomes_are_written_as_tests_end(tmp_path: Path) -> None:
         ("test_spills", "passed"),
         ("test_spills", "failed"),
     }
-    reasons = {line["test"].rpartition("::")[2]: line["reason"] for line in read_lines(lines) if line["outcome"] == "failed"}
+    reasons = {line["test"].rpartition("::")[2]: line["reason"] for line in ended if line["outcome"] == "failed"}
     assert "no_such_module" in reasons["test_broken.py"]
     assert all(reasons.values())
+    of = {line["test"].rpartition("::")[2]: (line["ops"], line["backend"]) for line in read_lines(lines)}
+    assert of["test_passes"] == (["mix_clips"], "triton")
+    assert of["test_fails"] == (["draw_plan"], None)
+    assert of["test_errs"] == of["test_broken.py"] == ([], None)
+    assert len([line for line in read_lines(lines) if "outcome" not in line]) == 5
 
 
 @pytest.mark.parametrize(
@@ -405,18 +381,27 @@ def test_outcomes_are_written_as_tests_end(tmp_path: Path) -> None:
     ],
 )
 def test_how_pytest_ended_counts(code: int | None, told: str | None, added: str | None) -> None:
-    before = [{"test": "tests/test_x.py::test_y", "outcome": told}] if told else []
+    before = [{"test": "tests/test_x.py::test_y", "outcome": told, "ops": [], "backend": None}] if told else []
     after = gpu.with_end("tests/test_x.py", before, Finished(code, 1.0, "last words\n"))
     assert [outcome["outcome"] for outcome in after] == [told] * bool(told) + [added] * bool(added)
     if added:
         assert after[-1]["test"].startswith("tests/test_x.py::" + ("killed" if code is None else f"exited with code {code}"))
 
 
+def test_a_crash_speaks_against_the_test_that_did_not_end() -> None:
+    tests = [
+        {"test": f"tests/test_x.py::test_{op}", "ops": [op], "backend": "cuda"} for op in ("draw_plan", "mix_clips", "batch_norm")
+    ]
+    lines = [*tests, {**tests[0], "outcome": "passed"}]
+    found = {"tests": count_tests(gpu.with_end("tests/test_x.py", lines, Finished(-11, 1.0, "")))}
+    assert [may_show(found, op, "cuda") for op in ("draw_plan", "mix_clips", "batch_norm")] == ["green", "red", "unverified"]
+
+
 def test_a_conftest_that_cannot_be_imported_makes_nothing_red(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("import no_such_package")
     lines = tmp_path / "lines.jsonl"
     (tmp_path / "test_draw_plan.py").write_text("def test_cuda(): pass")
-    options = ["-q", "-p", "no:cacheprovider", "-p", "bench.outcomes", "--outcomes", str(lines), "--rootdir", str(tmp_path)]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "tests.gpu.outcomes", "--outcomes", str(lines), "--rootdir", str(tmp_path)]
     done = run_command([PYTHON, "-m", "pytest", str(tmp_path / "test_draw_plan.py"), *options], 60)
     assert done.code == 4, done.output
     found = gpu.with_end("tests/kernels/test_draw_plan.py", read_lines(lines), done)
@@ -445,7 +430,8 @@ def end_tests(monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[[str], str |
         outcome = outcome_of(file)
         if outcome is None:
             return Finished(None, 1.0, "")
-        lines.write_text(json.dumps({"test": f"tests/{file}::test_cuda_and_triton", "outcome": outcome}) + "\n")
+        op = Path(file).stem.removeprefix("test_")
+        lines.write_text(json.dumps(outcome_line(op, "cuda", outcome) | ({} if op in OPS else {"ops": []})) + "\n")
         return Finished(int(outcome == "failed"), 1.0, "")
 
     commands = Commands(act)
@@ -464,7 +450,7 @@ def test_the_tests_of_a_gpu_run_a_file_a_process(monkeypatch: pytest.MonkeyPatch
 
 def test_one_failing_file_reddens_its_op(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = end_tests(monkeypatch, lambda file: "failed" if file == "kernels/test_balanced_mix_loss.py" else "passed")
-    assert found["counts"]["failures"] == ["tests/kernels/test_balanced_mix_loss.py::test_cuda_and_triton"]
+    assert found["counts"]["failures"] == ["tests/kernels/test_balanced_mix_loss.py::test_cuda"]
     assert may_show({"tests": found["counts"]}, "balanced_mix_loss", "cuda") == "red"
     assert may_show({"tests": found["counts"]}, "draw_plan", "cuda") == "green"
 
@@ -538,7 +524,7 @@ def test_every_op_is_sanitized(monkeypatch: pytest.MonkeyPatch) -> None:
     for tool in gpu.TOOLS:
         found, commands = sanitize(monkeypatch, tool, well)
         assert list(commands.asked) == [gpu.FAULT] * (tool == "memcheck") + list(OPS)
-        assert all("bench.small_shapes" in command and tool in command for command in commands.asked.values())
+        assert all("tests.gpu.small_shapes" in command and tool in command for command in commands.asked.values())
         assert commands.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         assert found == {tool: clean_sanitizer()[tool]}
     assert sorted(op for ops in gpu.GROUPS.values() for op in ops) == sorted(OPS)
@@ -730,7 +716,7 @@ def test_all_green_ends_with_0_and_shows_speeds(
     assert "made up, driver 1.0" in shown
     (run,) = json.loads(out.read_text())["runs"]
     assert (run["commit"], run["card"], run["workload"]["clips"]) == ("abc123", "made up", PUBLISHED.clips)
-    assert run["items"]["tests"]["counts"]["passed"] == 2 * len(OPS_OF_FILE)
+    assert run["items"]["tests"]["counts"]["passed"] == 2 * len(OPS)
 
     for name in suite:
         suite[name] = {"error": "it ran again"}
@@ -741,7 +727,7 @@ def test_all_green_ends_with_0_and_shows_speeds(
 
 def test_no_speed_of_a_red_op_is_shown(tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]) -> None:
     """The test of `draw_plan` fails: its row and the augment path are red; the row of `mix_clips` is shown."""
-    suite["tests"] = {"counts": count_tests(outcomes(test_draw_plan="failed"))}
+    suite["tests"] = {"counts": count_tests(outcomes(draw_plan="failed"))}
     assert gpu.main(["--out", str(tmp_path / "out.json")]) == 1
     shown = capsys.readouterr().out
     assert "| draw_plan, ntu | 10 us | 1 ms | not run | not run | not run | red | red | red |" in shown
@@ -754,7 +740,10 @@ def test_speeds_whose_tests_could_not_run_are_unverified(
     tmp_path: Path, suite: dict[str, Content], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Speeds are shown with that word; nothing is red."""
-    unread = [{"test": f"tests/kernels/{file}::exited with code 4: no conftest", "outcome": "missing"} for file in OPS_OF_FILE]
+    unread = [
+        {"test": f"tests/{file}::exited with code 4: no conftest", "outcome": "missing", "ops": [], "backend": None}
+        for file in gpu.GPU_FILES
+    ]
     suite["tests"] = {"counts": count_tests(unread), "not run": "interrupted"}
     assert gpu.main(["--out", str(tmp_path / "out.json")]) == 3
     shown = capsys.readouterr().out
@@ -817,6 +806,6 @@ def test_the_headline_joins_the_file(record: Record, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_the_command_says_that_there_is_no_gpu(tmp_path: Path) -> None:
-    done = run_command([PYTHON, "-m", "bench.gpu", "--out", str(tmp_path / "out.json")], 60, {"PYTHONPATH": os.pathsep})
+    done = run_command([PYTHON, "-m", "tests.gpu", "--out", str(tmp_path / "out.json")], 60, {"PYTHONPATH": os.pathsep})
     assert done.code == 2
     assert "finds no CUDA device" in done.last_line

@@ -1,20 +1,16 @@
-"""The device of each back end in this process, and helpers for comparisons with the reference."""
+"""Tests of several back ends, and helpers for comparisons with the reference."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from shapmix.kernels import unavailable
-
-GPU = torch.device("cuda:0")
-CPU = torch.device("cpu")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE_OF = {"reference": CPU, "cpp": CPU, "triton": CPU if INTERPRETED else GPU, "cuda": GPU}
+from tests.proofs import INTERPRETED
 
 REAL = (torch.float32, torch.float64)
 ALL = (*REAL, torch.float16, torch.bfloat16)
@@ -27,12 +23,10 @@ FEW = settings(deadline=None, max_examples=FEW_EXAMPLES, derandomize=True, suppr
 MANY = settings(FEW, max_examples=200)
 
 
-def needs(backend: str) -> torch.device:
-    """The device that a back end runs on here; skips the test if there is none."""
-    assert backend in os.environ["PYTEST_CURRENT_TEST"], f"name {backend} in the test: `-m gpu` and bench.verdicts go by it"
-    if reason := unavailable(backend, DEVICE_OF[backend]):
-        pytest.skip(f"{backend}: {reason}")
-    return DEVICE_OF[backend]
+def on_backends(*backends: str, ops: Sequence[str]) -> pytest.MarkDecorator:
+    """Parametrizes a test over back ends; each test proves the ops on its own."""
+    marked = [pytest.param(backend, marks=pytest.mark.proves(*ops, backend=backend)) for backend in backends]
+    return pytest.mark.parametrize("backend", marked)
 
 
 def uniform_integers(generator: torch.Generator, low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:

@@ -13,8 +13,12 @@ from torch import Tensor
 from shapmix import reference
 from shapmix.kernels import balanced_mix_loss
 from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import ALL, FEW, MANY, TRITON, largest_difference, needs, same_bits, uniform_integers
+from tests.kernels.backends import ALL, FEW, MANY, TRITON, largest_difference, on_backends, same_bits, uniform_integers
 from tests.kernels.examples import loss_arguments
+from tests.proofs import DEVICE_OF
+
+OPS = ("balanced_mix_loss",)
+pytestmark = pytest.mark.proves(*OPS)
 
 
 @st.composite
@@ -43,7 +47,7 @@ def run(arguments: dict[str, Any], device: torch.device, op: Any, **options: Any
 
 
 def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     expected, expected_grad = run(arguments, device, reference.balanced_mix_loss)
     losses, grad = run(arguments, device, balanced_mix_loss, backend=backend)
     with torch.no_grad():
@@ -57,30 +61,32 @@ def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
     assert largest_difference(grad, expected_grad) <= rounding + 3 * eps * (64 + classes) / n
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @MANY
 @given(problems(ALL))
 def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_against_reference(arguments, "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="triton")
 @FEW
 @given(problems(TRITON))
 def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
     check_against_reference(arguments, "triton")
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 def test_certain_logits_do_not_overflow(backend: str) -> None:
     arguments = loss_arguments(logits=torch.eye(5).repeat(3, 1)[:12] * 1e4)
-    expected, expected_grad = run(arguments, needs(backend), reference.balanced_mix_loss)
-    losses, grad = run(arguments, needs(backend), balanced_mix_loss, backend=backend)
+    expected, expected_grad = run(arguments, DEVICE_OF[backend], reference.balanced_mix_loss)
+    losses, grad = run(arguments, DEVICE_OF[backend], balanced_mix_loss, backend=backend)
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 def test_large_batches_repeat_to_the_bit(backend: str) -> None:
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     first = run(loss_arguments(80, 400), device, balanced_mix_loss, backend=backend)
     second = run(loss_arguments(80, 400), device, balanced_mix_loss, backend=backend)
     assert all(same_bits(left, right) for left, right in zip(first, second, strict=True))

@@ -1,7 +1,7 @@
 """Coalition inputs and mixing on every back end, bit-equal to the reference on random clips; bad arguments.
 
-Triton's interpreter must be enabled before Triton is imported, so `test_dispatch.py` reruns the Triton tests of this and the
-other op test files in a separate process.
+Triton's interpreter must be enabled before Triton is imported, so `test_dispatch.py` reruns the tests that prove Triton, of this
+and the other files of ops, in a separate process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from torch import Tensor
 from shapmix import reference
 from shapmix.kernels import coalition_inputs, mix_clips, normalised_coalition_inputs
 from shapmix.reference import MixPlan
-from tests.kernels.backends import ALL, FEW, MANY, TRITON, needs, same_bits, uniform_integers
+from tests.kernels.backends import ALL, FEW, MANY, TRITON, same_bits, uniform_integers
 from tests.kernels.examples import MixProblem, mix_problem
+from tests.proofs import DEVICE_OF
+
+OPS = ("coalition_inputs", "normalised_coalition_inputs", "mix_clips")
+pytestmark = pytest.mark.proves(*OPS)
 
 
 def in_layout(clips: Tensor, layout: str) -> Tensor:
@@ -80,7 +84,7 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> MixProblem:
 
 
 def check_against_reference(problem: MixProblem, backend: str) -> None:
-    clips, mean_motion, coalitions, part_of_joint, restored_frames, plan = problem.on(needs(backend))
+    clips, mean_motion, coalitions, part_of_joint, restored_frames, plan = problem.on(DEVICE_OF[backend])
     expected = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
     poisoned = torch.full_like(expected, torch.nan, memory_format=torch.contiguous_format)
     found = coalition_inputs(
@@ -102,12 +106,14 @@ def check_against_reference(problem: MixProblem, backend: str) -> None:
     assert same_bits(mix_clips(clips, plan, part_of_joint, backend=backend, out=poisoned), expected)
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @MANY
 @given(problems(ALL))
 def test_cpp_is_the_reference(problem: MixProblem) -> None:
     check_against_reference(problem, "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @pytest.mark.parametrize("shape", [(64, 3, 64, 25, 2), (33, 3, 100, 17, 2)])
 def test_cpp_on_several_threads_is_the_reference(shape: tuple[int, ...]) -> None:
     """A batch large enough that every thread gets work."""
@@ -119,12 +125,14 @@ def test_cpp_on_several_threads_is_the_reference(shape: tuple[int, ...]) -> None
     check_against_reference(MixProblem(clips, mean_motion, problem.coalitions, torch.arange(v) % 5, 50, plan), "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="triton")
 @FEW
 @given(problems(TRITON))
 def test_triton_is_the_reference(problem: MixProblem) -> None:
     check_against_reference(problem, "triton")
 
 
+@pytest.mark.proves(*OPS, backend="cuda")
 @MANY
 @given(problems(ALL))
 def test_cuda_is_the_reference(problem: MixProblem) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.verdicts import OPS_OF_FILE
 from shapmix import doctor
 from shapmix.kernels import BackendError, backends, dispatch, mix_clips, native, sample_clips
-from tests.kernels.backends import CPU, EXAMPLES, INTERPRETED
+from tests.kernels.backends import EXAMPLES
 from tests.kernels.examples import crop_problem, mix_problem
+from tests.proofs import CPU, INTERPRETED
 
-INTERPRETED_FILES = [file for file in OPS_OF_FILE if "def test_triton" in (Path(__file__).parent / file).read_text()]
+HERE = Path(__file__).parent
+PROVES_TRITON = re.compile(r'proves\(.*backend="triton"|on_backends\(.*"triton"')
+INTERPRETED_FILES = sorted(file.name for file in HERE.glob("test_*.py") if PROVES_TRITON.search(file.read_text()))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter process and does not run inside it")
@@ -42,8 +45,8 @@ def interpret(files: list[str], examples: int) -> None:
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if version_of(triton.__version__) < (3, 7) and version_of(np.__version__) >= (2, 5):
         pytest.skip(f"the interpreter of Triton {triton.__version__} takes int() of arrays, which NumPy {np.__version__} refuses")
-    paths = [str(Path(__file__).parent / file) for file in files]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, "-k", "triton"]
+    paths = [str(HERE / file) for file in files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, "-m", "triton"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", EXAMPLES: str(examples)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,8 +13,12 @@ from shapmix import reference
 from shapmix.kernels import draw_plan, mix_clips
 from shapmix.reference import MixPlan
 from shapmix.skeleton.layout import load_layout
-from tests.kernels.backends import FEW, MANY, REAL, needs, same_bits, uniform_integers
+from tests.kernels.backends import FEW, MANY, REAL, on_backends, same_bits, uniform_integers
 from tests.kernels.examples import plan_arguments
+from tests.proofs import DEVICE_OF
+
+OPS = ("draw_plan",)
+pytestmark = pytest.mark.proves(*OPS)
 
 NTU = load_layout("ntu25")
 
@@ -53,29 +57,31 @@ def same_plan(left: MixPlan, right: MixPlan) -> bool:
 
 
 def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
-    arguments = on(needs(backend), arguments)
+    arguments = on(DEVICE_OF[backend], arguments)
     expected = reference.draw_plan(**arguments)
     assert same_plan(draw_plan(**arguments, backend=backend), expected)
     at = torch.tensor(arguments["step"], device=expected.partner.device)
     assert same_plan(draw_plan(**arguments | {"step": at}, backend=backend), expected)
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @MANY
 @given(problems())
 def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_against_reference(arguments, "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="triton")
 @FEW
 @given(problems())
 def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
     check_against_reference(arguments, "triton")
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference", "triton"])
+@on_backends("cpp", "reference", "triton", ops=OPS)
 @pytest.mark.parametrize("guided", [True, False])
 def test_plans_can_be_mixed_by(backend: str, guided: bool) -> None:
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     arguments = on(device, plan_arguments(guided=guided))
     clips = torch.randn(64, 1, 64, 25, 1, device=device)
     for step in range(4):

@@ -14,7 +14,11 @@ from torch.nn.functional import max_pool2d
 from shapmix import reference
 from shapmix.kernels import join_branches, unavailable
 from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import CPU, FEW, MANY, TRITON, needs, same_bits
+from tests.kernels.backends import FEW, MANY, TRITON, same_bits
+from tests.proofs import CPU, DEVICE_OF
+
+OPS = ("join_branches",)
+pytestmark = pytest.mark.proves(*OPS)
 
 CPP = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -45,7 +49,7 @@ def branches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = CPP) -> dict[str
 
 def check(arguments: dict[str, Any], backend: str) -> None:
     """Three roundings in the accumulation dtype, one to the element dtype."""
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     arguments = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
     found, expected = join_branches(**arguments, backend=backend), reference.join_branches(**arguments)
     assert found.dtype == expected.dtype
@@ -55,12 +59,14 @@ def check(arguments: dict[str, Any], backend: str) -> None:
     torch.testing.assert_close(found, expected, rtol=rounding, atol=8 * eps * float(expected.abs().max() + 1))
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @MANY
 @given(branches())
 def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check(arguments, "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="triton")
 @FEW
 @given(branches(TRITON))
 def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:

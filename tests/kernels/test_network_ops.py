@@ -14,8 +14,11 @@ from torch import Tensor
 from shapmix import reference
 from shapmix.kernels import batch_norm, graph_conv
 from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import FEW, FEW_EXAMPLES, MANY, TRITON, needs, same_bits
+from tests.kernels.backends import FEW, FEW_EXAMPLES, MANY, TRITON, on_backends, same_bits
 from tests.kernels.examples import graph_arguments
+from tests.proofs import DEVICE_OF
+
+pytestmark = pytest.mark.proves("graph_conv", "batch_norm")
 
 CPP = (torch.float32, torch.float64, torch.bfloat16)
 CPU = torch.device("cpu")
@@ -80,7 +83,7 @@ def tolerance(arguments: dict[str, Any]) -> float:
 
 
 def check_graph_conv(arguments: dict[str, Any], backend: str) -> None:
-    arguments = on(needs(backend), arguments)
+    arguments = on(DEVICE_OF[backend], arguments)
     expected = reference.graph_conv(**arguments)
     found = graph_conv(**arguments, backend=backend)
     assert found.dtype == expected.dtype
@@ -99,21 +102,23 @@ def check_graph_conv(arguments: dict[str, Any], backend: str) -> None:
         assert relative(left, right) <= 8 * tolerance(arguments), name
 
 
+@pytest.mark.proves("graph_conv", backend="cpp")
 @MANY
 @given(graphs(CPP))
 def test_graph_conv_of_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "cpp")
 
 
+@pytest.mark.proves("graph_conv", backend="triton")
 @settings(FEW, max_examples=min(10, FEW_EXAMPLES))
 @given(graphs(TRITON))
 def test_triton_graph_conv_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "triton")
 
 
+@pytest.mark.proves("graph_conv", backend="triton")
 def test_triton_graph_conv_takes_a_few_clips_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, as in large batches: parameter gradients accumulate over a chunk of two clips and a last one of one clip."""
-    needs("triton")
     monkeypatch.setattr(import_module("shapmix.kernels.triton_graph"), "GRAPH_BYTES", 2 * 2 * 17 * 17 * 16 * 4)
     generator = torch.Generator().manual_seed(0)
     shapes = {"features": (3, 2 * 16, 5, 17), "relation_terms": (3, 17, 2, 2, 20), "weight": (2, 20, 16)}
@@ -146,7 +151,7 @@ def norms(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
 
 
 def check_batch_norm(arguments: dict[str, Any], backend: str) -> None:
-    arguments = on(needs(backend), arguments)
+    arguments = on(DEVICE_OF[backend], arguments)
     x, lowest = arguments["x"], arguments["lowest"]
     expected = reference.batch_norm(**arguments)
     found = batch_norm(**arguments, backend=backend)
@@ -171,27 +176,29 @@ def check_batch_norm(arguments: dict[str, Any], backend: str) -> None:
         assert float((left.double() - right.double()).abs().max()) <= bound * max(spread, 1.0) * 64
 
 
+@pytest.mark.proves("batch_norm", backend="cpp")
 @MANY
 @given(norms(CPP))
 def test_batch_norm_of_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_batch_norm(arguments, "cpp")
 
 
+@pytest.mark.proves("batch_norm", backend="triton")
 @FEW
 @given(norms(TRITON))
 def test_triton_batch_norm_is_the_reference(arguments: dict[str, Any]) -> None:
     check_batch_norm(arguments, "triton")
 
 
+@pytest.mark.proves("batch_norm", backend="triton")
 @pytest.mark.parametrize("rows", [100, 500])
 def test_triton_batch_norm_over_many_runs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of several tiles with a partial last one; a mean so large that float32 has few digits left for the spread."""
-    needs("triton")
     monkeypatch.setattr(import_module("shapmix.kernels.triton_norm"), "PROGRAMS", 4)
     generator = torch.Generator().manual_seed(rows)
     x = 1000 + torch.randn(2, 70, rows, 1, generator=generator)
     ones = torch.ones(70)
-    arguments = on(needs("triton"), {"x": x, "weight": ones, "bias": 0 * ones, "lowest": 0 * ones})
+    arguments = on(DEVICE_OF["triton"], {"x": x, "weight": ones, "bias": 0 * ones, "lowest": 0 * ones})
     expected = reference.batch_norm(**{name: value.double() for name, value in arguments.items()})
     results = [batch_norm(**arguments, backend="triton") for _ in range(2)]
     for left, again, right in zip(*results, expected, strict=True):
@@ -215,7 +222,7 @@ def far_from_zero(dtype: torch.dtype) -> dict[str, Tensor]:
 
 def check_far_from_zero(dtype: torch.dtype, backend: str) -> None:
     """Compared with torch in float64: elements, means and variances keep full precision."""
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     for name, x in far_from_zero(dtype).items():
         x = x.to(device)
         line = torch.linspace(-1, 2, 70, device=device)
@@ -230,7 +237,7 @@ def check_far_from_zero(dtype: torch.dtype, backend: str) -> None:
         torch.testing.assert_close(variance.double(), spread, rtol=5e-5, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@on_backends("cpp", "reference", ops=["batch_norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_batch_norm_keeps_its_digits_far_from_zero(dtype: torch.dtype, backend: str) -> None:
     threads = torch.get_num_threads()
@@ -242,9 +249,9 @@ def test_batch_norm_keeps_its_digits_far_from_zero(dtype: torch.dtype, backend: 
         torch.set_num_threads(threads)
 
 
+@pytest.mark.proves("batch_norm", backend="triton")
 @pytest.mark.parametrize("programs", [4, 1024])
 def test_triton_batch_norm_keeps_its_digits_far_from_zero(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    needs("triton")
     monkeypatch.setattr(import_module("shapmix.kernels.triton_norm"), "PROGRAMS", programs)
     check_far_from_zero(torch.float32, "triton")
 

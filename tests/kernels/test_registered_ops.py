@@ -25,6 +25,11 @@ from tests.kernels.examples import MixProblem, crop_problem, loss_arguments, mix
 NORM = torch.linspace(-1, 2, 16, dtype=torch.float64).view(2, 4, 2)
 
 
+def of_each(*ops: str) -> pytest.MarkDecorator:
+    """Parametrizes a test over ops, each of which it is about."""
+    return pytest.mark.parametrize("op", [pytest.param(op, marks=pytest.mark.proves(op)) for op in ops])
+
+
 def plan_of(problem: MixProblem) -> tuple[Tensor, ...]:
     return tuple(vars(problem.plan).values())
 
@@ -59,7 +64,7 @@ def differentiable(backend: str) -> dict[str, tuple[Callable[..., Tensor], Calla
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-@pytest.mark.parametrize("op", ["coalition_inputs", "normalised_coalition_inputs", "mix_clips"])
+@of_each("coalition_inputs", "normalised_coalition_inputs", "mix_clips")
 def test_gradients(op: str, backend: str) -> None:
     """Compared with finite differences and with autograd through the reference."""
     run, run_reference, tensors = differentiable(backend)[op]
@@ -75,6 +80,7 @@ def test_gradients(op: str, backend: str) -> None:
         assert not run(*leaves).requires_grad
 
 
+@pytest.mark.proves("coalition_inputs")
 def test_only_the_tensor_that_wants_a_gradient_gets_one() -> None:
     run, _, (clips, mean) = differentiable("cpp")["coalition_inputs"]
     mean = mean.clone().requires_grad_()
@@ -118,12 +124,13 @@ OPS = (
 )
 
 
-@pytest.mark.parametrize("op", OPS)
+@of_each(*OPS)
 def test_opcheck(op: str) -> None:
     """torch's own checks: schema, fake tensors, autograd registration, tracing with dynamic shapes."""
     torch.library.opcheck(getattr(torch.ops.shapmix, op).default, arguments_of(op))
 
 
+@pytest.mark.proves("balanced_mix_loss")
 def test_opcheck_of_the_gradient() -> None:
     logits, labels, partner, lam, log_prior, _ = arguments_of("balanced_mix_loss")
     arguments = (torch.ones(2).double(), (logits + log_prior).logsumexp(1), logits, labels, partner, lam, log_prior, None)
@@ -154,6 +161,7 @@ def step(clips: Tensor, at: Tensor, weight: Tensor, table: Tensor, backend: str 
     return clean + blended
 
 
+@pytest.mark.proves("coalition_inputs", "saliency_update", "draw_plan", "mix_clips", "balanced_mix_loss")
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_a_whole_step_compiles_into_one_graph(backend: str | None) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -171,6 +179,7 @@ def test_a_whole_step_compiles_into_one_graph(backend: str | None) -> None:
         torch.testing.assert_close(tables[1], tables[0])
 
 
+@pytest.mark.proves("sample_clips")
 def test_sampling_compiles_into_one_graph() -> None:
     crops = crop_problem(3)
 

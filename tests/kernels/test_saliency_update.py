@@ -12,8 +12,23 @@ from torch import Tensor
 
 from shapmix import reference
 from shapmix.kernels import saliency_update
-from tests.kernels.backends import ALL, FEW, INTERPRETED, MANY, REAL, TRITON, largest_difference, needs, same_bits, uniform_integers
+from tests.kernels.backends import (
+    ALL,
+    FEW,
+    INTERPRETED,
+    MANY,
+    REAL,
+    TRITON,
+    largest_difference,
+    on_backends,
+    same_bits,
+    uniform_integers,
+)
 from tests.kernels.examples import update_arguments
+from tests.proofs import DEVICE_OF
+
+OPS = ("saliency_update",)
+pytestmark = pytest.mark.proves(*OPS)
 
 
 @st.composite
@@ -59,7 +74,7 @@ def tolerance(arguments: dict[str, Any]) -> tuple[float, float]:
 
 
 def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     expected, expected_table = run(arguments, device, reference.saliency_update)
     marginal, table = run(arguments, device, saliency_update, backend=backend)
     of_marginal, of_table = tolerance(arguments)
@@ -72,22 +87,24 @@ def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
     assert torch.equal(table[untouched], arguments["table"].to(device)[untouched])
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @MANY
 @given(problems(ALL))
 def test_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_against_reference(arguments, "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="triton")
 @FEW
 @given(problems(TRITON))
 def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
     check_against_reference(arguments, "triton")
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+@on_backends("cpp", "triton", "reference", ops=OPS)
 def test_extreme_logits_stay_probabilities(backend: str) -> None:
     """Probability 1 against 0 is a marginal of 1, the reverse is 0, and NaN stays NaN."""
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     big = 1e4
     logits = torch.tensor([[big, 0, -big], [-big, 0, big], [torch.nan, 0, 0], [0, 0, 0]])
     several = update_arguments(
@@ -105,10 +122,10 @@ def test_extreme_logits_stay_probabilities(backend: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # inf - inf in the interpreter
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+@on_backends("cpp", "triton", "reference", ops=OPS)
 def test_an_update_that_is_not_finite_is_as_if_it_were_not_there(backend: str, bad: float) -> None:
     """A skipped update alone on its entry, between others, first and last; one infinite logit invalidates its row."""
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     several = update_arguments(
         logits=torch.tensor([[1.0, 2, 0], [0, 1, 3], [bad, 0, 0], [2, 0, 1], [0, 0, 0]]),
         labels=torch.tensor([0, 0, 0, 0, 0, 1, 2, 2]),
@@ -125,10 +142,10 @@ def test_an_update_that_is_not_finite_is_as_if_it_were_not_there(backend: str, b
     assert largest_difference(table, expected_table) <= 1e-6  # a scan sums in a different order
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 def test_long_batches_keep_the_order(backend: str) -> None:
     """More updates of one entry than a block holds; the last ones have the largest weight."""
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     updates = 700 if INTERPRETED else 3000
     generator = torch.Generator().manual_seed(1)
     arguments = update_arguments(
@@ -145,9 +162,9 @@ def test_long_batches_keep_the_order(backend: str) -> None:
     assert largest_difference(table, expected) <= 1e-13
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 def test_repeats_give_the_same_bits(backend: str) -> None:
-    device = needs(backend)
+    device = DEVICE_OF[backend]
     first = run(update_arguments(), device, saliency_update, backend=backend)
     second = run(update_arguments(), device, saliency_update, backend=backend)
     assert all(same_bits(left, right) for left, right in zip(first, second, strict=True))

@@ -15,8 +15,12 @@ from shapmix.kernels import sample_clips
 from shapmix.kernels.checks import sum_dtype
 from shapmix.reference import CropPlan, Stream
 from shapmix.reference.clips import STREAMS
-from tests.kernels.backends import FEW, MANY, REAL, TRITON, largest_difference, needs, same_bits, uniform_integers
+from tests.kernels.backends import FEW, MANY, REAL, TRITON, largest_difference, on_backends, same_bits, uniform_integers
 from tests.kernels.examples import CropProblem, crop_problem
+from tests.proofs import DEVICE_OF
+
+OPS = ("sample_clips",)
+pytestmark = pytest.mark.proves(*OPS)
 
 
 @st.composite
@@ -48,7 +52,7 @@ def tolerance(problem: CropProblem) -> float:
 
 
 def check_against_reference(problem: CropProblem, backend: str) -> None:
-    frames, offsets, plan, parents, stream, num_frames = problem.on(needs(backend))
+    frames, offsets, plan, parents, stream, num_frames = problem.on(DEVICE_OF[backend])
     expected = reference.sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames)
     poisoned = torch.full_like(expected, torch.nan)
     found = sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend, out=poisoned)
@@ -56,39 +60,41 @@ def check_against_reference(problem: CropProblem, backend: str) -> None:
     assert largest_difference(found, expected) <= tolerance(problem)
 
 
+@pytest.mark.proves(*OPS, backend="cpp")
 @MANY
 @given(problems(REAL))
 def test_cpp_is_the_reference(problem: CropProblem) -> None:
     check_against_reference(problem, "cpp")
 
 
+@pytest.mark.proves(*OPS, backend="triton")
 @FEW
 @given(problems(TRITON))
 def test_triton_is_the_reference(problem: CropProblem) -> None:
     check_against_reference(problem, "triton")
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 @pytest.mark.parametrize("stream", STREAMS)
 def test_ntu_batch_is_the_reference(stream: Stream, backend: str) -> None:
     check_against_reference(crop_problem(33 if backend == "cpp" else 3)._replace(stream=stream), backend)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 def test_a_crop_of_the_right_length_is_copied(backend: str) -> None:
     for dtype in REAL if backend == "cpp" else TRITON:
         problem = crop_problem(4, dtype)
         still = CropPlan(torch.arange(4), torch.tensor([0, 3, 5, 1]), torch.full((4,), 24), torch.zeros(4, 3))
-        frames, offsets, plan, parents, _, _ = problem._replace(plan=still).on(needs(backend))
+        frames, offsets, plan, parents, _, _ = problem._replace(plan=still).on(DEVICE_OF[backend])
         found = sample_clips(frames, offsets, plan, parents, num_frames=24, backend=backend)
         for row in range(4):
             first = int(offsets[row] + plan.start[row])
             assert same_bits(found[row], frames[first : first + 24].permute(3, 0, 2, 1))
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@on_backends("cpp", "triton", ops=OPS)
 def test_repeats_give_the_same_bits(backend: str) -> None:
-    problem = crop_problem(8 if backend == "cpp" else 2).on(needs(backend))
+    problem = crop_problem(8 if backend == "cpp" else 2).on(DEVICE_OF[backend])
     first = sample_clips(*problem[:4], backend=backend)
     assert same_bits(sample_clips(*problem[:4], backend=backend), first)
 

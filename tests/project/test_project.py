@@ -97,7 +97,7 @@ def test_the_gpu_workflow_either_runs_or_says_why_not() -> None:
     jobs = workflow(ROOT / ".github" / "workflows" / "gpu.yml")["jobs"]
     assert jobs["suite"]["if"] == "vars.GPU_RUNNER != ''"
     assert jobs["skipped"]["if"] == "vars.GPU_RUNNER == ''"
-    assert any("bench.gpu" in command for command in commands_of(ROOT / ".github" / "workflows" / "gpu.yml"))
+    assert any("tests.gpu" in command for command in commands_of(ROOT / ".github" / "workflows" / "gpu.yml"))
     assert "skipped: " in jobs["skipped"]["steps"][0]["run"]
 
 
@@ -117,7 +117,7 @@ def test_checks_are_the_same_in_the_justfile_and_in_ci() -> None:
     justfile = (ROOT / "justfile").read_text(encoding="utf-8")
     recipes = {line.split()[0].rstrip(":") for line in justfile.splitlines() if re.match(r"[a-z][\w ]*(\*options)?:$", line)}
     assert recipes == {"install", "train", "test", "slow", "check", "docs"}
-    for command in ("ruff check .", "ruff format --check .", "mypy shapmix bench", "mkdocs build --strict"):
+    for command in ("ruff check .", "ruff format --check .", "mypy shapmix bench tests/gpu", "mkdocs build --strict"):
         assert command in script, command
         assert command in justfile, command
     for command in ("pytest -n auto --dist loadfile", "pytest -m slow"):

@@ -6,8 +6,7 @@ import ast
 from collections import Counter
 from pathlib import Path
 
-from bench.gpu import GPU_FILES
-from bench.verdicts import OPS_OF_FILE
+from tests.gpu.suite import GPU_FILES
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -44,4 +43,3 @@ def test_names_of_test_files_are_unique() -> None:
 
 def test_the_gpu_suite_names_files_that_exist() -> None:
     assert [file for file in GPU_FILES if not (TESTS / file).is_file()] == []
-    assert [file for file in OPS_OF_FILE if not (TESTS / "kernels" / file).is_file()] == []

@@ -1,4 +1,4 @@
-"""Runs one op on small, odd shapes on every GPU back end, for use under a sanitizer: `python -m bench.small_shapes OP`.
+"""Runs one op on small, odd shapes on every GPU back end, for use under a sanitizer: `python -m tests.gpu.small_shapes OP`.
 
 `--fault` instead mixes with an out-of-range plan, which the kernels do not check on a GPU: a sanitizer that does not report it is
 not working.

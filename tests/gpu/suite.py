@@ -1,4 +1,4 @@
-"""Tests and benchmarks on a GPU within a time budget, most important first: `python -m bench.gpu --minutes M --out FILE`.
+"""Tests and benchmarks on a GPU within a time budget, most important first: `python -m tests.gpu --minutes M --out FILE`.
 
 Runs the headline (`bench.headline`), the tests that need a GPU, memcheck, the op table and racecheck. The C++ and CUDA code is
 built in the background, offline; items that need only torch and Triton do not wait for it. Each item is saved when it finishes and
@@ -15,7 +15,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -45,8 +44,9 @@ from bench.stages import (
 )
 from bench.step import PUBLISHED
 from bench.tables import in_units, markdown, measured, shown_rows
-from bench.verdicts import OPS, OPS_OF_FILE, as_result, count_tests, may_show
+from bench.verdicts import as_result, count_tests, may_show
 from shapmix.kernels import unavailable
+from tests.proofs import OPS
 
 MINUTES = 9.0
 WORKERS = max(2, (os.cpu_count() or 1) // 2)  # test files, or runs under a sanitizer, at a time
@@ -58,7 +58,13 @@ NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
 GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
 GPU_FILES = (
     "training/test_train_gpu.py",
-    *(f"kernels/{file}" for file in OPS_OF_FILE),
+    "kernels/test_coalitions_and_mixing.py",
+    "kernels/test_sample_clips.py",
+    "kernels/test_draw_plan.py",
+    "kernels/test_saliency_update.py",
+    "kernels/test_balanced_mix_loss.py",
+    "kernels/test_network_ops.py",
+    "kernels/test_join_branches.py",
     "training/test_step.py",
     "networks/test_fold.py",
     "bench/test_bench.py",
@@ -114,7 +120,7 @@ def wait_for_build(building: Background | None, left: float) -> Content:
 
 def run_tests(left: float) -> Content:
     """Runs the tests that need a GPU, one process per file."""
-    options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "bench.outcomes"]
+    options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "tests.gpu.outcomes"]
     with tempfile.TemporaryDirectory() as folder:
         lines = {file: Path(folder) / f"{Path(file).name}.jsonl" for file in GPU_FILES}
         commands = {
@@ -127,17 +133,22 @@ def run_tests(left: float) -> Content:
     return found | ({"not run": f"killed at the time limit: {', '.join(killed)}"} if killed else {})
 
 
-def with_end(file: str, outcomes: list[dict[str, str]], done: Finished) -> list[dict[str, str]]:
-    """A file's outcomes, plus one if the exit code of pytest is not explained by them.
+def with_end(file: str, lines: list[Content], done: Finished) -> list[Content]:
+    """The outcomes among a file's lines, plus one if they do not explain the exit code of pytest.
 
-    A crashed process counts as a failure of the tests of its file. A process that timed out, or that pytest could not start (a
-    conftest.py that cannot be imported), leaves its tests unverified.
+    A crashed process counts as a failure of the first test that did not end. A process that timed out, or that pytest could not
+    start (a conftest.py that cannot be imported), leaves its tests unverified.
     """
+    outcomes = [line for line in lines if "outcome" in line]
     reported = any(outcome["outcome"] in ("failed", "missing") for outcome in outcomes)
     if done.code in (0, 5) or (reported and done.code in (1, 2)):  # 5: every test deselected; 2: the file could not be collected
         return outcomes
     inconclusive = done.code in (None, 4) or (not outcomes and done.code is not None and done.code > 0)
-    return [*outcomes, {"test": f"{file}::{describe_end(done)}", "outcome": "missing" if inconclusive else "failed"}]
+    ended = {outcome["test"] for outcome in outcomes}
+    nothing: Content = {"ops": [], "backend": None}
+    crashed = next((line for line in lines if "outcome" not in line and line["test"] not in ended), nothing)
+    outcome = "missing" if inconclusive else "failed"
+    return [*outcomes, {**crashed, "test": f"{file}::{describe_end(done)}", "outcome": outcome}]
 
 
 def sanitize(tool: str, ops: Sequence[str], left: float) -> Content:
@@ -146,7 +157,7 @@ def sanitize(tool: str, ops: Sequence[str], left: float) -> Content:
     if program is None:
         raise CannotRunError("compute-sanitizer was not found")
     names = ([FAULT] if tool == "memcheck" else []) + list(ops)
-    base = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-m", "bench.small_shapes"]
+    base = [program, "--tool", tool, *TOOLS[tool], sys.executable, "-m", "tests.gpu.small_shapes"]
     commands = {name: [*base, "--fault" if name == FAULT else name] for name in names}
     # separate allocations, so that out-of-bounds accesses do not hit another tensor
     finished = run_commands(commands, left, workers=WORKERS, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
@@ -269,21 +280,21 @@ def path_line(result: Content, path: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="results file; default: the resumed file")
-    parser.add_argument("--resume", type=Path, help="results file of bench.gpu or bench.headline; its items are not measured again")
+    parser.add_argument("--resume", type=Path, help="results file of tests.gpu or bench.headline; its items are not measured again")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time budget in minutes")
     parser.add_argument("--commit", help="commit of the tree if it is not a git repository")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(
-            f"bench.gpu: torch {torch.__version__} finds no CUDA device on this machine; nothing was built or measured",
+            f"tests.gpu: torch {torch.__version__} finds no CUDA device on this machine; nothing was built or measured",
             file=sys.stderr,
         )
         return 2
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        record = headline.open_record(options, "python -m bench.gpu", PUBLISHED)
+        record = headline.open_record(options, "python -m tests.gpu", PUBLISHED)
     except ValueError as error:
-        print(f"bench.gpu: {error}", file=sys.stderr)
+        print(f"tests.gpu: {error}", file=sys.stderr)
         return 2
     record.write()
     built = unavailable("cuda", torch.device("cuda:0")) is None
@@ -296,8 +307,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         print(summary(record, names), flush=True)
     return 1 if failures(record) else 0 if all(map(record.has, names)) else 3
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends child processes and prints the table
-    sys.exit(main())
