@@ -39,7 +39,9 @@ class PrepareConfig:
     ] = AUTO
     reading: Annotated[SourceOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SourceOptions)
     people: int | None = None
-    """People per clip, padded with zeros; None: as many as in the first recording."""
+    """People per clip, padded with zeros; None: as many as the clip with the most has."""
+    label_offset: int | None = None
+    """Label of the first class: 1 for labels 1 to K. Default: 0, and labels that start at 1 are an error."""
     dtype: Literal["float32", "float16"] = "float32"
     """float16 halves the size of the store; coordinates keep three digits."""
     skip_damaged: bool = False
@@ -72,6 +74,7 @@ def prepare_or_check(config: PrepareConfig) -> int:
             dtype=config.dtype,
             depth=config.reading.depth,
             skip_damaged=config.skip_damaged,
+            label_offset=config.label_offset,
             workers=config.workers,
         )
     except KeyboardInterrupt:

@@ -12,8 +12,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
 from shapmix.process.errors import DataError, ShapmixError
-from shapmix.process.files import UNFINISHED, only_writer, sync_folder, write_whole
+from shapmix.process.files import UNFINISHED, only_writer, sync_folder, whole_file, write_whole
 from shapmix.skeleton.layout import Layout, layout_text, parse_layout
 
 log = logging.getLogger("shapmix")
@@ -34,7 +35,9 @@ log = logging.getLogger("shapmix")
 
 JOURNAL, ORIGIN = "clips.jsonl", "origin.json"
 
-TEMPORARY = re.compile(rf"({re.escape(ORIGIN)}|{re.escape(INDEX)})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}")  # temporary files
+TEMPORARY = re.compile(
+    rf"({re.escape(ORIGIN)}|{re.escape(INDEX)}|{re.escape(FRAMES)})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}"
+)  # temporary files
 
 OF_A_SCORE = 1.0  # the highest confidence score
 
@@ -55,14 +58,25 @@ def prepare(
     dtype: Literal["float32", "float16"] = "float32",
     depth: bool = False,
     skip_damaged: bool = False,
+    label_offset: int | None = None,
     workers: int = 2,
 ) -> None:
     """Converts `source`, in its order, to the store `out`, which must not exist.
 
-    `depth` confirms that the third coordinate is a depth even if it looks like a confidence score.
+    Clips with fewer people than the clip with the most are padded with zeros.
+
+    Args:
+        source: the data set.
+        out: the folder of the store.
+        people: people per clip; None: as many as the clip with the most has.
+        dtype: of the frames.
+        depth: confirms that the third coordinate is a depth even if it looks like a confidence score.
+        skip_damaged: skip and list damaged recordings.
+        label_offset: the label of the first class, subtracted from all labels; None: 0, and labels that start at 1 are an error.
+        workers: reader threads.
 
     Raises:
-        DataError: a damaged recording (unless `skip_damaged`), or duplicate names.
+        DataError: a damaged recording (unless `skip_damaged`), duplicate names, or labels that do not match `label_offset`.
         PrepareError: `out` exists, another process writes it, its `.partial` was not created by this command, the third
             coordinate looks like a score, or the disk is full.
     """
@@ -71,6 +85,7 @@ def prepare(
     text = layout_text(source.layout)
     layout = parse_layout(text, where=source.layout)
     _check_source(source)
+    offset = _checked_offset(source, label_offset)
     partial = out.with_name(f"{out.name}.partial")
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise PrepareError(f"{partial} is a link or a file, not a folder of this command; move it away or give another OUT")
@@ -80,13 +95,13 @@ def prepare(
             if os.path.lexists(out):  # another process has finished meanwhile
                 raise PrepareError(f"{out} exists; give another folder, or remove it")
             _check_own(partial)
-            origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged}
+            origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged, "label_offset": offset}
             rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
                 refuse = None if depth else _reject_depth if source.scores else _reject_undeclared_scores
                 _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, refuse)
-                index = _index(source, rows, dtype, hashes.result())
+                index = _index(source, rows, dtype, offset, hashes.result())
             write_whole(partial / LAYOUT, text)
             write_whole(partial / INDEX, json.dumps(index))
             for name in (JOURNAL, ORIGIN):  # the index identifies the folder from here on
@@ -97,22 +112,23 @@ def prepare(
     except OSError as error:
         reason = f"{error.filename or partial}: {error.strerror or error}"
         raise PrepareError(f"{reason}; fix the cause and repeat the command, which resumes here") from error
-    _log_summary(out, layout, index)
+    _log_summary(out, layout, index, {row["people"] for row in rows if "length" in row})
 
 
-def _log_summary(out: Path, layout: Layout, index: Mapping[str, Any]) -> None:
+def _log_summary(out: Path, layout: Layout, index: Mapping[str, Any], people: set[int]) -> None:
     _warn_of_empty_classes(index)
     damaged = index["source"]["damaged"]
     for entry in damaged:
         log.warning("skipped: %s", entry["reason"])
     log.info(
-        "%s: %d recordings of %d classes, %d frames, layout %s%s%s",
+        "%s: %d recordings of %d classes, %d frames, layout %s%s%s%s",
         out,
         len(index["clips"]["name"]),
         len(index["class_names"]),
         sum(index["clips"]["length"]),
         layout.name,
         "; the last coordinate is a confidence score" if index["scores"] else "",
+        f"; {min(people)} to {max(people)} people per clip, padded with zeros" if len(people) > 1 else "",
         f"; {len(damaged)} damaged recordings skipped" if damaged else "",
     )
 
@@ -136,6 +152,25 @@ def _check_source(source: Source) -> None:
         for name in names:
             if name not in seen:
                 raise DataError(f"{_place(source)}: split '{split}' lists '{name}', which is not a recording; correct the list")
+
+
+def _checked_offset(source: Source, label_offset: int | None) -> int:
+    """The label of the first class."""
+    numbered = list(source.class_names) == [str(number) for number in range(len(source.class_names))]
+    first = min(source.labels)
+    if label_offset is None and numbered and first == 1:
+        raise DataError(
+            f"{_place(source)}: labels start at 1: use --label-offset 1, so that class '1' is the first; "
+            "--label-offset 0 keeps class '0' without clips"
+        )
+    if label_offset and not numbered:
+        raise DataError(
+            f"{_place(source)}: --label-offset is for numbered classes, but class 0 is '{source.class_names[0]}'; remove it"
+        )
+    if not 0 <= (label_offset or 0) <= first:
+        name = source.names[list(source.labels).index(first)]
+        raise DataError(f"{_place(source)}: --label-offset {label_offset} contradicts the label of '{name}', which is {first}")
+    return label_offset or 0
 
 
 def _place(source: Source) -> str:
@@ -217,7 +252,7 @@ def _is_row(row: Any) -> bool:
     texts = row.get("columns")
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         return False
-    return row["length"] != 0 and all(type(row.get(column)) is int and row[column] >= 0 for column in COLUMNS[1:])
+    return row["length"] != 0 and all(type(row.get(column)) is int and row[column] >= 0 for column in (*COLUMNS[1:], "people"))
 
 
 def _convert(
@@ -232,11 +267,10 @@ def _convert(
     refuse: Callable[[Source, str, np.ndarray], None] | None,
 ) -> None:
     """Converts the recordings after the last of `rows`; appends them to the frames and to `rows`."""
-    with (partial / FRAMES).open("a+b") as frames, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
+    with ExitStack() as opened, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
+        frames: BinaryIO = opened.enter_context((partial / FRAMES).open("a+b"))
         shape = _truncate(frames, rows, dtype)
-        for row in rows:
-            journal.write(json.dumps(row) + "\n")
-        journal.flush()
+        _write_journal(journal, rows)
         names = source.names[len(rows) :]
         for name, read in tqdm(
             zip(names, _in_order(source, len(rows), workers), strict=True),
@@ -247,22 +281,24 @@ def _convert(
         ):
             try:
                 recording = read.result()
-                shape = shape or (people or recording.joints.shape[1], *recording.joints.shape[2:])
-                joints = _fitted(name, recording, layout, len(source.class_names), shape, dtype)
+                fitting = _fitting(shape, recording.joints, people)
+                joints = _fitted(name, recording, layout, len(source.class_names), fitting, dtype)
             except DataError as error:
                 if not skip_damaged:
                     raise DataError(f"{error} (--skip-damaged skips such recordings)") from error
-                row = {"name": name, "damaged": str(error)}
+                row: dict[str, Any] = {"name": name, "damaged": str(error)}
             else:
                 if refuse is not None:
                     refuse(source, name, recording.joints)
-                if frames.tell() == 0:
-                    frames.write(_header(0, shape, dtype))
+                if shape is None:
+                    frames.write(_header(0, fitting, dtype))
+                elif shape != fitting:
+                    frames = opened.enter_context(_widened(partial / FRAMES, frames, rows, fitting, dtype))
+                    _write_journal(journal, rows)
+                shape = fitting
                 frames.write(joints.data)
                 frames.flush()
-                numbers = {number: getattr(recording, number) for number in NUMBERS}
-                row = {"name": name, "label": recording.label, "length": len(joints), "crc32": zlib.crc32(joints.data), **numbers}
-                row["columns"] = dict(recording.columns)
+                row = _row(name, recording, joints)
             journal.write(json.dumps(row) + "\n")
             journal.flush()
             rows.append(row)
@@ -272,6 +308,53 @@ def _convert(
     with (partial / FRAMES).open("r+b") as frames:
         frames.write(_header(sum(row.get("length", 0) for row in rows), shape, dtype))
         os.fsync(frames.fileno())
+
+
+def _row(name: str, recording: Recording, joints: np.ndarray) -> dict[str, Any]:
+    """Journal entry of a recording that was written as `joints`."""
+    return {
+        "name": name,
+        "label": recording.label,
+        "length": len(joints),
+        "crc32": zlib.crc32(joints.data),
+        **{number: getattr(recording, number) for number in NUMBERS},
+        "people": recording.joints.shape[1],
+        "columns": dict(recording.columns),
+    }
+
+
+def _write_journal(journal: TextIO, rows: list[dict[str, Any]]) -> None:
+    journal.seek(0)
+    journal.truncate()
+    journal.writelines(json.dumps(row) + "\n" for row in rows)
+    journal.flush()
+
+
+def _fitting(shape: tuple[int, ...] | None, joints: np.ndarray, people: int | None) -> tuple[int, ...]:
+    """[M, V, C] of the store from this recording on: `shape`, with more people if the recording has more and `people` is None."""
+    if shape is None:
+        return (people or joints.shape[1], *joints.shape[2:])
+    return (max(shape[0], joints.shape[1]), *shape[1:]) if people is None and joints.ndim == 4 else shape
+
+
+def _widened(path: Path, frames: BinaryIO, rows: list[dict[str, Any]], shape: tuple[int, ...], dtype: np.dtype) -> BinaryIO:
+    """Replaces the frames by the same with more people (zeros), and updates the checksums of `rows`.
+
+    After a kill before the journal is written, no checksum matches, and the conversion starts over.
+    """
+    frames.seek(0)
+    np.lib.format.read_magic(frames)
+    before = np.lib.format.read_array_header_1_0(frames)[0][1:]
+    with whole_file(path) as wider:
+        wider.write(_header(0, shape, dtype))
+        for row in rows:
+            if "length" in row:
+                block = np.frombuffer(frames.read(row["length"] * int(np.prod(before)) * dtype.itemsize), dtype)
+                padded = np.zeros((row["length"], *shape), dtype)
+                padded[:, : before[0]] = block.reshape(-1, *before)
+                wider.write(padded.data)
+                row["crc32"] = zlib.crc32(padded.data)
+    return path.open("a+b")
 
 
 def _in_order(source: Source, first: int, workers: int) -> Iterator[Future[Recording]]:
@@ -355,8 +438,7 @@ def _warn_of_empty_classes(index: Mapping[str, Any]) -> None:
     if not empty:
         return
     shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
-    first = "; labels start at 1, but classes are numbered from 0" if names[0] == "0" and empty[0] == "0" else ""
-    log.warning("%d of %d classes have no recording: %s%s", len(empty), len(names), shown, first)
+    log.warning("%d of %d classes have no recording: %s", len(empty), len(names), shown)
 
 
 def _truncate(frames: BinaryIO, rows: list[dict[str, Any]], dtype: np.dtype) -> tuple[int, ...] | None:
@@ -417,8 +499,8 @@ def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"files": len(found), "bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}]
 
 
-def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[dict[str, Any]]) -> dict[str, Any]:
-    complete = [row for row in rows if "length" in row]
+def _index(source: Source, rows: list[dict[str, Any]], dtype: str, offset: int, hashes: list[dict[str, Any]]) -> dict[str, Any]:
+    complete = [row | {"label": row["label"] - offset} for row in rows if "length" in row]
     place = {row["name"]: at for at, row in enumerate(complete)}
     columns = dict.fromkeys(name for row in complete for name in row["columns"])
     return {
@@ -426,7 +508,7 @@ def _index(source: Source, rows: list[dict[str, Any]], dtype: str, hashes: list[
         "shapmix": shapmix.__version__,
         "dtype": dtype,
         "scores": source.scores,
-        "class_names": list(source.class_names),
+        "class_names": list(source.class_names)[offset:],
         "columns": {name: [row["columns"].get(name, "") for row in complete] for name in columns},
         "splits": {split: [place[name] for name in names if name in place] for split, names in source.splits.items()},
         "source": {

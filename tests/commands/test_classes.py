@@ -14,7 +14,7 @@ from shapmix import evaluate, predict, prepare, train
 from shapmix.data.clips import ClipStore, join_clips
 from shapmix.data.pools import SplitOptions
 from shapmix.data.splits import store_splits
-from shapmix.data.store import NUMBERS, Prepared
+from shapmix.data.store import NUMBERS, Prepared, open_store
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import load_layout
 from shapmix.training.checkpoint import read_checkpoint
@@ -119,7 +119,15 @@ def test_named_classes_are_dropped_with_their_clips(caplog: pytest.LogCaptureFix
 
 
 def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store, run = make_store(tmp_path, [(str(label), split) for label, split in GAPS]), tmp_path / "run"
+    raw, store, run = (
+        write_plain(tmp_path / "raw", [(str(label), split) for label, split in GAPS]),
+        tmp_path / "store",
+        tmp_path / "run",
+    )
+    prepared_so = [str(raw), str(store), "--layout", "ucla20"]
+    assert prepare.main(prepared_so) == 2
+    assert "labels start at 1: use --label-offset 1, so that class '1' is the first" in capsys.readouterr().err
+    assert prepare.main([*prepared_so, "--label-offset", "0"]) == 0
     assert train_on(store, run) == 2
     assert "labels start at 1" in capsys.readouterr().err
     assert not run.exists()
@@ -131,6 +139,23 @@ def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: p
     capsys.readouterr()
     assert predict.main([str(run), str(tmp_path / "raw" / "clip00.npy"), "--json", "--no-parts"]) == 0
     assert sorted(name for name, _ in json.loads(capsys.readouterr().out)["classes"]) == ["1", "3", "4"]
+
+
+def test_labels_from_1_are_shifted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(str(label), split) for label in (1, 2) for split in ["train"] * 4 + ["val", "test"]]
+    raw = write_plain(tmp_path / "raw", rows)
+    assert prepare.main([str(raw), str(tmp_path / "store"), "--layout", "ucla20", "--label-offset", "1"]) == 0
+    clips = open_store(tmp_path / "store").clips
+    assert clips.class_names == ["1", "2"]
+    assert clips.labels.tolist() == [0] * 6 + [1] * 6
+    assert train_on(tmp_path / "store", tmp_path / "run") == 0
+    named = write_plain(tmp_path / "named", [(f"class {label}", split) for label, split in rows])
+    for folder, offset, message in (
+        (raw, "2", "--label-offset 2 contradicts the label of 'clip00', which is 1"),
+        (named, "1", "--label-offset is for numbered classes, but class 0 is 'class 1'"),
+    ):
+        assert prepare.main([str(folder), str(tmp_path / "no"), "--layout", "ucla20", "--label-offset", offset]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,6 @@ def test_a_damaged_recording_stops_or_is_listed(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (np.ones((2, 3, 20, 3), np.float32), "3 people, the store has 1; give --people 3"),
         (np.ones((2, 1, 19, 3), np.float32), "19 joints, layout 'ucla20' has 20"),
         (np.ones((2, 1, 20, 2), np.float32), "2 coordinates, the first recording has 3"),
         (np.full((2, 1, 20, 3), 1e5, np.float32), "joint 'hip_centre' has a non-finite coordinate in float16"),
@@ -153,6 +152,45 @@ def test_what_does_not_fit_is_named(change: np.ndarray, message: str, tmp_path: 
     said = capsys.readouterr().err
     assert "recording 'odd': " in said
     assert message.replace("hip_centre", LAYOUT.joints[0]) in said
+
+
+def people(counts: list[int]) -> dict[str, np.ndarray]:
+    """Clips with these numbers of people."""
+    return {f"clip{number:03d}": RNG.normal(size=(3, count, 20, 3)).astype(np.float32) for number, count in enumerate(counts)}
+
+
+def test_clips_with_fewer_people_are_padded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = people([1, 3, 2, 4, 1])
+    with caplog.at_level("INFO"):
+        found = make(plain(tmp_path / "raw", written), tmp_path / "store")
+    assert "1 to 4 people per clip, padded with zeros" in caplog.text
+    assert found.clips.num_people == 4
+    for index, joints in enumerate(written.values()):
+        np.testing.assert_array_equal(found.clips.clip(index)[:, : joints.shape[1]].numpy(), joints)
+        assert not found.clips.clip(index)[:, joints.shape[1] :].any()
+    assert run(tmp_path / "store", "--check") == 0
+    assert run(tmp_path / "raw", tmp_path / "three", "--layout", "ucla20", "--people", "3") == 2
+    assert "recording 'clip003': 4 people, the store has 3; give --people 4" in capsys.readouterr().err
+
+
+def test_a_padded_store_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = people([1, 2, 1, 3])
+    whole, damaged = written["clip002"].copy(), written["clip002"].copy()
+    damaged[0] = np.nan
+    folder = plain(tmp_path / "raw", written)
+    make(folder, tmp_path / "whole")
+    np.save(folder / "clip002.npy", damaged)
+    stamp = (folder / "clip002.npy").stat()
+    assert run(folder, tmp_path / "store", "--layout", "ucla20", "--workers", "1") == 2
+    np.save(folder / "clip002.npy", whole)
+    os.utime(folder / "clip002.npy", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with caplog.at_level("INFO"):
+        make(folder, tmp_path / "store", "--workers", "1")
+    assert "resuming after 'clip001'" in caplog.text
+    for name in (FRAMES, INDEX):
+        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_names_and_lists_are_checked_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

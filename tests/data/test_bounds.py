@@ -353,7 +353,7 @@ def test_every_field_of_a_store_is_checked(tmp_path: Path) -> None:
     store = stored(tmp_path)
     whole = json.loads((store / INDEX).read_text())
     places = (
-        [(key,) for key in whole if key != "shapmix"] + [("clips", column) for column in whole["clips"]] + [("splits", "train")]
+        [(key,) for key in whole if key != "shapmix"] + [("clips", column) for column in whole["clips"]] + [("splits", "train"), ("columns", "session")]
     )
     for place in places:
         for odd in ODD:
@@ -361,10 +361,11 @@ def test_every_field_of_a_store_is_checked(tmp_path: Path) -> None:
             (index if len(place) == 1 else index[place[0]])[place[-1]] = odd
             (store / INDEX).write_text(json.dumps(index))
             fine = (
-                (place == ("splits",) and odd == {})
+                (place in (("splits",), ("columns",)) and odd == {})
                 or (place == ("splits", "train") and odd == [])
                 or (place == ("source",) and isinstance(odd, dict))
                 or (place == ("scores",) and odd is True)
+                or (place == ("columns", "session") and odd == ["a", "a"])
                 or (place[-1] in NUMBERS and odd == [0, 10**10])
             )
             if fine:
@@ -472,11 +473,11 @@ def test_other_third_coordinates_are_coordinates(change: list[float], tmp_path: 
     assert run(plain(tmp_path / "raw", scored(joints=20) * np.float32(change)), tmp_path / "store") == 0
 
 
-def test_labels_that_start_at_1_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_without_recordings_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = plain(tmp_path / "raw", np.ones((2, 20, 3), np.float32), "name,label\na,1\nb,3\n")
     with caplog.at_level("WARNING"):
-        assert run(folder, tmp_path / "store") == 0
-    assert "2 of 4 classes have no recording: 0, 2; labels start at 1, but classes are numbered from 0" in caplog.text
+        assert run(folder, tmp_path / "store", "--label-offset", "1") == 0
+    assert "1 of 3 classes have no recording: 2" in caplog.text
 
 
 def test_a_missing_array_is_called_missing(tmp_path: Path) -> None:
