@@ -353,7 +353,9 @@ def test_every_field_of_a_store_is_checked(tmp_path: Path) -> None:
     store = stored(tmp_path)
     whole = json.loads((store / INDEX).read_text())
     places = (
-        [(key,) for key in whole if key != "shapmix"] + [("clips", column) for column in whole["clips"]] + [("splits", "train"), ("columns", "session")]
+        [(key,) for key in whole if key != "shapmix"]
+        + [("clips", column) for column in whole["clips"]]
+        + [("splits", "train"), ("columns", "session")]
     )
     for place in places:
         for odd in ODD:
