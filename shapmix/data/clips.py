@@ -30,8 +30,8 @@ class ClipStore:
         sha256: of the content, if already verified (a prepared store); the frames are then not checked again.
 
     Raises:
-        DataError: a wrong shape or type, a wrong number of joints, non-finite coordinates, an empty clip, a label out of range, or
-            duplicate clip or class names.
+        DataError: a wrong shape or type, a wrong number of joints or coordinates, non-finite coordinates, an empty clip, a label
+            out of range, or duplicate clip or class names.
     """
 
     frames: Tensor
@@ -44,9 +44,9 @@ class ClipStore:
     sha256: str | None = None
 
     @property
-    def y_down(self) -> bool:
-        """Whether y points down: two coordinates (besides a score) are image coordinates."""
-        return self.frames.shape[3] - int(self.scores) == 2
+    def up(self) -> tuple[int, int]:
+        """Index and sign of the axis that points up; see `Layout.upward`."""
+        return self.layout.upward(self.dimension)
 
     def __post_init__(self) -> None:
         if self.frames.dim() != 4 or 0 in self.frames.shape:
@@ -64,6 +64,8 @@ class ClipStore:
                 f"clips have {self.frames.shape[2]} joints, layout '{self.layout.name}' has {self.layout.num_joints}; "
                 "choose the layout of the recordings"
             )
+        if wrong := self.layout.wrong_dimension(self.num_coordinates, scores=self.scores):
+            raise DataError(wrong)
         if not len(self.names) == len(self.labels) == len(self.offsets) - 1:
             raise DataError(f"{len(self.names)} names, {len(self.labels)} labels and {len(self.offsets) - 1} clips do not match")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.frames):
@@ -108,6 +110,11 @@ class ClipStore:
     @property
     def num_coordinates(self) -> int:
         return self.frames.shape[3]
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates without the score."""
+        return self.num_coordinates - int(self.scores)
 
     def on(self, device: torch.device) -> ClipStore:
         """The same store with frames and offsets on `device`; labels are not moved."""

@@ -82,6 +82,8 @@ def open_store(folder: str | Path) -> Prepared:
             f"{folder}: {FRAMES} contains {len(mapped)} frames of {mapped.dtype}, {INDEX} expects {lengths.sum()} of "
             f"{index['dtype']}; prepare it again"
         )
+    if wrong := layout.wrong_dimension(mapped.shape[3], scores=index["scores"]):
+        raise DataError(f"{folder}: {wrong}; prepare it again")
     frames = torch.from_numpy(mapped)
     store = ClipStore(
         frames.float() if frames.dtype == torch.float16 else frames,

@@ -78,7 +78,7 @@ def prepare(
     Raises:
         DataError: a damaged recording (unless `skip_damaged`), duplicate names, or labels that do not match `label_offset`.
         PrepareError: `out` exists, another process writes it, its `.partial` was not created by this command, the third
-            coordinate looks like a score, or the disk is full.
+            coordinate looks like a score, the layout is for a different number of coordinates, or the disk is full.
     """
     if os.path.lexists(out):
         raise PrepareError(f"{out} exists; give another folder, or remove it (--check verifies a store)")
@@ -95,7 +95,13 @@ def prepare(
             if os.path.lexists(out):  # another process has finished meanwhile
                 raise PrepareError(f"{out} exists; give another folder, or remove it")
             _check_own(partial)
-            origin = {**_origin(source), "people": people, "dtype": dtype, "skip_damaged": skip_damaged, "label_offset": offset}
+            origin = {
+                **_origin(source, text),
+                "people": people,
+                "dtype": dtype,
+                "skip_damaged": skip_damaged,
+                "label_offset": offset,
+            }
             rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
@@ -203,8 +209,8 @@ def _is_own(path: Path) -> bool:
     return isinstance(content, dict) and "shapmix" in content
 
 
-def _origin(source: Source) -> dict[str, Any]:
-    """Identifies the source before anything is read; an interrupted run with the same origin resumes."""
+def _origin(source: Source, text: str) -> dict[str, Any]:
+    """Identifies the source before anything is read; an interrupted run with the same origin resumes. `text` is its layout."""
     digest = hashlib.sha256("\n".join(source.names).encode())
     for file in source.files:
         status = file.stat()
@@ -212,7 +218,8 @@ def _origin(source: Source) -> dict[str, Any]:
     return {
         "shapmix": shapmix.__version__,
         "format": type(source).__name__,
-        "layout": source.layout,
+        "layout": text,
+        "scores": source.scores,
         "names_and_files": digest.hexdigest(),
     }
 
@@ -281,6 +288,8 @@ def _convert(
         ):
             try:
                 recording = read.result()
+                if shape is None and (wrong := layout.wrong_dimension(recording.joints.shape[-1], scores=source.scores)):
+                    raise PrepareError(f"{_place(source)}: {wrong}")
                 fitting = _fitting(shape, recording.joints, people)
                 joints = _fitted(name, recording, layout, len(source.class_names), fitting, dtype)
             except DataError as error:
@@ -381,7 +390,10 @@ def _fitted(
     if joints.ndim != 4 or len(joints) == 0:
         raise DataError(f"recording '{name}': has shape {list(joints.shape)}, expected [frames, people, joints, coordinates]")
     if joints.shape[2] != layout.num_joints:
-        raise DataError(f"recording '{name}': {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}")
+        raise DataError(
+            f"recording '{name}': {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}; "
+            "choose the skeleton with --layout"
+        )
     if not 0 <= recording.label < num_classes:
         raise DataError(f"recording '{name}': label {recording.label}, the {num_classes} classes are 0 to {num_classes - 1}")
     if joints.shape[1] > shape[0]:
@@ -408,7 +420,7 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
     reach = float(np.abs(joints[..., :2]).max())
     if third.min() < 0 or not 0 < third.max() <= OF_A_SCORE or reach < OF_PIXELS:
         return
-    if isinstance(source, Plain):
+    if isinstance(source, (Plain, Msg3d)):
         scores = "give --scores"
     elif isinstance(source, Pyskl):
         scores = "write it as 'keypoint_score'"
@@ -421,13 +433,13 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
 
 
 def _reject_depth(source: Source, name: str, joints: np.ndarray) -> None:
-    """Refuses a third coordinate outside 0 to 1 where the reader assumes a confidence score: 17 joints in MS-G3D's form."""
+    """Refuses a third coordinate outside 0 to 1 where the reader assumes a confidence score: MS-G3D's form."""
     third = joints[..., 2]
     least, most = float(third.min()), float(third.max())
     if isinstance(source, Msg3d) and (least < 0 or most > OF_A_SCORE):
         raise PrepareError(
-            f"recording '{name}': 17 joints are read as (x, y, score), but the third coordinate is between {least:.3g} and "
-            f"{most:.3g}; if it is a depth, give --depth; if it is a score, write the data in the plain form and give --scores"
+            f"recording '{name}': the third coordinate is read as a score, but it is between {least:.3g} and {most:.3g}; "
+            "if it is a depth, give --layout (and not --scores)"
         )
 
 

@@ -62,7 +62,7 @@ def explain_run(
     explanation.save(out / "explanation.npz")
     pose = store.clip(int(chosen[0]))
     title = f"{run.name}, {checkpoint} checkpoint"
-    return write_page(out, explanation, store.class_names, pose[len(pose) // 2, 0], title, y_down=store.y_down)
+    return write_page(out, explanation, store.class_names, pose[len(pose) // 2, 0], title, up=store.up)
 
 
 def choose_clips(store: ClipStore, split: Tensor, wanted: Sequence[str], per_class: int) -> Tensor:
@@ -87,12 +87,12 @@ def choose_clips(store: ClipStore, split: Tensor, wanted: Sequence[str], per_cla
 
 
 def write_page(
-    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, y_down: bool = False
+    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, title: str, *, up: tuple[int, int] = (1, 1)
 ) -> Path:
     """Draws all figures and the HTML page into `out`; `pose` [V, C] is the skeleton to colour."""
     by_class = explanation.by_label(explanation.parts)
     shown = [class_names[label] for label in by_class.labels.tolist()]
-    pictures = draw_figures(out, explanation, class_names, pose, y_down=y_down)
+    pictures = draw_figures(out, explanation, class_names, pose, up=up)
     table = [
         (name, int(count), [f"{value:+.3f}" for value in row])
         for name, count, row in zip(shown, by_class.clips.tolist(), by_class.mean.tolist(), strict=True)
@@ -113,7 +113,7 @@ def write_page(
 
 
 def draw_figures(
-    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, *, y_down: bool
+    out: Path, explanation: Explanation, class_names: list[str], pose: Tensor, *, up: tuple[int, int]
 ) -> list[tuple[str, str, str]]:
     """Draws all figures into `out`; returns (heading, file name, caption) of each."""
     layout = explanation.layout
@@ -123,7 +123,7 @@ def draw_figures(
     strongest = int((explanation.full_values - explanation.base_values).argmax())
 
     plots.plot_saliency(out / "combinations.png", combinations.mean, layout, shown)
-    plots.plot_parts(out / "parts.png", by_class.mean, by_class.standard_error, pose, layout, shown, y_down=y_down)
+    plots.plot_parts(out / "parts.png", by_class.mean, by_class.standard_error, pose, layout, shown, up=up)
     plots.plot_waterfall(
         out / "waterfall.png", explanation.parts[strongest], float(explanation.base_values[strongest]), parts, explanation.output
     )

@@ -51,7 +51,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
         f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
         f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint"
     )
-    scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), y_down=store.y_down)
+    scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), up=store.up)
     scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
     values = part_values(network, mixer, splits, sampler, device)
     saliency = mixer.saliency if trained.mix == "shapmix" else None
@@ -98,12 +98,12 @@ def class_rows(names: Sequence[str], counts: Tensor, confusion: Tensor) -> list[
     ]
 
 
-def mixed_scene(mix: MixExample | None, *, y_down: bool) -> list[dict[str, Any]]:
+def mixed_scene(mix: MixExample | None, *, up: tuple[int, int]) -> list[dict[str, Any]]:
     """The animation of a mixed clip beside its sources, if the run mixes clips."""
     if mix is None:
         return []
     last = list(mix.clips)[-1]
-    views = [moving(title, clip, mix.changed if title == last else None, y_down=y_down) for title, clip in mix.clips.items()]
+    views = [moving(title, clip, mix.changed if title == last else None, up=up) for title, clip in mix.clips.items()]
     return [{"heading": "A mixed clip", "caption": "Orange: pasted from the partner.", "views": views}]
 
 
@@ -121,9 +121,9 @@ def part_values(network: nn.Module, mixer: ShapMix, splits: Splits, sampler: Cli
     return torch.stack([every[owners == label].mean(0) for label in range(store.num_classes)])
 
 
-def moving(title: str, clip: Tensor, changed: Tensor | None = None, *, y_down: bool = False) -> dict[str, Any]:
+def moving(title: str, clip: Tensor, changed: Tensor | None = None, *, up: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """Front view [T, M V, 2] of a clip [C, T, V, M] in the unit square (y up), and the mask [T, V] of coloured joints."""
-    points = plots.front(clip, 0, y_down=y_down).permute(1, 3, 2, 0)  # [T, M, V, 2]
+    points = plots.front(clip, 0, up=up).permute(1, 3, 2, 0)  # [T, M, V, 2]
     stands = points.abs().amax((0, 2, 3)) > 0
     points = points[:, stands] if stands.any() else points[:, :1]
     low, high = points.amin((0, 1, 2)), points.amax((0, 1, 2))
@@ -150,7 +150,7 @@ def worst_confusions(
         shown = ClipSampler(store, sampler.pipeline, "joint", sampler.num_frames).evaluation(torch.cat([mistaken, typical]))
         names = store.class_names
         views = [
-            moving(title, clip, y_down=store.y_down)
+            moving(title, clip, up=store.up)
             for title, clip in zip((f"test clip: {names[true]}", f"training clip: {names[taken]}"), shown, strict=True)
         ]
         caption = f"{count} of {int(confusion[true].sum())} test clips of '{names[true]}' are classified as '{names[taken]}'."

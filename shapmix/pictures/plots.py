@@ -55,32 +55,33 @@ def plot_part_values(path: Path, values: Tensor, layout: Layout, class_names: li
     )
 
 
-def front(coordinates: Tensor, axis: int, *, y_down: bool = False) -> Tensor:
-    """Front view: x and y (pointing up) along `axis`; y is 0 if clips have one coordinate.
+def front(coordinates: Tensor, axis: int, *, up: tuple[int, int] = (1, 1)) -> Tensor:
+    """Front view: a horizontal and a vertical coordinate (pointing up) along `axis`; the vertical one is 0 if there is but one.
 
-    With `y_down` the y of the input points down, as in an image.
+    Args:
+        up: index and sign of the coordinate that points up; the horizontal one is the first of the others.
     """
-    shown = coordinates.narrow(axis, 0, min(2, coordinates.shape[axis]))
-    if shown.shape[axis] == 1:
-        return torch.cat([shown, torch.zeros_like(shown)], axis)
-    x, y = shown.split(1, axis)
-    return torch.cat([x, -y if y_down else y], axis)
+    vertical, sign = up
+    if coordinates.shape[axis] == 1:
+        return torch.cat([coordinates, torch.zeros_like(coordinates)], axis)
+    horizontal = coordinates.narrow(axis, int(vertical == 0), 1)
+    return torch.cat([horizontal, sign * coordinates.narrow(axis, vertical, 1)], axis)
 
 
 @plain_text
 def plot_mixed_clip(
-    path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8, y_down: bool = False
+    path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8, up: tuple[int, int] = (1, 1)
 ) -> None:
     """Front views of a few clips, one row each, with pasted joints in colour.
 
     Args:
         clips: title -> [C, T, V, M] joint coordinates; the last row is the mixed one.
         changed: [T, V] bool, joints in which the last row differs from the first.
-        y_down: y points down, as in an image.
+        up: index and sign of the coordinate that points up.
     """
     figure = Figure(figsize=(1.25 * frames, 1.75 * len(clips)), layout="constrained")
     shown = np.linspace(0, changed.shape[0] - 1, frames).astype(int).tolist()
-    clips = {title: front(clip, 0, y_down=y_down) for title, clip in clips.items()}
+    clips = {title: front(clip, 0, up=up) for title, clip in clips.items()}
     seen = torch.stack([clip[:, shown, :, 0] for clip in clips.values()])
     low, high = seen.amin((0, 2, 3)), seen.amax((0, 2, 3))
     high = torch.where(high > low, high, low + 1)  # no extent along this axis
@@ -128,20 +129,20 @@ def plot_parts(
     titles: list[str],
     *,
     columns: int = 6,
-    y_down: bool = False,
+    up: tuple[int, int] = (1, 1),
 ) -> None:
     """Front view of a pose per class, with bones coloured by the value of their part, and bars of the values with error bars.
 
     Args:
         values, standard_errors: [L, P], NaN for an unknown error.
         pose: [V, C] coordinates.
-        y_down: y points down, as in an image.
+        up: index and sign of the coordinate that points up.
     """
     largest = float(values.abs().max()) or 1.0
     colours = colormaps["RdBu"]
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.9 * rows), layout="constrained")
-    x, y = front(pose.double(), 1, y_down=y_down).unbind(1)
+    x, y = front(pose.double(), 1, up=up).unbind(1)
     for index, (title, value, error) in enumerate(zip(titles, values.tolist(), standard_errors.tolist(), strict=True)):
         panel = figure.add_subplot(rows, columns, index + 1)
         panel.set_title(title, fontsize=8)

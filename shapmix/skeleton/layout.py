@@ -86,15 +86,11 @@ class Layout:
             return axis, -1 if self.up.startswith("-") else 1
         return 1, -1 if dimension == 2 else 1
 
-    def check_dimension(self, coordinates: int, *, scores: bool) -> None:
-        """Checks the number of coordinates of clips, of which the last is a score with `scores`.
-
-        Raises:
-            LayoutError: the layout is for a different number; the message says what to do.
-        """
+    def wrong_dimension(self, coordinates: int, *, scores: bool) -> str | None:
+        """Why clips of so many coordinates, the last a score with `scores`, do not fit, and what to do; None if they fit."""
         dimension = coordinates - int(scores)
         if not self.dimensions or dimension in self.dimensions:
-            return
+            return None
         has = f"{coordinates} coordinates" if coordinates != 1 else "one coordinate"
         has += ", the last a score," if scores else " and no score"
         wanted = " or ".join(map(str, self.dimensions))
@@ -104,7 +100,7 @@ class Layout:
             remedy = "if the last one is not a score, omit --scores; otherwise "
         else:
             remedy = ""
-        raise LayoutError(
+        return (
             f"clips have {has} but layout '{self.name}' is for {wanted} coordinates: {remedy}choose another layout, or copy "
             f"{self.name}.toml, set dimensions = [{dimension}] and give the copy (--layout FILE)"
         )

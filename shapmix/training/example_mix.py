@@ -29,7 +29,7 @@ def draw_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSa
     """Draws `example_mix`, where there is one."""
     found = example_mix(config, splits, sampler, mixer)
     if found is not None:
-        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout, y_down=sampler.store.y_down)
+        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout, up=sampler.store.up)
 
 
 def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> MixExample | None:

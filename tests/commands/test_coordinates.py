@@ -16,8 +16,10 @@ from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.splits import store_splits
 from shapmix.data.store import open_store
 from shapmix.networks.ctrgcn import CTRGCN
-from shapmix.skeleton.layout import load_layout
+from shapmix.skeleton.layout import BUILT_IN, layout_toml, load_layout
 from shapmix.training import build
+from shapmix.training.build import make_sampler
+from shapmix.training.config import TrainConfig
 from shapmix.training.step import TrainingStep
 from shapmix.training.trained import open_run
 
@@ -42,7 +44,7 @@ KINDS = {
     "x alone": Kind("coco17", 1),
     "four": Kind("ntu25", 4),
     "xy of the NW-UCLA skeleton": Kind("ucla20", 2),
-    "xyz and score of the NW-UCLA skeleton": Kind("ucla20", 4, scores=True),
+    "xyz and score": Kind("mediapipe33", 4, scores=True),
 }
 
 
@@ -72,8 +74,13 @@ def write_plain(folder: Path, kind: Kind) -> Path:
 
 
 def make_store(folder: Path, kind: Kind) -> Path:
-    raw = write_plain(folder / "raw", kind)
-    arguments = [str(raw), str(folder / "store"), "--layout", kind.layout, *(["--scores"] if kind.scores else [])]
+    raw, dimension = write_plain(folder / "raw", kind), kind.coordinates - int(kind.scores)
+    layout = kind.layout
+    if dimension not in load_layout(layout).dimensions:
+        assert prepare.main([str(raw), str(folder / "store"), "--layout", layout]) == 2
+        layout = str(folder / "own.toml")
+        Path(layout).write_text(layout_toml(replace(load_layout(kind.layout), dimensions=(dimension,))))
+    arguments = [str(raw), str(folder / "store"), "--layout", layout, *(["--scores"] if kind.scores else [])]
     assert prepare.main(arguments) == 0
     return folder / "store"
 
@@ -125,9 +132,9 @@ def test_a_run_is_explained_and_reported(trained: tuple[Kind, Path, Path]) -> No
 
 def pixels(coordinates: int, *, scores: bool = False) -> ClipStore:
     torch.manual_seed(0)
-    layout = load_layout("coco17")
+    layout = replace(load_layout("coco17"), dimensions=())
     clips = [torch.rand(length, 2, layout.num_joints, coordinates) for length in LENGTHS]
-    return replace(join_clips(clips, [0, 1, 0, 1], list("abcd"), layout, ["x", "y"]), scores=scores)
+    return join_clips(clips, [0, 1, 0, 1], list("abcd"), layout, ["x", "y"], scores=scores)
 
 
 @pytest.mark.parametrize("stream", ["joint", "bone_motion"])
@@ -150,6 +157,28 @@ def test_the_step_that_samples_takes_the_same_crops() -> None:
     step = TrainingStep(network, mixer, torch.optim.SGD(network.parameters(), lr=0.01), sampler, 4)
     assert step(chosen, 3).clean.isfinite()
     assert torch.equal(step._sampled(), sampler.training(chosen, 3))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_layout_trains_a_step(name: str) -> None:
+    """Draws a mix of clips of made-up skeletons and learns from it, in each dimension and with scores."""
+    layout = load_layout(name)
+    for dimension in layout.dimensions:
+        for scores in (False, True):
+            clips = [torch.rand(6, 1, layout.num_joints, dimension + scores) for _ in range(4)]
+            store = join_clips(clips, [0, 1, 0, 1], list("abcd"), layout, ["x", "y"], scores=scores)
+            sampler = make_sampler(replace(TrainConfig(), num_frames=8), store)
+            chosen = torch.arange(4)
+            network = CTRGCN(layout, 2, num_people=1, in_channels=dimension + scores, widths=(8,))
+            mixer = ShapMix(layout, torch.tensor([2, 2]), mean_motion(sampler, chosen))
+            batch = sampler.training(chosen, 0)
+            mixer.observe(network, batch, store.labels, 0)
+            mixed = mixer.mix(batch, store.labels, 0)
+            losses = mixer.loss(network(mixed.clips), mixed)
+            sum(losses).backward()
+            assert all(loss.isfinite() for loss in losses)
+            assert all(value.grad is None or value.grad.isfinite().all() for value in network.parameters())
+            assert mixer.saliency.shape == (2, len(layout.combination_bits))
 
 
 @pytest.mark.parametrize("pipeline", ["crop", "frames"])

@@ -366,7 +366,6 @@ def test_every_field_of_a_store_is_checked(tmp_path: Path) -> None:
                 (place in (("splits",), ("columns",)) and odd == {})
                 or (place == ("splits", "train") and odd == [])
                 or (place == ("source",) and isinstance(odd, dict))
-                or (place == ("scores",) and odd is True)
                 or (place == ("columns", "session") and odd == ["a", "a"])
                 or (place[-1] in NUMBERS and odd == [0, 10**10])
             )
@@ -418,7 +417,7 @@ def scored(people: int = 1, joints: int = 17) -> np.ndarray:
     return poses.astype(np.float32)
 
 
-@pytest.mark.parametrize(("layout", "joints"), [("coco17", 17), ("ucla20", 20), ("ntu25", 25)])
+@pytest.mark.parametrize(("layout", "joints"), [("h36m17", 17), ("uav17", 17), ("mediapipe33", 33)])
 def test_scores_are_not_taken_for_a_depth(layout: str, joints: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = plain(tmp_path / "raw", scored(joints=joints), layout=layout)
     assert run(folder, tmp_path / "store", "--skip-damaged") == 2
@@ -438,6 +437,8 @@ def test_scores_in_a_pickle_of_3d_poses_stop_too(tmp_path: Path, capsys: pytest.
     poses = scored().transpose(1, 0, 2, 3)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"annotations": [{"frame_dir": "a", "label": 0, "keypoint": poses}]}))
     assert run(tmp_path / "a.pkl", tmp_path / "store") == 2
+    assert "17 joints of 3 numbers, and the format does not name the skeleton" in capsys.readouterr().err
+    assert run(tmp_path / "a.pkl", tmp_path / "store", "--layout", "h36m17") == 2
     assert "write it as 'keypoint_score'" in capsys.readouterr().err
 
 
@@ -453,21 +454,26 @@ def test_a_depth_in_rows_of_17_joints_is_not_taken_for_scores(tmp_path: Path, ca
     folder = rows_of_17(tmp_path / "3d", RNG.normal(size=(4, 1, 17, 3)).astype(np.float32))
     assert run(folder, tmp_path / "store", "--skip-damaged") == 2
     said = capsys.readouterr().err
-    assert "recording 'a': 17 joints are read as (x, y, score), but the third coordinate is between -" in said
-    assert "if it is a depth, give --depth; if it is a score, write the data in the plain form and give --scores" in said
+    assert "recording 'a': the third coordinate is read as a score, but it is between -" in said
+    assert "if it is a depth, give --layout (and not --scores)" in said
     assert not (tmp_path / "store").exists()
-    assert run(folder, tmp_path / "depth", "--depth") == 0
+    assert run(folder, tmp_path / "depth", "--layout", "h36m17") == 0
     assert not open_store(tmp_path / "depth").clips.scores
 
 
-def test_rows_of_17_joints_have_a_score_where_there_are_three_coordinates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for coordinates in (2, 3):
-        folder, store = rows_of_17(tmp_path / f"raw{coordinates}", scored()[..., :coordinates]), tmp_path / str(coordinates)
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            assert run(folder, store) == 0
-        assert open_store(store).clips.scores == (coordinates == 3)
-        assert ("layout coco17; the last coordinate is a confidence score" in caplog.text) == (coordinates == 3)
+def test_only_rows_of_17_joints_and_a_score_are_guessed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level("INFO"):
+        assert run(rows_of_17(tmp_path / "raw", scored()), tmp_path / "store") == 0
+    assert open_store(tmp_path / "store").clips.scores
+    assert "17 joints of 3 numbers (the last a score); assuming layout coco17 (give --layout if" in caplog.text
+    assert "layout coco17; the last coordinate is a confidence score" in caplog.text
+    assert run(rows_of_17(tmp_path / "xy", scored()[..., :2]), tmp_path / "2d") == 2
+    said = capsys.readouterr().err
+    assert "17 joints of 2 numbers, and the format does not name the skeleton; give --layout: one of coco17, h36m17, uav17" in said
+    assert run(tmp_path / "xy", tmp_path / "2d", "--layout", "coco17") == 0
+    assert not open_store(tmp_path / "2d").clips.scores
 
 
 @pytest.mark.parametrize("change", [[1, 1, 5], [0.002, 0.002, 1], [1, 1, 0], [1, 1, -1]])

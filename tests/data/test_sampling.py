@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -19,8 +17,9 @@ CPU = torch.device("cpu")
 
 def store(layout: str = "coco17", *, scores: bool = True) -> ClipStore:
     torch.manual_seed(0)
-    clips = [torch.randn(length, 2, load_layout(layout).num_joints, 3) for length in (1, 5, 16, 40)]
-    return replace(join_clips(clips, [0, 1, 0, 1], list("abcd"), load_layout(layout), ["x", "y"]), scores=scores)
+    skeleton = load_layout(layout)
+    clips = [torch.randn(length, 2, skeleton.num_joints, 3) for length in (1, 5, 16, 40)]
+    return join_clips(clips, [0, 1, 0, 1], list("abcd"), skeleton, ["x", "y"], scores=scores)
 
 
 def test_segments_hold_a_frame_each() -> None:

@@ -172,7 +172,10 @@ def test_pyskl_kinetics_is_gathered(tmp_path: Path) -> None:
         ({"keypoint": np.full((1, 4, 25, 3), np.nan)}, "frame 0 is not finite"),
         ({"keypoint": np.zeros((1, 4, 25, 3))}, "no frame holds a body"),
         ({"keypoint": np.zeros((4, 25, 3))}, r"keypoint is \[4, 25, 3\]"),
-        ({"keypoint": np.zeros((1, 4, 7, 3))}, "poses of 7 joints, known are 25, 17; give --layout"),
+        (
+            {"keypoint": np.zeros((1, 4, 7, 3))},
+            "7 joints of 3 numbers, and the format does not name the skeleton; give --layout: a .toml",
+        ),
     ],
 )
 def test_pyskl_damage_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -445,8 +448,8 @@ def test_what_fits_nothing_or_several_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="could be msg3d or plain; choose with --format"):
         find_source(tmp_path)
     assert isinstance(find_source(tmp_path, "plain"), Plain)
-    with pytest.raises(DataError, match=r"the format is msg3d, which does not take --scores \(only plain\)"):
-        find_source(tmp_path, "msg3d", SourceOptions(scores=True))
+    with pytest.raises(DataError, match=r"the format is msg3d, which does not take --train-names \(only ntu_npz\)"):
+        find_source(tmp_path, "msg3d", SourceOptions(train_names=tmp_path))
     with pytest.raises(ValueError, match="format is 'msg3'; did you mean 'msg3d'"):
         find_source(tmp_path, "msg3")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,29 +42,42 @@ def standing(channels: int, *, down: bool) -> torch.Tensor:
 
 def store(channels: int, *, scores: bool) -> ClipStore:
     frames, offsets = torch.rand(3, 1, 17, channels), torch.tensor([0, 3])
-    return ClipStore(frames, offsets, torch.zeros(1, dtype=torch.int64), ["clip"], COCO, ["wave"], scores=scores)
+    layout = replace(COCO, dimensions=())
+    return ClipStore(frames, offsets, torch.zeros(1, dtype=torch.int64), ["clip"], layout, ["wave"], scores=scores)
 
 
 @pytest.mark.parametrize(
     ("channels", "scores", "down"), [(3, True, True), (2, False, True), (3, False, False), (4, True, False), (1, False, False)]
 )
-def test_two_coordinates_are_pixels(channels: int, scores: bool, down: bool) -> None:
-    assert store(channels, scores=scores).y_down is down
+def test_y_points_down_in_two_dimensions_unless_the_layout_says_otherwise(channels: int, scores: bool, down: bool) -> None:
+    clips = store(channels, scores=scores)
+    assert clips.up == (1, -1 if down else 1)
+    assert replace(clips, layout=replace(clips.layout, up="y")).up == (1, 1)
+
+
+def test_the_front_view_has_the_declared_axis_up() -> None:
+    pose = torch.tensor([[1.0, 2.0, 3.0]])
+    assert plots.front(pose, 1, up=(2, 1)).tolist() == [[1, 3]]
+    assert plots.front(pose, 1, up=(1, -1)).tolist() == [[1, -2]]
+    assert plots.front(pose, 1, up=(0, 1)).tolist() == [[2, 1]]
+    assert plots.front(pose[:, :1], 1, up=(1, 1)).tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("down", [True, False])
 def test_heads_are_up(down: bool, drawn: list[Figure], tmp_path: Path) -> None:
     clip = standing(2 if down else 3, down=down)
     values = torch.rand(1, 5)
-    plots.plot_parts(tmp_path / "parts.png", values, values, clip[:, 0, :, 0].T, COCO, ["wave"], y_down=down)
-    plots.plot_mixed_clip(tmp_path / "mixed.png", {"clip": clip}, torch.zeros(2, 17).bool(), COCO, frames=2, y_down=down)
+    plots.plot_parts(tmp_path / "parts.png", values, values, clip[:, 0, :, 0].T, COCO, ["wave"], up=(1, -1 if down else 1))
+    plots.plot_mixed_clip(
+        tmp_path / "mixed.png", {"clip": clip}, torch.zeros(2, 17).bool(), COCO, frames=2, up=(1, -1 if down else 1)
+    )
     assert len(drawn) == 2
     for figure in drawn:
         axes = next(found for found in (*figure.axes, *(child for each in figure.axes for child in each.child_axes)) if found.lines)
         # in COCO's joint order the first bone is eye to nose, the last ankle to knee
         first, last = axes.lines[0].get_ydata(), axes.lines[-1].get_ydata()
         assert axes.transData.transform((0, first[1]))[1] > axes.transData.transform((0, last[0]))[1]
-    moving = run.moving("clip", clip, y_down=down)["frames"][0]
+    moving = run.moving("clip", clip, up=(1, -1 if down else 1))["frames"][0]
     assert moving[0][1] > moving[11][1] > moving[15][1]  # nose, hip, ankle; y points up on the page
     assert all(0 <= value <= 1 for joint in moving for value in joint)
 

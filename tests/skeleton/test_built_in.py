@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from shapmix.skeleton.layout import BUILT_IN, MAX_PARTS, Layout, LayoutError, layout_toml, load_layout, parse_layout
+from shapmix.skeleton.layout import BUILT_IN, MAX_PARTS, Layout, layout_toml, load_layout, parse_layout
 
 LAYOUTS = {name: load_layout(name) for name in BUILT_IN}
 ONE_HAND = ("hand21", "shrec22")
@@ -155,13 +155,14 @@ def test_parts_hold_every_joint_once_and_are_connected(layout: Layout) -> None:
 def test_a_layout_declares_its_dimensions(layout: Layout) -> None:
     assert layout.dimensions in ((2,), (3,), (2, 3))
     for dimension in layout.dimensions:
-        layout.check_dimension(dimension, scores=False)
-        layout.check_dimension(dimension + 1, scores=True)
+        assert layout.wrong_dimension(dimension, scores=False) is None
+        assert layout.wrong_dimension(dimension + 1, scores=True) is None
         axis, sign = layout.upward(dimension)
         assert axis in range(1, dimension)
         assert sign in (1, -1)
-    with pytest.raises(LayoutError, match=f"layout '{layout.name}' is for .* set dimensions = \\[4\\]"):
-        layout.check_dimension(4, scores=False)
+    wrong = str(layout.wrong_dimension(4, scores=False))
+    assert f"layout '{layout.name}' is for " in wrong
+    assert wrong.endswith("set dimensions = [4] and give the copy (--layout FILE)")
 
 
 def test_skeletons_of_as_many_joints_differ_in_their_order() -> None:

@@ -11,9 +11,9 @@ from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, 
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.restricted import load_pickle
+from shapmix.data.sources.skeletons import choose_layout
 from shapmix.process.errors import DataError
 
-LAYOUTS = {25: "ntu25", 17: "coco17"}
 DATA, LABEL = "_data_joint.npy", "_label.pkl"
 
 
@@ -21,14 +21,14 @@ DATA, LABEL = "_data_joint.npy", "_label.pkl"
 class Msg3d:
     """Every part (`train`, `val`, `test`) of a folder; arrays are memory-mapped, trailing all-zero frames are removed.
 
-    The label pickle contains (names, labels) in the order of the rows; file name extensions are removed. Three coordinates of 17
-    joints are (x, y, score), or with `depth` (x, y, z).
+    The label pickle contains (names, labels) in the order of the rows; file name extensions are removed. With `scores` the last
+    coordinate is a score. If nothing is given, three coordinates of 17 joints are taken for COCO's (x, y, score).
 
     Raises:
-        DataError: files that are missing, unreadable or inconsistent; a number of joints without a built-in layout.
+        DataError: files that are missing, unreadable or inconsistent; a skeleton that is not guessed.
     """
 
-    def __init__(self, folder: Path, *, layout: str | None = None, depth: bool = False) -> None:
+    def __init__(self, folder: Path, *, layout: str | None = None, scores: bool = False, depth: bool = False) -> None:
         self.files: list[Path] = []
         self.names: list[str] = []
         self.splits: dict[str, list[str]] = {}
@@ -44,15 +44,12 @@ class Msg3d:
             self.splits[part] = names
         if not self.files:
             raise DataError(f"{folder}: contains no *{DATA}")
-        shapes = {rows.shape[3] for rows, _ in self._rows}
-        coordinates = {rows.shape[1] for rows, _ in self._rows}
-        if len(shapes) != 1 or (layout is None and not shapes <= set(LAYOUTS)):
-            raise DataError(
-                f"{folder}: skeletons of {', '.join(map(str, sorted(shapes)))} joints; all files must have 17 or all 25, or give "
-                "--layout and files of one skeleton"
-            )
-        self.layout = layout or LAYOUTS[shapes.pop()]
-        self.scores = self.layout == "coco17" and coordinates == {3} and not depth
+        shapes = sorted({(rows.shape[3], rows.shape[1]) for rows, _ in self._rows})
+        if len(shapes) != 1:
+            found = " and ".join(f"{joints} joints of {numbers} numbers" for joints, numbers in shapes)
+            raise DataError(f"{folder}: files of {found}; keep the files of one skeleton")
+        self.scores = scores or (layout is None and not depth and shapes == [(17, 3)])
+        self.layout = choose_layout(layout, folder, *shapes[0], scores=self.scores)
         classes = max(self.labels) + 1
         named = all(parse_ntu_name(name) for name in self.names)
         self.class_names = ntu_classes(classes) if named else [str(label) for label in range(classes)]

@@ -17,9 +17,10 @@ my_data/
   one performance together.
 - any further column, such as `session`: text. Clips can be split by every column (`train --split session`).
 
-Clips may have different numbers of people: `prepare` pads them with zeros to the clip with the most, or to `--people`. C is 2 or 3
-coordinates, or 2 and the confidence score of a pose estimator (`--scores`). All coordinates of an undetected joint are zero. A clip
-whose coordinates are all zero is an error (`--skip-damaged` skips it), as is a name with a line break.
+Clips may have different numbers of people: `prepare` pads them with zeros to the clip with the most, or to `--people`. C is 1 to 4
+coordinates, as the layout declares, and with `--scores` the confidence score of a pose estimator after them. All coordinates of an
+undetected joint are zero. A clip whose coordinates are all zero is an error (`--skip-damaged` skips it), as is a name with a line
+break.
 """
 
 from __future__ import annotations

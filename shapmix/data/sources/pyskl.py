@@ -17,9 +17,8 @@ from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, MOST_SPLITS, 
 from shapmix.data.sources.names import ntu_classes, parse_ntu_name
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.restricted import load_pickle
+from shapmix.data.sources.skeletons import choose_layout
 from shapmix.process.errors import DataError
-
-LAYOUTS = {25: "ntu25", 17: "coco17"}
 
 
 @source("pyskl", "a .pkl with annotations", fits=lambda path: path.suffix in (".pkl", ".pickle") and path.is_file())
@@ -55,18 +54,19 @@ class Pyskl:
         else:
             self.class_names = [str(label) for label in range(max(self.labels) + 1)]
         self.splits = _splits(path, content.get("split"), len(self.names))
-        joints = self._array(0, "keypoint").shape[-2:-1]
-        if layout is None and joints not in [(number,) for number in LAYOUTS]:
-            known = ", ".join(map(str, LAYOUTS))
-            raise DataError(f"{path}: poses of {joints[0] if joints else 'no'} joints, known are {known}; give --layout")
-        self.layout = layout or LAYOUTS[joints[0]]
+        compressed, apart = "frame_inds" in self._annotations[0], "keypoint_score" in self._annotations[0]
+        self.scores = compressed or apart
+        shape = self._array(0, "keypoint").shape
+        if len(shape) < 3:
+            raise self._error(0, f"keypoint has shape {list(shape)}, expected [M, T, V, C]")
+        numbers = shape[-1] + int(apart and not compressed)
+        self.layout = choose_layout(layout, path, shape[-2], numbers, scores=self.scores)
         most = max(
             1 if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
             for entry in self._annotations
             if isinstance(entry.get("keypoint"), np.ndarray)
         )
         self._num_people = max(1, min(most, max_people))
-        self.scores = "keypoint_score" in self._annotations[0] or "frame_inds" in self._annotations[0]
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""

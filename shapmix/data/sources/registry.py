@@ -29,10 +29,9 @@ class SourceOptions:
     layout: str | None = None
     """Skeleton layout: a built-in name or a .toml file; needed unless the format defines the skeleton."""
     scores: bool = False
-    """The last coordinate of the plain format is the score of a pose estimator."""
+    """The last coordinate of the plain format or of MS-G3D's is the score of a pose estimator."""
     depth: bool = False
-    """The third coordinate is a depth, although it looks like a score: it is between 0 and 1 with the others in pixels, or there
-    are 17 joints in MS-G3D's format."""
+    """The third coordinate is a depth, although it looks like a score: it is between 0 and 1 with the others in pixels."""
     train_names: Path | None = None
     """File with the names of the rows of x_train of an NTU npz, one per line."""
     test_names: Path | None = None
