@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from shapmix.process.parallel import summed
+from shapmix.process.parallel import ranks, summed
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -84,3 +84,17 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return summed(grad.contiguous().clone())
+
+
+def gathered(moments: Tensor) -> Tensor:
+    """Moments [1, 3, C] of this process -> [processes, 3, C], without gradient."""
+    if ranks() == 1:
+        return moments
+    everywhere = moments.new_empty(ranks(), *moments.shape[1:])
+    distributed.all_gather_into_tensor(everywhere, moments)
+    return everywhere
+
+
+def summed_copy(x: Tensor) -> Tensor:
+    """The sum over all processes, in new memory, without gradient."""
+    return summed(x.clone())

@@ -44,17 +44,44 @@ def moments(x: Tensor) -> Tensor:
     return torch.stack([torch.full_like(mean, len(rows)), mean, (rows - mean).square().sum(0)])[None]
 
 
-def join_moments(partial: Tensor, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
-    """Moments [P, 3, C] of parts of the rows, weight and bias [C] of the norm -> norm [6, C]. Joined in float64.
+def join_moments(
+    partial: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = EPS,
+    *,
+    tail: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Moments of parts of the rows, weight and bias [C] of the norm -> norm [6, C]. Joined in float64; parts of 0 rows are ignored.
 
-    Parts with 0 rows are ignored.
+    Args:
+        partial: [P, 3, C], or more channels, which are ignored, or fewer: the following ones come from `tail` [P', 3, >= C].
+        out: where the norm is written, else a new tensor.
     """
-    rows, mean, deviations = partial.double().unbind(1)
-    total = rows.sum(0)
-    joined = (rows * mean).sum(0) / total
-    variance = (deviations + rows * (mean - joined).square()).sum(0) / total
-    values = [joined, (variance + eps).rsqrt(), weight.double(), bias.double(), 1 / total, variance]
-    return torch.stack(values).to(weight.dtype)
+    rows, mean, deviations = _merged(partial, len(weight), tail)
+    variance = deviations / rows
+    values = [mean, (variance + eps).rsqrt(), weight.double(), bias.double(), 1 / rows, variance]
+    norm = torch.stack(values).to(weight.dtype)
+    return norm if out is None else out.copy_(norm)
+
+
+def merge_moments(partial: Tensor, channels: int, *, tail: Tensor | None = None) -> Tensor:
+    """Moments of parts of the rows, as in `join_moments` -> moments [1, 3, channels] of all rows of this process."""
+    return torch.stack(_merged(partial, channels, tail))[None].to(partial.dtype)
+
+
+def _merged(partial: Tensor, channels: int, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, mean and squared deviations [channels] in float64."""
+    sources = [partial[..., :channels]] + ([] if tail is None else [tail[..., partial.shape[2] : channels]])
+    merged = []
+    for parts in sources:
+        rows, mean, deviations = parts.double().unbind(1)
+        total = rows.sum(0)
+        centre = (rows * mean).sum(0) / total
+        merged.append((total, centre, (deviations + rows * (mean - centre).square()).sum(0)))
+    rows, mean, deviations = (torch.cat(values) for values in zip(*merged, strict=True))
+    return rows, mean, deviations
 
 
 def join_sums(partial: Tensor) -> Tensor:
@@ -330,7 +357,7 @@ def finish_layer(o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm
 
 
 def finish_layer_backward(
-    grad: Tensor,
+    grad: Tensor | None,
     to_pooled: Tensor | None,
     out: Tensor,
     o: Tensor,
@@ -338,12 +365,14 @@ def finish_layer_backward(
     residual: Tensor | None,
     residual_norm: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradient of `finish_layer` from those of out [R, T', V, C] and of its mean [R, V, C], or None.
+    """Gradient of `finish_layer` from those of out [R, T', V, C] and of its mean [R, V, C], either of them or both.
 
     Returns:
         (gradient of norm(o) + residual, sums of o, sums of the residual if it has a norm).
     """
-    total = wide(grad) if to_pooled is None else wide(grad) + to_pooled[:, None] / out.shape[1]
+    total = torch.zeros_like(wide(out)) if grad is None else wide(grad)
+    if to_pooled is not None:
+        total = total + to_pooled[:, None] / out.shape[1]
     passed = torch.where(out > 0, total, 0).to(out.dtype)
     of_residual = None if residual is None or residual_norm is None else sums(passed, residual, residual_norm)
     return passed, sums(passed, o, norm), of_residual
