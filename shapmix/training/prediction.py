@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from shapmix.data.sources import Source
 from shapmix.data.sources.bounded import UNREADABLE, check_name, read_file
-from shapmix.data.sources.find import find_source
+from shapmix.data.sources.find import detect_format, find_source
 from shapmix.data.sources.ntu_raw import ENDING, LARGEST_FILE, actors, read_skeletons
-from shapmix.data.sources.plain import ARRAY, TABLE, read_array
-from shapmix.data.sources.registry import SourceOptions
+from shapmix.data.sources.plain import ARRAY, read_array
+from shapmix.data.sources.registry import FORMATS, SourceOptions
 from shapmix.data.store import INDEX, open_store
 from shapmix.process.errors import DataError
 from shapmix.shapley.explanation import explain
 from shapmix.shapley.game import PartGame
-from shapmix.skeleton.layout import Layout, LayoutError, layout_text, parse_layout
+from shapmix.skeleton.layout import Layout, LayoutError, layout_text, layout_toml, parse_layout
 from shapmix.training.trained import Trained
 
 
@@ -80,11 +81,26 @@ def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
         _check_fits(file, trained, store.layout, store.scores)
         yield from (Unread(name, partial(store.clip, index)) for index, name in enumerate(store.names))
         return
-    # the plain format does not declare scores: assume the same as in training
-    source = find_source(file, options=SourceOptions(scores=trained.scores and (file / TABLE).is_file()))
-    _check_fits(file, trained, parse_layout(layout_text(source.layout), where=source.layout), source.scores)
+    source = _open_like(file, trained)
     for index, name in enumerate(source.names):
         yield Unread(check_name(name, "recording", str(file)), partial(_read_of, source, index))
+
+
+def _open_like(file: Path, trained: Trained) -> Source:
+    """Opens a data set with what its files do not say as it was in training: scores, coordinates, skeleton."""
+    form = FORMATS[detect_format(file)]
+    taken = SourceOptions(
+        scores=trained.scores and "scores" in form.options,
+        coordinates=trained.mean_motion.shape[0] - int(trained.scores) if "coordinates" in form.options else None,
+    )
+    with TemporaryDirectory() as folder:
+        if form.asks_layout(file):
+            layout = Path(folder) / "layout.toml"
+            layout.write_text(layout_toml(trained.layout), encoding="utf-8")
+            taken = replace(taken, layout=str(layout))
+        source = find_source(file, options=taken)
+        _check_fits(file, trained, parse_layout(layout_text(source.layout), where=str(file)), source.scores)
+    return source
 
 
 def _read_of(source: Source, index: int) -> Tensor:

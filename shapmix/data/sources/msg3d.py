@@ -17,7 +17,9 @@ from shapmix.process.errors import DataError
 DATA, LABEL = "_data_joint.npy", "_label.pkl"
 
 
-@source("msg3d", f"a folder with train{DATA}", fits=lambda path: path.is_dir() and any(path.glob(f"*{DATA}")))
+@source(
+    "msg3d", f"a folder with train{DATA}", fits=lambda path: path.is_dir() and any(path.glob(f"*{DATA}")), asks_layout=Path.is_dir
+)
 class Msg3d:
     """Every part (`train`, `val`, `test`) of a folder; arrays are memory-mapped, trailing all-zero frames are removed.
 

@@ -40,7 +40,12 @@ from shapmix.process.errors import DataError
 TABLE, LAYOUT, ARRAY = "labels.csv", "layout.toml", "joints"
 
 
-@source("plain", f"a folder with {TABLE}", fits=lambda path: (path / TABLE).is_file())
+@source(
+    "plain",
+    f"a folder with {TABLE}",
+    fits=lambda path: (path / TABLE).is_file(),
+    asks_layout=lambda path: not (path / LAYOUT).is_file(),
+)
 class Plain:
     """Clips of a folder in the plain format, in the order of the table.
 

@@ -21,7 +21,12 @@ from shapmix.data.sources.skeletons import choose_layout
 from shapmix.process.errors import DataError
 
 
-@source("pyskl", "a .pkl with annotations", fits=lambda path: path.suffix in (".pkl", ".pickle") and path.is_file())
+@source(
+    "pyskl",
+    "a .pkl with annotations",
+    fits=lambda path: path.suffix in (".pkl", ".pickle") and path.is_file(),
+    asks_layout=Path.is_file,
+)
 class Pyskl:
     """Annotations of one pickle, named by their `frame_dir`.
 

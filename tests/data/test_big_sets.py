@@ -1,0 +1,181 @@
+"""Readers of the big data sets: what is written comes back, and damage is named with its place and what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shapmix.data.sources.find import find_source
+from shapmix.data.sources.pku_mmd import PkuMmd
+from shapmix.data.sources.registry import SourceOptions
+from shapmix.data.sources.smarthome import Smarthome
+from shapmix.data.sources.uav_human import TRAINING, UavHuman
+from shapmix.process.errors import DataError
+from tests import set_files
+
+
+def replace(path: Path, line: int, text: str) -> None:
+    """Replaces a line, counted from 1."""
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
+# PKU-MMD
+
+
+def test_pku_mmd_is_cut_by_its_label_files(tmp_path: Path) -> None:
+    written = set_files.pku_mmd(tmp_path)
+    source = find_source(tmp_path)
+    assert isinstance(source, PkuMmd)
+    assert (source.layout, source.scores, len(source.class_names)) == ("pku25", False, 51)
+    assert source.names[:5] == ["0002-L_000", "0002-L_001", "0002-L_002", "0002-L_003", "0003-M_000"]
+    assert source.labels[:4] == [0, 1, 0, 1]
+    for index in (5, 0, 15, 3):
+        recording = source.read(index)
+        video, number = set_files.PKU_VIDEOS[index // 4], index % 4
+        np.testing.assert_allclose(recording.joints, written[video][2 + 12 * number : 14 + 12 * number], atol=1e-6)
+        assert recording.camera == {"L": 1, "M": 2, "R": 3}[video[-1]]
+    assert {name: len(names) for name, names in source.splits.items()} == {
+        "xsub_train": 12, "xsub_test": 4, "xview_train": 12, "xview_test": 4,
+    }  # fmt: skip
+    assert source.splits["xsub_test"] == source.names[12:]
+
+
+def test_pku_mmd_phase_two_has_other_names(tmp_path: Path) -> None:
+    set_files.pku_mmd(tmp_path / "one")
+    for kind, path in (("skeleton", "Data/PKU_Skeleton_Renew"), ("label", "Label/Train_Label_PKU_final")):
+        (tmp_path / "two" / kind).mkdir(parents=True)
+        for at, video in enumerate(set_files.PKU_VIDEOS):
+            (tmp_path / "one" / path / f"{video}.txt").rename(tmp_path / "two" / kind / f"A01N0{at}-L.txt")
+    (tmp_path / "two" / "cross_view_v2.txt").write_text("Training videos:\nA01N00-L, A01N09-L\nValidation videos:\nA01N01-L\n")
+    source = find_source(tmp_path / "two")
+    assert source.names[0] == "A01N00-L_000"
+    assert {name: len(names) for name, names in source.splits.items()} == {"xview_train": 4, "xview_test": 4}
+
+
+SKELETON = "Data/PKU_Skeleton_Renew/0002-L.txt"
+LABEL = "Label/Train_Label_PKU_final/0002-L.txt"
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "text", "message"),
+    [
+        (SKELETON, 4, "0.5 " * 149, r"0002-L\.txt, line 4: 149 numbers, expected 150 \(2 people x 25 joints x 3\)"),
+        (SKELETON, 4, "0.5 " * 149 + "x", r"0002-L\.txt, line 4: b'x' is not a number"),
+        (SKELETON, 4, "0.5 " * 149 + "nan", r"0002-L\.txt, line 4: person 1, joint 24 is not finite"),
+        (LABEL, 2, "52,14,26,2", r"0002-L\.txt, line 2: action 52 is not 1 to 51; correct the line"),
+        (LABEL, 2, "1,14", r"0002-L\.txt, line 2: '1,14' is not action,start,end,confidence"),
+        (LABEL, 2, "1,26,14,2", r"0002-L\.txt, line 2: starts at frame 26 and ends at 14"),
+        (LABEL, 1, "1,1000,1014,2", r"frames 1000 to 1014 \('0002-L_000'\): the file has 50 frames"),
+        ("Split/cross-view.txt", 1, "", r"cross-view\.txt, line 2: expected 'Training videos:' before"),
+    ],
+)
+def test_pku_mmd_damage_is_named(path: str, line: int, text: str, message: str, tmp_path: Path) -> None:
+    set_files.pku_mmd(tmp_path)
+    replace(tmp_path / path, line, text)
+    with pytest.raises(DataError, match=message):
+        PkuMmd(tmp_path).read(0)
+
+
+def test_pku_mmd_without_labels_is_refused(tmp_path: Path) -> None:
+    set_files.pku_mmd(tmp_path)
+    with pytest.raises(DataError, match=r"contains no label files .* give the folder that contains both"):
+        find_source(tmp_path / "Data")
+
+
+# UAV-Human
+
+
+def test_uav_human_links_people_and_has_both_protocols(tmp_path: Path) -> None:
+    names = set_files.uav_human(tmp_path)
+    source = find_source(tmp_path)
+    assert isinstance(source, UavHuman)
+    assert (source.names, source.layout, source.scores, len(source.class_names)) == (names, "uav17", False, 155)
+    assert source.labels == [0, 1] * 4
+    assert source.splits == {f"csv{number}_{part}": names[:4] if part == "train" else names[4:]
+                             for number in (1, 2) for part in ("train", "test")}  # fmt: skip
+    alone, two = source.read(0), source.read(5)
+    assert (alone.joints.shape, alone.subject, two.subject, two.setup, two.replication) == ((9, 2, 17, 2), 1, 2, 6, 1)
+    assert not alone.joints[:, 1].any()
+    places = two.joints.mean((2, 3))
+    assert (np.abs(np.diff(places, axis=0)) < 50).all()  # nobody jumps to the other person's place
+    assert len(TRAINING["csv1"]) == len(TRAINING["csv2"]) == 89
+
+
+def test_uav_human_reads_the_third_number_only_if_asked(tmp_path: Path) -> None:
+    set_files.uav_human(tmp_path)
+    third = UavHuman(tmp_path, scores=True)
+    assert third.scores
+    np.testing.assert_array_equal(third.read(0).joints[:, 0, :, 2], np.float32(0.7))
+    assert UavHuman(tmp_path, coordinates=3).read(0).joints.shape == (9, 2, 17, 3)
+    with pytest.raises(DataError, match="2 or 3 numbers; give --coordinates 2 or 3"):
+        UavHuman(tmp_path, coordinates=4)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (1, "many", "line 1: b'many' is not the number of frames"),
+        (1, "8000", "line 1: b'8000' is not the number of frames"),
+        (2, "-1", "line 2: b'-1' is not the number of bodies"),
+        (4, "16", "line 4: a body of 16 joints, expected 17"),
+        (7, "0.5", r"line 7: b'0.5' does not begin with 2 numbers"),
+        (7, "0.5 1e999", "frame 0, joint 2 is not finite"),
+    ],
+)
+def test_uav_human_damage_is_named(line: int, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{set_files.uav_human(tmp_path)[0]}.txt"
+    replace(path, line, text)
+    with pytest.raises(DataError, match=message) as caught:
+        UavHuman(tmp_path).read(0)
+    assert str(path) in str(caught.value)
+
+
+def test_uav_human_names_are_checked(tmp_path: Path) -> None:
+    set_files.uav_human(tmp_path)
+    (tmp_path / "P119S00G10B10H10UC022000LC021000A000R0_08241716.txt").write_text("0\n")
+    with pytest.raises(DataError, match=r"P119.*not a name of UAV-Human .* rename or remove it"):
+        find_source(tmp_path)
+
+
+# Toyota Smarthome
+
+
+def test_smarthome_has_poses_in_3d_and_2d(tmp_path: Path) -> None:
+    names = set_files.smarthome(tmp_path)
+    source = find_source(tmp_path)
+    assert isinstance(source, Smarthome)
+    assert (source.layout, source.scores, len(source.class_names), sorted(names)) == ("smarthome13", False, 31, source.names)
+    content = json.loads(source.files[0].read_text())
+    recording = source.read(0)
+    assert recording.joints.shape == (9, 2, 13, 3)
+    np.testing.assert_allclose(recording.joints[0, 0].T.ravel(), content["frames"][1][0]["pose3d"], rtol=1e-6)
+    assert (recording.subject, recording.camera, recording.label) == (2, 1, 8)
+    flat = find_source(tmp_path, options=SourceOptions(coordinates=2)).read(0)
+    np.testing.assert_allclose(flat.joints[0, 0].T.ravel(), content["frames"][1][0]["pose2d"], rtol=1e-6)
+    assert {name: len(names) for name, names in source.splits.items()} == {
+        "cs_train": 8, "cs_test": 4, "cv1_train": 6, "cv1_test": 6, "cv2_train": 6, "cv2_test": 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"frame": []}, "has no list 'frames'"),
+        ({"frames": [[], {}]}, "frame 1 is {}, not a list"),
+        ({"frames": [[{"pose2d": [0] * 26}]]}, "frame 0, person 0: 'pose3d' is None, not 39 numbers"),
+        ({"frames": [[{"pose2d": [0] * 26, "pose3d": [0] * 39}]]}, "no frame holds a body"),
+        ({"frames": [[]]}, "no frame holds a body"),
+        ({"frames": [[{"pose2d": [1] * 26, "pose3d": [1e39] * 39}]]}, "frame 0, joint 0 is not finite"),
+    ],
+)
+def test_smarthome_damage_is_named(content: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "Walk_p02_r00_v00_c01.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as caught:
+        Smarthome(tmp_path).read(0)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,91 @@
+"""Small data sets in the formats of the big ones, written as their documentation describes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+RNG = np.random.default_rng(0)
+
+
+def motion(frames: int, joints: int, coordinates: int, label: int) -> np.ndarray:
+    """[T, V, C] of a figure; one joint moves, another one in each class."""
+    poses = np.tile(RNG.uniform(0.2, 1, size=(joints, coordinates)), (frames, 1, 1))
+    poses[:, label % joints, 0] += np.sin(np.arange(frames))
+    return poses.astype(np.float32)
+
+
+# PKU-MMD
+
+PKU_VIDEOS = ("0002-L", "0003-M", "0004-R", "0005-L")
+
+
+def pku_mmd(folder: Path, actions: tuple[int, ...] = (1, 2, 1, 2), frames: int = 12) -> dict[str, np.ndarray]:
+    """Four recordings with an instance of each action, in phase I's folders; returns [T, 2, 25, 3] by recording."""
+    skeletons, labels, split = folder / "Data/PKU_Skeleton_Renew", folder / "Label/Train_Label_PKU_final", folder / "Split"
+    for path in (skeletons, labels, split):
+        path.mkdir(parents=True)
+    written = {}
+    for video in PKU_VIDEOS:
+        clips = [motion(frames, 50, 3, action) for action in actions]
+        poses = np.concatenate([np.zeros((2, 50, 3), np.float32), *clips]).reshape(-1, 2, 25, 3)
+        poses[:, 1] = 0  # one person: the other 75 numbers are zero
+        lines = [" ".join(f"{value:.6f}" for value in frame.ravel()) for frame in poses]
+        (skeletons / f"{video}.txt").write_text("\n".join(lines) + "\n")
+        rows = [f"{action},{2 + frames * at},{2 + frames * (at + 1)},2" for at, action in enumerate(actions)]
+        (labels / f"{video}.txt").write_text("\r\n".join(rows) + "\n")
+        written[video] = poses
+    for name, training in (("cross-subject", PKU_VIDEOS[:3]), ("cross-view", PKU_VIDEOS[1:])):
+        testing = [video for video in PKU_VIDEOS if video not in training]
+        (split / f"{name}.txt").write_text(
+            f"Training videos: \n{', '.join(training)}, \nValidataion videos: \n{', '.join(testing)}, \n"
+        )
+    return written
+
+
+# UAV-Human
+
+
+def uav_human(folder: Path, frames: int = 9) -> list[str]:
+    """Two actions of subjects 0 and 1; the second action shows two people, whose order changes from frame to frame."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for person in (0, 0, 1, 1):
+        for action in (0, 1):
+            name = f"P{person:03d}S{len(names):02d}G10B10H10UC022000LC021000A{action:03d}R0_08241716"
+            lines = [str(frames)]
+            for frame in range(frames):
+                bodies = [100 + 20 * motion(1, 17, 2, action)[0] + frame]
+                if action:
+                    bodies.append(bodies[0] + 300)
+                lines.append(str(len(bodies)))
+                for body in bodies[:: (-1) ** frame]:
+                    lines += ["000 0 0 0 0 0 0 0 0 0", "17"]
+                    lines += [f"{x:.4f} {y:.4f} 0.7 0 0 0 0 0 0 0 0 2" for x, y in body]
+            (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+            names.append(name)
+    return names
+
+
+# Toyota Smarthome
+
+
+def smarthome(folder: Path, frames: int = 9) -> list[str]:
+    """Two actions of subjects 3, 4 (training) and 2 (test) before cameras 1 and 2; the first and the last frame are empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for subject in (3, 4, 2):
+        for camera in (1, 2):
+            for label, action in enumerate(("Walk", "Drink.Fromcup")):
+                name = f"{action}_p{subject:02d}_r00_v{label:02d}_c{camera:02d}"
+                body = motion(frames, 13, 3, label)
+                people = [
+                    [{"pose2d": (100 * pose[:, :2]).T.ravel().tolist(), "pose3d": pose.T.ravel().tolist()}]
+                    for pose in body.astype(float)
+                ]
+                content = {"K": 10, "njts": 13, "frames": [[], *people, []]}
+                (folder / f"{name}_pose3d.json").write_text(json.dumps(content))
+                names.append(name)
+    return names
