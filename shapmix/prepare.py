@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from shapmix.data.inspection import inspect_source
 from shapmix.data.sources.find import AUTO, describe_formats, find_source
 from shapmix.data.sources.registry import FORMATS, SourceOptions
 from shapmix.data.store import damaged_clips, read_index
@@ -46,6 +47,8 @@ class PrepareConfig:
     """float16 halves the size of the store; coordinates keep three digits."""
     skip_damaged: bool = False
     """Skip and list damaged recordings; otherwise the first one is an error."""
+    inspect: bool = False
+    """Only print what SOURCE holds, from a sample of its clips, and the commands to type next."""
     check: bool = False
     """Only verify every checksum of the store SOURCE."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -63,6 +66,9 @@ def prepare_or_check(config: PrepareConfig) -> int:
         return check(config.source)
     if config.reading.scores and config.reading.depth:
         raise PrepareError("--scores and --depth contradict each other: give the one that the third coordinate is")
+    if config.inspect:
+        print(inspect_source(config.source, config.format, config.reading))
+        return 0
     if config.out is None:
         raise PrepareError("give the folder of the store: python -m shapmix.prepare SOURCE OUT")
     try:

@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,7 +85,7 @@ def prepare(
     text = layout_text(source.layout)
     layout = parse_layout(text, where=source.layout)
     _check_source(source)
-    offset = _checked_offset(source, label_offset)
+    offset = check_offset(source, label_offset)
     partial = out.with_name(f"{out.name}.partial")
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
         raise PrepareError(f"{partial} is a link or a file, not a folder of this command; move it away or give another OUT")
@@ -105,8 +105,7 @@ def prepare(
             rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
-                refuse = None if depth else _reject_depth if source.scores else _reject_undeclared_scores
-                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, refuse)
+                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, depth)
                 index = _index(source, rows, dtype, offset, hashes.result())
             write_whole(partial / LAYOUT, text)
             write_whole(partial / INDEX, json.dumps(index))
@@ -160,8 +159,12 @@ def _check_source(source: Source) -> None:
                 raise DataError(f"{_place(source)}: split '{split}' lists '{name}', which is not a recording; correct the list")
 
 
-def _checked_offset(source: Source, label_offset: int | None) -> int:
-    """The label of the first class."""
+def check_offset(source: Source, label_offset: int | None) -> int:
+    """The label of the first class: `label_offset`, or 0.
+
+    Raises:
+        DataError: labels that start at 1 without `label_offset`, classes with names, or a label below the offset.
+    """
     numbered = list(source.class_names) == [str(number) for number in range(len(source.class_names))]
     first = min(source.labels)
     if label_offset is None and numbered and first == 1:
@@ -271,7 +274,7 @@ def _convert(
     dtype: np.dtype,
     skip_damaged: bool,
     workers: int,
-    refuse: Callable[[Source, str, np.ndarray], None] | None,
+    depth: bool,
 ) -> None:
     """Converts the recordings after the last of `rows`; appends them to the frames and to `rows`."""
     with ExitStack() as opened, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
@@ -297,8 +300,7 @@ def _convert(
                     raise DataError(f"{error} (--skip-damaged skips such recordings)") from error
                 row: dict[str, Any] = {"name": name, "damaged": str(error)}
             else:
-                if refuse is not None:
-                    refuse(source, name, recording.joints)
+                check_third_coordinate(source, name, recording.joints, depth)
                 if shape is None:
                     frames.write(_header(0, fitting, dtype))
                 elif shape != fitting:
@@ -410,6 +412,16 @@ def _fitted(
             f"coordinate{' in float16' if np.isfinite(joints).all() else ''}; repair or remove the recording"
         )
     return fitted
+
+
+def check_third_coordinate(source: Source, name: str, joints: np.ndarray, depth: bool) -> None:
+    """Checks that the third coordinate of `joints` is what the source says: a score or not; not checked with `depth`.
+
+    Raises:
+        PrepareError: it looks like the other; the message says which option declares it.
+    """
+    if not depth:
+        (_reject_depth if source.scores else _reject_undeclared_scores)(source, name, joints)
 
 
 def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -13,6 +15,7 @@ from shapmix.process.choices import check_choice
 from shapmix.process.errors import DataError
 
 AUTO = "auto"
+MOST_SEEN, SHOWN_ENDINGS = 100_000, 6  # files and endings of a folder of an unknown format
 
 for module in iter_modules(sources.__path__):  # each module registers its format
     import_module(f"{sources.__name__}.{module.name}")
@@ -54,7 +57,17 @@ def detect_format(path: Path) -> str:
         return fitting[0]
     if fitting:
         raise DataError(f"{path}: could be {' or '.join(fitting)}; choose with --format")
-    raise DataError(f"{path}: unknown format ({describe_formats()})")
+    raise DataError(f"{path}: unknown format; it is {_seen(path)}. Known formats: {describe_formats()}")
+
+
+def _seen(path: Path) -> str:
+    """What a path of an unknown format is: the endings of a folder's files, with their counts, or of a file."""
+    if not path.is_dir():
+        return f"a file that ends in '{path.suffix}'"
+    files = islice((file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.is_file()), MOST_SEEN)
+    endings = Counter(file.suffix or "no ending" for file in files)
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(SHOWN_ENDINGS))
+    return f"a folder with {counts or 'no files'} (in it and in its folders)"
 
 
 def describe_formats() -> str:
