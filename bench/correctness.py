@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases import Batch, Shape
 from bench.step import Workload
+from shapmix.kernels.examples import Batch, Shape
 from shapmix.networks import ctrgcn, ctrgcn_reference
 
 CLIPS = 4

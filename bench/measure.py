@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from bench.cases import CASES, HALF, REAL, SHAPES, Batch, Case, Shape
+from bench.cases import CASES, HALF, REAL, SHAPES, Case
 from bench.rows import FAST, cannot_run, device_times, row
 from bench.timing import copy_of, device_seconds, interleaved
 from shapmix.kernels.checks import dtype_name
+from shapmix.kernels.examples import Batch, Shape
 
 COPIED = {"cpu": 256 << 20, "cuda": 8 << 30}  # traffic of the copy that measures the bandwidth
 SECONDS = 0.1  # budget of interleaved wall times per case

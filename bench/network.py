@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases import NTU, Batch, Shape, total
+from bench.cases import NTU, total
 from bench.machine import commit, machine, peak_bytes
 from bench.timing import interleaved, quantiles
 from shapmix import ShapMix
+from shapmix.kernels.examples import Batch, Shape
 from shapmix.networks import ctrgcn, ctrgcn_reference
 
 CLIPS = 16

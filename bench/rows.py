@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case, Shape
+from bench.cases import Case
 from bench.timing import Call, device_seconds, quantiles
 from shapmix.kernels import BACKENDS, unavailable
 from shapmix.kernels.checks import dtype_name
+from shapmix.kernels.examples import Shape
 
 FAST = tuple(backend for backend in BACKENDS if backend != "reference")
 

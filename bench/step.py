@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases import NTU, Batch, Shape, total
+from bench.cases import NTU, total
 from bench.timing import device_seconds, interleaved, quantiles
 from shapmix import ShapMix, kernels, reference
 from shapmix.data.clips import ClipStore
 from shapmix.data.sampling import ClipSampler
 from shapmix.draws.crops import draw_crops
 from shapmix.kernels import unavailable
+from shapmix.kernels.examples import Batch, Shape
 from shapmix.networks import ctrgcn, ctrgcn_reference
 from shapmix.process.parallel import SharedForward
 from shapmix.training.step import TrainingStep
@@ -54,8 +55,7 @@ class AugmentPath:
         inputs = ops.coalition_inputs(clips, batch.mean_motion, batch.coalitions, batch.part_of_joint, **options)
         measured = (batch.logits, batch.labels, batch.columns, self.with_rows, self.without_rows, batch.joint_counts)
         ops.saliency_update(self.table, *measured, 0.9, **options)
-        _, _, *drawn_from = batch.drawn_from
-        plan = ops.draw_plan(batch.labels, self.table, *drawn_from, seed=0, step=self.step, **options)
+        plan = ops.draw_plan(**batch.drawn_from | {"saliency": self.table}, seed=0, step=self.step, **options)
         both = ops.mix_clips(clips, plan, batch.part_of_joint, **options)
         losses = ops.balanced_mix_loss(self.mixed_logits, batch.labels, plan.partner, plan.label_share, batch.log_prior, **options)
         (gradient,) = torch.autograd.grad(total(losses), self.mixed_logits)

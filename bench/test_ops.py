@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cases import CASES, SHAPES, Batch, Case, Shape
+from bench.cases import CASES, SHAPES, Case
 from bench.rows import FAST, cannot_run, device_times, row
 from bench.timing import copy_of, rounds_within, seconds
 from shapmix.kernels.checks import dtype_name
+from shapmix.kernels.examples import Batch, Shape
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 SECONDS = 1.0  # budget per measurement, within 5 to 50 rounds

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench import collect, report, step, timing
-from bench.cases import ALL, CASES, SHAPES, Batch, Case, Shape
+from bench.cases import ALL, CASES, SHAPES, Case
 from bench.machine import commit, machine
 from bench.measure import copy_bandwidth, measure_all
 from bench.ptxas import Kernel, read_report
@@ -22,6 +22,7 @@ from bench.roofline import roofline
 from bench.rows import cannot_run, row
 from bench.tables import assembled, in_bytes, in_units, markdown, measured, name_of, read_rows, tables, unmeasured
 from shapmix import kernels, reference
+from shapmix.kernels.examples import Batch, Shape
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -188,7 +189,7 @@ def test_measuring_covers_every_back_end_and_survives_a_failure() -> None:
     def fails(batch: Batch) -> Any:
         raise RuntimeError("out of memory\nand more")
 
-    broken = Case("mix_clips", "broken", ALL, fails)
+    broken = Case("mix_clips", "broken", fails)
     found = list(measure_all(CPU, [TINY], [torch.float32], (broken, case_named("mix_clips"))))
     assert found[0] == {
         "ops": "mix_clips",

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from bench.cases import CASES, Batch, Case, Shape
+from bench.cases import CASES, Case
 from bench.rows import FAST, cannot_run
 from shapmix.kernels import mix_clips
+from shapmix.kernels.examples import Batch, Shape
 
 SMALL = (
     Shape("two people", "ntu25", (5, 3, 12, 25, 2), 7),
