@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,42 @@ def smarthome(folder: Path, frames: int = 9) -> list[str]:
                 (folder / f"{name}_pose3d.json").write_text(json.dumps(content))
                 names.append(name)
     return names
+
+
+# Arrays [N, C, T, V, M]
+
+
+def stgcn(folder: Path, joints: int = 18, frames: int = 12) -> dict[str, np.ndarray]:
+    """Kinetics-skeleton: (x, y, score) of two people, sorted by their score in every frame; returns rows by part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for part, count in (("train", 8), ("val", 4)):
+        rows = np.zeros((count, 3, frames + 3, joints, 2), np.float32)
+        for row in range(count):
+            people = [motion(frames, joints, 2, row % 2) / 10 - 0.5 + 0.4 * who for who in (0, 1)]
+            score = RNG.uniform(0.3, 1, size=(2, frames))
+            for frame in range(frames):
+                for place, who in enumerate(np.argsort(-score[:, frame])):
+                    rows[row, :2, frame, :, place] = people[who][frame].T
+                    rows[row, 2, frame, :, place] = score[who, frame]
+        np.save(folder / f"{part}_data.npy", rows)
+        content = ([f"{part}_{row:02d}.json" for row in range(count)], [row % 2 for row in range(count)])
+        (folder / f"{part}_label.pkl").write_bytes(pickle.dumps(content))
+        written[part] = rows
+    return written
+
+
+def babel(folder: Path, classes: int = 60) -> dict[str, np.ndarray]:
+    """BABEL's training and validation features; a chunk occurs twice, with another label. Returns rows by part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for part, count in (("train", 8), ("val", 4)):
+        rows = np.stack([motion(10, 25, 3, row % 2).transpose(2, 0, 1)[..., None] for row in range(count)])
+        np.save(folder / f"{part}_ntu_sk_{classes}.npy", rows)
+        segments = [f"{part}-{row // 2}" for row in range(count)]
+        columns = ([row % 2 for row in range(count)], [np.int64(7)] * count, [0] * count, ["anna"] * count)
+        (folder / f"{part}_label_{classes}.pkl").write_bytes(pickle.dumps((segments, columns)))
+        written[part] = rows
+    names = {f"action {number}": number for number in range(150)}
+    (folder / "action_label_2_idx.json").write_text(json.dumps(names))
+    return written

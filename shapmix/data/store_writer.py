@@ -22,9 +22,9 @@ from tqdm import tqdm
 import shapmix
 from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
-from shapmix.data.sources.msg3d import Msg3d
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
+from shapmix.data.sources.rows import PaddedRows
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
 from shapmix.process.errors import DataError, ShapmixError
 from shapmix.process.files import UNFINISHED, only_writer, sync_folder, whole_file, write_whole
@@ -432,7 +432,7 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
     reach = float(np.abs(joints[..., :2]).max())
     if third.min() < 0 or not 0 < third.max() <= OF_A_SCORE or reach < OF_PIXELS:
         return
-    if isinstance(source, (Plain, Msg3d)):
+    if isinstance(source, (Plain, PaddedRows)):
         scores = "give --scores"
     elif isinstance(source, Pyskl):
         scores = "write it as 'keypoint_score'"
@@ -445,10 +445,10 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
 
 
 def _reject_depth(source: Source, name: str, joints: np.ndarray) -> None:
-    """Refuses a third coordinate outside 0 to 1 where the reader assumes a confidence score: MS-G3D's form."""
+    """Refuses a third coordinate outside 0 to 1 where an array [N, C, T, V, M] is read with a score."""
     third = joints[..., 2]
     least, most = float(third.min()), float(third.max())
-    if isinstance(source, Msg3d) and (least < 0 or most > OF_A_SCORE):
+    if isinstance(source, PaddedRows) and (least < 0 or most > OF_A_SCORE):
         raise PrepareError(
             f"recording '{name}': the third coordinate is read as a score, but it is between {least:.3g} and {most:.3g}; "
             "if it is a depth, give --layout (and not --scores)"

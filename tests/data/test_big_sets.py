@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from shapmix.data.sources.babel import Babel
 from shapmix.data.sources.find import find_source
 from shapmix.data.sources.pku_mmd import PkuMmd
 from shapmix.data.sources.registry import SourceOptions
 from shapmix.data.sources.smarthome import Smarthome
+from shapmix.data.sources.stgcn import Stgcn
 from shapmix.data.sources.uav_human import TRAINING, UavHuman
 from shapmix.process.errors import DataError
 from tests import set_files
+
+RNG = np.random.default_rng(0)
 
 
 def replace(path: Path, line: int, text: str) -> None:
@@ -179,3 +184,69 @@ def test_smarthome_damage_is_named(content: object, message: str, tmp_path: Path
     with pytest.raises(DataError, match=message) as caught:
         Smarthome(tmp_path).read(0)
     assert str(path) in str(caught.value)
+
+
+# Arrays [N, C, T, V, M]
+
+
+def test_stgcn_keeps_people_apart_and_asks_for_the_skeleton(tmp_path: Path) -> None:
+    written = set_files.stgcn(tmp_path)
+    with pytest.raises(DataError, match="18 joints of 3 numbers, and the format does not name the skeleton; give --layout"):
+        find_source(tmp_path)
+    source = find_source(tmp_path, options=SourceOptions(layout="openpose18", scores=True))
+    assert isinstance(source, Stgcn)
+    assert source.scores
+    assert {name: len(names) for name, names in source.splits.items()} == {"train": 8, "val": 4}
+    found = source.read(9).joints
+    assert found.shape == (12, 2, 18, 3)
+    assert (np.abs(np.diff(found[..., :2].mean((2, 3)), axis=0)) < 0.1).all()  # nobody changes places
+    total = found[..., 2].sum((0, 2))
+    assert total[0] >= total[1]
+    row = written["val"][1][:, :12].transpose(1, 3, 2, 0)
+    for frame in range(12):
+        assert sorted(found[frame].tolist()) == sorted(row[frame].tolist())
+
+
+def test_stgcn_leaves_people_that_are_not_sorted_by_score(tmp_path: Path) -> None:
+    rows = set_files.stgcn(tmp_path)["train"]
+    rows[0, 2, 0, :, 0], rows[0, 2, 0, :, 1] = 0.1, 0.9
+    np.save(tmp_path / "train_data.npy", rows)
+    found = Stgcn(tmp_path, layout="openpose18", scores=True).read(0).joints
+    np.testing.assert_array_equal(found, rows[0, :, :12].transpose(1, 3, 2, 0))
+
+
+def test_stgcn_of_ntu_needs_no_option(tmp_path: Path) -> None:
+    rows = RNG.normal(size=(2, 3, 6, 25, 2)).astype(np.float32)
+    np.save(tmp_path / "train_data.npy", rows)
+    names = ["S001C001P001R001A003.skeleton", "S001C002P001R001A001.skeleton"]
+    (tmp_path / "train_label.pkl").write_bytes(pickle.dumps((names, [2, 0])))
+    source = find_source(tmp_path)
+    assert (source.layout, source.scores, len(source.class_names)) == ("ntu25", False, 60)
+    np.testing.assert_array_equal(source.read(1).joints, rows[1].transpose(1, 3, 2, 0))
+
+
+def test_stgcn_damage_is_named(tmp_path: Path) -> None:
+    set_files.stgcn(tmp_path)
+    (tmp_path / "val_label.pkl").unlink()
+    with pytest.raises(DataError, match=r"val_label\.pkl: cannot be read"):
+        find_source(tmp_path)
+    (tmp_path / "val_label.pkl").write_bytes(pickle.dumps((["a"], [0])))
+    with pytest.raises(DataError, match=r"val_label\.pkl: 1 names and 1 labels for 4 rows of val_data\.npy"):
+        find_source(tmp_path, options=SourceOptions(layout="openpose18"))
+
+
+def test_babel_has_its_segments_and_class_names(tmp_path: Path) -> None:
+    written = set_files.babel(tmp_path)
+    source = find_source(tmp_path)
+    assert isinstance(source, Babel)
+    assert (source.layout, source.class_names[59], len(source.class_names)) == ("ntu25", "action 59", 60)
+    assert source.names[:3] == ["train-0_7_0_anna", "train-0_7_0_anna_2", "train-1_7_0_anna"]
+    assert {name: len(names) for name, names in source.splits.items()} == {"train": 8, "val": 4}
+    np.testing.assert_array_equal(source.read(9).joints, written["val"][1].transpose(1, 3, 2, 0))
+    set_files.babel(tmp_path, 120)
+    with pytest.raises(DataError, match=r"has clips of 120 and 60 classes; give one file, such as train_ntu_sk_120\.npy"):
+        find_source(tmp_path)
+    assert len(find_source(tmp_path / "train_ntu_sk_120.npy").class_names) == 120
+    (tmp_path / "val_label_60.pkl").write_bytes(pickle.dumps((["a"], [0])))
+    with pytest.raises(DataError, match=r"val_label_60\.pkl: not \(segments, \(labels, sequences, chunks, annotators\)\)"):
+        find_source(tmp_path / "train_ntu_sk_60.npy")
