@@ -83,7 +83,7 @@ def prepare(
     if os.path.lexists(out):
         raise PrepareError(f"{out} exists; give another folder, or remove it (--check verifies a store)")
     text = layout_text(source.layout)
-    layout = parse_layout(text, where=source.layout)
+    layout = parse_layout(text, where=source.layout if isinstance(source.layout, str) else _place(source))
     _check_source(source)
     offset = check_offset(source, label_offset)
     partial = out.with_name(f"{out.name}.partial")

@@ -189,12 +189,14 @@ def layout_file(source: str | Path) -> Path:
     return Path(source)
 
 
-def layout_text(source: str | Path) -> str:
-    """Reads the text of a layout's TOML file.
+def layout_text(source: str | Path | Layout) -> str:
+    """Text of the TOML file of a layout, given by name, by file, or as an object.
 
     Raises:
         LayoutError: unknown name or unreadable file.
     """
+    if isinstance(source, Layout):
+        return layout_toml(source)
     path = layout_file(source)
     try:
         with path.open(encoding="utf-8") as file:

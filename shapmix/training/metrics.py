@@ -91,7 +91,7 @@ def write_confusion(path: Path, confusion: Tensor, class_names: list[str]) -> No
     write_csv(path, [["true \\ predicted", *class_names], *rows])
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[str | int]]) -> None:
+def write_csv(path: Path, rows: Iterable[Sequence[str | int | float]]) -> None:
     """Writes CSV; names that a spreadsheet may interpret as a formula (= + - @, tab or carriage return first) are prefixed with '.
 
     Names that start with ' are also prefixed, so that the escape is reversible. Numbers are not changed.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,17 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shapmix.data.clips import ClipStore
 from shapmix.data.sources import Source
 from shapmix.data.sources.bounded import UNREADABLE, check_name, read_file
-from shapmix.data.sources.find import detect_format, find_source
+from shapmix.data.sources.find import AUTO, detect_format, find_source
 from shapmix.data.sources.ntu_raw import ENDING, LARGEST_FILE, actors, read_skeletons
 from shapmix.data.sources.plain import ARRAY, read_array
+from shapmix.data.sources.pose_clips import PoseFiles
 from shapmix.data.sources.registry import FORMATS, SourceOptions
+from shapmix.data.sources.tracks import fill
 from shapmix.data.store import INDEX, open_store
+from shapmix.process.choices import check_choice
 from shapmix.process.errors import DataError
+from shapmix.process.files import write_whole
 from shapmix.shapley.explanation import explain
 from shapmix.shapley.game import PartGame
 from shapmix.skeleton.layout import Layout, LayoutError, layout_text, layout_toml, parse_layout
+from shapmix.training.metrics import write_csv
 from shapmix.training.trained import Trained
 
 
@@ -34,11 +41,12 @@ class Prediction:
 
     Attributes:
         name: name of the recording.
-        begin, end: frame range, end exclusive.
+        begin, end: frame range, end exclusive, in the numbers of the recording's file.
         classes: the most probable classes with their probabilities, in descending order.
         parts: part -> its contribution to the probability of the first class; with `without` they sum to it. Empty if not
             requested.
         without: the probability of the first class for the mean motion of the training clips.
+        person: for a prediction of one person, their track id or number in the recording; else None.
     """
 
     name: str
@@ -47,64 +55,119 @@ class Prediction:
     classes: list[tuple[str, float]]
     parts: dict[str, float]
     without: float | None
+    person: str | None = None
+
+
+class Taken(NamedTuple):
+    """What one prediction is for: `joints` [T, M, V, C] float32 of all people of a recording, or of one `person` (M = 1)."""
+
+    joints: Tensor
+    first_frame: int = 0
+    person: str | None = None
 
 
 class Unread(NamedTuple):
-    """A recording that is read lazily; `read` returns [T, M, V, C] float32 or raises DataError."""
+    """A recording that is read lazily: everybody, or everyone apart. Both raise DataError if it is damaged."""
 
     name: str
-    read: Callable[[], Tensor]
+    read: Callable[[], Taken]
+    people: Callable[[], list[Taken]]
 
 
-def recordings_of(file: Path, trained: Trained) -> Iterator[Unread]:
-    """The recordings of a file or data set; if it cannot be opened, a single recording whose `read` raises the error."""
-    if file.suffix == ENDING:
-        yield Unread(file.stem, lambda: _read_skeletons(file))
-    elif file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file)):
-        yield Unread(file.stem, lambda: torch.from_numpy(read_array(file)))
+def recordings_of(file: Path, trained: Trained, format: str = AUTO, layout: str | None = None) -> Iterator[Unread]:
+    """The recordings of a file or data set; if it cannot be opened, a single recording whose `read` raises the error.
+
+    Args:
+        file: the file or folder.
+        trained: the network, whose skeleton and scores are assumed where the files do not name theirs.
+        format: of a data set or of one clip of a pose tool; `auto` detects it.
+        layout: as in `SourceOptions`.
+
+    Raises:
+        ValueError: `format` is not registered.
+    """
+    check_choice(FORMATS.option, format, (AUTO, *FORMATS))
+    if format == AUTO and file.suffix == ENDING:
+        yield _unread(file.stem, lambda: Taken(_read_skeletons(file)))
+    elif format == AUTO and (file.suffix == ".npy" or (file.suffix == ".npz" and _is_array(file))):
+        yield _unread(file.stem, lambda: Taken(torch.from_numpy(read_array(file))))
     else:
         try:
-            yield from _recordings_of_set(file, trained)
+            yield from _recordings_of_set(file, trained, format, layout)
         except (DataError, LayoutError, OSError) as error:
             reason = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-            yield Unread(file.stem, partial(_fail, reason))
+            yield _unread(file.stem, partial(_fail, reason))
 
 
-def _recordings_of_set(file: Path, trained: Trained) -> Iterator[Unread]:
+def _unread(name: str, read: Callable[[], Taken]) -> Unread:
+    """A recording whose people are those of the array."""
+    return Unread(name, read, lambda: _apart(read()))
+
+
+def _apart(taken: Taken) -> list[Taken]:
+    """Everyone alone, from their first frame to the last."""
+    found = []
+    for person in range(taken.joints.shape[1]):
+        present = torch.nonzero(taken.joints[:, person].flatten(1).any(1)).flatten()
+        if len(present):
+            begin, end = int(present[0]), int(present[-1]) + 1
+            found.append(Taken(taken.joints[begin:end, person : person + 1], taken.first_frame + begin, str(person)))
+    return found
+
+
+def _recordings_of_set(file: Path, trained: Trained, format: str, layout: str | None) -> Iterator[Unread]:
     """The recordings of a prepared store, or of a data set in a known format.
 
     Raises:
         DataError, LayoutError, OSError: it cannot be opened, or its joints or coordinates do not match the network.
     """
-    if (file / INDEX).is_file():
+    if format == AUTO and (file / INDEX).is_file():
         store = open_store(file).clips
         _check_fits(file, trained, store.layout, store.scores)
-        yield from (Unread(name, partial(store.clip, index)) for index, name in enumerate(store.names))
+        yield from (_unread(name, partial(_clip_of, store, index)) for index, name in enumerate(store.names))
         return
-    source = _open_like(file, trained)
+    source = _open_like(file, trained, format, layout)
     for index, name in enumerate(source.names):
-        yield Unread(check_name(name, "recording", str(file)), partial(_read_of, source, index))
+        check_name(name, "recording", str(file))
+        read = partial(_read_of, source, index)
+        yield Unread(name, read, partial(_people_of, source, index)) if isinstance(source, PoseFiles) else _unread(name, read)
 
 
-def _open_like(file: Path, trained: Trained) -> Source:
+def _open_like(file: Path, trained: Trained, format: str, layout: str | None) -> Source:
     """Opens a data set with what its files do not say as it was in training: scores, coordinates, skeleton."""
-    form = FORMATS[detect_format(file)]
+    format = detect_format(file) if format == AUTO else format
+    form = FORMATS[format]
     taken = SourceOptions(
+        layout=layout,
         scores=trained.scores and "scores" in form.options,
         coordinates=trained.mean_motion.shape[0] - int(trained.scores) if "coordinates" in form.options else None,
     )
     with TemporaryDirectory() as folder:
-        if form.asks_layout(file):
-            layout = Path(folder) / "layout.toml"
-            layout.write_text(layout_toml(trained.layout), encoding="utf-8")
-            taken = replace(taken, layout=str(layout))
-        source = find_source(file, options=taken)
+        if layout is None and file.exists() and form.asks_layout(file):
+            own = Path(folder) / "layout.toml"
+            own.write_text(layout_toml(trained.layout), encoding="utf-8")
+            taken = replace(taken, layout=str(own))
+        source = find_source(file, format, taken)
         _check_fits(file, trained, parse_layout(layout_text(source.layout), where=str(file)), source.scores)
     return source
 
 
-def _read_of(source: Source, index: int) -> Tensor:
-    return torch.from_numpy(np.array(source.read(index).joints, dtype=np.float32))
+def _clip_of(store: ClipStore, index: int) -> Taken:
+    return Taken(store.clip(index))
+
+
+def _read_of(source: Source, index: int) -> Taken:
+    recording = source.read(index)
+    return Taken(torch.from_numpy(np.array(recording.joints, dtype=np.float32)), recording.first_frame)
+
+
+def _people_of(source: PoseFiles, index: int) -> list[Taken]:
+    """Everyone in a clip of a pose tool, also those that a store has no place for."""
+    found = []
+    for track in source.people(index):
+        joints, first = fill([track], source.names[index], 1)
+        found.append(Taken(torch.from_numpy(joints), first, track.person))
+    return found
 
 
 def _read_skeletons(file: Path) -> Tensor:
@@ -129,6 +192,8 @@ def predict(
     recording: Tensor,
     name: str = "recording",
     *,
+    first_frame: int = 0,
+    person: str | None = None,
     top: int = 3,
     parts: bool = True,
     window: int | None = None,
@@ -137,6 +202,7 @@ def predict(
     """Predictions for a recording [T, M, V, C]: one, or one per window.
 
     Windows start every `stride` frames; the last one ends with the recording. A recording shorter than a window is one clip.
+    `first_frame` is the number of the first frame, for `begin` and `end`; `person` is recorded in the predictions.
 
     Raises:
         DataError: joints or coordinates do not match the network.
@@ -165,11 +231,12 @@ def predict(
     return [
         Prediction(
             name,
-            begin,
-            begin + length,
+            first_frame + begin,
+            first_frame + begin + length,
             [(trained.class_names[label], chance) for label, chance in zip(labels, chances, strict=True)],
             share,
             base,
+            person,
         )
         for begin, labels, chances, share, base in zip(
             begins, best.indices.tolist(), best.values.tolist(), shares, without, strict=True
@@ -180,13 +247,40 @@ def predict(
 def describe(found: Prediction) -> str:
     """One line with the classes, and one with the parts."""
     classes = ", ".join(f"{name} {100 * chance:.1f}%" for name, chance in found.classes)
-    lines = [f"{found.name} [{found.begin}:{found.end}]: {classes}"]
+    who = "" if found.person is None else f", person {found.person}"
+    lines = [f"{found.name}{who} [{found.begin}:{found.end}]: {classes}"]
     if found.without is not None:
         ranked = sorted(found.parts.items(), key=lambda item: -item[1])
         lines.append(
             f"    {100 * found.without:.1f}% without motion; " + ", ".join(f"{part} {100 * share:+.1f}" for part, share in ranked)
         )
     return "\n".join(lines)
+
+
+def write_predictions(path: Path, found: Sequence[Prediction]) -> None:
+    """Writes predictions to a `.json` file (a list of objects) or a `.csv` file (a line each), atomically.
+
+    The columns are name, person, begin, end, class, probability, class_2, probability_2, ..., without_motion, and a column
+    `part_NAME` for each part; cells without a value are empty.
+
+    Raises:
+        OSError: with the file name.
+    """
+    if path.suffix == ".json":
+        write_whole(path, json.dumps([asdict(one) for one in found], indent=1) + "\n")
+        return
+    ranks = max((len(one.classes) for one in found), default=0)
+    parts = list(dict.fromkeys(part for one in found for part in one.parts))
+    numbered = ["" if rank == 0 else f"_{rank + 1}" for rank in range(ranks)]
+    head = ["name", "person", "begin", "end", *(column + rank for rank in numbered for column in ("class", "probability"))]
+    rows: list[list[str | int | float]] = [[*head, "without_motion", *(f"part_{part}" for part in parts)]]
+    for one in found:
+        classes = [value for pair in one.classes for value in pair]
+        without = "" if one.without is None else one.without
+        rows.append(
+            [one.name, one.person or "", one.begin, one.end, *classes, without, *(one.parts.get(part, "") for part in parts)]
+        )
+    write_csv(path, rows)
 
 
 def _is_array(file: Path) -> bool:

@@ -12,6 +12,8 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from shapmix.skeleton.layout import Layout
+
 
 class Numbers(TypedDict, total=False):
     """The numbers of a recording, as keyword arguments of `Recording`."""
@@ -31,6 +33,7 @@ class Recording:
         label: class id from 0.
         camera, subject, setup, replication: numbers of the recording, 0 if the format does not record them.
         columns: what else the format records, such as a session; `--split` takes every column.
+        first_frame: number that the format gives the first of these frames.
     """
 
     joints: np.ndarray
@@ -40,14 +43,15 @@ class Recording:
     setup: int = 0
     replication: int = 0
     columns: Mapping[str, str] = field(default_factory=dict)
+    first_frame: int = 0
 
 
 class Source(Protocol):
     """A data set in one format. `read` is thread-safe."""
 
     @property
-    def layout(self) -> str:
-        """Name of the skeleton (`ntu25`, `coco17`, `ucla20`), or the path of a layout file that comes with the data."""
+    def layout(self) -> str | Layout:
+        """Name of a built-in skeleton, path of a layout file that comes with the data, or the layout that the data describes."""
         ...
 
     @property
