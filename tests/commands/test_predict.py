@@ -129,6 +129,19 @@ def test_files_of_each_kind_are_read(
     assert "nowhere.npy" in capsys.readouterr().err
 
 
+def test_people_of_an_array_are_predicted_apart(
+    run: Path, recording: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = np.repeat(recording[:, :1].numpy(), 2, axis=1)
+    both[:5, 1] = 0
+    np.save(tmp_path / "both.npy", both)
+    assert predict.main([str(run), str(tmp_path / "both.npy"), "--per-person", "--json", "--no-parts"]) == 0
+    found = [Prediction(**json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    assert [(one.person, one.begin, one.end) for one in found] == [("0", 0, len(both)), ("1", 5, len(both))]
+    assert predict.main([str(run), str(tmp_path / "both.npy"), "--per-person", "--no-parts"]) == 0
+    assert f"both, person 1 [5:{len(both)}]: " in capsys.readouterr().out
+
+
 def test_a_clip_takes_less_than_two_seconds(trained: Trained) -> None:
     """With the published network; its weights matter only in that a start of 1e-6 yields denormal numbers, slow on some CPUs."""
     network = CTRGCN(trained.layout, len(trained.class_names), num_people=1, graph_gain=1.0).eval()
