@@ -58,7 +58,7 @@ NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
 GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
 GPU_FILES = (
     "training/test_train_gpu.py",
-    "kernels/test_examples.py",
+    "kernels/test_op_examples.py",
     "kernels/test_coalitions_and_mixing.py",
     "kernels/test_sample_clips.py",
     "kernels/test_draw_plan.py",
