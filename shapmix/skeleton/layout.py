@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -216,21 +216,7 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
     Raises:
         LayoutError: not TOML, unknown, missing or mistyped keys, or an inconsistent skeleton.
     """
-    try:
-        data = tomllib.loads(text)
-    except RecursionError:
-        raise LayoutError(f"{where}: not valid TOML: nested too deeply") from None
-    except ValueError as error:  # includes TOMLDecodeError and numbers with too many digits
-        raise LayoutError(f"{where}: not valid TOML: {error}") from error
-    required, optional = ("name", "joints", "centre", "parents", "parts"), ("flips", "dimensions", "up")
-    known = (*required, *optional)
-    for key in data:
-        if key not in known:
-            raise LayoutError(f"{where}: unknown key '{key}'{nearest(key, known)}")
-    for key in required:
-        if key not in data:
-            raise LayoutError(f"{where}: key '{key}' is missing")
-
+    data = _read_toml(text, where)
     _check_kinds(where, data)
     joints = tuple(data["joints"])
     if len(joints) > MOST_JOINTS:
@@ -264,6 +250,25 @@ def parse_layout(text: str, where: str = "layout") -> Layout:
     centre = joint_index(data["centre"], "'centre'")
     dimensions = tuple(data.get("dimensions", ()))
     return Layout(str(data["name"]), joints, tuple(parents), tuple(flips), parts, centre, dimensions, data.get("up"))
+
+
+def _read_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a layout's text, which has all required keys and no others."""
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise LayoutError(f"{where}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # includes TOMLDecodeError and numbers with too many digits
+        raise LayoutError(f"{where}: not valid TOML: {error}") from error
+    required, optional = ("name", "joints", "centre", "parents", "parts"), ("flips", "dimensions", "up")
+    known = (*required, *optional)
+    for key in data:
+        if key not in known:
+            raise LayoutError(f"{where}: unknown key '{key}'{nearest(key, known)}")
+    for key in required:
+        if key not in data:
+            raise LayoutError(f"{where}: key '{key}' is missing")
+    return data
 
 
 def layout_toml(layout: Layout) -> str:
