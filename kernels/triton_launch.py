@@ -66,6 +66,13 @@ def launch(
         kernel[grid](*arguments, **options)
 
 
+def product_precision(dtype: torch.dtype) -> str:
+    """Precision of the products of a dtype, as torch is set for convolutions: TF32 once, or thrice for float32's precision."""
+    if dtype == torch.float64:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
 def _moved(tensors: list[Moved]) -> int:
     """Bytes of all tensors."""
     pairs = map(_pair, tensors)

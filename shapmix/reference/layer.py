@@ -129,7 +129,7 @@ def relations(pooled: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) 
         factors [R, S, V, V, K].
     """
     left, right = torch.einsum("rvc,dskc->drsvk", pooled, weight) + bias[:, None, :, None]
-    return torch.tanh(left[:, :, :, None] - right[:, :, None]).to(dtype)
+    return torch.tanh(left[:, :, :, None] - right[:, :, None]).to(dtype).contiguous()
 
 
 def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +165,7 @@ def graph_unit(
         (y [R, T, V, C], its moments).
     """
     features = torch.einsum("rtvi,sci->rstvc", wide(x), wide(w3)) + b3[:, None, None]
-    y = torch.einsum("rsuvc,rstvc->rtuc", graphs(factors, w4, b4, alpha, shared), features).to(x.dtype)
+    y = torch.einsum("rsuvc,rstvc->rtuc", graphs(factors, w4, b4, alpha, shared), features).to(x.dtype).contiguous()
     return y, moments(y)
 
 

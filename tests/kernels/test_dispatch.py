@@ -23,7 +23,7 @@ from tests.kernels.examples import crop_problem, mix_problem
 from tests.proofs import CPU, INTERPRETED
 
 HERE = Path(__file__).parent
-PROVES_TRITON = re.compile(r'proves\(.*backend="triton"|on_backends\(.*"triton"')
+PROVES_TRITON = re.compile(r'proves\(.*backend="triton"|on_backends\(.*"triton"|mark\.triton')
 INTERPRETED_FILES = sorted(file.name for file in HERE.glob("test_*.py") if PROVES_TRITON.search(file.read_text()))
 
 
