@@ -606,6 +606,7 @@ def test_a_signalling_nan_is_an_error_without_a_warning(tmp_path: Path) -> None:
 READERS = (
     "any", "frames", "index", "json", "labels", "layout", "list", "npy", "npz", "ntu npz", "ntu tar", "ntu zip", "pickle", "rows",
     "skeleton", "table", "ucla archive", "ucla table",
+    "alphapose", "bvh", "coco_results", "mediapipe", "mmpose", "openpose", "ultralytics",
 )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_class_folders_in_train_val_and_test_give_the_lists(tmp_path: Path) -> N
         frame_file(tmp_path / clip, "x", 0, [person()])
     source = opened(tmp_path, "openpose")
     assert source.splits == {"train": ["train/kick/a", "train/wave/a"], "test": ["test/wave/a"]}
-    assert list(source.labels) == [1, 0, 1]
+    assert list(source.labels) == [0, 1, 1]
 
 
 def test_frames_of_several_clips_may_share_a_folder(tmp_path: Path) -> None:
@@ -606,7 +606,10 @@ def test_poses_of_two_models_are_refused(tmp_path: Path) -> None:
 def test_two_files_of_one_frame_are_refused(tmp_path: Path) -> None:
     for name in ("x", "y"):
         frame_file(tmp_path / "a", name, 3, [person()])
-    with pytest.raises(DataError, match=r"frame 3 is also in x_000000000003_keypoints.json; give each clip a folder of its own"):
+    with pytest.raises(
+        DataError,
+        match=r"frame 3 is also in x_000000000003_keypoints.json; give each clip a folder, or name the clips in clips.csv",
+    ):
         opened(tmp_path / "a", "openpose").read(0)
 
 

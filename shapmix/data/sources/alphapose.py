@@ -14,9 +14,8 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from shapmix.data.sources.bounded import show
 from shapmix.data.sources.coco_results import by_frame, read_results
-from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, flat_pose, frame_number, read_json
+from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, flat_pose, frame_number, read_json
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame
 from shapmix.process.errors import DataError
@@ -69,10 +68,10 @@ def _of_openpose_form(content: dict[str, Any], file: Path) -> Iterator[Frame]:
         where = f"{file}: frame {number}"
         key = next((key for key in LISTS if isinstance(entry, dict) and isinstance(entry.get(key), list)), None)
         if key is None:
-            raise DataError(f"{where}: {show(entry)} has neither 'people' nor 'bodies'; {AGAIN}")
+            raise DataError(f"{where}: {brief(entry)} has neither 'people' nor 'bodies'; {AGAIN}")
         poses = []
         for person, one in enumerate(entry[key]):
             if not isinstance(one, dict) or LISTS[key] not in one:
-                raise DataError(f"{where}, person {person}: {show(one)} has no '{LISTS[key]}'; {AGAIN}")
+                raise DataError(f"{where}, person {person}: {brief(one)} has no '{LISTS[key]}'; {AGAIN}")
             poses.append(flat_pose(one[LISTS[key]], 3, f"{where}, person {person}"))
         yield Frame(number, poses, where)

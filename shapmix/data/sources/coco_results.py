@@ -13,20 +13,12 @@ The clip of `wave_01/000012.jpg` and of `wave_01_000012.jpg` is `wave_01`, the f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from shapmix.data.sources.bounded import show
-from shapmix.data.sources.pose_clips import (
-    AGAIN,
-    TABLE,
-    Clip,
-    PoseFiles,
-    flat_pose,
-    frame_number,
-    read_json,
-    track_id,
-)
+from shapmix.data.sources.pose_clips import AGAIN, TABLE, Clip, PoseFiles, brief, flat_pose, frame_number, read_json, track_id
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.table import Labels, read_labels
 from shapmix.data.sources.tracks import Frame, Pose
@@ -48,14 +40,14 @@ def read_results(content: Any, file: Path, id_key: str = "track_id") -> Iterator
         DataError: not such a list; the message names the number of the result, the image and the joint.
     """
     if not isinstance(content, list):
-        raise DataError(f"{file}: {show(content)} is not a list of results; {AGAIN}")
+        raise DataError(f"{file}: {brief(content)} is not a list of results; {AGAIN}")
     for row, entry in enumerate(content):
         if not isinstance(entry, dict) or "keypoints" not in entry:
-            raise DataError(f"{file}: result {row} is {show(entry)}, without 'keypoints'; {AGAIN}")
+            raise DataError(f"{file}: result {row} is {brief(entry)}, without 'keypoints'; {AGAIN}")
         image = entry.get("image_id")
         if isinstance(image, bool) or not isinstance(image, (int, str)) or (isinstance(image, int) and image < 0):
-            raise DataError(f"{file}: result {row}: 'image_id' is {show(image)}, not a number or a name; {AGAIN}")
-        where = f"{file}: result {row}, image {show(image)}"
+            raise DataError(f"{file}: result {row}: 'image_id' is {brief(image)}, not a number or a name; {AGAIN}")
+        where = f"{file}: result {row}, image {brief(image)}"
         yield Result(image, flat_pose(entry["keypoints"], 3, where, track_id(entry.get(id_key))), where)
 
 
@@ -88,7 +80,7 @@ def _in_clip(image: str, where: str) -> tuple[str, str, int]:
 
 def _fits(path: Path) -> bool:
     """A folder with a file of results; other formats of lists are told apart by their content."""
-    return path.is_dir() and any(_is_list(file) and _begins_with_results(file) for file in sorted(path.glob("*.json"))[:3])
+    return path.is_dir() and any(_is_list(file) and _begins_with_results(file) for file in islice(path.glob("*.json"), 3))
 
 
 def _is_list(file: Path) -> bool:
@@ -175,7 +167,7 @@ def _image_names(file: Path) -> dict[int, str]:
         number = entry.get("id") if isinstance(entry, dict) else None
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if type(number) is not int or not isinstance(name, str):
-            raise DataError(f"{file}: image {row} is {show(entry)}, without 'id' and 'file_name'; {AGAIN}")
+            raise DataError(f"{file}: image {row} is {brief(entry)}, without 'id' and 'file_name'; {AGAIN}")
         if number in names:
             raise DataError(f"{file}: image {row}: id {number} is also that of {show(names[number])}; ids must differ")
         names[number] = name

@@ -19,6 +19,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from shapmix.data.sources.bounded import LARGEST_CLIP, numbers, read_file, read_npy, show
-from shapmix.data.sources.pose_clips import AGAIN, TABLE, Clip, PoseFiles, checked_pose, nested_pose, read_json, track_id
+from shapmix.data.sources.pose_clips import AGAIN, TABLE, Clip, PoseFiles, brief, checked_pose, nested_pose, read_json, track_id
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
@@ -41,7 +42,7 @@ _COLUMN = re.compile(r"(x|y|z|v|visibility)_?(\d{1,3})")
 
 
 def _fits(path: Path) -> bool:
-    files = [path] if path.is_file() else [file for depth in ("", "*/", "*/*/") for file in sorted(path.glob(f"{depth}*.json"))[:1]]
+    files = [path] if path.is_file() else [file for depth in ("", "*/", "*/*/") for file in islice(path.glob(f"{depth}*.json"), 1)]
     return any(file.suffix == ".json" and _begins_with_landmarks(file) for file in files)
 
 
@@ -82,13 +83,13 @@ class MediaPipe(PoseFiles):
 
 def _of_json(content: Any, file: Path) -> Iterator[Frame]:
     if not isinstance(content, list):
-        raise DataError(f"{file}: {show(content)} is not a list of frames; write one entry per frame")
+        raise DataError(f"{file}: {brief(content)} is not a list of frames; write one entry per frame")
     for row, entry in enumerate(content):
         number = row
         if isinstance(entry, dict) and "frame" in entry:
             number = entry["frame"]
             if type(number) is not int:
-                raise DataError(f"{file}: entry {row}: 'frame' is {show(number)}, not a number; {AGAIN}")
+                raise DataError(f"{file}: entry {row}: 'frame' is {brief(number)}, not a number; {AGAIN}")
         where = f"{file}: frame {number}"
         people = _people(entry, where)
         yield Frame(number, [_pose(one, f"{where}, person {person}") for person, one in enumerate(people)], where)
@@ -99,14 +100,14 @@ def _people(entry: Any, where: str) -> list[Any]:
     if isinstance(entry, dict):
         key = next((key for key in (*KEYS, *WORLD_KEYS) if entry.get(key)), None)
         if key is None and not any(one in entry for one in (*KEYS, *WORLD_KEYS, "landmark")):
-            raise DataError(f"{where}: {show(entry)} has none of {', '.join(KEYS)}; {AGAIN}")
+            raise DataError(f"{where}: {brief(entry)} has none of {', '.join(KEYS)}; {AGAIN}")
         entry = entry.get("landmark") if key is None else entry[key]
     if isinstance(entry, dict):  # one person of the older solutions
         entry = entry.get("landmark")
     if entry is None or entry == []:
         return []
     if not isinstance(entry, list):
-        raise DataError(f"{where}: {show(entry)} is not a list of people or landmarks; {AGAIN}")
+        raise DataError(f"{where}: {brief(entry)} is not a list of people or landmarks; {AGAIN}")
     first = entry[0]
     single = (isinstance(first, dict) and "landmark" not in first) or (isinstance(first, list) and numbers([first]))
     return [entry] if single else entry
@@ -116,14 +117,14 @@ def _pose(landmarks: Any, where: str) -> Pose:
     if isinstance(landmarks, dict):
         landmarks = landmarks.get("landmark")
     if not isinstance(landmarks, list) or len(landmarks) not in (POSE, HAND):
-        count = f"{len(landmarks)} landmarks" if isinstance(landmarks, list) else show(landmarks)
+        count = f"{len(landmarks)} landmarks" if isinstance(landmarks, list) else brief(landmarks)
         raise DataError(f"{where}: {count}, expected {POSE} of a pose or {HAND} of a hand")
     names = ("x", "y", "z", "visibility") if len(landmarks) == POSE else ("x", "y", "z")
     rows = []
     for joint, one in enumerate(landmarks):
         values = [one[name] for name in names if name in one] if isinstance(one, dict) else one
         if not isinstance(values, list) or len(values) < 3:
-            raise DataError(f"{where}, joint {joint}: {show(one)} is not a landmark with x, y and z; {AGAIN}")
+            raise DataError(f"{where}, joint {joint}: {brief(one)} is not a landmark with x, y and z; {AGAIN}")
         rows.append(values[: len(names)])
     return nested_pose(rows, where)
 

@@ -10,20 +10,21 @@ An instance is `{"keypoints": [[x, y], ...], "keypoint_scores": [...]}`; x, y, z
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shapmix.data.sources.bounded import numbers, show
-from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, checked_pose, nested_pose, read_json
+from shapmix.data.sources.bounded import numbers
+from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, checked_pose, nested_pose, read_json
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
 
 
 def _fits(path: Path) -> bool:
-    files = [path] if path.is_file() else [file for depth in ("", "*/", "*/*/") for file in sorted(path.glob(f"{depth}*.json"))[:1]]
+    files = [path] if path.is_file() else [file for depth in ("", "*/", "*/*/") for file in islice(path.glob(f"{depth}*.json"), 1)]
     return any(file.suffix == ".json" and _begins_with_instances(file) for file in files)
 
 
@@ -68,7 +69,7 @@ def _frames(content: Any, file: Path) -> Iterator[Frame]:
     if isinstance(content, dict) and "bboxes" in content:
         raise DataError(f"{file}: boxes without keypoints, as MMDetection writes them; run a pose model of MMPose")
     if not isinstance(content, list):
-        raise DataError(f"{file}: {show(content)} is not a list of frames; {AGAIN}")
+        raise DataError(f"{file}: {brief(content)} is not a list of frames; {AGAIN}")
     if content and isinstance(content[0], dict) and "instances" not in content[0]:
         yield _frame(0, content, f"{file}: frame 0")  # a single image
         return
@@ -78,23 +79,23 @@ def _frames(content: Any, file: Path) -> Iterator[Frame]:
             continue
         number = entry.get("frame_id") if isinstance(entry, dict) else None
         if type(number) is not int or "instances" not in entry:
-            raise DataError(f"{file}: entry {row} is {show(entry)}, without 'frame_id' and 'instances'; {AGAIN}")
+            raise DataError(f"{file}: entry {row} is {brief(entry)}, without 'frame_id' and 'instances'; {AGAIN}")
         yield _frame(number, entry["instances"], f"{file}: frame {number}")
 
 
 def _frame(number: int, instances: Any, where: str) -> Frame:
     if not isinstance(instances, list):
-        raise DataError(f"{where}: {show(instances)} is not a list of instances; {AGAIN}")
+        raise DataError(f"{where}: {brief(instances)} is not a list of instances; {AGAIN}")
     return Frame(number, [_pose(entry, f"{where}, person {person}") for person, entry in enumerate(instances)], where)
 
 
 def _pose(entry: Any, where: str) -> Pose:
     if not isinstance(entry, dict) or "keypoints" not in entry:
-        raise DataError(f"{where}: {show(entry)} has no 'keypoints'; {AGAIN}")
+        raise DataError(f"{where}: {brief(entry)} has no 'keypoints'; {AGAIN}")
     places = nested_pose(entry["keypoints"], where).joints
     scores = entry.get("keypoint_scores")
     if places.shape[1] not in (2, 3):
         raise DataError(f"{where}: joints of {places.shape[1]} numbers, not x, y or x, y, z; {AGAIN}")
     if not isinstance(scores, list) or len(scores) != len(places) or not numbers([scores]):
-        raise DataError(f"{where}: 'keypoint_scores' is {show(scores)}, not {len(places)} numbers; {AGAIN}")
+        raise DataError(f"{where}: 'keypoint_scores' is {brief(scores)}, not {len(places)} numbers; {AGAIN}")
     return checked_pose(np.concatenate([places, np.array(scores, np.float64)[:, None]], axis=1), where)

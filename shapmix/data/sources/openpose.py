@@ -11,8 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shapmix.data.sources.bounded import show
-from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, flat_pose, read_json, track_id
+from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, flat_pose, read_json, track_id
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
@@ -51,6 +50,6 @@ def _people(content: Any, where: str) -> Iterator[Pose]:
     for person, entry in enumerate(content["people"]):
         name = next((name for name in LISTS if isinstance(entry, dict) and name in entry), None)
         if name is None:
-            raise DataError(f"{where}, person {person}: {show(entry)} has no '{LISTS[0]}'; {AGAIN}")
+            raise DataError(f"{where}, person {person}: {brief(entry)} has no '{LISTS[0]}'; {AGAIN}")
         if entry[name] != []:  # only a face or hands
             yield flat_pose(entry[name], 3, f"{where}, person {person}", track_id(entry.get("person_id")))

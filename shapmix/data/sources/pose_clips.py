@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -45,6 +46,8 @@ MOST_PEOPLE = 2  # of a clip in a store; predictions per person have no such lim
 MOST_DIGITS = 12  # of a frame number
 AGAIN = "write it again with the pose tool"
 
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 2
 _NUMBERED = re.compile(r"(.*?)_?(\d+)", re.DOTALL)
 
 
@@ -203,10 +206,10 @@ class PoseFiles:
         plain = [Clip(self._stem(file), (file,)) for file in self._files_in(path)]
         folders = _folders(path)
         if folders and {folder.name for folder in folders} <= set(SPLITS):
-            return self._classes({folder.name: _folders(folder) for folder in folders}, path)
-        plain += [Clip(folder.name, files) for folder in folders if (files := self._clip_files(folder))]
-        inner = {"": [folder for folder in folders if not self._clip_files(folder)]}
-        clips, labels_of_folders = self._classes(inner, path)
+            return self._classes({split: _folders(path / split) for split in SPLITS if path / split in folders}, path)
+        found = {folder: self._clip_files(folder) for folder in folders}
+        plain += [Clip(folder.name, files) for folder, files in found.items() if files]
+        clips, labels_of_folders = self._classes({"": [folder for folder, files in found.items() if not files]}, path)
         if plain and clips:
             raise DataError(
                 f"{path}: '{plain[0].name}' is a clip without a class folder, '{clips[0].name}' is in one; write {TABLE}, or move "
@@ -295,7 +298,9 @@ class PoseFiles:
         for file in files:
             number = frame_number(self._stem(file), str(file))
             if number in seen:
-                raise DataError(f"{file}: frame {number} is also in {seen[number].name}; give each clip a folder of its own")
+                raise DataError(
+                    f"{file}: frame {number} is also in {seen[number].name}; give each clip a folder, or name the clips in {TABLE}"
+                )
             seen[number] = file
             yield number, file
 
@@ -332,11 +337,11 @@ def flat_pose(values: object, columns: int, where: str, person: str | None = Non
         DataError: not a list of finite numbers, or not a multiple of `columns`; the message names the joint.
     """
     if not isinstance(values, list) or not values or len(values) % columns:
-        length = f"{len(values)} values" if isinstance(values, list) else show(values)
+        length = f"{len(values)} values" if isinstance(values, list) else brief(values)
         raise DataError(f"{where}: the pose is {length}, not {columns} numbers for each joint; {AGAIN}")
     if not numbers([values]):
         at, value = next((at, one) for at, one in enumerate(values) if not numbers([[one]]))
-        raise DataError(f"{where}, joint {at // columns}: {show(value)} is not a number; {AGAIN}")
+        raise DataError(f"{where}, joint {at // columns}: {brief(value)} is not a number; {AGAIN}")
     return checked_pose(np.array(values, np.float64).reshape(-1, columns), where, person)
 
 
@@ -347,11 +352,11 @@ def nested_pose(values: object, where: str, person: str | None = None) -> Pose:
         DataError: not such a list, or not finite; the message names the joint.
     """
     if not isinstance(values, list) or not values:
-        raise DataError(f"{where}: the pose is {show(values)}, not a list of joints; {AGAIN}")
+        raise DataError(f"{where}: the pose is {brief(values)}, not a list of joints; {AGAIN}")
     columns = len(values[0]) if isinstance(values[0], list) else 0
     for joint, one in enumerate(values):
         if not isinstance(one, list) or not 1 <= columns <= 4 or len(one) != columns or not numbers([one]):
-            raise DataError(f"{where}, joint {joint}: {show(one)} is not {columns or 'a list of'} numbers; {AGAIN}")
+            raise DataError(f"{where}, joint {joint}: {brief(one)} is not {columns or 'a list of'} numbers; {AGAIN}")
     return checked_pose(np.array(values, np.float64), where, person)
 
 
@@ -367,6 +372,11 @@ def checked_pose(joints: np.ndarray, where: str, person: str | None = None) -> P
         joint = int(np.argwhere(~np.isfinite(pose))[0][0])
         raise DataError(f"{where}, joint {joint}: a coordinate is not finite; write 0 for an undetected joint")
     return Pose(pose, person)
+
+
+def brief(value: object) -> str:
+    """`repr`, truncated to the first few elements of the outer lists and objects."""
+    return _BRIEF.repr(value)
 
 
 def track_id(value: object) -> str | None:

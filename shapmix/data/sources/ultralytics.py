@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shapmix.data.sources.bounded import LARGEST_CLIP, numbers, read_file, show
-from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, checked_pose, read_json, track_id
+from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, checked_pose, read_json, track_id
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
@@ -73,7 +73,7 @@ class Ultralytics(PoseFiles):
         if len(clip.files) == 1 and not self.is_frame(clip.files[0]):
             content = read_json(clip.files[0])
             if not isinstance(content, list):
-                raise DataError(f"{clip.files[0]}: {show(content)} is not a list of frames; {AGAIN}")
+                raise DataError(f"{clip.files[0]}: {brief(content)} is not a list of frames; {AGAIN}")
             yield from (_frame(row, entry, f"{clip.files[0]}: frame {row}") for row, entry in enumerate(content))
             return
         for number, file in self.numbered(clip.files):
@@ -131,19 +131,19 @@ def _is_number(word: str) -> bool:
 def _frame(number: int, entries: Any, where: str) -> Frame:
     """The people of one `to_json()`."""
     if not isinstance(entries, list):
-        raise DataError(f"{where}: {show(entries)} is not a list of people; {AGAIN}")
+        raise DataError(f"{where}: {brief(entries)} is not a list of people; {AGAIN}")
     return Frame(number, [_pose(entry, f"{where}, person {person}") for person, entry in enumerate(entries)], where)
 
 
 def _pose(entry: Any, where: str) -> Pose:
     keypoints = entry.get("keypoints") if isinstance(entry, dict) else None
     if not isinstance(keypoints, dict):
-        raise DataError(f"{where}: {show(entry)} has no 'keypoints'; use a pose model")
+        raise DataError(f"{where}: {brief(entry)} has no 'keypoints'; use a pose model")
     columns: list[Any] = [keypoints.get(name) for name in ("x", "y", "visible") if name in keypoints]
     if len(columns) < 2 or any(not isinstance(column, list) or len(column) != len(columns[0]) or not column for column in columns):
-        raise DataError(f"{where}: 'keypoints' is {show(keypoints)}, not lists 'x' and 'y' of one length; {AGAIN}")
+        raise DataError(f"{where}: 'keypoints' is {brief(keypoints)}, not lists 'x' and 'y' of one length; {AGAIN}")
     for column in columns:
         if not numbers([column]):
             joint, value = next((joint, one) for joint, one in enumerate(column) if not numbers([[one]]))
-            raise DataError(f"{where}, joint {joint}: {show(value)} is not a number; {AGAIN}")
+            raise DataError(f"{where}, joint {joint}: {brief(value)} is not a number; {AGAIN}")
     return checked_pose(np.array(columns, np.float64).T, where, track_id(entry.get("track_id")))

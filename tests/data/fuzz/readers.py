@@ -13,6 +13,7 @@ import random
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,18 @@ from shapmix.data.store import FRAMES, INDEX, damaged_clips, open_store
 from shapmix.data.store_writer import prepare
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import LayoutError, layout_text, parse_layout
+from tests.data.pose_files import BUILDERS
 
 NAME = "S001C001P001R001A003"
+POSES = {  # format of a pose tool -> name of a file with one clip or frame
+    "openpose": "a_1_keypoints.json",
+    "alphapose": "a.json",
+    "mmpose": "a.json",
+    "coco_results": "a.json",
+    "ultralytics": "a_1.txt",
+    "mediapipe": "a.json",
+    "bvh": "a.bvh",
+}
 UCLA = "a08_s01_e00_v01"
 MOST_READ = 50  # recordings per source
 
@@ -116,7 +127,8 @@ class Readers:
             "index": lambda content: self._read_store(content, INDEX),
             "frames": lambda content: self._read_store(content, FRAMES),
         }
-        self.seeds: dict[str, list[bytes]] = self._seeds(generator)
+        self.read |= {format: partial(self._source, name=name, format=format) for format, name in POSES.items()}
+        self.seeds: dict[str, list[bytes]] = self._seeds(generator) | {format: self._pose_files(format) for format in POSES}
 
     def check(self, name: str, content: bytes) -> None:
         """Reads the content; unexpected errors propagate."""
@@ -130,6 +142,15 @@ class Readers:
 
     def _source(self, content: bytes, name: str, format: str = "auto") -> None:
         _read_all(find_source(self._file(content, name), format))  # type: ignore[arg-type] # names of formats
+
+    def _pose_files(self, format: str) -> list[bytes]:
+        """A file of the made-up data set."""
+        folder = self.folder / format
+        folder.mkdir()
+        BUILDERS[format](folder)
+        ending = POSES[format].removeprefix("a").removeprefix("_1")
+        files = [file for file in sorted(folder.rglob(f"*{ending}")) if file.name != "images.json"]
+        return [files[0].read_bytes()]
 
     def _read_labels(self, content: bytes) -> None:
         (self._msg3d / "train_label.pkl").write_bytes(content)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).parents[3]))  # for the made-up files of the tests
+
 with atheris.instrument_imports(include=["shapmix.data", "shapmix.skeleton.layout"]):
     from readers import Readers
 
