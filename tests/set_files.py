@@ -129,3 +129,55 @@ def babel(folder: Path, classes: int = 60) -> dict[str, np.ndarray]:
     names = {f"action {number}": number for number in range(150)}
     (folder / "action_label_2_idx.json").write_text(json.dumps(names))
     return written
+
+
+# Lists of annotations
+
+
+def kinetics(folder: Path, clips: int = 12, frames: int = 9) -> dict[str, np.ndarray]:
+    """pyskl's release: a table, and the poses in two files. Every clip shows two people, in any order; the second box is doubtful.
+
+    Returns [n, 17, 3] by clip.
+    """
+    (folder / "kpfiles").mkdir(parents=True)
+    poses_of: dict[str, np.ndarray] = {}
+    annotations = []
+    for number in range(clips):
+        name, label = f"v{number:02d}", number % 2
+        person = 100 + 20 * motion(frames, 17, 2, label)
+        frame_of = np.repeat(np.arange(frames), 2) * 2  # a frame without people between any two
+        order = np.array([RNG.permutation(2) for _ in range(frames)]).ravel()
+        places = person[frame_of // 2] + 150 * order[:, None, None]
+        score = np.where(order == 0, 0.9, 0.8)[:, None, None] * np.ones((1, 17, 1))
+        poses_of[name] = np.concatenate([places, score], axis=2).astype(np.float16)
+        box_score = np.where(order == 0, 0.95, 0.6).astype(np.float16)
+        annotations.append(
+            {
+                "frame_dir": name, "label": label, "img_shape": (340, 400), "total_frames": 2 * frames,
+                "frame_inds": frame_of.astype(np.int16), "box_score": box_score, "valid": {0.5: frames, 0.7: frames, 0.9: frames},
+                "raw_file": f"data/k400/kpfiles/part_{number % 2}.pkl",
+            }
+        )  # fmt: skip
+    for part in range(2):
+        content = {f"v{number:02d}": {"keypoint": poses_of[f"v{number:02d}"]} for number in range(part, clips, 2)}
+        (folder / "kpfiles" / f"part_{part}.pkl").write_bytes(pickle.dumps(content))
+    names = list(poses_of)
+    table = {"split": {"train": names[: clips * 2 // 3], "val": names[clips * 2 // 3 :]}, "annotations": annotations}
+    (folder / "k400_hrnet.pkl").write_bytes(pickle.dumps(table))
+    return poses_of
+
+
+def mmaction(folder: Path, frames: int = 9) -> None:
+    """NTU RGB+D in 2D as mmaction2 0.x has it: a list per file, with integers for coordinates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", 8), ("val", 4)):
+        entries = [
+            {
+                "frame_dir": f"S001C001P{1 + row // 2:03d}R{1 + (part == 'val'):03d}A{1 + row % 2:03d}", "label": row % 2,
+                "img_shape": (1080, 1920), "original_shape": (1080, 1920), "total_frames": frames,
+                "keypoint": (500 + 100 * motion(frames, 17, 2, row % 2)).astype(np.int32)[None],
+                "keypoint_score": np.full((1, frames, 17), 0.9, np.float16),
+            }
+            for row in range(count)
+        ]  # fmt: skip
+        (folder / f"ntu60_xsub_{part}.pkl").write_bytes(pickle.dumps(entries, protocol=2))

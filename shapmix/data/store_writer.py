@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 import shapmix
 from shapmix.data.sources import Recording, Source
+from shapmix.data.sources.annotations import Annotated
 from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
 from shapmix.data.sources.plain import Plain
-from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.sources.rows import PaddedRows
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
 from shapmix.process.errors import DataError, ShapmixError
@@ -434,7 +434,7 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
         return
     if isinstance(source, (Plain, PaddedRows)):
         scores = "give --scores"
-    elif isinstance(source, Pyskl):
+    elif isinstance(source, Annotated):
         scores = "write it as 'keypoint_score'"
     else:
         scores = "write the data in the plain format and give --scores"

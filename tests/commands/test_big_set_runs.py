@@ -15,6 +15,8 @@ SETS: dict[str, tuple[Callable[[Path], object], list[str], str | None]] = {  # w
     "pku_mmd": (set_files.pku_mmd, [], "xsub"),
     "uav_human": (set_files.uav_human, [], "csv2"),
     "smarthome": (set_files.smarthome, [], "cs"),
+    "kinetics": (set_files.kinetics, ["--box-threshold", "0.5"], None),
+    "mmaction": (set_files.mmaction, [], "ntu60_xsub"),
     "stgcn": (set_files.stgcn, ["--layout", "openpose18", "--scores"], None),
     "babel": (set_files.babel, [], None),
     "smarthome in 2D": (set_files.smarthome, ["--coordinates", "2"], "cv2"),

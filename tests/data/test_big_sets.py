@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shapmix.data.sources import kinetics
 from shapmix.data.sources.babel import Babel
 from shapmix.data.sources.find import find_source
+from shapmix.data.sources.kinetics import Kinetics
+from shapmix.data.sources.mmaction import Mmaction
 from shapmix.data.sources.pku_mmd import PkuMmd
 from shapmix.data.sources.registry import SourceOptions
 from shapmix.data.sources.smarthome import Smarthome
@@ -250,3 +253,111 @@ def test_babel_has_its_segments_and_class_names(tmp_path: Path) -> None:
     (tmp_path / "val_label_60.pkl").write_bytes(pickle.dumps((["a"], [0])))
     with pytest.raises(DataError, match=r"val_label_60\.pkl: not \(segments, \(labels, sequences, chunks, annotators\)\)"):
         find_source(tmp_path / "train_ntu_sk_60.npy")
+
+
+# Kinetics-400
+
+
+def test_kinetics_is_read_from_its_table_and_files(tmp_path: Path) -> None:
+    written = set_files.kinetics(tmp_path)
+    for path in (tmp_path, tmp_path / "k400_hrnet.pkl"):
+        source = find_source(path)
+        assert isinstance(source, Kinetics)
+    assert (source.layout, source.scores, source.class_names) == ("coco17", True, ["0", "1"])
+    assert source.names == [f"v{number:02d}" for part in range(2) for number in range(part, 12, 2)]  # in the order of the files
+    assert {name: len(names) for name, names in source.splits.items()} == {"train": 8, "val": 4}
+    for index in (0, 11, 1, 10):
+        found, poses = source.read(index).joints, written[source.names[index]].astype(np.float32)
+        assert found.shape == (9, 2, 17, 3)
+        np.testing.assert_array_equal(found[:, 0, :, 2], np.float32(np.float16(0.9)))  # each person at one place
+        np.testing.assert_array_equal(found[:, 1, :, 2], np.float32(np.float16(0.8)))
+        first = poses[poses[:, 0, 2] > 0.85]
+        np.testing.assert_allclose(found[:, 0, :, :2], first[..., :2] / [200, 170] - 1, atol=1e-5)
+
+
+def test_kinetics_reads_boxes_above_a_threshold(tmp_path: Path) -> None:
+    set_files.kinetics(tmp_path)
+    found = find_source(tmp_path, options=SourceOptions(box_threshold=0.9)).read(0).joints
+    assert found[:, 0].all(axis=(1, 2)).all()
+    assert not found[:, 1].any()
+    with pytest.raises(DataError, match=r"no box has a score of 0\.99 or more \(highest: 0\.95\); lower --box-threshold"):
+        Kinetics(tmp_path, box_threshold=0.99).read(0)
+    with pytest.raises(DataError, match=r"from 0 to 1, not 90; correct --box-threshold"):
+        Kinetics(tmp_path, box_threshold=90)
+
+
+def test_kinetics_opens_files_only_when_their_clips_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_files.kinetics(tmp_path)
+    opened: list[str] = []
+    whole = kinetics._poses
+    monkeypatch.setattr(kinetics, "_poses", lambda path: opened.append(path.name) or whole(path))
+    source = Kinetics(tmp_path)
+    for index in range(6):
+        source.read(index)
+    assert opened == ["part_0.pkl"]
+    for index in (6, 0, 11):
+        source.read(index)
+    assert opened == ["part_0.pkl", "part_1.pkl"]
+
+
+def change_table(folder: Path, **changes: object) -> None:
+    path = folder / "k400_hrnet.pkl"
+    table = pickle.loads(path.read_bytes())
+    table["annotations"][0] |= changes
+    path.write_bytes(pickle.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"raw_file": "kpfiles/part_7.pkl"}, r"'kpfiles/part_7.pkl', which is not in .*kpfiles; extract pyskl's kpfiles"),
+        ({"raw_file": "../../etc/passwd"}, r"names '../../etc/passwd', which is not in"),
+        ({"raw_file": 3}, r"annotation 0: 'raw_file' is 3, not the name of a file"),
+        ({"frame_dir": "w"}, r"part_0\.pkl: clip 'w' has None, not an array 'keypoint'; extract the file again"),
+        ({"frame_inds": np.arange(4)}, r"shapes of keypoint \[18, 17, 3\] and frame_inds \[4\] of int64 do not match"),
+        ({"box_score": np.ones(4)}, r"box_score has shape \[4\] for 18 poses"),
+    ],
+)
+def test_kinetics_damage_is_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    set_files.kinetics(tmp_path)
+    change_table(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        Kinetics(tmp_path, box_threshold=0.5).read(0)
+
+
+def test_a_damaged_file_of_poses_is_named(tmp_path: Path) -> None:
+    set_files.kinetics(tmp_path)
+    (tmp_path / "kpfiles" / "part_0.pkl").write_bytes(b"\x80\x04]")
+    with pytest.raises(DataError, match=r"part_0\.pkl: not a valid pickle"):
+        Kinetics(tmp_path)
+
+
+# mmaction2 0.x
+
+
+def test_mmaction_lists_are_named_like_their_files(tmp_path: Path) -> None:
+    set_files.mmaction(tmp_path)
+    source = find_source(tmp_path)
+    assert isinstance(source, Mmaction)
+    assert (source.layout, source.scores, len(source.class_names), len(source.names)) == ("coco17", True, 60, 12)
+    assert {name: len(names) for name, names in source.splits.items()} == {"ntu60_xsub_train": 8, "ntu60_xsub_val": 4}
+    recording = source.read(8)
+    assert (recording.joints.shape, recording.subject, recording.replication) == ((9, 1, 17, 3), 1, 2)
+    alone = find_source(tmp_path / "ntu60_xsub_val.pkl")
+    assert (len(alone.names), alone.splits) == (4, {})
+    np.testing.assert_array_equal(alone.read(0).joints, recording.joints)
+
+
+def test_mmaction_reads_a_clip_of_two_lists_once(tmp_path: Path) -> None:
+    set_files.mmaction(tmp_path)
+    entries = pickle.loads((tmp_path / "ntu60_xsub_val.pkl").read_bytes())
+    (tmp_path / "ntu60_xview_val.pkl").write_bytes(pickle.dumps(entries[:2]))
+    source = Mmaction(tmp_path)
+    assert (len(source.names), len(source.splits["ntu60_xview_val"])) == (12, 2)
+    entries[1]["label"] = 0
+    (tmp_path / "ntu60_xview_val.pkl").write_bytes(pickle.dumps(entries[:2]))
+    with pytest.raises(DataError, match=r"xview_val\.pkl: annotation 1 .* has label 0, another file has 1; correct one"):
+        Mmaction(tmp_path)
+    (tmp_path / "ntu60_xview_val.pkl").write_bytes(pickle.dumps([{"label": 1}]))
+    with pytest.raises(DataError, match=r"xview_val\.pkl: annotation 0 has no name 'frame_dir'"):
+        Mmaction(tmp_path)

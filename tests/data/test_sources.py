@@ -152,15 +152,38 @@ def test_pyskl_2d_has_scores_and_the_picture_as_unit(tmp_path: Path) -> None:
 
 
 def test_pyskl_kinetics_is_gathered(tmp_path: Path) -> None:
-    poses = RNG.uniform(1, 100, size=(6, 17, 3)).astype(np.float16)
-    poses[:, :, 2] = np.array([0.9, 0.2, 0.5, 0.7, 0.8, 0.9])[:, None]
+    body = RNG.uniform(40, 60, size=(17, 2))
+    frames, who = np.array([2, 2, 2, 4, 7, 7, 9]), np.array([1, 0, 2, 0, 0, 1, 1])
+    score = np.array([0.9, 0.2, 0.1, 0.3, 0.3, 0.9, 0.9])  # 1 is seen best, but not in every frame
+    poses = np.concatenate([body + 40 * (who - 1)[:, None, None], np.tile(score[:, None, None], (1, 17, 1))], axis=2)
     entry = {
-        "frame_dir": "v", "label": 3, "total_frames": 9, "img_shape": (100, 100), "keypoint": poses,
-        "frame_inds": np.array([2, 2, 2, 4, 7, 7]), "box_score": np.ones(6), "anno_inds": np.array([0, 1, 2, 3, 5]),
+        "frame_dir": "v", "label": 3, "total_frames": 12, "img_shape": (100, 100), "keypoint": poses.astype(np.float16),
+        "frame_inds": frames, "box_score": np.ones(7), "anno_inds": np.array([0, 1, 2, 3, 4, 5]),
     }  # fmt: skip
     found = Pyskl(dump(tmp_path / "k400.pkl", {"annotations": [entry]})).read(0).joints
-    assert found.shape == (3, 2, 17, 3)  # frames 2, 4 and 7
-    np.testing.assert_array_equal(found[:, :, 0, 2], np.float16([[0.9, 0.5], [0.7, 0], [0.9, 0]]).astype(np.float32))
+    assert found.shape == (3, 2, 17, 3)  # frames 2, 4 and 7; the pose of frame 9 is not listed
+    expected = np.float16([[0.9, 0.2], [0, 0.3], [0.9, 0.3]]).astype(np.float32)
+    np.testing.assert_array_equal(found[:, :, 0, 2], expected)  # 1 and 0 keep their places, 2 is left out
+    np.testing.assert_allclose(found[0, 1, :, :2], (poses[1, :, :2] - 50) / 50, atol=2e-3)
+
+
+def test_pyskl_takes_integers_and_any_skeleton(tmp_path: Path) -> None:
+    joints, score = RNG.integers(0, 100, size=(3, 4, 18, 2)), np.zeros((3, 4, 18))
+    score[:, :2] = np.array([0.1, 0.9, 0.5])[:, None, None]
+    score[0, 2:] = 0.05  # the first person is seen for longer, but with a lower total
+    content = {"annotations": [annotation("a", joints, 1, keypoint_score=score, img_shape=(100, 200))]}
+    with pytest.raises(DataError, match=r"18 joints of 3 numbers .* give --layout"):
+        find_source(dump(tmp_path / "own.pkl", content))
+    found = Pyskl(tmp_path / "own.pkl", layout="openpose18").read(0).joints
+    np.testing.assert_allclose(found[:, :, 0, 2], [[0.9, 0.5], [0.9, 0.5]])  # people stay where they are
+    np.testing.assert_allclose(found[0, 0, :, :2], joints[1, 0] / [100, 50] - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("train1", "test1", "train3"), ("train", "val"), ("sub1_train", "sub1_val")])
+def test_pyskl_lists_keep_their_names(names: tuple[str, ...], tmp_path: Path) -> None:
+    entries = [annotation(f"Archery/v_{at}", RNG.normal(size=(1, 4, 25, 3)), at % 2) for at in range(4)]
+    lists = {name: [entry["frame_dir"] for entry in entries[at : at + 2]] for at, name in enumerate(names)}
+    assert Pyskl(dump(tmp_path / "ucf101.pkl", {"split": lists, "annotations": entries})).splits == lists
 
 
 @pytest.mark.parametrize(
@@ -441,7 +464,7 @@ def test_nw_ucla_is_what_the_loader_reads() -> None:
 def test_what_fits_nothing_or_several_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         find_source(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"unknown format .*a folder with labels.csv"):
+    with pytest.raises(DataError, match=r"unknown format; .*a folder with labels\.csv"):
         find_source(tmp_path)
     msg3d(tmp_path)
     plain(tmp_path, "name,label\nb,0\n")

@@ -35,6 +35,9 @@ SCALARS = (
 )  # permitted keys and set elements; hashing a tuple walks its tree
 LONGEST_NUMBER = 100  # digits or bytes; no label, size or coordinate is that long
 LONGEST_LINE = 1 << 20
+# protocol, frame, EMPTY_LIST, its place in the memo, MARK, EMPTY_DICT; or the same in text
+_LIST_OF_DICTIONARIES = re.compile(rb"(\x80.)?(\x95.{8})?\](\x94|q.)?\(?\}|\(lp\d+\n\(d", re.DOTALL)
+SEARCHED = 64 << 20  # bytes of a pickle, for a word: the names of a data set's lists come first
 
 # Libraries whose objects are data, and what to save instead.
 LIBRARIES = {
@@ -445,6 +448,24 @@ def _add(machine: _Machine, values: list[Any]) -> None:
 
 def _persistent(_: _Machine) -> None:
     raise RefusedError("a persistent object outside of the file")
+
+
+def begins_with_dictionaries(path: Path) -> bool:
+    """Whether a pickle builds a list of dictionaries, judged by its first operations; False for unreadable files."""
+    try:
+        with path.open("rb") as file:
+            return _LIST_OF_DICTIONARIES.match(file.read(64)) is not None
+    except OSError:
+        return False
+
+
+def mentions(path: Path, word: str) -> bool:
+    """Whether the first `SEARCHED` bytes of a file contain an ASCII word; False for unreadable files."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(word.encode("ascii"), 0, SEARCHED) >= 0
+    except (OSError, ValueError):  # ValueError: an empty file
+        return False
 
 
 @contextmanager
