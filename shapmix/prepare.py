@@ -39,8 +39,6 @@ class PrepareConfig:
         tyro.conf.arg(help=f"Format of SOURCE; auto detects it. {describe_formats()}."),
     ] = AUTO
     reading: Annotated[SourceOptions, tyro.conf.OmitArgPrefixes] = field(default_factory=SourceOptions)
-    people: int | None = None
-    """People per clip, padded with zeros; None: as many as the clip with the most has."""
     label_offset: int | None = None
     """Label of the first class: 1 for labels 1 to K. Default: 0, and labels that start at 1 are an error."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -76,7 +74,7 @@ def prepare_or_check(config: PrepareConfig) -> int:
         prepare(
             found,
             config.out,
-            people=config.people,
+            people=config.reading.people,
             dtype=config.dtype,
             depth=config.reading.depth,
             skip_damaged=config.skip_damaged,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shapmix import prepare
 from shapmix.data.sources.bvh import hierarchy_layout, positions, read_bvh
 from shapmix.data.sources.find import detect_format, find_source
 from shapmix.data.sources.pose_clips import PoseFiles
 from shapmix.data.sources.registry import SourceOptions
 from shapmix.data.sources.tracks import Frame, Pose, fill, follow
+from shapmix.data.store import open_store
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout, parse_layout
 from tests.data.pose_files import (
@@ -73,6 +76,16 @@ def test_clips_come_back_with_their_people(format: str, tmp_path: Path) -> None:
         for found, person in zip(in_order, clip.people, strict=True):
             np.testing.assert_allclose(found, expected(format, person), atol=2e-3)
         assert recording.first_frame == (1 if format == "ultralytics" else 0)
+
+
+def test_as_many_people_are_read_as_asked_for(tmp_path: Path) -> None:
+    for frame in range(3):
+        frame_file(tmp_path / "wave" / "a", "x", frame, [person(x) for x in (0, 500, 1000)[: 3 - frame // 2]])
+    for people, expected in ((None, 2), (1, 1), (3, 3), (9, 3)):
+        source = find_source(tmp_path, "openpose", SourceOptions(people=people))
+        assert source.read(0).joints.shape == (3, expected, 25, 3)
+    assert prepare.main([str(tmp_path), str(tmp_path / "store"), "--people", "3"]) == 0
+    assert open_store(tmp_path / "store").clips.num_people == 3
 
 
 # Folders and labels
@@ -395,6 +408,19 @@ def test_bvh_positions_follow_the_order_of_the_channels() -> None:
     assert found[0].tolist() == [[1, 2, 3], [1, 22, 3], [16, 42, 3], [46, 42, 3], [-14, 42, 3], [-44, 42, 3]]
     np.testing.assert_allclose(found[1, 1], [1, 2, 23], atol=1e-9)
     np.testing.assert_allclose(found[2, 3], [16, 72, 3], atol=1e-9)
+
+
+@pytest.mark.parametrize("order", list(permutations("XYZ")))
+def test_bvh_positions_are_those_of_another_library(order: tuple[str, ...], tmp_path: Path) -> None:
+    pybvh = pytest.importorskip("pybvh", reason="pybvh is not installed (the 'oracles' extra)")
+    hierarchy = BVH_HIERARCHY.replace("Zrotation Xrotation Yrotation", " ".join(f"{axis}rotation" for axis in order))
+    motion = np.random.default_rng(0).uniform(-60, 60, (5, 21)).round(6).tolist()
+    (tmp_path / "a.bvh").write_bytes(bvh_text(motion, hierarchy))
+    other = pybvh.read_bvh_file(str(tmp_path / "a.bvh"))
+    names, found = [node.name for node in other.nodes], np.asarray(other.node_positions())
+    ours = opened(tmp_path / "a.bvh", "bvh").read(0).joints[:, 0]
+    joints = ("Hips", "Spine", "LeftArm", "LeftHand", "RightArm", "RightHand")
+    np.testing.assert_allclose(ours, found[:, [names.index(joint) for joint in joints]], atol=1e-4)
 
 
 def test_bvh_layouts_come_from_the_names(tmp_path: Path) -> None:

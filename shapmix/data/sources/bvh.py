@@ -269,10 +269,10 @@ class Bvh(PoseFiles):
     endings = (".bvh",)
     scored = ()
 
-    def __init__(self, path: Path, *, layout: str | None = None) -> None:
+    def __init__(self, path: Path, *, layout: str | None = None, people: int | None = None) -> None:
         self._given = None if layout is None else load_layout(layout)
         self._first: tuple[Hierarchy, Path] | None = None
-        super().__init__(path, layout=layout)
+        super().__init__(path, layout=layout, people=people)
 
     def is_frame(self, file: Path) -> bool:
         """A file holds a clip."""

@@ -27,7 +27,7 @@ def find_source(path: Path, format: str = AUTO, options: SourceOptions | None = 
     Args:
         path: file or folder.
         format: a registered format; `auto` detects it.
-        options: what the files do not say; `depth` is accepted by every format, because `prepare` checks it.
+        options: what the files do not say; every format accepts `depth` and `people`, which `prepare` checks.
 
     Raises:
         DataError: the path does not exist, its format is unknown or ambiguous, an option belongs to a different format, or the
@@ -39,7 +39,7 @@ def find_source(path: Path, format: str = AUTO, options: SourceOptions | None = 
         raise DataError(f"{path}: no such file or folder")
     name = detect_format(path) if format == AUTO else format
     found, given = FORMATS[name], (options or SourceOptions()).given()
-    for option in given.keys() - {*found.options, "depth"}:
+    for option in given.keys() - {*found.options, "depth", "people"}:
         takers = ", ".join(other for other, entry in FORMATS.items() if option in entry.options)
         flag = "--" + option.replace("_", "-")
         raise DataError(f"{path}: the format is {name}, which does not take {flag} (only {takers}); remove it, or give --format")

@@ -42,7 +42,7 @@ log = logging.getLogger("shapmix")
 
 TABLE = "clips.csv"
 SPLITS = ("train", "val", "test")
-MOST_PEOPLE = 2  # of a clip in a store; predictions per person have no such limit
+MOST_PEOPLE = 2  # of a clip in a store, unless told otherwise; predictions per person have no such limit
 MOST_DIGITS = 12  # of a frame number
 AGAIN = "write it again with the pose tool"
 
@@ -61,7 +61,8 @@ class Clip(NamedTuple):
 class PoseFiles:
     """Base of the readers of pose tools; a subclass says what its files look like and reads the frames of one clip.
 
-    The skeleton follows from the number of joints of the first pose, if the tool defines it, or is given by `layout`.
+    The skeleton follows from the number of joints of the first pose, if the tool defines it, or is given by `layout`. Of each clip,
+    the `people` who are in most frames are read (None: `MOST_PEOPLE`).
 
     Attributes:
         endings: of the tool's files, those looked for first in front.
@@ -81,8 +82,8 @@ class PoseFiles:
     skeletons: ClassVar[Mapping[int, str]] = {}
     scored: ClassVar[tuple[int, ...]] = (3,)
 
-    def __init__(self, path: Path, *, layout: str | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, layout: str | None = None, people: int | None = None) -> None:
+        self._path, self._people = path, people or MOST_PEOPLE
         self._clips, self._labels = self._find(path)
         if not self._clips:
             raise DataError(f"{path}: holds no clips; expected files *{' or *'.join(self.endings)}, or one folder of them per clip")
@@ -140,8 +141,8 @@ class PoseFiles:
         return [*([table] if table.is_file() else []), *(file for clip in self._clips for file in clip.files)]
 
     def read(self, index: int) -> Recording:
-        """Recording `names[index]` with at most `MOST_PEOPLE` people; see `Source`. Its label is 0 if there are no labels."""
-        joints, first = fill(self.people(index), self._where(index), MOST_PEOPLE)
+        """Recording `names[index]` with the people of most frames; see `Source`. Its label is 0 if there are no labels."""
+        joints, first = fill(self.people(index), self._where(index), self._people)
         found = Recording(joints, 0) if self._labels is None else self._labels.recording(index, joints)
         return replace(found, first_frame=first)
 

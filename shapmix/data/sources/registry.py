@@ -36,6 +36,8 @@ class SourceOptions:
     """Coordinates to read where a format has 2D and 3D poses; None: 3 of Toyota Smarthome, 2 of UAV-Human."""
     box_threshold: float | None = None
     """Least score of a person's box that is read from Kinetics-400; None: every box that the release contains."""
+    people: int | None = None
+    """People per clip, padded with zeros; None: as many as the clip with the most has, of pose tools at most two."""
     train_names: Path | None = None
     """File with the names of the rows of x_train of an NTU npz, one per line."""
     test_names: Path | None = None

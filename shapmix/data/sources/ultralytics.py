@@ -57,9 +57,9 @@ class Ultralytics(PoseFiles):
     endings = (".txt", ".json")
     inside = ("labels",)
 
-    def __init__(self, path: Path, *, layout: str | None = None) -> None:
+    def __init__(self, path: Path, *, layout: str | None = None, people: int | None = None) -> None:
         self._given = None if layout is None else load_layout(layout).num_joints
-        super().__init__(path, layout=layout)
+        super().__init__(path, layout=layout, people=people)
 
     def is_frame(self, file: Path) -> bool:
         """Text files are frames; a JSON file is one if it holds people rather than lists of people."""
