@@ -11,6 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import skeletons  # beside this file
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
@@ -58,7 +59,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the page of every module, and the pages that lie at the repository's top."""
+    """Adds the page of every module, the pages that lie at the repository's top, and the pictures of the layouts."""
     for name, place in ROOT_PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, place, content=text))
@@ -66,11 +67,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         # the boost: a search finds the pages about tasks first
         content = f"---\nsearch:\n  boost: 0.5\n---\n\n# {name}\n\n::: {name}\n"
         files.append(File.generated(config, page_of(name, file), content=content))
+    for place, picture in skeletons.pictures().items():
+        files.append(File.generated(config, place, content=picture))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Makes a link to a file of the repository one to its page in the reference, or to a copy of it in the site."""
+    """Makes a link to a file of the repository one to its page in the reference, or to a copy of it; adds the layouts' sections."""
+    markdown = markdown.replace(skeletons.MARK, skeletons.sections() if skeletons.MARK in markdown else "")
     pages = {file.resolve(): page_of(name, file) for name, file in modules().items()}
     pages |= {ROOT / name: place for name, place in ROOT_PAGES.items()}
     here = Path(page.file.src_uri).parent

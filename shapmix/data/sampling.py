@@ -17,6 +17,7 @@ from shapmix.draws.crops import (
     centre_crops,
     draw_crops,
     draw_frames,
+    draw_rotations,
     draw_segments,
     even_frames,
     middle_segments,
@@ -25,7 +26,7 @@ from shapmix.draws.plans import CropPlan, FramePlan
 from shapmix.kernels import sample_clips
 from shapmix.process.choices import check_choice
 from shapmix.process.errors import DataError
-from shapmix.reference.clips import Stream, pick_frames, sample_frames
+from shapmix.reference.clips import Stream, pick_frames, sample_frames, turn
 
 Pipeline = Literal["crop", "frames", "segments"]
 NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "skip_bone_motion"]
@@ -45,8 +46,9 @@ class ClipSampler:
         num_frames: T.
         seed: of the random training views.
 
-    Only 3D coordinates are rotated. 2D poses are not: published recipes do not rotate them, an in-plane rotation would discard the
-    direction of gravity, and an out-of-plane one needs depth. The other steps work for any number of coordinates.
+    Only 3D coordinates are rotated, with or without a score. 2D poses are not: published recipes do not rotate them, an in-plane
+    rotation would discard the direction of gravity, and an out-of-plane one needs depth. The other steps work for any number of
+    coordinates.
 
     Raises:
         ValueError: an unknown pipeline or stream, or a pipeline that would treat confidence scores as coordinates.
@@ -66,15 +68,18 @@ class ClipSampler:
 
     @property
     def turns(self) -> bool:
-        """Whether training rotates the clips: if the coordinates are x, y and z."""
-        return self.store.num_coordinates == 3 and not self.store.scores
+        """Whether training rotates the clips: if the coordinates, without a score, are x, y and z."""
+        return self.store.dimension == 3
 
     def training(self, clips: Tensor, step: int) -> Tensor:
         """Randomly cropped (or frame-sampled) and rotated clips: indices [N] -> [N, C, T, V, M]; a function of (seed, step)."""
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
             return self._cropped(self.crops(clips, lengths, step))
-        return self._picked(self._frames(clips, lengths, step, turned=self.turns))
+        picked = self._picked(self._frames(clips, lengths, step, turned=self.turns))
+        if self.pipeline == "segments" and self.turns:
+            return turn(picked, draw_rotations(clips, seed=self.seed, step=step))
+        return picked
 
     def evaluation(self, clips: Tensor) -> Tensor:
         """The deterministic evaluation view: indices [N] -> [N, C, T, V, M]."""

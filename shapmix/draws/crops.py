@@ -13,7 +13,7 @@ from torch import Tensor
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import CropPlan, FramePlan
 
-_CROP = 4
+_CROP, _TURN = 4, 7  # what the random words are for
 
 MAX_ROTATION = 0.3  # radians about each axis, as in the NTU feeder
 
@@ -70,6 +70,11 @@ def draw_frames(
         frames[row] = np.sort(drawn) // 100
     angles = integers(words[:, :2], -max_degrees, max_degrees).double()
     return FramePlan(clips, torch.from_numpy(frames), angles, 0.5 + uniform(words[:, 2]))
+
+
+def draw_rotations(clips: Tensor, *, seed: int, step: int | Tensor, max_rotation: float = MAX_ROTATION) -> Tensor:
+    """[N, 3] float64 radians about x, y and z, each U(-max_rotation, max_rotation), for views of `draw_segments`."""
+    return (uniform(random_words(seed, _TURN, step, len(clips), 4, clips.device)[:, :3]) * 2 - 1) * max_rotation
 
 
 def draw_segments(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor) -> FramePlan:

@@ -116,6 +116,15 @@ def pick_frames(
     return to_stream(x.permute(0, 4, 1, 3, 2), parents, stream, scores=scores).contiguous()
 
 
+def turn(clips: Tensor, angles: Tensor) -> Tensor:
+    """Rotates the first three coordinates of clips [N, C, T, V, M] clockwise by [N, 3] radians about x, then y, then z.
+
+    The rotation is that of `sample_clips`. A fourth coordinate, the score, is kept.
+    """
+    turned = torch.einsum("nij,njtvm->nitvm", clockwise_rotation(angles.to(clips.dtype)), clips[:, :3])
+    return torch.cat([turned, clips[:, 3:]], dim=1)
+
+
 def to_stream(joint: Tensor, parents: Tensor, stream: Stream, *, scores: bool = False) -> Tensor:
     """Converts joint coordinates [N, C, T, V, M] to a stream of the same shape.
 

@@ -12,7 +12,7 @@ import torch
 
 from shapmix import ShapMix, evaluate, explain, export, predict, prepare, report, train
 from shapmix.data.clips import ClipStore, join_clips
-from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
+from shapmix.data.sampling import ClipSampler, NetworkStream, Pipeline, mean_motion
 from shapmix.data.splits import store_splits
 from shapmix.data.store import open_store
 from shapmix.networks.ctrgcn import CTRGCN
@@ -182,13 +182,28 @@ def test_every_layout_trains_a_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["crop", "frames"])
-def test_only_three_coordinates_without_a_score_are_turned(pipeline: Pipeline) -> None:
+def test_only_three_coordinates_are_turned(pipeline: Pipeline) -> None:
     """Rotation about the depth axis mixes x and y: a joint at y = 0 and z = 0 keeps both only without rotation."""
     for coordinates in (2, 3):
         store = pixels(coordinates)
         store = replace(store, frames=torch.cat([store.frames[..., :1], torch.zeros_like(store.frames[..., 1:])], -1))
         clips = ClipSampler(store, pipeline, "joint", 8).training(torch.tensor([2, 3]), 1)
         assert bool((clips[:, 1] != 0).any()) == (coordinates == 3)
+
+
+@pytest.mark.parametrize("stream", ["joint", "bone", "motion"])
+def test_three_coordinates_with_a_score_are_turned_and_the_score_is_kept(stream: NetworkStream) -> None:
+    store = pixels(4, scores=True)
+    sampler, chosen = ClipSampler(store, "segments", stream, 8), torch.tensor([3, 2])
+    turned, again = sampler.training(chosen, 7), sampler.training(chosen, 7)
+    assert torch.equal(turned, again)
+    assert not torch.equal(turned, sampler.training(chosen, 8))
+    still = sampler.crop(chosen, 7)  # the same frames, not turned
+    assert torch.equal(turned[:, 3], still[:, 3])
+    assert not torch.allclose(turned[:, :3], still[:, :3])
+    torch.testing.assert_close(turned[:, :3].norm(dim=1), still[:, :3].norm(dim=1))
+    flat = ClipSampler(pixels(3, scores=True), "segments", stream, 8)
+    assert torch.equal(flat.training(chosen, 7), flat.crop(chosen, 7))
 
 
 @pytest.mark.parametrize("pipeline", ["crop", "frames"])

@@ -20,6 +20,7 @@ from torch import nn
 
 from shapmix import ShapMix, load_layout, train
 from shapmix.mixing.mixers import MIXERS
+from shapmix.skeleton.layout import BUILT_IN
 from tests.data.ntu_files import made, text_of
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -326,6 +327,25 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     generated = {"contributing.md", "changelog.md"}
     assert set(re.findall(r"[\w]+\.md", navigation)) == {page.name for page in DOCS.glob("*.md")} | generated
+
+
+def test_the_page_of_the_layouts_lists_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "layouts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d or]+) \| .+ \|$", page, re.MULTILINE)
+    layouts = {name: load_layout(name) for name in BUILT_IN}
+    assert sorted(rows) == [
+        (name, str(layout.num_joints), " or ".join(map(str, layout.dimensions))) for name, layout in layouts.items()
+    ]
+    monkeypatch.syspath_prepend(str(DOCS))
+    skeletons = importlib.import_module("skeletons")
+    assert page.count(skeletons.MARK) == 1
+    sections = skeletons.sections()
+    for name, layout in layouts.items():
+        assert f"## {name}\n" in sections
+        assert f"(layouts/{name}.svg)" in sections
+        assert f"layouts/{name}.svg" in skeletons.pictures()
+        assert f"| {layout.num_joints - 1} | {layout.joints[-1]} |" in sections
+    assert sections.count("order: ") >= len(layouts) - 3  # the three older files name their data set alone
 
 
 def test_the_picture_of_the_packages_is_that_of_their_imports(monkeypatch: pytest.MonkeyPatch) -> None:
