@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import set_files
+from tests.data import pose_files
+
 FRAMES, PER_CLASS, TRAINING = 8, 8, 6
 Builder = Callable[[Path], None]
 
@@ -111,3 +114,8 @@ def ntu_raw(path: Path) -> None:
             lines += [f"{x} {y} {z} 0 0 0 0 0 0 0 0 2" for x, y, z in pose]
         name = f"S001C{1 + number % 3:03d}P{number + 1:03d}R001A{label + 1:03d}"
         (path / f"{name}.skeleton").write_text("\n".join(lines) + "\n")
+
+
+for name in ("pku_mmd", "uav_human", "smarthome", "stgcn", "babel"):
+    BUILDERS[name] = getattr(set_files, name)
+BUILDERS.update(pose_files.BUILDERS)

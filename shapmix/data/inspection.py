@@ -47,6 +47,44 @@ class Sample:
         return {name: values for name, values in found.items() if len({*values} - {""}) > 1}
 
 
+@dataclass(frozen=True)
+class Inspected:
+    """An opened data set and a sample of it.
+
+    Attributes:
+        path, asked, options: what the command was given; `asked` is the format, or auto.
+        format: name of the format.
+        source: the data set; with any layout if `known` is False, because only the clips are looked at.
+        known: whether the skeleton is known.
+        sample: clips of it.
+    """
+
+    path: Path
+    asked: str
+    options: SourceOptions
+    format: str
+    source: Source
+    known: bool
+    sample: Sample
+
+    def joints(self) -> list[int]:
+        return sorted({*self.sample.shapes(2)})
+
+    def fitting_layouts(self) -> list[str]:
+        """Built-in layouts with as many joints as the clips have."""
+        return [name for name in BUILT_IN if [load_layout(name).num_joints] == self.joints()]
+
+    def misses_scores(self) -> bool:
+        """Whether `--scores` may be missing: the third of three coordinates is from 0 to 1, and the others are not."""
+        joints = [recording.joints for recording in self.sample.read.values()]
+        if "scores" not in FORMATS[self.format].options or self.source.scores or self.options.depth:
+            return False
+        if {*self.sample.shapes(3)} != {3}:
+            return False
+        within = all(clip[..., 2].min() >= 0 and clip[..., 2].max() <= 1 for clip in joints)
+        return within and any(clip[..., 2].any() and (clip[..., :2].min() < 0 or clip[..., :2].max() > 1) for clip in joints)
+
+
 def inspect_source(path: Path, format: str = AUTO, options: SourceOptions | None = None) -> str:
     """The text of `python -m shapmix.prepare --inspect`: what `path` holds, and the commands to type next.
 
@@ -54,24 +92,26 @@ def inspect_source(path: Path, format: str = AUTO, options: SourceOptions | None
         DataError: no data set of a known format, or one that cannot be opened.
     """
     options = options or SourceOptions()
-    name = detect_format(path) if format == AUTO and path.exists() else format
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    name = detect_format(path) if format == AUTO else format
     source, known = _opened(path, name, options)
-    sample = read_sample(source)
+    if not source.names:
+        raise DataError(f"{path}: contains no recordings")
+    seen = Inspected(path, format, options, name, source, known, read_sample(source))
     lines = {
         "source": str(path),
-        "format": f"{name}: {FORMATS[name].about}" if name in FORMATS else name,
-        "skeleton": _skeleton(source, sample, options, known),
+        "format": f"{name}: {FORMATS[name].about}",
+        "skeleton": _skeleton(seen),
         "clips": f"{len(source.names):,}",
-        **_sampled(source, sample, options),
+        **_sampled(seen),
         **_classes(source),
-        "splits": _splits(source, sample),
-        "damaged": _damaged(sample),
+        "splits": _splits(source, seen.sample),
+        "damaged": _damaged(seen.sample),
     }
     width = max(map(len, lines)) + 2
     text = "\n".join(f"{key:<{width}}{value}" for key, value in lines.items())
-    return "\n".join(
-        [text, *_note(source, sample, len(source.names)), "", "next:", *_commands(path, format, options, source, sample, known)]
-    )
+    return "\n".join([text, *_note(seen), "", "next:", *_commands(seen)])
 
 
 def read_sample(source: Source) -> Sample:
@@ -90,11 +130,11 @@ def read_sample(source: Source) -> Sample:
 
 
 def _opened(path: Path, name: str, options: SourceOptions) -> tuple[Source, bool]:
-    """The source, and whether its skeleton is known; if not, it is opened with any, because only the clips are looked at."""
+    """The source, and whether its skeleton is known; if not, it is opened with any."""
     try:
         return find_source(path, name, options), True
     except DataError as error:
-        if options.layout is not None or name not in FORMATS:
+        if options.layout is not None:
             raise
         try:
             return find_source(path, name, replace(options, layout=BUILT_IN[0])), False
@@ -102,67 +142,40 @@ def _opened(path: Path, name: str, options: SourceOptions) -> tuple[Source, bool
             raise error from None
 
 
-def _layout(source: Source) -> Layout:
-    return source.layout if isinstance(source.layout, Layout) else load_layout(source.layout)
+def _skeleton(seen: Inspected) -> str:
+    joints, fitting, layout = seen.joints(), seen.fitting_layouts(), seen.source.layout
+    remedy = f"give --layout with {'one of ' + ', '.join(fitting) + ' or ' if fitting else ''}your own .toml file"
+    counts = ", ".join(map(str, joints)) or "unknown number of"
+    if not seen.known:
+        return f"{counts} joints; the layout is not known: {remedy}"
+    origin = "of the format, or guessed"
+    if seen.options.layout or "/" in str(layout):
+        origin = "given with --layout" if seen.options.layout else "comes with the data"
+    known = layout if isinstance(layout, Layout) else load_layout(layout)
+    text = f"{known.name}, {known.num_joints} joints in {len(known.parts)} parts ({origin})"
+    return text if joints in ([], [known.num_joints]) else f"{text}; but clips have {counts} joints: {remedy}"
 
 
-def _skeleton(source: Source, sample: Sample, options: SourceOptions, known: bool) -> str:
-    joints = sorted({*sample.shapes(2)})
-    if not known:
-        counts = ", ".join(map(str, joints)) or "unknown number of"
-        return f"{counts} joints; the layout is not known: give --layout with {_fitting_layouts(joints)} or your own .toml file"
-    layout = _layout(source)
-    origin = (
-        "given with --layout"
-        if options.layout
-        else "comes with the data"
-        if "/" in str(source.layout)
-        else "of the format, or guessed"
-    )
-    text = f"{layout.name}, {layout.num_joints} joints in {len(layout.parts)} parts ({origin})"
-    if joints and joints != [layout.num_joints]:
-        text += (
-            f"; but clips have {', '.join(map(str, joints))} joints: give --layout with {_fitting_layouts(joints)} or a .toml file"
-        )
-    return text
-
-
-def _fitting_layouts(joints: Sequence[int]) -> str:
-    fitting = [name for name in BUILT_IN if [load_layout(name).num_joints] == list(joints)]
-    return f"one of {', '.join(fitting)}" if fitting else "(no built-in layout has as many joints)"
-
-
-def _sampled(source: Source, sample: Sample, options: SourceOptions) -> dict[str, str]:
+def _sampled(seen: Inspected) -> dict[str, str]:
+    source, sample = seen.source, seen.sample
     if not sample.read:
         return {}
-    coordinates, people, frames = (sorted({*sample.shapes(axis)}) for axis in (3, 1, 0))
-    text = ", ".join(map(str, coordinates)) + (", the last one is a score" if source.scores else "")
-    if _like_a_score(source, sample, options):
+    coordinates, people, lengths = (sample.shapes(axis) for axis in (3, 1, 0))
+    text = ", ".join(map(str, sorted({*coordinates}))) + (", the last one is a score" if source.scores else "")
+    if seen.misses_scores():
         text += "; the third is from 0 to 1 in every clip, like a score: give --scores, or --depth if it is a depth"
     else:
         try:
             for index, recording in sample.read.items():
-                check_third_coordinate(source, source.names[index], recording.joints, options.depth)
+                check_third_coordinate(source, source.names[index], recording.joints, seen.options.depth)
         except PrepareError as error:
             text += f"; {error}"
-    lengths = sample.shapes(0)
+    several = f"{people[0]} to {people[-1]} per clip; absent ones are padded with zeros"
     return {
-        "people": f"{people[0]}"
-        if len(people) == 1
-        else f"{people[0]} to {people[-1]} per clip; absent ones are padded with zeros",
+        "people": str(people[0]) if people[0] == people[-1] else several,
         "coordinates": text,
-        "frames": f"{frames[0]} / {median(lengths):g} / {frames[-1]} (min / median / max)",
+        "frames": f"{lengths[0]} / {median(lengths):g} / {lengths[-1]} (min / median / max)",
     }
-
-
-def _like_a_score(source: Source, sample: Sample, options: SourceOptions) -> bool:
-    """Whether `--scores` may be missing: the third of three coordinates is from 0 to 1, and the others are not."""
-    if source.scores or options.depth or {*sample.shapes(3)} != {3}:
-        return False
-    joints = [recording.joints for recording in sample.read.values()]
-    third = [clip[..., 2] for clip in joints]
-    within = all(values.min() >= 0 and values.max() <= 1 for values in third) and any(values.any() for values in third)
-    return within and any(clip[..., :2].min() < 0 or clip[..., :2].max() > 1 for clip in joints)
 
 
 def _classes(source: Source) -> dict[str, str]:
@@ -198,47 +211,51 @@ def _damaged(sample: Sample) -> str:
     return f"{len(sample.damaged)} of the {len(sample.read) + len(sample.damaged)} clips that were read, such as: {shown}"
 
 
-def _note(source: Source, sample: Sample, clips: int) -> list[str]:
-    read = len(sample.read) + len(sample.damaged)
-    if read == clips:
+def _note(seen: Inspected) -> list[str]:
+    read = len(seen.sample.read) + len(seen.sample.damaged)
+    if read == len(seen.source.names):
         return []
-    return [
-        f"(people, coordinates, frames, columns and damage are those of a sample: {read} clips, read in {sample.seconds:.1f} s)"
-    ]
+    what = "people, coordinates, frames, columns and damage"
+    return [f"({what} are those of a sample: {read} clips, read in {seen.sample.seconds:.1f} s)"]
 
 
-def _commands(path: Path, format: str, options: SourceOptions, source: Source, sample: Sample, known: bool) -> list[str]:
-    store = f"{path.resolve().name.partition('.')[0] or 'clips'}.store"
-    given = [] if format == AUTO else ["--format", format]
-    for option, value in options.given().items():
+def _commands(seen: Inspected) -> list[str]:
+    """`prepare` and `train`, as they are typed."""
+    source = seen.source
+    store = f"{seen.path.resolve().name.partition('.')[0] or 'clips'}.store"
+    given = [] if seen.asked == AUTO else ["--format", seen.asked]
+    for option, value in seen.options.given().items():
         given += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
-    if not known:
-        fitting = [name for name in BUILT_IN if [load_layout(name).num_joints] == sorted({*sample.shapes(2)})]
-        given += ["--layout", fitting[0] if fitting else "LAYOUT.toml"]
+    if not seen.known:
+        given += ["--layout", [*seen.fitting_layouts(), "LAYOUT.toml"][0]]
     try:
         check_offset(source, None)
     except DataError:
         given += ["--label-offset", "1"]
-    if _like_a_score(source, sample, options):
+    if seen.misses_scores():
         given.append("--scores")
-    if sample.damaged:
+    if seen.sample.damaged:
         given.append("--skip-damaged")
-    training = ["--dataset", "store", "--data-root", store, *_split_options(source, sample)]
+    training = ["--dataset", "store", "--data-root", store, *_split_options(source, seen.sample)]
     if len({*source.labels}) < len(source.class_names) - ("--label-offset" in given):
         training.append("--drop-empty-classes")
     if len(source.names) < 4 * BATCH:
         training += ["--batch-size", str(max(4, 1 << (len(source.names) // 4).bit_length() - 1))]
     return [
-        f"  python -m shapmix.prepare {shlex.join([str(path), store, *given])}",
+        f"  python -m shapmix.prepare {shlex.join([str(seen.path), store, *given])}",
         f"  python -m shapmix.train {shlex.join(training)}",
     ]
 
 
 def _split_options(source: Source, sample: Sample) -> list[str]:
     """The first choice for such data: its own lists, a published protocol, other people, or a random split."""
-    if "train" in source.splits and {"test", "val"} & {*source.splits}:
+    lists = source.splits
+    if "train" in lists and {"test", "val"} & {*lists}:
         return []
-    choices = offered_names(source.names, source.splits, sample.columns())
+    choices = offered_names(source.names, lists, sample.columns())
+    pairs = [(name, name.replace("train", ending)) for name in lists for ending in ("test", "val") if "train" in name]
+    if choices[0] == RANDOM and (pair := next((one for one in pairs if one[1] in lists), None)):
+        return ["--train-split", pair[0], "--test-split", pair[1]]
     if choices[0] == RANDOM and "subject" in choices:
         return ["--split", "subject", "--test-share", "0.2"]
     return ["--split", choices[0]]
