@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from textwrap import dedent
@@ -18,10 +19,12 @@ import pytest
 import torch
 from torch import nn
 
-from shapmix import ShapMix, load_layout, train
+from shapmix import ShapMix, load_layout, prepare, train
+from shapmix.data.store import open_store
 from shapmix.mixing.mixers import MIXERS
 from shapmix.skeleton.layout import BUILT_IN
 from tests.data.ntu_files import made, text_of
+from tests.small_run import leave_pictures_out
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -194,6 +197,64 @@ def test_a_custom_mixer() -> None:
     finally:
         for name in set(MIXERS) - set(known):
             del MIXERS[name]
+
+
+def matlab_files(folder: Path) -> None:
+    """Penn Action and UTD-MHAD as MATLAB files: two actions, six clips of each."""
+    from scipy.io import savemat
+
+    labels, skeletons = folder / "Penn_Action" / "labels", folder / "Skeleton"
+    labels.mkdir(parents=True)
+    skeletons.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        x, y = (100 + 40 * rng.random((9, 13)) for _ in range(2))
+        clip = {"x": x, "y": y, "visibility": np.ones((9, 13), np.uint8), "train": 1 if number < 8 else -1}
+        clip |= {"action": ("bowl", "squat")[number % 2], "bbox": np.tile([90.0, 90.0, 150.0, 150.0], (9, 1))}
+        savemat(labels / f"{number + 1:04d}.mat", clip)
+        name = f"a{1 + number % 2}_s{1 + number // 4}_t{1 + number % 4}"
+        savemat(skeletons / f"{name}_skeleton.mat", {"d_skel": rng.normal(size=(20, 3, 9))})
+
+
+def test_small_sets_are_converted_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    leave_pictures_out(monkeypatch.setattr)
+    matlab_files(tmp_path)
+    for code in blocks("small_sets.md", "python"):
+        exec(code, {})
+    short = [*SHORT.split(), "--batch-size", "3", "--epochs", "1", "--saliency.warmup-epochs", "0"]
+    for line in "".join(blocks("small_sets.md", "bash")).splitlines():
+        _, _, module, *arguments = shlex.split(line)
+        more = short if module == "shapmix.train" else []
+        assert importlib.import_module(module).main([*arguments, *more]) == 0, line
+
+
+SMALL_SETS = {  # folder variable -> options of prepare, clips, classes
+    "SHAPMIX_PENN_ACTION": (["--scores"], 2326, 15),
+    "SHAPMIX_UTD_MHAD": ([], 861, 27),
+}
+
+
+@pytest.mark.parametrize("variable", SMALL_SETS)
+def test_real_small_sets_are_trained(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clips in the plain format, in a folder or in the only archive of a folder."""
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set: no recordings of this data set")
+    folder = Path(os.environ[variable])
+    options, clips, classes = SMALL_SETS[variable]
+    if not (folder / "labels.csv").is_file():
+        (archive,) = folder.glob("*.tar.*")
+        with tarfile.open(archive) as packed:
+            packed.extractall(tmp_path / "raw", filter="data")
+        (table,) = (tmp_path / "raw").glob("*/labels.csv")
+        folder = table.parent
+    monkeypatch.chdir(tmp_path)
+    leave_pictures_out(monkeypatch.setattr)
+    assert prepare.main([str(folder), "store", *options]) == 0
+    found = open_store("store").clips
+    assert (len(found), found.num_classes) == (clips, classes)
+    short = [*SHORT.split(), "--epochs", "1", "--saliency.warmup-epochs", "0"]
+    assert train.main(["--dataset", "store", "--data-root", "store", *short]) == 0
 
 
 @pytest.mark.slow
