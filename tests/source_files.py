@@ -116,6 +116,6 @@ def ntu_raw(path: Path) -> None:
         (path / f"{name}.skeleton").write_text("\n".join(lines) + "\n")
 
 
-for name in ("pku_mmd", "uav_human", "smarthome", "stgcn", "babel"):
+for name in ("pku_mmd", "uav_human", "smarthome", "stgcn", "babel", "kinetics", "mmaction"):
     BUILDERS[name] = getattr(set_files, name)
 BUILDERS.update(pose_files.BUILDERS)
