@@ -19,7 +19,7 @@ from shapmix.data.sources.registry import SourceOptions
 from shapmix.data.sources.tracks import Frame, Pose, fill, follow
 from shapmix.data.store import open_store
 from shapmix.process.errors import DataError
-from shapmix.skeleton.layout import Layout, parse_layout
+from shapmix.skeleton.layout import Layout, load_layout, parse_layout
 from tests.data.pose_files import (
     BUILDERS,
     BVH_HIERARCHY,
@@ -300,6 +300,28 @@ def test_coco_results_find_their_clips_by_names(tmp_path: Path) -> None:
     source = opened(tmp_path / "apart", "coco_results")
     assert list(source.names) == ["wave/a", "wave/b"]
     assert [track.person for track in source.people(1)] == ["3"]
+
+
+def test_files_that_name_the_joints_are_not_taken_for_coco(tmp_path: Path) -> None:
+    coco = list(load_layout("coco17").joints)
+    other = [coco[0], "head_bottom", "head_top", *coco[3:]]  # the 17 joints of PoseTrack
+    made = make_clips(17)[0].people[0]
+    for name, joints in {"coco": coco, "other": other}.items():
+        frames = [{"frame_id": 0, "instances": [mmpose_instance(made, 0)]}]
+        info = {"keypoint_id2name": {str(joint): one for joint, one in enumerate(joints)}}
+        write_json(tmp_path / f"{name}.json", {"meta_info": info, "instance_info": frames})
+        folder = tmp_path / name
+        write_json(folder / "results.json", [{"image_id": 1, "keypoints": flat(made, 0), "score": 1.0}])
+        images = [{"id": 1, "file_name": "a/1.jpg"}]
+        write_json(folder / "images.json", {"images": images, "categories": [{"id": 1, "keypoints": joints}]})
+    assert opened(tmp_path / "coco.json", "mmpose").layout == "coco17"
+    assert opened(tmp_path / "coco", "coco_results").layout == "coco17"
+    for path, format in ((tmp_path / "other.json", "mmpose"), (tmp_path / "other", "coco_results")):
+        with pytest.raises(
+            DataError, match=r"names the joints \['nose', 'head_bottom', .* which no built-in layout has; give --layout"
+        ):
+            opened(path, format)
+        assert opened(path, format, "coco17").layout == "coco17"
 
 
 def test_ultralytics_ids_scores_of_boxes_and_json(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 `[{"image_id": 12, "category_id": 1, "keypoints": [x0, y0, c0, ...], "score": 0.9}, ...]`; `track_id` is used where every result has
 one. Which clip and frame an image belongs to follows from
 
-- a COCO file in the same folder with `{"images": [{"id": 12, "file_name": "wave_01/000012.jpg"}, ...]}`,
+- a COCO file in the same folder with `{"images": [{"id": 12, "file_name": "wave_01/000012.jpg"}, ...]}`; if its `categories` name
+  the key points, these give the layout,
 - or image ids that are such names,
 - or one file of results per clip, `wave_01.json`, whose image ids are frame numbers.
 
@@ -12,17 +13,29 @@ The clip of `wave_01/000012.jpg` and of `wave_01_000012.jpg` is `wave_01`, the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from shapmix.data.sources.bounded import show
-from shapmix.data.sources.pose_clips import AGAIN, TABLE, Clip, PoseFiles, brief, flat_pose, frame_number, read_json, track_id
+from shapmix.data.sources.pose_clips import (
+    AGAIN,
+    TABLE,
+    Clip,
+    PoseFiles,
+    brief,
+    flat_pose,
+    frame_number,
+    named_layout,
+    read_json,
+    track_id,
+)
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.table import Labels, read_labels
 from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import Layout
 
 
 class Result(NamedTuple):
@@ -115,13 +128,17 @@ class CocoResults(PoseFiles):
 
     def _find(self, path: Path) -> tuple[list[Clip], Labels | None]:
         self._whole: dict[str, list[Frame]] | None = None
+        self._names: list[str] = []
         listed = [file for file in sorted(path.glob("*.json")) if _is_list(file)] if path.is_dir() else []
         table = path / TABLE
         labels = read_labels(table) if path.is_dir() and table.is_file() else None
         if len(listed) != 1 or (labels and (path / f"{labels.names[0]}.json").is_file()):
             return super()._find(path)
         images = next((file for file in sorted(path.glob("*.json")) if file not in listed), None)
-        self._whole = _by_clip(listed[0], images, labels.names if labels else None)
+        coco = None if images is None else read_json(images)
+        self._names = [] if images is None else _joint_names(coco)
+        name_of = {} if images is None else _image_names(coco, images)
+        self._whole = _by_clip(listed[0], name_of, labels.names if labels else None)
         names = labels.names if labels else list(self._whole)
         for name in names:
             if name not in self._whole:
@@ -130,18 +147,30 @@ class CocoResults(PoseFiles):
                 )
         return [Clip(name, (listed[0],) if images is None else (listed[0], images)) for name in names], labels
 
+    def _skeleton(self) -> str | Layout:
+        return named_layout(self._names, self._path) if self._names else super()._skeleton()
+
     @property
     def files(self) -> list[Path]:
         """The files that are read, each once."""
         return list(dict.fromkeys(super().files))
 
 
-def _by_clip(file: Path, images: Path | None, names: Sequence[str] | None) -> dict[str, list[Frame]]:
+def _joint_names(content: Any) -> list[str]:
+    """The key points of the category that has any; empty if there is none."""
+    categories = content.get("categories") if isinstance(content, dict) else None
+    for category in categories if isinstance(categories, list) else []:
+        names = category.get("keypoints") if isinstance(category, dict) else None
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            return names
+    return []
+
+
+def _by_clip(file: Path, name_of: Mapping[int, str], names: Sequence[str] | None) -> dict[str, list[Frame]]:
     """The frames of each clip; of several readings of an image's name, the one that the table has."""
-    name_of = {} if images is None else _image_names(images)
     known = None if names is None else set(names)
     clips: dict[str, dict[int, Frame]] = {}
-    for image, pose, where in read_results(read_json(file), file):
+    for image, pose, where in read_results(read_json(file, "write one file of results per clip"), file):
         name = name_of.get(image) if isinstance(image, int) else image
         if name is None:
             raise DataError(
@@ -157,9 +186,8 @@ def _by_clip(file: Path, images: Path | None, names: Sequence[str] | None) -> di
     return {clip: list(frames.values()) for clip, frames in clips.items()}
 
 
-def _image_names(file: Path) -> dict[int, str]:
-    """Image id -> file name, from a COCO file."""
-    content = read_json(file)
+def _image_names(content: Any, file: Path) -> dict[int, str]:
+    """Image id -> file name, from the content of a COCO file."""
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DataError(f"{file}: has no list 'images'; put the COCO file of the images there")
     names: dict[int, str] = {}

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from shapmix.data.sources.bounded import numbers
-from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, checked_pose, nested_pose, read_json
+from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, checked_pose, named_layout, nested_pose, read_json
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
+from shapmix.skeleton.layout import Layout
 
 
 def _fits(path: Path) -> bool:
@@ -43,7 +44,7 @@ def _begins_with_instances(file: Path) -> bool:
 class MMPose(PoseFiles):
     """Clips of MMPose: (x, y, score), or (x, y, z, score); people are joined by distance.
 
-    17 joints in two dimensions are taken for COCO's; other models need `layout`.
+    Files of the demos name the joints; otherwise 17 joints in two dimensions are taken for COCO's, and other models need `layout`.
     """
 
     inside = ("predictions",)
@@ -61,6 +62,14 @@ class MMPose(PoseFiles):
                 yield _frame(number, read_json(file), f"{file}: frame {number}")
         else:
             yield from _frames(read_json(clip.files[0]), clip.files[0])
+
+    def _skeleton(self) -> str | Layout:
+        content = read_json(self._clips[0].files[0])
+        info = content.get("meta_info") if isinstance(content, dict) else None
+        names = info.get("keypoint_id2name") if isinstance(info, dict) else None
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            return super()._skeleton()
+        return named_layout(list(names.values()), self._clips[0].files[0])
 
 
 def _frames(content: Any, file: Path) -> Iterator[Frame]:

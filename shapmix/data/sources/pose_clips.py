@@ -36,7 +36,7 @@ from shapmix.data.sources.skeletons import choose_layout
 from shapmix.data.sources.table import Labels, number_classes, read_labels
 from shapmix.data.sources.tracks import Frame, Pose, Track, fill, follow
 from shapmix.process.errors import DataError
-from shapmix.skeleton.layout import Layout, load_layout
+from shapmix.skeleton.layout import BUILT_IN, Layout, load_layout
 
 log = logging.getLogger("shapmix")
 
@@ -322,13 +322,29 @@ def frame_number(name: str, where: str) -> int:
     return int(match[2])
 
 
-def read_json(file: Path) -> Any:
-    """The value of a JSON file.
+def read_json(file: Path, advice: str = AGAIN) -> Any:
+    """The value of a JSON file; `advice` ends the message about one that is damaged or too large.
 
     Raises:
         DataError: missing, larger than `LARGEST_CLIP`, or not JSON.
     """
-    return parse_json(read_file(file, LARGEST_CLIP), str(file), AGAIN)
+    if file.is_file() and file.stat().st_size > LARGEST_CLIP:
+        raise DataError(f"{file}: is larger than the limit of {LARGEST_CLIP} bytes; {advice}")
+    return parse_json(read_file(file, LARGEST_CLIP), str(file), advice)
+
+
+def named_layout(names: Sequence[str], where: Path) -> str:
+    """The built-in layout whose joints have these names, in this order; it is logged.
+
+    Raises:
+        DataError: there is none.
+    """
+    joints = tuple(name.lower().replace("-", "_") for name in names)
+    for name in BUILT_IN:
+        if load_layout(name).joints == joints:
+            log.info("%s: names the joints of layout %s", where, name)
+            return name
+    raise DataError(f"{where}: names the joints {brief(list(names))}, which no built-in layout has; give --layout")
 
 
 def flat_pose(values: object, columns: int, where: str, person: str | None = None) -> Pose:
