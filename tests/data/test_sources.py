@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import subprocess
@@ -54,6 +55,20 @@ def test_arrays_and_containers_come_back(protocol: int, tmp_path: Path) -> None:
             assert found[name].dtype == value.dtype.newbyteorder("=") or found[name].dtype == value.dtype
         else:
             assert found[name] == value
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_large_arrays_stay_in_the_file_and_bytes_are_bytes(protocol: int, tmp_path: Path) -> None:
+    array, content = RNG.normal(size=1000), bytes(range(256)) * 4
+    found = load_pickle(dump(tmp_path / "a.pkl", {"array": array, "content": content, "listed": [content]}, protocol))
+    base = found["array"]
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base.obj, mmap.mmap)
+    np.testing.assert_array_equal(found["array"], array)
+    assert (found["content"], found["listed"]) == (content, [content])
+    assert load_pickle(dump(tmp_path / "b.pkl", content, protocol)) == content
+    assert load_pickle(dump(tmp_path / "c.pkl", bytearray(content), protocol)) == content
 
 
 class Runs:

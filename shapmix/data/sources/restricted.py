@@ -3,7 +3,8 @@
 A pickle is a program for a stack machine and may call any function by name. This reader is an independent implementation of that
 machine that cannot import or call anything else: it builds numbers, text, plain containers and NumPy arrays of numbers or text, and
 rejects everything else by name. Memory and time are linear in the size of the file: every length is checked against the remaining
-bytes before memory is allocated, data that calls rebuild is counted, and only scalars are hashed.
+bytes before memory is allocated, data that calls rebuild is counted, and only scalars are hashed. The content of larger arrays
+stays in the file, which is memory-mapped (pickles of protocol 3 or 4).
 """
 
 from __future__ import annotations
@@ -85,14 +86,14 @@ class _Later:
 
 
 _INTEGER = frozenset((int,))  # not bool
-_SIZED = frozenset((str, bytes, bytearray, list, tuple))
+_SIZED = frozenset((str, bytes, bytearray, memoryview, list, tuple))
 _NOT_DATA = frozenset((_Global, _ElementType, _Later))  # these have no subclasses
 
 
 def _array(content: Any, element: Any, shape: Any, fortran: bool) -> np.ndarray:
     if isinstance(content, str):  # protocols below 3, written by Python 2
         content = content.encode("latin1")
-    if not isinstance(element, _ElementType) or not isinstance(content, (bytes, bytearray)):
+    if not isinstance(element, _ElementType) or not isinstance(content, (bytes, bytearray, memoryview)):
         raise RefusedError("an array of objects")
     if not isinstance(shape, tuple) or len(shape) > 32 or not _INTEGER.issuperset(map(type, shape)) or (shape and min(shape) < 0):
         raise ValueError(f"{show(shape)} is not the shape of an array")
@@ -124,7 +125,9 @@ def _encode(text: Any, coding: Any = "latin1") -> bytes:
 def _bytes(content: Any = b"", coding: Any = "latin1") -> bytes:
     if isinstance(content, str):
         return _encode(content, coding)
-    if not isinstance(content, (bytes, bytearray)) and not (isinstance(content, list) and all(type(one) is int for one in content)):
+    if not isinstance(content, (bytes, bytearray, memoryview)) and not (
+        isinstance(content, list) and all(type(one) is int for one in content)
+    ):
         raise RefusedError("bytes built from another type")
     return bytes(content)
 
@@ -190,6 +193,7 @@ class _Machine:
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
         self.data, self.size, self.at = data, len(data), 0
+        self.view = memoryview(data)
         self.stack: list[Any] = []  # the values above the last mark
         self.below: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
@@ -247,6 +251,13 @@ class _Machine:
             raise ValueError(f"{count} bytes requested, {self.size - self.at} left")
         self.at += count
         return self.data[self.at - count : self.at]
+
+    def lend(self, count: int) -> memoryview:
+        """The next bytes without a copy: the content of an array, which may be most of the file."""
+        if not 0 <= count <= self.size - self.at:
+            raise ValueError(f"{count} bytes requested, {self.size - self.at} left")
+        self.at += count
+        return self.view[self.at - count : self.at]
 
     def number(self, code: struct.Struct) -> Any:
         at = self.at
@@ -369,15 +380,14 @@ class _Machine:
 
 
 def _data(value: Any) -> Any:
-    if type(value) in _NOT_DATA:
-        raise RefusedError("a container of something that is not data")
-    return value
+    return _all_data([value])[0]
 
 
 def _all_data(values: list[Any]) -> list[Any]:
-    if not _NOT_DATA.isdisjoint(map(type, values)):
+    kinds = set(map(type, values))
+    if not _NOT_DATA.isdisjoint(kinds):
         raise RefusedError("a container of something that is not data")
-    return values
+    return [bytes(value) if type(value) is memoryview else value for value in values] if memoryview in kinds else values
 
 
 _U1, _U2, _U4, _U8, _I4, _F8 = map(struct.Struct, ("<B", "<H", "<I", "<Q", "<i", ">d"))
@@ -406,9 +416,9 @@ _BY_CODE: dict[int, Callable[[_Machine], object]] = {
     ord("X"): lambda m: m.push_text(m.number(_U4)),
     0x8C: lambda m: m.push_text(m.number(_U1)),
     0x8D: lambda m: m.push_text(m.number(_U8)),
-    ord("B"): lambda m: m.push(m.take(m.number(_U4))),
+    ord("B"): lambda m: m.push(m.lend(m.number(_U4))),
     ord("C"): lambda m: m.push(m.take(m.number(_U1))),
-    0x8E: lambda m: m.push(m.take(m.number(_U8))),
+    0x8E: lambda m: m.push(m.lend(m.number(_U8))),
     0x96: lambda m: m.push(bytearray(m.take(m.number(_U8)))),
     ord("]"): lambda m: m.stack.append([]),
     ord("l"): lambda m: m.push(_all_data(m.to_mark())),
@@ -490,7 +500,8 @@ def load_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 raise OtherLibraryError("the output of torch.save or numpy.savez; save NumPy arrays with pickle.dump")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, _uncollected():
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last array that refers to it
+            with _uncollected():
                 return _Machine(content).run()
     except RefusedError as error:
         raise DataError(
