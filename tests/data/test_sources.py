@@ -64,7 +64,7 @@ def test_large_arrays_stay_in_the_file_and_bytes_are_bytes(protocol: int, tmp_pa
     base = found["array"]
     while isinstance(base, np.ndarray):
         base = base.base
-    assert isinstance(base.obj, mmap.mmap)
+    assert isinstance(base, mmap.mmap)
     np.testing.assert_array_equal(found["array"], array)
     assert (found["content"], found["listed"]) == (content, [content])
     assert load_pickle(dump(tmp_path / "b.pkl", content, protocol)) == content
