@@ -392,6 +392,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert set(re.findall(r"[\w]+\.md", navigation)) == {page.name for page in DOCS.glob("*.md")} | generated
 
 
+def test_the_doctor_of_the_page_of_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = blocks("layouts.md", "bash")
+    _, _, module, *arguments = shlex.split(command)
+    assert importlib.import_module(module).main(arguments) == 0
+
+
 def test_the_page_of_the_layouts_lists_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (DOCS / "layouts.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d or]+) \| .+ \|$", page, re.MULTILINE)
