@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 from shapmix.data.clips import Splits
 from shapmix.data.synthetic import make_synthetic
 
+HOLD_AT = "SHAPMIX_TEST_HOLD_AT"  # variable of a process of its own: the step at which it waits for a signal
 PICTURES = ("plot_confusion", "plot_saliency", "plot_mixed_clip")
 
 
@@ -39,9 +42,35 @@ def leave_pictures_out(replace: Callable[[object, str, object], None]) -> None:
         replace(plots, name, draw)
 
 
+def hold(replace: Callable[[object, str, object], None]) -> None:
+    """A run waits inside the step `HOLD_AT`, if that is set, until it has received a signal: however slow the machine is, the run
+    has not ended before the test sends it."""
+    if HOLD_AT not in os.environ:
+        return
+    from shapmix.process.signals import StopRequest
+    from shapmix.training.eager_step import EagerStep
+
+    receive, step, received, steps = StopRequest._receive, EagerStep.forward_backward, [], iter(range(1, 1 << 30))
+
+    def heard(self: StopRequest, number: int, frame: object) -> None:
+        received.append(number)
+        receive(self, number, frame)
+
+    def held(self: EagerStep, batch: object) -> object:
+        result = step(self, batch)
+        late = next(steps) >= int(os.environ[HOLD_AT])
+        while late and not received:
+            time.sleep(0.01)
+        return result
+
+    replace(StopRequest, "_receive", heard)
+    replace(EagerStep, "forward_backward", held)
+
+
 if __name__ == "__main__":
     from shapmix import train
 
+    hold(setattr)
     make_small_runs(setattr, make_small())
     leave_pictures_out(setattr)
     sys.exit(train.main(sys.argv[1:]))

@@ -203,7 +203,7 @@ def started(folder: Path) -> tuple[subprocess.Popen[str], int]:
     last, begin = run / "checkpoints/last.pt", time.time()
     command = [sys.executable, "-m", "shapmix.experiment", "plan.yaml", "--out", "out", "--devices", "cpu"]
     grid = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (last.exists() and last.stat().st_mtime > begin):
         assert grid.poll() is None, grid.communicate()[1]
         assert time.monotonic() < until
@@ -224,7 +224,7 @@ def test_a_grid_takes_its_trainers_with_it(tmp_path: Path, capsys: pytest.Captur
     assert experiment.main([str(plan), "--out", str(tmp_path / "out")]) == 2  # a second grid in its folder
     assert f"out: process {grid.pid} on " in capsys.readouterr().err
     grid.send_signal(signal.SIGTERM)
-    said = grid.communicate(timeout=60)[1]
+    said = grid.communicate(timeout=300)[1]
     assert grid.returncode == 143, said
     assert "out: stopped after 0 of 1 cells; the same command resumes" in said
     assert not is_alive(trainer)
@@ -232,7 +232,7 @@ def test_a_grid_takes_its_trainers_with_it(tmp_path: Path, capsys: pytest.Captur
     grid, trainer = started(tmp_path)
     grid.send_signal(signal.SIGKILL)
     grid.communicate()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while is_alive(trainer):
         assert time.monotonic() < until
         time.sleep(0.02)

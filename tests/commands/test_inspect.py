@@ -114,7 +114,7 @@ def test_an_unknown_folder_is_described(tmp_path: Path, capsys: pytest.CaptureFi
     for name in ("a.mp4", "b.mp4", "sub/c.mp4", "notes.txt", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    begin = time.perf_counter()
+    begin = time.process_time()
     for options in ([], ["--inspect"]):
         assert prepare.main([str(tmp_path), str(tmp_path / "out"), *options]) == 2
         said = capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_an_unknown_folder_is_described(tmp_path: Path, capsys: pytest.CaptureFi
             "3 .mp4, 1 .txt, 1 no ending" in said
         )
         assert all(f"{format}: " in said for format in FORMATS)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     assert prepare.main([str(tmp_path / "notes.txt"), "--inspect"]) == 2
     assert "unknown format; it is a file that ends in '.txt'" in capsys.readouterr().err
     assert prepare.main([str(tmp_path / "none"), "--inspect"]) == 2

@@ -149,9 +149,9 @@ def test_a_clip_takes_less_than_two_seconds(trained: Trained) -> None:
     full = replace(trained, network=network, config=config, mean_motion=torch.zeros(3, 64, 25, 1))
     clip = torch.randn(100, 1, 25, 3)
     prediction.predict(full, clip)
-    begin = time.perf_counter()
+    begin = time.process_time()
     prediction.predict(full, clip)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_a_run_without_its_checkpoint_is_an_error(run: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def peak_of(code: str, *arguments: object) -> tuple[str, int]:
         "def peak():\n    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         f"before = peak()\ntry:\n    {code}\nexcept DataError as error:\n    print(error)\nprint(peak() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     *said, grown = done.stdout.splitlines()
     return "\n".join(said), int(grown)
@@ -140,10 +140,10 @@ PICKLES = {
 def test_a_pickle_made_to_harm_ends_soon(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(content)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(DataError, match=r"a\.pkl"):
         load_pickle(path)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02]q\x00h\x00a.", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."])
@@ -200,14 +200,14 @@ def test_every_field_of_a_pyskl_pickle_is_checked(field: str, odd: Any, tmp_path
         entry[field] = odd
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(content))
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         find_source(path).read(0)
     except DataError as error:
         assert len(str(error)) < 6000  # noqa: PT017
     else:
         assert (field, type(odd)) in {("split", type(None)), ("frame_dir", int), ("frame_dir", bool), ("frame_dir", str)}
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_a_pickle_of_torch_tensors_is_no_attack(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_the_page_opens_in_a_browser_without_a_word(run: Path, tmp_path: Path) -
     ]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,2400"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", (tmp_path / "index.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr
     assert shot.stat().st_size > 50_000

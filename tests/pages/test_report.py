@@ -81,7 +81,7 @@ def test_the_page_moves_in_a_browser(page: Path) -> None:
         "--virtual-time-budget=4000",
         "--dump-dom",
     ]
-    done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([browser, *flags, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     assert "CONSOLE" not in done.stderr
     assert 'max="7"' in done.stdout  # the script has run: there are 8 frames
 

@@ -16,9 +16,11 @@ from torch import nn
 
 from shapmix.networks import synced_norm
 from shapmix.process import parallel
+from tests.small_run import HOLD_AT
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4  # of an epoch
+LIMIT = 300  # seconds after which a process hangs, on a machine however busy
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "12", "--epochs", "5", "--threads", "1", "--device", "cpu"]
 TINY += ["--saliency.warmup-epochs", "1", "--schedule.lr", "0.1", "--run-dir", "run"]
 # what a process trains is written beside the run, for the test to compare
@@ -31,7 +33,7 @@ from dataclasses import replace
 from shapmix import train
 from shapmix.training import build
 from shapmix.training.eager_step import EagerStep
-from tests.small_run import leave_pictures_out, make_small, make_small_runs
+from tests.small_run import hold, leave_pictures_out, make_small, make_small_runs
 splits = make_small()
 leave_pictures_out(setattr)
 if "DOUBLE" in os.environ:  # rounding apart, as a comparison over many steps needs it: ReLU and pooling make a jump of it
@@ -51,6 +53,7 @@ def recorded(self, batch):
         file.write(json.dumps(row) + "\\n")
     return logits, clean, mixed
 EagerStep.forward_backward = recorded
+hold(setattr)
 sys.exit(train.main(sys.argv[2:]))
 """
 BACKBONE = """
@@ -61,20 +64,23 @@ def linear(*, layout, num_classes, num_people, in_channels):
 """
 
 
-def launch(processes: int, folder: Path, arguments: list[str], double: bool = False) -> subprocess.Popen[str]:
+def launch(
+    processes: int, folder: Path, arguments: list[str], double: bool = False, hold_at: int | None = None
+) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     (folder / "recorder.py").write_text(RECORDER)
     (folder / "backbone.py").write_text(BACKBONE)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *torchrun, "recorder.py", ".", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"DOUBLE": "1"} if double else {})}
+    environment |= {} if hold_at is None else {HOLD_AT: str(hold_at)}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + LIMIT
     while not (folder / "run/checkpoints/last.pt").exists():
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
 
@@ -86,7 +92,7 @@ def records(folder: Path, rank: int = 0) -> list[dict]:
 def run(processes: int, folder: Path, *arguments: str, double: bool = False) -> list[list[dict]]:
     """The steps of every process."""
     process = launch(processes, folder, [*TINY, *arguments], double)
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, said
     assert "Warning" not in said
     return [records(folder, rank) for rank in range(processes)]
@@ -132,7 +138,7 @@ def test_a_run_goes_on_with_another_number_of_processes(two: tuple[Path, list[li
     options = ["--network.backbone", "backbone:linear", "--schedule.decay", "step", "--schedule.milestones"]  # none: constant
     run(2, folder, *options, "--epochs", "2")
     process = launch(1, folder, ["--resume", "run", "--epochs", "3"])
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, said
     whole = run(1, tmp_path / "whole", *options, "--epochs", "3")[0]
     resumed = records(folder)
@@ -156,17 +162,17 @@ def test_accumulated_passes_are_the_same_step(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_the_job_goes_on(tmp_path: Path) -> None:
-    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "2"])
+    process = launch(2, tmp_path, [*TINY, "--epochs", "100000", "--checkpoint.every-steps", "2"])
     wait_for_checkpoint(process, tmp_path)
     os.kill(workers_of(process.pid)["RANK=1"], signal.SIGKILL)
     killed = time.monotonic()
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=LIMIT)
     print(f"\nthe job ended {time.monotonic() - killed:.0f} s after the kill")
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in said
     assert "error: process 0 lost another process of the job" in said
     again = launch(2, tmp_path, ["--resume", "run", "--epochs", str(2 + last_epoch(tmp_path / "run"))])
-    said, _ = again.communicate(timeout=200)
+    said, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, said
     assert "resuming from run/checkpoints/last" in said
 
@@ -175,7 +181,10 @@ def workers_of(torchrun: int) -> dict[str, int]:
     """RANK=... -> process."""
     found = {}
     for worker in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
-        environment = Path(f"/proc/{worker}/environ").read_bytes().decode().split("\0")
+        try:
+            environment = Path(f"/proc/{worker}/environ").read_bytes().decode().split("\0")
+        except (FileNotFoundError, ProcessLookupError):  # a child of another kind that has ended since
+            continue
         found |= {entry: int(worker) for entry in environment if entry.startswith("RANK=")}
     return found
 
@@ -183,7 +192,7 @@ def workers_of(torchrun: int) -> dict[str, int]:
 def is_running(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -191,20 +200,20 @@ def is_running(process: int) -> bool:
 def test_the_processes_end_with_torchrun_and_the_job_goes_on(tmp_path: Path) -> None:
     options = ["--network.backbone", "backbone:linear", "--checkpoint.every-minutes", "0"]
     run(2, tmp_path / "whole", *options)
-    process = launch(2, tmp_path / "cut", [*TINY, *options])
+    process = launch(2, tmp_path / "cut", [*TINY, *options], hold_at=6)
     wait_for_checkpoint(process, tmp_path / "cut")
     workers = workers_of(process.pid)
     assert sorted(workers) == ["RANK=0", "RANK=1"]
     process.kill()
-    said, _ = process.communicate(timeout=60)  # the workers have ended when nobody can write any more
+    said, _ = process.communicate(timeout=LIMIT)  # the workers have ended when nobody can write any more
     assert process.returncode == -signal.SIGKILL
-    until = time.monotonic() + 30
+    until = time.monotonic() + LIMIT
     while any(map(is_running, workers.values())):
         assert time.monotonic() < until
         time.sleep(0.05)
     assert "SIGTERM: finishing the step, then saving" in said
     again = launch(2, tmp_path / "cut", ["--resume", "run"])
-    said, _ = again.communicate(timeout=200)
+    said, _ = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, said
     whole, cut = (torch.load(tmp_path / name / "run/checkpoints/last.pt", weights_only=True) for name in ("whole", "cut"))
     for part in ("network", "mixer"):
@@ -229,25 +238,25 @@ def test_a_second_job_on_a_live_run_ends_with_one_line_a_process(tmp_path: Path)
             (["--resume", "run", "--mix", "none"], "error: run: process "),
         ):
             second = launch(2, tmp_path, arguments)
-            said, _ = second.communicate(timeout=60)
+            said, _ = second.communicate(timeout=LIMIT)
             assert second.returncode == 1
             assert errors_of(said, reason)
             assert process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=LIMIT)
     assert "resume with --resume run" in said
     second = launch(2, tmp_path, ["--resume", "run", "--mix", "none"])
-    said, _ = second.communicate(timeout=60)
+    said, _ = second.communicate(timeout=LIMIT)
     reason = "error: mix: the run was started with shapmix and cannot go on with none"
     assert errors_of(said, reason)
 
 
 def test_a_signal_to_the_job_saves_once_and_the_job_goes_on(tmp_path: Path) -> None:
-    process = launch(2, tmp_path, [*TINY, "--epochs", "1000", "--checkpoint.every-steps", "7"])
+    process = launch(2, tmp_path, [*TINY, "--epochs", "100000", "--checkpoint.every-steps", "7"])
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert "resume with --resume run" in said
     stopped = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
@@ -261,7 +270,7 @@ def last_epoch(run: Path) -> int:
 @pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     process = launch(2, tmp_path, [*TINY, "--batch-size", "13"])
-    said, _ = process.communicate(timeout=100)
+    said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert "batch_size 13 is not divisible by 2 processes times 1 passes; change one of them" in said
 
