@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
 from bench.machine import commit, machine
-from bench.timing import copy_of, seconds
+from bench.timing import copy_of, interleaved, seconds
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.shapley.game import PartGame
 from shapmix.skeleton.layout import load_layout
@@ -76,8 +76,7 @@ def fastest_copy() -> float:
 
 
 def times_of(call: Callable[[], object]) -> float:
-    call()
-    return median(seconds(call, CPU) for _ in range(ROUNDS))
+    return median(interleaved({"call": call}, CPU, budget=0.0, least=ROUNDS, most=ROUNDS)["call"])
 
 
 def point(clips: int, frames: int, layout: str, classes: int, rates: tuple[float, float]) -> dict[str, float]:

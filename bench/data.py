@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -23,12 +22,14 @@ import numpy as np
 import torch
 
 from bench.machine import commit, machine
+from bench.timing import interleaved, quantiles
 from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.sources.ntu_raw import read_skeletons
 from shapmix.data.store import FRAMES, INDEX, LAYOUT, NUMBERS, VERSION, open_store
 from shapmix.skeleton.layout import layout_text
 
+CPU = torch.device("cpu")
 ROUNDS = 7
 CLIPS, MEAN_FRAMES = 40_091, 82
 NPZ_ROWS = 20_000
@@ -36,16 +37,11 @@ NPZ_ROWS = 20_000
 
 def rates(calls: dict[str, Callable[[], Any]], work: float, rounds: int = ROUNDS) -> dict[str, Any]:
     """Work per second of each call, interleaved: 20%, 50% and 80% quantiles."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begin)
-    return {
-        name: dict(zip(("p20", "p50", "p80"), np.round(work / np.quantile(seconds, [0.8, 0.5, 0.2]), 1).tolist(), strict=True))
-        for name, seconds in times.items()
-    }
+    found = {}
+    for name, times in interleaved(calls, CPU, budget=0.0, least=rounds, most=rounds).items():
+        slow = quantiles(times)
+        found[name] = {"p20": work / slow["p80"], "p50": work / slow["p50"], "p80": work / slow["p20"]}
+    return {name: {at: round(rate, 1) for at, rate in rates.items()} for name, rates in found.items()}
 
 
 def skeleton_text(frames: int = 100, people: int = 2) -> bytes:
@@ -138,11 +134,8 @@ def made_up_store(folder: Path) -> None:
 
 def feeding(folder: Path) -> dict[str, Any]:
     made_up_store(folder)
-    opened = []
-    for _ in range(ROUNDS):
-        begin = time.perf_counter()
-        store = open_store(folder).clips
-        opened.append(time.perf_counter() - begin)
+    opened = interleaved({"open": lambda: open_store(folder)}, CPU, budget=0.0, least=ROUNDS, most=ROUNDS)["open"]
+    store = open_store(folder).clips
     sampler = ClipSampler(store, "crop", "joint", 64)
     batches = list(epoch_batches(epoch_order(torch.arange(CLIPS), 0, 0), 64))
     for step, chosen in enumerate(batches):  # warms the page cache

@@ -13,19 +13,22 @@ import json
 import resource
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.machine import commit, machine
+from bench.timing import seconds
 from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.process.memory import keep_freed_memory
 from shapmix.training.build import load_splits, make_mixer, make_network, make_optimizer, make_sampler
 from shapmix.training.config import parse_config
 
+CPU = torch.device("cpu")
 KINDS = ("given back", "kept")
 WARM_UP, STEPS = 3, 10
 CASES = {
@@ -84,12 +87,8 @@ def measure(options: list[str], keep: bool, threads: int) -> dict[str, float]:
     splits = load_splits(config)
     sampler, network = make_sampler(config, splits.store), make_network(config, splits.store).train()
     mixer, optimizer = make_mixer(config, splits, sampler, 1), make_optimizer(network, config)
-    times, faults = [], 0
-    batches = [batch for epoch in range(9) for batch in epoch_batches(epoch_order(splits.train, 0, epoch), config.batch_size)]
-    for step, chosen in enumerate(batches[: WARM_UP + STEPS], start=config.epochs):
-        if step == config.epochs + WARM_UP:
-            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        begin = time.perf_counter()
+
+    def train(chosen: Tensor, step: int) -> None:
         labels = splits.store.labels[chosen]
         clips = sampler.training(chosen, step)
         mixer.observe(network, clips, labels, step)
@@ -97,7 +96,13 @@ def measure(options: list[str], keep: bool, threads: int) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         torch.stack(mixer.loss(network(batch.clips), batch)).sum().backward()
         optimizer.step()
-        times.append(1e3 * (time.perf_counter() - begin))
+
+    times, faults = [], 0
+    batches = [batch for epoch in range(9) for batch in epoch_batches(epoch_order(splits.train, 0, epoch), config.batch_size)]
+    for step, chosen in enumerate(batches[: WARM_UP + STEPS], start=config.epochs):
+        if step == config.epochs + WARM_UP:
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        times.append(1e3 * seconds(partial(train, chosen, step), CPU))
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {"ms": median(times[WARM_UP:]), "peak MB": used.ru_maxrss / 1024, "faults": (used.ru_minflt - faults) / STEPS}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.ptxas import Kernel
+from bench.stages import read_lines
 from bench.verdicts import as_result, may_show
 
 NOMINAL_BANDWIDTH = 3.35e12  # bytes per second, HBM3 of an H100 according to its data sheet
@@ -21,8 +22,10 @@ Table = list[list[str]]
 
 def read_rows(path: Path) -> list[Row]:
     """The measurements of a file, each with the verdict of its op as `shown`: `green`, or the word to print with its speed."""
+    if path.suffix == ".jsonl":  # of bench.measure
+        return [{**line["row"], "shown": "green"} for line in read_lines(path) if "error" not in line.get("row", {"error": ""})]
     content = json.loads(path.read_text(encoding="utf-8"))
-    if "benchmarks" in content:
+    if "benchmarks" in content:  # bench/results/cpu_ops.json, measured with pytest-benchmark
         found = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
         return [{**row, "shown": "green"} for row in found if "ops" in row]
     return shown_rows(as_result(content["runs"][-1]) if "runs" in content else content)

@@ -1,4 +1,4 @@
-"""Timers: wall time of interleaved calls, and device time of CUDA graph replays.
+"""The clock of all benchmarks: wall time of interleaved calls, and device time of CUDA graph replays, with cold or hot caches.
 
 Every function takes calls without arguments. Noise of the machine affects interleaved calls alike, so ratios are computed within a
 round.

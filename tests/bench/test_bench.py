@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import collect, report, step, timing
+from bench import collect, measure, report, step, timing
 from bench.cases import ALL, CASES, SHAPES, Case
 from bench.machine import commit, machine
 from bench.measure import copy_bandwidth, measure_all
@@ -389,33 +387,30 @@ def test_committed_results_make_a_table() -> None:
     assert "mix_clips, k400" in shown
 
 
-def test_benchmarks_write_what_the_report_reads(tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--benchmark-only",
-        "-k",
-        "mix_clips and nw_ucla and float32",
-    ]
-    # measured in a separate process, also when tests run in parallel
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    command.append(f"--benchmark-json={results}")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "it works on CUDA tensors, not on cpu" in done.stdout
-    (found,) = read_rows(results)
-    assert (found["backend"], found["shape"], found["threads"]) == ("cpp", "nw_ucla", torch.get_num_threads())
-    content = json.loads(results.read_text())
-    assert content["machine_info"] == machine() | {"gpu": None}
-    assert set(content["commit_info"]) == {"id"}
-    assert set(content["benchmarks"][0]) == {"group", "name", "extra_info"}
+def test_benchmarks_write_what_the_report_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(measure.COPIED, "cpu", 1 << 16)
+    out = tmp_path / "ops.jsonl"
+    options = ["--out", str(out), "--ops", "mix_clips", "--shapes", "nw_ucla", "--dtypes", "float32", "--budget", "0"]
+    measure.main(options)
+    (found,) = read_rows(out)
+    assert (found["backend"], found["shape"], found["shown"]) == ("cpp", "nw_ucla", "green")
+    assert found["threads"] == torch.get_num_threads()
+    head, copied, row = map(json.loads, out.read_text().splitlines())
+    assert head == {"command": "python -m bench.measure", "commit": commit(), "machine": machine()}
+    assert copied["copy"]["bytes_moved"] == 1 << 16
+    assert set(row) == {"row"}
+    measure.main([*options, "--seconds", "-1"])
+    assert json.loads(out.read_text().splitlines()[-1]) == {"skipped": "nw_ucla float32"}
+    with out.open("a") as lines:
+        print(json.dumps({"row": {"ops": "mix_clips", "error": "no memory"}}), file=lines)
+    assert len(read_rows(out)) == 1
+
+
+def test_there_is_one_clock() -> None:
+    clocks = ("perf_counter", "process_time", "time.time(", "benchmark.pedantic", "timeit")
+    files = (ROOT / "bench").glob("*.py")
+    assert {file.name for file in files if any(clock in file.read_text() for clock in clocks)} == {"timing.py"}
 
 
 def test_training_runs_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
