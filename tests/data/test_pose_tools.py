@@ -88,6 +88,23 @@ def test_as_many_people_are_read_as_asked_for(tmp_path: Path) -> None:
     assert open_store(tmp_path / "store").clips.num_people == 3
 
 
+def test_single_files_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    made = make_clips(17)[0].people[0]
+    result = {"image_id": "1.jpg", "category_id": 1, "keypoints": flat(made, 0), "score": 1.0}
+    files: dict[str, Any] = {
+        "coco_results": [result],
+        "alphapose": [result | {"box": [1.0, 2.0, 3.0, 4.0], "idx": 0.0}],
+        "mmpose": [{"frame_id": 0, "instances": [mmpose_instance(made, 0)]}],
+        "mediapipe": [{"pose_landmarks": [landmarks(33)]}],
+    }
+    for format, content in files.items():
+        write_json(tmp_path / format / "wave" / "a.json", content)
+        assert detect_format(tmp_path / format / "wave" / "a.json") == format
+        assert detect_format(tmp_path / format) == format
+    (tmp_path / "a.bvh").write_bytes(bvh_text([[1.0] * 21]))
+    assert detect_format(tmp_path / "a.bvh") == "bvh"
+
+
 # Folders and labels
 
 

@@ -14,20 +14,20 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from shapmix.data.sources.coco_results import by_frame, read_results
+from shapmix.data.sources.coco_results import ALPHAPOSE as NAME
+from shapmix.data.sources.coco_results import by_frame, holds_results, read_results
 from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, flat_pose, frame_number, read_json
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame
 from shapmix.process.errors import DataError
 
-NAME = "alphapose-results.json"
 LISTS = {"people": "pose_keypoints_2d", "bodies": "joints"}  # of --format open and cmu
 
 
 def _fits(path: Path) -> bool:
-    if path.is_file():
-        return path.name == NAME
-    return any(next(path.glob(depth + NAME), None) for depth in ("", "*/", "*/*/", "*/*/*/"))
+    if path.is_dir() and any(next(path.glob(depth + NAME), None) for depth in ("", "*/", "*/*/", "*/*/*/")):
+        return True
+    return path.name == NAME or holds_results(path, "alphapose")
 
 
 @source("alphapose", f"AlphaPose's {NAME}, one per clip", fits=_fits)

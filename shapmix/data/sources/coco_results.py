@@ -37,6 +37,8 @@ from shapmix.data.sources.tracks import Frame, Pose
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout
 
+ALPHAPOSE = "alphapose-results.json"
+
 
 class Result(NamedTuple):
     """One person of one image."""
@@ -91,27 +93,36 @@ def _in_clip(image: str, where: str) -> tuple[str, str, int]:
     return parent, path.stem.rstrip("0123456789").removesuffix("_"), number
 
 
-def _fits(path: Path) -> bool:
-    """A folder with a file of results; other formats of lists are told apart by their content."""
-    return path.is_dir() and any(_is_list(file) and _begins_with_results(file) for file in islice(path.glob("*.json"), 3))
+def writer_of(file: Path) -> str | None:
+    """The format, `alphapose` or `coco_results`, of a JSON file that begins like a list of results; None for other files."""
+    try:
+        with file.open("rb") as content:
+            begin = content.read(1 << 16).lstrip()
+    except OSError:
+        return None
+    if not begin.startswith(b"[") or b'"image_id"' not in begin or b'"keypoints"' not in begin:
+        return None
+    return "alphapose" if file.name == ALPHAPOSE or b'"idx"' in begin or b'"box"' in begin else "coco_results"
+
+
+def holds_results(path: Path, format: str) -> bool:
+    """Whether a file, or the first files of a folder and its folders, were written in that format."""
+    files = [path] if path.is_file() else [file for depth in ("", "*/", "*/*/") for file in islice(path.glob(f"{depth}*.json"), 3)]
+    return any(file.suffix == ".json" and writer_of(file) == format for file in files)
 
 
 def _is_list(file: Path) -> bool:
     """Whether a JSON file holds a list, from its first character."""
-    try:
-        with file.open("rb") as content:
-            return content.read(64).lstrip()[:1] == b"["
-    except OSError:
-        return False
-
-
-def _begins_with_results(file: Path) -> bool:
     with file.open("rb") as content:
-        begin = content.read(4096)
-    return b'"image_id"' in begin and b'"keypoints"' in begin and not any(other in begin for other in (b'"idx"', b'"box"'))
+        return content.read(64).lstrip()[:1] == b"["
 
 
-@source("coco_results", "a folder with keypoint results in COCO's format", fits=_fits, asks_layout=lambda path: True)
+@source(
+    "coco_results",
+    "keypoint results in COCO's format, one list for all clips or one per clip",
+    fits=lambda path: holds_results(path, "coco_results"),
+    asks_layout=lambda path: True,
+)
 class CocoResults(PoseFiles):
     """Clips of result lists: (x, y, score) in pixels of the image; people are joined by `track_id`, else by distance."""
 
