@@ -78,32 +78,56 @@ class Batch(NamedTuple):
         return MixedBatch(torch.cat([self.clips, clips]), self.labels, partner, share, self.step)
 
 
+Unfit = Callable[[Layout, int, bool], str | None]
+"""(layout, coordinates without the score, whether there is a score) -> why a mixer cannot mix such clips, None if it can."""
+
+
+def _fits_all(layout: Layout, dimension: int, scores: bool) -> str | None:
+    return None
+
+
+def _scored(layout: Layout, dimension: int, scores: bool) -> str | None:
+    return "would mix the confidence score as a coordinate" if scores else None
+
+
+def _not_in_space(layout: Layout, dimension: int, scores: bool) -> str | None:
+    return f"projects clips of 3 coordinates, not {dimension}" if dimension != 3 else _scored(layout, dimension, scores)
+
+
+def _without_legs(layout: Layout, dimension: int, scores: bool) -> str | None:
+    if any("leg" in name for name in layout.parts):
+        return None
+    return f"needs parts with 'leg' in their names; layout '{layout.name}' has {', '.join(layout.parts)}"
+
+
 class Mixer(NamedTuple):
     """A registered mixer with its properties, see `mixer`."""
 
     mix: Callable[[Batch], MixedBatch]
     on_device: bool
     guided: bool
+    unfit: Unfit
 
 
 MIXERS = Registry[Mixer]("mix")
 
 
 def mixer(
-    name: str, *, on_device: bool = False, guided: bool = False
+    name: str, *, on_device: bool = False, guided: bool = False, unfit: Unfit = _fits_all
 ) -> Callable[[Callable[[Batch], MixedBatch]], Callable[[Batch], MixedBatch]]:
     """Registers a mixer under a name.
 
     Args:
         on_device: it reads no value on the host and draws from `batch.counter` if given, so it can be captured in a CUDA graph.
         guided: it uses the class saliency, which is then measured in every step.
+        unfit: says why it cannot mix some clips, before training.
 
     Raises:
         ValueError: the name is already registered.
     """
 
     def register(mix: Callable[[Batch], MixedBatch]) -> Callable[[Batch], MixedBatch]:
-        MIXERS.add(name, Mixer(mix, on_device, guided))
+        MIXERS.add(name, Mixer(mix, on_device, guided, unfit))
         return mix
 
     return register
@@ -220,7 +244,7 @@ def skelemix(batch: Batch) -> MixedBatch:
     return batch.mixed(*_paste(clips, partner, (4 * start).expand(n), (4 * length).expand(n), joints))
 
 
-@mixer("partial_mixup")
+@mixer("partial_mixup", unfit=_without_legs)
 def partial_mixup(batch: Batch) -> MixedBatch:
     """Combines the clip's upper body with the partner's legs; labels by number of joints, or a class alone if it is 3 times rarer.
 
@@ -231,11 +255,9 @@ def partial_mixup(batch: Batch) -> MixedBatch:
         ValueError: the layout has no parts with `leg` in their names.
     """
     clips, labels, counts, layout = batch.clips, batch.labels, batch.counts, batch.layout
+    if wrong := _without_legs(layout, clips.shape[1], False):
+        raise ValueError(f"mix 'partial_mixup' {wrong}")
     legs = [name for name in layout.parts if "leg" in name]
-    if not legs:
-        raise ValueError(
-            f"partial mixup needs parts with 'leg' in their names; layout '{layout.name}' has {', '.join(layout.parts)}"
-        )
     kappa, n = 3, len(labels)
     partner = batch.draws().other()
     lower = torch.zeros(layout.num_joints, dtype=torch.bool, device=clips.device)
@@ -247,7 +269,7 @@ def partial_mixup(batch: Batch) -> MixedBatch:
     return batch.mixed(mixed, partner, torch.where(theirs > kappa * mine, torch.zeros_like(share), share))
 
 
-@mixer("spatial_mix")
+@mixer("spatial_mix", unfit=_not_in_space)
 def spatial_mix(batch: Batch) -> MixedBatch:
     """Takes each projection along an axis from the clip or the partner; a coordinate is the mean over projections that contain it.
 
@@ -257,8 +279,8 @@ def spatial_mix(batch: Batch) -> MixedBatch:
         ValueError: clips do not have three coordinates.
     """
     clips, n = batch.clips, len(batch.labels)
-    if clips.shape[1] != 3:
-        raise ValueError(f"SpatialMix projects clips of 3 coordinates, not {clips.shape[1]}")
+    if wrong := _not_in_space(batch.layout, clips.shape[1], False):
+        raise ValueError(f"mix 'spatial_mix' {wrong}")
     draws = batch.draws(1)
     shift = integers(draws.next()[:, 0], 1, n - 1)
     partner = (torch.arange(n, device=clips.device) + shift) % n
@@ -285,7 +307,7 @@ def temporal_mix(batch: Batch) -> MixedBatch:
     return batch.mixed(mixed, partner, torch.full((n,), 1 - own / num_frames, device=clips.device))
 
 
-@mixer("bone_mix")
+@mixer("bone_mix", unfit=_scored)
 def bone_mix(batch: Batch) -> MixedBatch:
     """Mixup of bone directions, with root and bone lengths of the clip, so that body proportions are preserved.
 

@@ -20,6 +20,7 @@ from shapmix.data.store import open_store
 from shapmix.kernels import unavailable
 from shapmix.mixing import official
 from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.backbones import find_backbone
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
@@ -107,8 +108,14 @@ def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
 
 
 def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int) -> ShapMix:
-    """Builds Shap-Mix with the class counts and mean motion of the data; converts schedules from epochs to steps."""
+    """Builds Shap-Mix with the class counts and mean motion of the data; converts schedules from epochs to steps.
+
+    Raises:
+        RunError: the mixer cannot mix clips of this skeleton or these coordinates.
+    """
     store = splits.store
+    if wrong := MIXERS[config.mix].unfit(store.layout, store.dimension, store.scores):
+        raise RunError(f"mix: '{config.mix}' {wrong}; choose another mix")
     if config.compat == "official":
         motion = official.mean_motion(store.frames, store.offsets, splits.train, config.num_frames)
     else:

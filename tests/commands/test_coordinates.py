@@ -130,6 +130,23 @@ def test_a_run_is_explained_and_reported(trained: tuple[Kind, Path, Path]) -> No
     assert (run / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("mix", "kind", "message"),
+    [
+        ("spatial_mix", KINDS["xy"], "'spatial_mix' projects clips of 3 coordinates, not 2"),
+        ("spatial_mix", KINDS["xy and score"], "'spatial_mix' projects clips of 3 coordinates, not 2"),
+        ("spatial_mix", KINDS["xyz and score"], "'spatial_mix' would mix the confidence score as a coordinate"),
+        ("bone_mix", KINDS["xy and score"], "'bone_mix' would mix the confidence score as a coordinate"),
+        ("partial_mixup", Kind("hand21", 2), "'partial_mixup' needs parts with 'leg' in their names; layout 'hand21' has thumb"),
+    ],
+)
+def test_a_mixer_that_does_not_fit_the_clips_is_refused_before_training(
+    mix: str, kind: Kind, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_on(make_store(tmp_path, kind), tmp_path / "run", "joint", "--mix", mix) == 2
+    assert f"error: mix: {message}" in capsys.readouterr().err
+
+
 def pixels(coordinates: int, *, scores: bool = False) -> ClipStore:
     torch.manual_seed(0)
     layout = replace(load_layout("coco17"), dimensions=())

@@ -157,10 +157,10 @@ def test_bone_mix_keeps_the_bodys_bones() -> None:
 
 def test_what_a_mixer_cannot_do_is_said() -> None:
     clips = torch.randn(N, 2, FRAMES, 3, 1)
-    with pytest.raises(ValueError, match="SpatialMix projects clips of 3 coordinates, not 2"):
+    with pytest.raises(ValueError, match="mix 'spatial_mix' projects clips of 3 coordinates, not 2"):
         mixed_clips("spatial_mix", clips, ODD, 0, 0)
     armless = Layout("a", ODD.joints, ODD.parents, ODD.flips, {"low": (0,), "high": (1, 2)}, 1)
-    with pytest.raises(ValueError, match="needs parts with 'leg' in their names; layout 'a' has low, high"):
+    with pytest.raises(ValueError, match="mix 'partial_mixup' needs parts with 'leg' in their names; layout 'a' has low, high"):
         mixed_clips("partial_mixup", clips, armless, 0, 0)
 
 
