@@ -113,12 +113,14 @@ def test_ntu_from_raw_files_to_a_result(ntu: Path) -> None:
 @pytest.mark.slow
 def test_an_own_layout_and_an_own_network(tmp_path: Path) -> None:
     (layout,) = blocks("own_layout.md", "toml")
-    (tmp_path / "hand21.toml").write_text(layout)
+    (tmp_path / "palm21.toml").write_text(layout)
     check, module = blocks("own_layout.md", "python")
     found = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout == "20 combinations, the first of them palm+thumb+index\n"
     (tmp_path / "mine.py").write_text(module)
-    (train,) = blocks("own_layout.md", "bash")
+    shown, train = blocks("own_layout.md", "bash")
+    assert "no mistakes found" in run_shell(shown, tmp_path)
+    assert (tmp_path / "palm21.svg").exists()
     run_shell(train, tmp_path)
     assert (tmp_path / "mine.run" / "explanation" / "index.html").exists()
 
