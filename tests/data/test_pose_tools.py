@@ -282,6 +282,16 @@ def test_alphapose_in_the_forms_of_openpose(key: str, inner: str, tmp_path: Path
     assert source.names == ["clip"]
 
 
+def test_alphapose_tracked_by_pose_flow(tmp_path: Path) -> None:
+    values = [person(x, joints=17)["pose_keypoints_2d"] for x in (0, 500)]
+    frames = {
+        f"clip/{frame:04d}.jpg": [{"keypoints": values[who], "scores": 3.0, "idx": who + 5} for who in (0, 1)] for frame in range(3)
+    }
+    write_json(tmp_path / "clip.json", frames)
+    tracks = opened(tmp_path / "clip.json", "alphapose").people(0)
+    assert [(track.person, track.poses[:, 0, 0].tolist()) for track in tracks] == [("5", [0, 0, 0]), ("6", [500, 500, 500])]
+
+
 # Other forms of the same tool
 
 
@@ -301,6 +311,9 @@ def test_mmpose_images_instance_info_and_three_dimensions(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"17 joints of 4 numbers .*give --layout"):
         opened(tmp_path / "lifted.json", "mmpose")
     assert opened(tmp_path / "lifted.json", "mmpose", "h36m17").read(0).joints[0, 0, 0].tolist() == [1, 2, 3, 0.5]
+    inner = {"keypoints": [lifted["keypoints"]], "keypoint_scores": [lifted["keypoint_scores"]]}
+    write_json(tmp_path / "nested.json", [{"frame_id": 0, "instances": [inner]}])
+    assert opened(tmp_path / "nested.json", "mmpose", "h36m17").read(0).joints[0, 0, 0].tolist() == [1, 2, 3, 0.5]
 
 
 def test_coco_results_find_their_clips_by_names(tmp_path: Path) -> None:

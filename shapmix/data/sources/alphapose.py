@@ -3,6 +3,7 @@
 - default format: `[{"image_id": "12.jpg", "category_id": 1, "keypoints": [x0, y0, c0, ...], "score": s, "idx": n}, ...]`;
 - `--format open` and `cmu`: `{"12.jpg": {"people": [{"pose_keypoints_2d": [...]}]}}`, or `bodies` and `joints`, with the 18 joints
   of OpenPose. AlphaPose computes them from the 17 of COCO; with a Halpe model their neck is wrong, so use the default format there.
+- PoseFlow's tracked results (`alphapose-results-forvis-tracked.json`): `{"12.jpg": [{"keypoints": [...], "idx": n}, ...]}`.
 
 The frame is the number that ends `image_id`. Frames without a person are not in the file.
 """
@@ -48,6 +49,8 @@ class AlphaPose(PoseFiles):
     def frames(self, clip: Clip) -> Iterator[Frame]:
         """The frames with at least one person."""
         content = read_json(clip.files[0])
+        if isinstance(content, dict) and content and all(isinstance(people, list) for people in content.values()):
+            content = _listed(content)
         if isinstance(content, dict):
             yield from _of_openpose_form(content, clip.files[0])
             return
@@ -59,6 +62,13 @@ class AlphaPose(PoseFiles):
 
     def _stem(self, path: Path) -> str:
         return path.parent.name if path.name == NAME else super()._stem(path)
+
+
+def _listed(content: dict[str, list[Any]]) -> list[Any]:
+    """PoseFlow's results as a list like the default format."""
+    return [
+        {**entry, "image_id": image} if isinstance(entry, dict) else entry for image, people in content.items() for entry in people
+    ]
 
 
 def _of_openpose_form(content: dict[str, Any], file: Path) -> Iterator[Frame]:

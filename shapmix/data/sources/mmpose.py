@@ -98,11 +98,19 @@ def _frame(number: int, instances: Any, where: str) -> Frame:
     return Frame(number, [_pose(entry, f"{where}, person {person}") for person, entry in enumerate(instances)], where)
 
 
+def _alone(values: Any, depth: int) -> Any:
+    """The only element of a list that is nested `depth` deep: lifted poses of some versions keep the axis of frames."""
+    inner = values
+    for _ in range(depth - 1):
+        inner = inner[0] if isinstance(inner, list) and inner else None
+    return values[0] if isinstance(inner, list) and len(values) == 1 else values
+
+
 def _pose(entry: Any, where: str) -> Pose:
     if not isinstance(entry, dict) or "keypoints" not in entry:
         raise DataError(f"{where}: {brief(entry)} has no 'keypoints'; {AGAIN}")
-    places = nested_pose(entry["keypoints"], where).joints
-    scores = entry.get("keypoint_scores")
+    places = nested_pose(_alone(entry["keypoints"], 3), where).joints
+    scores = _alone(entry.get("keypoint_scores"), 2)
     if places.shape[1] not in (2, 3):
         raise DataError(f"{where}: joints of {places.shape[1]} numbers, not x, y or x, y, z; {AGAIN}")
     if not isinstance(scores, list) or len(scores) != len(places) or not numbers([scores]):
