@@ -71,8 +71,15 @@ class Inspected:
         return sorted({*self.sample.shapes(2)})
 
     def fitting_layouts(self) -> list[str]:
-        """Built-in layouts with as many joints as the clips have."""
-        return [name for name in BUILT_IN if [load_layout(name).num_joints] == self.joints()]
+        """Built-in layouts with as many joints and as many dimensions as the clips have."""
+        scores = self.source.scores or self.misses_scores()
+        dimensions = {coordinates - scores for coordinates in self.sample.shapes(3)}
+        known = [(name, load_layout(name)) for name in BUILT_IN]
+        return [
+            name
+            for name, one in known
+            if [one.num_joints] == self.joints() and (not one.dimensions or dimensions <= {*one.dimensions})
+        ]
 
     def misses_scores(self) -> bool:
         """Whether `--scores` may be missing: the third of three coordinates is from 0 to 1, and the others are not."""
@@ -153,7 +160,11 @@ def _skeleton(seen: Inspected) -> str:
         origin = "given with --layout" if seen.options.layout else "comes with the data"
     known = layout if isinstance(layout, Layout) else load_layout(layout)
     text = f"{known.name}, {known.num_joints} joints in {len(known.parts)} parts ({origin})"
-    return text if joints in ([], [known.num_joints]) else f"{text}; but clips have {counts} joints: {remedy}"
+    if joints not in ([], [known.num_joints]):
+        return f"{text}; but clips have {counts} joints: {remedy}"
+    scores = seen.source.scores or seen.misses_scores()
+    wrong = next(filter(None, (known.wrong_dimension(c, scores=scores) for c in seen.sample.shapes(3))), None)
+    return f"{text}; {wrong}" if wrong else text
 
 
 def _sampled(seen: Inspected) -> dict[str, str]:

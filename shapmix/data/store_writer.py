@@ -43,6 +43,8 @@ OF_A_SCORE = 1.0  # the highest confidence score
 
 OF_PIXELS = 20.0  # coordinates in metres or of a normalised image are smaller
 
+CHECKED_FRAMES = 10_000  # of a store, whose third coordinate may be a score
+
 HASHED_ONE_BY_ONE = 16  # source files; more get one combined hash
 
 
@@ -117,6 +119,8 @@ def prepare(
     except OSError as error:
         reason = f"{error.filename or partial}: {error.strerror or error}"
         raise PrepareError(f"{reason}; fix the cause and repeat the command, which resumes here") from error
+    if not depth and not source.scores:
+        _warn_of_scores(out)
     _log_summary(out, layout, index, {row["people"] for row in rows if "length" in row})
 
 
@@ -455,9 +459,23 @@ def _reject_depth(source: Source, name: str, joints: np.ndarray) -> None:
         )
 
 
+def _warn_of_scores(out: Path) -> None:
+    """Logs that the third of three coordinates may be a score: from 0 to 1 in the whole store, unlike the others."""
+    frames = np.load(out / FRAMES, mmap_mode="r", allow_pickle=False)
+    seen = frames[:: -(-len(frames) // CHECKED_FRAMES)]
+    if seen.shape[-1] != 3 or seen[..., 2].min() < 0 or not 0 < seen[..., 2].max() <= OF_A_SCORE:
+        return
+    if seen[..., :2].min() < 0 or seen[..., :2].max() > 1:
+        log.warning(
+            "%s: the third coordinate is from 0 to 1, like a score; if it is one, prepare the data again with --scores", out
+        )
+
+
 def _warn_of_empty_classes(index: Mapping[str, Any]) -> None:
     """Logs the classes without recordings, since training requires at least one per class."""
     labels, names = set(index["clips"]["label"]), index["class_names"]
+    if len(labels) == 1:
+        log.warning("all recordings are of class '%s'; training needs at least two classes", names[min(labels)])
     empty = [names[label] for label in range(len(names)) if label not in labels]
     if not empty:
         return

@@ -111,6 +111,8 @@ class ShapMix(nn.Module):
         empty = torch.nonzero(class_counts < 1).flatten().tolist()
         if empty:
             raise ValueError(f"class_counts: class {empty[0]} has no training clip, so its prior is zero; leave the class out")
+        if len(class_counts) < 2:
+            raise ValueError("class_counts: one class; a classifier needs at least two")
         check_mean_motion(mean_motion, layout.num_joints, layout.name)
         _check_numbers(temperature, blend_probability)
         _check_steps(warmup=warmup_steps, replace=replace_steps, deferred=deferred_steps)

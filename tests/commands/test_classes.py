@@ -141,6 +141,11 @@ def test_a_run_without_empty_classes_is_one_everywhere(tmp_path: Path, capsys: p
     assert sorted(name for name, _ in json.loads(capsys.readouterr().out)["classes"]) == ["1", "3", "4"]
 
 
+def test_one_class_is_told_when_it_is_prepared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_store(tmp_path, [("a", "train"), ("a", "test")] * 2)
+    assert "all recordings are of class 'a'; training needs at least two classes" in caplog.text
+
+
 def test_labels_from_1_are_shifted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(str(label), split) for label in (1, 2) for split in ["train"] * 4 + ["val", "test"]]
     raw = write_plain(tmp_path / "raw", rows)

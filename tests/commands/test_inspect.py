@@ -70,7 +70,8 @@ def test_what_is_odd_about_a_data_set_is_printed(tmp_path: Path, capsys: pytest.
     clips[7][1][:] = 0
     folder = write(tmp_path / "own", clips, ["1"] * 8 + ["2"] * 2 + ["4"] * 2)
     found = inspected(capsys, folder)
-    assert found["skeleton"].startswith("17 joints; the layout is not known: give --layout with one of coco17, h36m17, ")
+    fitting = "one of coco17, h36m17, uav17 or your own .toml file"
+    assert found["skeleton"] == f"17 joints; the layout is not known: give --layout with {fitting}"
     assert found["people"] == "1 to 3 per clip; absent ones are padded with zeros"
     assert (
         found["coordinates"]
@@ -97,6 +98,12 @@ def test_one_class_and_a_wrong_layout_are_told(tmp_path: Path, capsys: pytest.Ca
         in found["skeleton"]
     )
     assert found["classes"] == "1: wave 4; a classifier needs at least two"
+
+
+def test_a_layout_of_other_dimensions_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "own", [(f"c{number}", motion(13, 3, 0, number)) for number in range(4)], ["a", "b"] * 2)
+    found = inspected(capsys, folder, "--layout", "penn13")
+    assert "clips have 3 coordinates and no score but layout 'penn13' is for 2 coordinates" in found["skeleton"]
 
 
 def test_a_sample_is_read_and_said_to_be_one(

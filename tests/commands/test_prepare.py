@@ -175,6 +175,19 @@ def test_clips_with_fewer_people_are_padded(
     assert "recording 'clip003': 4 people, the store has 3; give --people 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("third", "options", "told"), [(0.5, [], True), (0.5, ["--depth"], False), (-0.5, [], False), (2, [], False)]
+)
+def test_a_third_coordinate_like_a_score_is_told(
+    third: float, options: list[str], told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = clips([3, 4])
+    for joints in written.values():
+        joints[..., 2] = third
+    make(plain(tmp_path / "raw", written), tmp_path / "store", *options)
+    assert ("the third coordinate is from 0 to 1, like a score" in caplog.text) is told
+
+
 def test_a_padded_store_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     written = people([1, 2, 1, 3])
     whole, damaged = written["clip002"].copy(), written["clip002"].copy()

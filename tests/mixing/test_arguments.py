@@ -87,6 +87,7 @@ CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"class_counts": COUNTS > 5}, TypeError, "class_counts is torch.bool; give whole numbers, as torch.int64"),
     ({"class_counts": {0: 90}}, TypeError, "class_counts is a dict; give a tensor or list [K]"),
     ({"class_counts": [5, 0, 3]}, ValueError, "class_counts: class 1 has no training clip"),
+    ({"class_counts": [5]}, ValueError, "class_counts: one class; a classifier needs at least two"),
     ({"class_counts": [5, -2, 3]}, ValueError, "class_counts: class 1 has no training clip"),
     ({"mean_motion": np.zeros(SIZE)}, TypeError, "mean_motion is a ndarray; give a tensor [C, T, V, M]"),
     ({"mean_motion": torch.zeros(1, *SIZE)}, ValueError, "mean_motion has shape [1, 3, 16, 25, 2]; give [C, T, V, M]"),
