@@ -48,6 +48,8 @@ class PredictConfig(CheckpointOptions, ComputeOptions):
     """Skeleton layout of the files, where they do not name theirs; None: that of the network."""
     per_person: bool = False
     """Predict for every person apart, from their first frame to their last; otherwise for all people of a recording together."""
+    min_frames: int = 1
+    """With --per-person, people who are seen in fewer frames are left out, such as false detections."""
     top: int = 3
     """Number of classes to show."""
     parts: bool = True
@@ -71,10 +73,10 @@ def predict_files(config: PredictConfig) -> int:
     """Prints the predictions of every recording, or the reason why it cannot be read; returns the exit code."""
     if not config.files:
         raise ConfigError(f"no files are given; usage: {program('predict')} RUN FILE...")
-    for option in ("top", "window", "stride"):
+    for option in ("top", "window", "stride", "min_frames"):
         value = getattr(config, option)
         if value is not None and value < 1:
-            raise ConfigError(f"--{option}: must be at least 1, not {value}")
+            raise ConfigError(f"--{option.replace('_', '-')}: must be at least 1, not {value}")
     if config.out is not None:
         if config.out.suffix not in (".json", ".csv"):
             raise ConfigError(f"--out: must end in .json or .csv, not '{config.out.name}'")
@@ -87,7 +89,7 @@ def predict_files(config: PredictConfig) -> int:
         for recording in recordings_of(file, trained, config.format, config.layout):
             total += 1
             try:
-                taken = recording.people() if config.per_person else [recording.read()]
+                taken = recording.people(config.min_frames) if config.per_person else [recording.read()]
                 found = [classify(each.joints, recording.name, first_frame=each.first_frame, person=each.person) for each in taken]
             except DataError as error:
                 failed += 1

@@ -67,11 +67,11 @@ class Taken(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A recording that is read lazily: everybody, or everyone apart. Both raise DataError if it is damaged."""
+    """A recording that is read lazily: everybody, or everyone apart who is in so many frames. Both raise DataError if damaged."""
 
     name: str
     read: Callable[[], Taken]
-    people: Callable[[], list[Taken]]
+    people: Callable[[int], list[Taken]]
 
 
 def recordings_of(file: Path, trained: Trained, format: str = AUTO, layout: str | None = None) -> Iterator[Unread]:
@@ -101,15 +101,15 @@ def recordings_of(file: Path, trained: Trained, format: str = AUTO, layout: str 
 
 def _unread(name: str, read: Callable[[], Taken]) -> Unread:
     """A recording whose people are those of the array."""
-    return Unread(name, read, lambda: _apart(read()))
+    return Unread(name, read, lambda min_frames: _apart(read(), min_frames))
 
 
-def _apart(taken: Taken) -> list[Taken]:
-    """Everyone alone, from their first frame to the last."""
+def _apart(taken: Taken, min_frames: int) -> list[Taken]:
+    """Everyone alone, from their first frame to the last, who is in at least `min_frames` frames."""
     found = []
     for person in range(taken.joints.shape[1]):
         present = torch.nonzero(taken.joints[:, person].flatten(1).any(1)).flatten()
-        if len(present):
+        if len(present) >= max(1, min_frames):
             begin, end = int(present[0]), int(present[-1]) + 1
             found.append(Taken(taken.joints[begin:end, person : person + 1], taken.first_frame + begin, str(person)))
     return found
@@ -161,10 +161,10 @@ def _read_of(source: Source, index: int) -> Taken:
     return Taken(torch.from_numpy(np.array(recording.joints, dtype=np.float32)), recording.first_frame)
 
 
-def _people_of(source: PoseFiles, index: int) -> list[Taken]:
-    """Everyone in a clip of a pose tool, also those that a store has no place for."""
+def _people_of(source: PoseFiles, index: int, min_frames: int) -> list[Taken]:
+    """Everyone in a clip of a pose tool, also those that a store has no place for, who is in at least `min_frames` frames."""
     found = []
-    for track in source.people(index):
+    for track in (one for one in source.people(index) if len(one.frames) >= min_frames):
         joints, first = fill([track], source.names[index], 1)
         found.append(Taken(torch.from_numpy(joints), first, track.person))
     return found
@@ -202,6 +202,7 @@ def predict(
     """Predictions for a recording [T, M, V, C]: one, or one per window.
 
     Windows start every `stride` frames; the last one ends with the recording. A recording shorter than a window is one clip.
+    Windows of zeros, in which nobody is present, have no prediction.
     `first_frame` is the number of the first frame, for `begin` and `end`; `person` is recorded in the predictions.
 
     Raises:
@@ -215,6 +216,10 @@ def predict(
     begins = list(range(0, frames - length + 1, stride or max(1, length // 2)))
     if begins and begins[-1] + length < frames:
         begins.append(frames - length)
+    if window is not None and frames:
+        begins = [begin for begin in begins if recording[begin : begin + length].any()]
+        if not begins:
+            return []
     names = [f"{name} [{begin}:{begin + length}]" for begin in begins]
     store = trained.store([recording[begin : begin + length] for begin in begins], names)
     clips = trained.sampler(store).evaluation(torch.arange(len(begins))).to(trained.device)

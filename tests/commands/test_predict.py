@@ -140,6 +140,20 @@ def test_people_of_an_array_are_predicted_apart(
     assert [(one.person, one.begin, one.end) for one in found] == [("0", 0, len(both)), ("1", 5, len(both))]
     assert predict.main([str(run), str(tmp_path / "both.npy"), "--per-person", "--no-parts"]) == 0
     assert f"both, person 1 [5:{len(both)}]: " in capsys.readouterr().out
+    command = [str(run), str(tmp_path / "both.npy"), "--per-person", "--no-parts", "--min-frames"]
+    assert predict.main([*command, str(len(both))]) == 0
+    assert "person 1" not in capsys.readouterr().out
+    assert predict.main([*command, "0"]) == 2
+    assert "--min-frames: must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_windows_without_anybody_have_no_prediction(trained: Trained, recording: torch.Tensor) -> None:
+    gap = torch.cat([recording, torch.zeros_like(recording), recording])
+    frames = len(recording)
+    found = prediction.predict(trained, gap, window=frames // 2, parts=False)
+    assert all(gap[one.begin : one.end].any() for one in found)
+    assert {one.begin for one in found}.isdisjoint(range(frames, 2 * frames - frames // 2))
+    assert prediction.predict(trained, torch.zeros_like(recording), window=5) == []
 
 
 def test_a_clip_takes_less_than_two_seconds(trained: Trained) -> None:
