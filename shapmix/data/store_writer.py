@@ -25,6 +25,7 @@ from shapmix.data.sources.annotations import Annotated
 from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.rows import PaddedRows
+from shapmix.data.sources.skeletons import fitting_layouts
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
 from shapmix.process.errors import DataError, ShapmixError
 from shapmix.process.files import UNFINISHED, only_writer, sync_folder, whole_file, write_whole
@@ -295,8 +296,8 @@ def _convert(
         ):
             try:
                 recording = read.result()
-                if shape is None and (wrong := layout.wrong_dimension(recording.joints.shape[-1], scores=source.scores)):
-                    raise PrepareError(f"{_place(source)}: {wrong}")
+                if shape is None:
+                    _check_skeleton(source, layout, recording.joints)
                 fitting = _fitting(shape, recording.joints, people)
                 joints = _fitted(name, recording, layout, len(source.class_names), fitting, dtype)
             except DataError as error:
@@ -372,6 +373,24 @@ def _widened(path: Path, frames: BinaryIO, rows: list[dict[str, Any]], shape: tu
     return path.open("a+b")
 
 
+def _check_skeleton(source: Source, layout: Layout, joints: np.ndarray) -> None:
+    """Checks the layout on the first recording [T, M, V, C]: another skeleton is no damage, and is not skipped.
+
+    Raises:
+        PrepareError: a different number of joints or of coordinates; the message says what to give.
+    """
+    if joints.ndim != 4:
+        return  # damage, which is named where the recording is fitted
+    if joints.shape[2] != layout.num_joints:
+        choices = fitting_layouts(joints.shape[2], joints.shape[3] - int(source.scores))
+        raise PrepareError(
+            f"{_place(source)}: recordings of {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}; "
+            f"give --layout: {choices}"
+        )
+    if wrong := layout.wrong_dimension(joints.shape[3], scores=source.scores):
+        raise PrepareError(f"{_place(source)}: {wrong}")
+
+
 def _in_order(source: Source, first: int, workers: int) -> Iterator[Future[Recording]]:
     """Recordings from `first` on, prefetched by several threads; only a few are in memory at a time."""
     with ThreadPoolExecutor(workers) as pool:
@@ -398,7 +417,7 @@ def _fitted(
     if joints.shape[2] != layout.num_joints:
         raise DataError(
             f"recording '{name}': {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}; "
-            "choose the skeleton with --layout"
+            "repair or remove the recording"
         )
     if not 0 <= recording.label < num_classes:
         raise DataError(f"recording '{name}': label {recording.label}, the {num_classes} classes are 0 to {num_classes - 1}")

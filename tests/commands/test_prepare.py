@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -152,6 +153,94 @@ def test_what_does_not_fit_is_named(change: np.ndarray, message: str, tmp_path: 
     said = capsys.readouterr().err
     assert "recording 'odd': " in said
     assert message.replace("hip_centre", LAYOUT.joints[0]) in said
+
+
+@pytest.mark.parametrize("options", [[], ["--skip-damaged"]])
+@pytest.mark.parametrize(
+    ("joints", "given", "message"),
+    [
+        (
+            (13, 3),
+            ["coco17", "--scores"],
+            "recordings of 13 joints, layout 'coco17' has 17; give --layout: one of penn13, smarthome13,",
+        ),
+        (
+            (17, 3),
+            ["ntu25"],
+            "recordings of 17 joints, layout 'ntu25' has 25; give --layout: one of h36m17, uav17, or a .toml file",
+        ),
+        ((7, 2), ["coco17"], "give --layout: a .toml file that describes the skeleton (no built-in one fits)"),
+        ((17, 3), ["coco17"], "layout 'coco17' is for 2 coordinates: if the last one is a score, declare it (--scores)"),
+        (
+            (25, 2),
+            ["ntu25"],
+            "clips have 2 coordinates and no score but layout 'ntu25' is for 3 coordinates: choose another layout",
+        ),
+        ((25, 4), ["body25", "--scores"], "clips have 4 coordinates, the last a score, but layout 'body25' is for 2 coordinates"),
+    ],
+)
+def test_another_skeleton_is_refused_and_not_skipped(
+    joints: tuple[int, int], given: list[str], message: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = plain(tmp_path / "raw", {"a": np.ones((2, 1, *joints), np.float32), "b": np.ones((2, 1, *joints), np.float32)})
+    assert run(folder, tmp_path / "store", "--layout", *given, *options) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert "--skip-damaged" not in said
+    assert not (tmp_path / "store").exists()
+
+
+def pickled(folder: Path, keypoint: tuple[int, ...], scores: bool) -> Path:
+    """Two clips [M, T, V, C] in pyskl's format."""
+    rows = []
+    for name in "ab":
+        poses = RNG.uniform(1, 90, size=(1, 4, *keypoint)).astype(np.float32)
+        row = {"frame_dir": name, "label": int(name == "b"), "total_frames": 4, "keypoint": poses, "img_shape": (100, 100)}
+        rows.append(row | ({"keypoint_score": RNG.uniform(0.1, 1, poses.shape[:3])} if scores else {}))
+    (folder / "a.pkl").write_bytes(pickle.dumps({"annotations": rows}))
+    return folder / "a.pkl"
+
+
+@pytest.mark.parametrize(
+    ("keypoint", "scores", "guess", "choices"),
+    [
+        ((25, 3), False, "ntu25", ""),
+        ((17, 2), True, "coco17", ""),
+        ((17, 3), False, None, "one of h36m17, uav17,"),
+        ((17, 2), False, None, "one of coco17, h36m17, uav17,"),
+        ((25, 2), True, None, "one of body25,"),
+        ((25, 2), False, None, "one of body25,"),
+        ((18, 2), True, None, "one of openpose18,"),
+        ((33, 3), False, None, "one of mediapipe33,"),
+        ((5, 2), True, None, "a .toml file that describes the skeleton"),
+    ],
+)
+def test_two_skeletons_are_guessed_and_said(
+    keypoint: tuple[int, int],
+    scores: bool,
+    guess: str | None,
+    choices: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Human3.6M has 17 joints in space and BODY_25 25 in the image plane: neither is taken for COCO or NTU."""
+    file = pickled(tmp_path, keypoint, scores)
+    with caplog.at_level("INFO"):
+        code = run(file, tmp_path / "store")
+    if guess is None:
+        assert code == 2
+        assert f"the format does not name the skeleton; give --layout: {choices}" in capsys.readouterr().err
+        assert "assuming" not in caplog.text
+        return
+    assert code == 0
+    assert caplog.text.count(f"assuming layout {guess} (give --layout if the skeleton is another)") == 1
+    assert open_store(tmp_path / "store").clips.layout.name == guess
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert run(file, tmp_path / "given", "--layout", guess) == 0
+    assert "assuming" not in caplog.text
 
 
 def people(counts: list[int]) -> dict[str, np.ndarray]:

@@ -32,15 +32,18 @@ def choose_layout(layout: str | None, where: Path, joints: int, coordinates: int
     numbers = f"{joints} joints of {coordinates} numbers" + (" (the last a score)" if scores else "")
     guess = GUESSED.get((joints, coordinates, scores))
     if guess is None:
-        fitting = [name for name in BUILT_IN if _fits(load_layout(name), joints, coordinates - int(scores))]
-        choices = (
-            f"one of {', '.join(fitting)}, or a .toml file"
-            if fitting
-            else "a .toml file that describes the skeleton (no built-in one fits)"
-        )
+        choices = fitting_layouts(joints, coordinates - int(scores))
         raise DataError(f"{where}: {numbers}, and the format does not name the skeleton; give --layout: {choices}")
     _log.info("%s: %s; assuming layout %s (give --layout if the skeleton is another)", where, numbers, guess)
     return guess
+
+
+def fitting_layouts(joints: int, dimension: int) -> str:
+    """The values of `--layout` for so many joints and coordinates (without a score), as the end of a message."""
+    fitting = [name for name in BUILT_IN if _fits(load_layout(name), joints, dimension)]
+    if not fitting:
+        return "a .toml file that describes the skeleton (no built-in one fits)"
+    return f"one of {', '.join(fitting)}, or a .toml file"
 
 
 def _fits(layout: Layout, joints: int, dimension: int) -> bool:
