@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from shapmix.kernels.native import DTYPES
+from shapmix.kernels import dispatch
 
-OPS = tuple(DTYPES)
+OPS = tuple(dispatch.OPS)
 SANITIZERS = {"memcheck", "racecheck"}
 GPU_BACKENDS = ("cuda", "triton")
 

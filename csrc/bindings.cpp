@@ -1,6 +1,5 @@
 // shapmix._native: the CPU ops.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include <string>
 
 #include "cpu_info.h"
 #include "draw.h"
@@ -9,57 +8,208 @@
 #include "saliency.h"
 #include "sample.h"
 
-namespace py = pybind11;
 using namespace shapmix;
 
 namespace {
 
-using FrameSizes = std::array<std::int64_t, 4>;  // [F, M, V, C]
-using TableSizes = std::array<std::int64_t, 2>;  // [K, Q] or [L, K]
+const std::vector<Dtype> kWide = {Dtype::kFloat32, Dtype::kFloat64};
 
-// All arguments except the output.
-SampleJob sample_job(Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
-                     Address start, Address length, Address angles, std::int64_t samples, Address parents,
-                     std::int64_t num_frames, bool bone, bool motion, const std::string& dtype) {
-  const CropPlan plan = {at<std::int64_t>(clip), at<std::int64_t>(start), at<std::int64_t>(length), at<void>(angles)};
-  return {at<void>(frames), sizes[0],
-          sizes[1],         sizes[2],
-          sizes[3],         at<std::int64_t>(offsets),
-          recordings,       plan,
-          samples,          at<std::int64_t>(parents),
-          num_frames,       bone,
-          motion,           dtype_named(dtype),
-          nullptr};
+// The fields that a check of the values reads; the angles have the type of sums.
+SampleJob crops_of(Fields& fields, const Array& frames) {
+  SampleJob job{};
+  job.recorded_frames = frames.size(0);
+  job.people = frames.size(1);
+  job.joints = frames.size(2);
+  job.channels = frames.size(3);
+  const Array offsets = fields.tensor("offsets", 1), clip = fields.tensor("clip", 1);
+  job.offsets = offsets.of<std::int64_t>();
+  job.recordings = offsets.size(0) - 1;
+  job.plan.clip = clip.of<std::int64_t>();
+  job.samples = clip.size(0);
+  job.plan.start = fields.tensor("start", 1).of<std::int64_t>();
+  job.plan.length = fields.tensor("length", 1).of<std::int64_t>();
+  job.dtype = sum_dtype(frames.dtype());
+  job.plan.angles = fields.tensor("angles", 2).of(job.dtype);
+  job.parents = fields.tensor("parents", 1).of<std::int64_t>();
+  return job;
 }
 
-SaliencyJob saliency_job(Address marginal, Address table, const TableSizes& table_sizes, const std::string& table_dtype,
-                         Address logits, std::int64_t rows, const std::string& logits_dtype, Address labels, Address columns,
-                         std::int64_t updates, Address with_rows, Address without_rows, Address weights, std::int64_t contexts,
-                         Address joint_counts, double decay, double scale) {
-  return {into<void>(table),
-          table_sizes[0],
-          table_sizes[1],
-          dtype_named(table_dtype),
-          at<void>(logits),
-          rows,
-          dtype_named(logits_dtype),
-          at<std::int64_t>(labels),
-          at<std::int64_t>(columns),
-          updates,
-          at<std::int64_t>(with_rows),
-          at<std::int64_t>(without_rows),
-          if_any<void>(weights),
-          contexts,
-          at<std::int64_t>(joint_counts),
-          decay,
-          scale,
-          into<void>(marginal)};
+SampleJob sample_job(Fields& fields) {
+  const Array frames = fields.tensor("frames", 4);
+  SampleJob job = crops_of(fields, frames);
+  job.frames = frames.of(job.dtype);
+  job.num_frames = fields.number<std::int64_t>("num_frames");
+  const auto stream = fields.number<std::string>("stream");
+  job.bone = stream == "bone" || stream == "bone_motion";
+  job.motion = stream == "motion" || stream == "bone_motion";
+  job.out = fields.tensor("out", 5).of(job.dtype);
+  return job;
 }
 
-LossJob loss_job(Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype, Address labels,
-                 Address partner, std::int64_t samples, Address lam, Address log_prior) {
-  const MixTargets targets = {at<std::int64_t>(labels), at<std::int64_t>(partner), samples, sizes[1]};
-  return {at<void>(logits), sizes[0], dtype_named(dtype), targets, at<void>(lam), at<void>(log_prior), into<void>(row_sums)};
+// The fields that a check of the values reads.
+DrawJob drawn_from(Fields& fields) {
+  DrawJob job{};
+  const Array labels = fields.tensor("labels", 1), saliency = fields.tensor("saliency", 2);
+  job.labels = labels.of<std::int64_t>();
+  job.samples = labels.size(0);
+  job.dtype = saliency.dtype();
+  job.saliency = saliency.of(job.dtype);
+  job.classes = saliency.size(0);
+  job.columns = saliency.size(1);
+  job.combinations = fields.tensor("combinations", 1).of<std::int64_t>();
+  const Array part_of_joint = fields.tensor("part_of_joint", 1);
+  job.part_of_joint = part_of_joint.of<std::int64_t>();
+  job.joints = part_of_joint.size(0);
+  return job;
+}
+
+DrawJob draw_job(Fields& fields) {
+  DrawJob job = drawn_from(fields);
+  job.priority = fields.tensor("priority", 1).of<std::int64_t>();
+  job.num_frames = fields.number<std::int64_t>("num_frames");
+  job.shortest = fields.number<std::int64_t>("shortest");
+  job.longest = fields.number<std::int64_t>("longest");
+  job.seed = fields.number<std::uint64_t>("seed");
+  const Array step = fields.optional_tensor("step_on_device", 0);
+  job.step = fields.low_word("step");
+  if (step.given()) job.step = static_cast<std::uint32_t>(*step.of<std::int64_t>());
+  job.guided = fields.number<bool>("guided");
+  job.temperature = fields.number<double>("temperature");
+  job.blend_probability = fields.number<double>("blend_probability");
+  job.fields = fields.tensor("fields", 2).of<std::int64_t>();
+  job.lam = fields.tensor("lam", 1).of<double>();
+  job.blend = fields.tensor("blend", 1).of<bool>();
+  return job;
+}
+
+// The fields that a check of the values reads.
+SaliencyJob updates_of(Fields& fields, const Array& table, const Array& logits) {
+  SaliencyJob job{};
+  job.classes = table.size(0);
+  job.combinations = table.size(1);
+  job.rows = logits.size(0);
+  const Array labels = fields.tensor("labels", 1), with_rows = fields.tensor("with_rows", 1, 2);
+  job.labels = labels.of<std::int64_t>();
+  job.columns = fields.tensor("columns", 1).of<std::int64_t>();
+  job.updates = labels.size(0);
+  job.with_rows = with_rows.of<std::int64_t>();
+  job.without_rows = fields.tensor("without_rows", 1, 2).of<std::int64_t>();
+  job.contexts = with_rows.axes() == 2 ? with_rows.size(1) : 1;
+  job.joint_counts = fields.tensor("joint_counts", 1).of<std::int64_t>();
+  return job;
+}
+
+SaliencyJob saliency_job(Fields& fields) {
+  const Array table = fields.tensor("table", 2), logits = fields.tensor("logits", 2);
+  SaliencyJob job = updates_of(fields, table, logits);
+  job.table_dtype = table.dtype();
+  job.table = table.of(job.table_dtype);
+  job.logits_dtype = logits.dtype();
+  job.logits = logits.of(job.logits_dtype);
+  job.weights = fields.optional_tensor("weights", 2).of(job.table_dtype);
+  job.decay = fields.number<double>("decay");
+  job.scale = fields.number<double>("scale");
+  job.marginal = fields.tensor("marginal", 1).of(job.table_dtype);
+  return job;
+}
+
+MixTargets mix_targets(Fields& fields, const Array& logits) {
+  const Array labels = fields.tensor("labels", 1);
+  return {labels.of<std::int64_t>(), fields.tensor("partner", 1).of<std::int64_t>(), labels.size(0), logits.size(1)};
+}
+
+LossJob loss_job(Fields& fields) {
+  const Array logits = fields.tensor("logits", 2);
+  LossJob job{};
+  job.dtype = logits.dtype();
+  job.logits = logits.of(job.dtype);
+  job.rows = logits.size(0);
+  job.targets = mix_targets(fields, logits);
+  job.lam = fields.tensor("lam", 1).of(sum_dtype(job.dtype));
+  job.log_prior = fields.tensor("log_prior", 1).of(sum_dtype(job.dtype));
+  job.row_sums = fields.tensor("row_sums", 1).of(sum_dtype(job.dtype));
+  return job;
+}
+
+void bind_ops(py::module_& module) {
+  declare(module, "coalition_inputs", kEveryDtype, [](Fields& fields) {
+    return [job = coalition_job(fields, 5), threads = torch_threads()] {
+      check_coalitions(job);
+      coalition_inputs_cpu(job, threads);
+    };
+  });
+  declare(module, "normalised_coalition_inputs", kEveryDtype, [](Fields& fields) {
+    return [job = normalised_job(fields), threads = torch_threads()] {
+      check_coalitions(job.coalition);
+      normalised_coalition_inputs_cpu(job, threads);
+    };
+  });
+  declare(module, "mix_clips", kEveryDtype, [](Fields& fields) {
+    return [job = mix_job(fields), threads = torch_threads()] {
+      check_plan(job.shape, job.plan, job.part_of_joint);
+      mix_clips_cpu(job, threads);
+    };
+  });
+  declare(module, "sample_clips", kWide, [](Fields& fields) {
+    return [job = sample_job(fields), threads = torch_threads()] {
+      check_crops(job);
+      sample_clips_cpu(job, threads);
+    };
+  });
+  declare(module, "draw_plan", kWide, [](Fields& fields) {
+    return [job = draw_job(fields)] {
+      check_draw(job);
+      draw_plan_cpu(job);
+    };
+  });
+  declare(module, "saliency_update", kEveryDtype, [](Fields& fields) {
+    return [job = saliency_job(fields), threads = torch_threads()] {
+      check_updates(job);
+      saliency_update_cpu(job, threads);
+    };
+  });
+  declare(module, "balanced_mix_loss", kEveryDtype, [](Fields& fields) {
+    const LossJob job = loss_job(fields);
+    return [job, losses = fields.tensor("losses", 1).of(sum_dtype(job.dtype)), threads = torch_threads()] {
+      check_targets(job.targets);
+      balanced_mix_loss_cpu(job, losses, threads);
+    };
+  });
+  declare(module, "balanced_mix_loss_backward", kEveryDtype, [](Fields& fields) {
+    const LossJob job = loss_job(fields);
+    return [job, grad = fields.tensor("grad", 1).of(sum_dtype(job.dtype)),
+            to_logits = fields.tensor("to_logits", 2).of(job.dtype), threads = torch_threads()] {
+      check_targets(job.targets);
+      balanced_mix_loss_backward_cpu(job, grad, to_logits, threads);
+    };
+  });
+}
+
+// Adds a check of an op's values on CPU tensors, for the other back ends: it raises ValueError for the first one out of range, and
+// reads some of the op's fields.
+template <class Check>
+void bind_check(py::module_& module, const char* name, const Check& check) {
+  module.def(name, [name, check](const py::kwargs& given) {
+    Fields fields(name, given);
+    check(fields);
+  });
+}
+
+void bind_checks(py::module_& module) {
+  bind_check(module, "check_coalitions",
+             [](Fields& fields) { check_coalitions(coalitions_of(fields, fields.tensor("clips", 5))); });
+  bind_check(module, "check_plan", [](Fields& fields) {
+    const ClipShape shape = clip_shape(fields.tensor("clips", 5));
+    const MixPlan plan = mix_plan(fields);
+    check_plan(shape, plan, fields.tensor("part_of_joint", 1).of<std::int64_t>());
+  });
+  bind_check(module, "check_crops", [](Fields& fields) { check_crops(crops_of(fields, fields.tensor("frames", 4))); });
+  bind_check(module, "check_draw", [](Fields& fields) { check_draw(drawn_from(fields)); });
+  bind_check(module, "check_updates", [](Fields& fields) {
+    const Array table = fields.tensor("table", 2), logits = fields.tensor("logits", 2);
+    check_updates(updates_of(fields, table, logits));
+  });
+  bind_check(module, "check_targets", [](Fields& fields) { check_targets(mix_targets(fields, fields.tensor("logits", 2))); });
 }
 
 }  // namespace
@@ -70,195 +220,9 @@ void bind_data(py::module_& module);         // bindings_data.cpp
 }  // namespace shapmix
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "CPU ops of shapmix on raw pointers; called by shapmix.kernels, which checks the tensors.";
-  const py::call_guard<py::gil_scoped_release> without_gil;
-
-  module.def(
-      "coalition_inputs",
-      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, Address mean_motion,
-         std::int64_t mean_channel_stride, Address coalitions, std::int64_t sets, const Strides& coalition_strides,
-         Address part_of_joint, std::int64_t restored_frames, std::int64_t element_size, int threads) {
-        const CoalitionJob job = coalition_job(out, clips, sizes, strides, mean_motion, mean_channel_stride, coalitions, sets,
-                                               coalition_strides, part_of_joint, restored_frames, element_size);
-        check_coalitions(job);
-        coalition_inputs_cpu(job, threads);
-      },
-      without_gil);
-
-  module.def(
-      "mix_clips",
-      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, const std::array<Address, 8>& plan,
-         Address part_of_joint, const std::string& dtype, int threads) {
-        const MixJob job = mix_job(out, clips, sizes, strides, plan, part_of_joint, dtype);
-        check_plan(job.shape, job.plan, job.part_of_joint);
-        mix_clips_cpu(job, threads);
-      },
-      without_gil);
-
-  module.def(
-      "normalised_coalition_inputs",
-      [](Address out, Address clips, const Sizes& sizes, const Strides& strides, Address mean_motion,
-         std::int64_t mean_channel_stride, Address coalitions, std::int64_t sets, const Strides& coalition_strides,
-         Address part_of_joint, Address weight, Address bias, std::int64_t restored_frames, std::int64_t element_size,
-         const std::string& dtype, int threads) {
-        const CoalitionJob job = coalition_job(out, clips, sizes, strides, mean_motion, mean_channel_stride, coalitions, sets,
-                                               coalition_strides, part_of_joint, restored_frames, element_size);
-        check_coalitions(job);
-        normalised_coalition_inputs_cpu({job, at<void>(weight), at<void>(bias), dtype_named(dtype)}, threads);
-      },
-      without_gil);
-
-  module.def(
-      "sample_clips",
-      [](Address out, Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip,
-         Address start, Address length, Address angles, std::int64_t samples, Address parents, std::int64_t num_frames, bool bone,
-         bool motion, const std::string& dtype, int threads) {
-        SampleJob job = sample_job(frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, num_frames,
-                                   bone, motion, dtype);
-        job.out = into<void>(out);
-        check_crops(job);
-        sample_clips_cpu(job, threads);
-      },
-      without_gil);
-
-  module.def(
-      "draw_plan",
-      [](Address fields, Address lam, Address blend, Address labels, std::int64_t samples, Address saliency,
-         const TableSizes& sizes, const std::string& dtype, Address priority, Address combinations, Address part_of_joint,
-         std::int64_t joints, std::int64_t num_frames, std::int64_t shortest, std::int64_t longest, std::uint64_t seed,
-         std::uint32_t step, bool guided, double temperature, double blend_probability) {
-        const DrawJob job = {at<std::int64_t>(labels),
-                             samples,
-                             at<void>(saliency),
-                             dtype_named(dtype),
-                             sizes[0],
-                             sizes[1],
-                             at<std::int64_t>(priority),
-                             at<std::int64_t>(combinations),
-                             at<std::int64_t>(part_of_joint),
-                             joints,
-                             num_frames,
-                             shortest,
-                             longest,
-                             seed,
-                             step,
-                             guided,
-                             temperature,
-                             blend_probability,
-                             into<std::int64_t>(fields),
-                             into<double>(lam),
-                             into<bool>(blend)};
-        check_draw(job);
-        draw_plan_cpu(job);
-      },
-      without_gil);
-
-  module.def(
-      "saliency_update",
-      [](Address marginal, Address table, const TableSizes& table_sizes, const std::string& table_dtype, Address logits,
-         std::int64_t rows, const std::string& logits_dtype, Address labels, Address columns, std::int64_t updates,
-         Address with_rows, Address without_rows, Address weights, std::int64_t contexts, Address joint_counts, double decay,
-         double scale, int threads) {
-        const SaliencyJob job =
-            saliency_job(marginal, table, table_sizes, table_dtype, logits, rows, logits_dtype, labels, columns, updates,
-                         with_rows, without_rows, weights, contexts, joint_counts, decay, scale);
-        check_updates(job);
-        saliency_update_cpu(job, threads);
-      },
-      without_gil);
-
-  module.def(
-      "balanced_mix_loss",
-      [](Address losses, Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype, Address labels,
-         Address partner, std::int64_t samples, Address lam, Address log_prior, int threads) {
-        const LossJob job = loss_job(row_sums, logits, sizes, dtype, labels, partner, samples, lam, log_prior);
-        check_targets(job.targets);
-        balanced_mix_loss_cpu(job, into<void>(losses), threads);
-      },
-      without_gil);
-
-  module.def(
-      "balanced_mix_loss_backward",
-      [](Address to_logits, Address grad, Address row_sums, Address logits, const TableSizes& sizes, const std::string& dtype,
-         Address labels, Address partner, std::int64_t samples, Address lam, Address log_prior, int threads) {
-        const LossJob job = loss_job(row_sums, logits, sizes, dtype, labels, partner, samples, lam, log_prior);
-        check_targets(job.targets);
-        balanced_mix_loss_backward_cpu(job, at<void>(grad), into<void>(to_logits), threads);
-      },
-      without_gil);
-
-  module.def(
-      "check_coalitions",
-      [](Address coalitions, std::int64_t sets, const Strides& coalition_strides, const Sizes& sizes, Address part_of_joint) {
-        CoalitionJob job{};
-        job.shape = clip_shape(sizes);
-        job.coalitions = at<std::int64_t>(coalitions);
-        job.sets = sets;
-        job.set_stride = coalition_strides[0];
-        job.sample_stride = coalition_strides[1];
-        job.part_of_joint = at<std::int64_t>(part_of_joint);
-        check_coalitions(job);
-      },
-      "Raises ValueError for the first coalition with a bit beyond the parts.");
-
-  module.def(
-      "check_plan",
-      [](const std::array<Address, 8>& plan, const Sizes& sizes, Address part_of_joint) {
-        check_plan(clip_shape(sizes), mix_plan(plan), at<std::int64_t>(part_of_joint));
-      },
-      "Raises ValueError for the first plan row out of range of the batch, the clip or the parts.");
-
-  module.def(
-      "check_crops",
-      [](Address frames, const FrameSizes& sizes, Address offsets, std::int64_t recordings, Address clip, Address start,
-         Address length, Address angles, std::int64_t samples, Address parents, const std::string& dtype) {
-        check_crops(sample_job(frames, sizes, offsets, recordings, clip, start, length, angles, samples, parents, 0, false, false,
-                               dtype));
-      },
-      "Raises ValueError for the first crop outside its recording, invalid parent, or rotation of clips without 3 coordinates.");
-
-  module.def(
-      "check_draw",
-      [](Address labels, std::int64_t samples, const TableSizes& sizes, Address combinations, Address part_of_joint,
-         std::int64_t joints) {
-        DrawJob job{};
-        job.labels = at<std::int64_t>(labels);
-        job.samples = samples;
-        job.classes = sizes[0];
-        job.columns = sizes[1];
-        job.combinations = at<std::int64_t>(combinations);
-        job.part_of_joint = at<std::int64_t>(part_of_joint);
-        job.joints = joints;
-        check_draw(job);
-      },
-      "Raises ValueError for the first label that is not a class, or combination with a bit beyond the parts.");
-
-  module.def(
-      "check_updates",
-      [](const TableSizes& table_sizes, std::int64_t rows, Address labels, Address columns, std::int64_t updates,
-         Address with_rows, Address without_rows, std::int64_t contexts, Address joint_counts) {
-        SaliencyJob job{};
-        job.classes = table_sizes[0];
-        job.combinations = table_sizes[1];
-        job.rows = rows;
-        job.labels = at<std::int64_t>(labels);
-        job.columns = at<std::int64_t>(columns);
-        job.updates = updates;
-        job.with_rows = at<std::int64_t>(with_rows);
-        job.without_rows = at<std::int64_t>(without_rows);
-        job.contexts = contexts;
-        job.joint_counts = at<std::int64_t>(joint_counts);
-        check_updates(job);
-      },
-      "Raises ValueError for the first update out of range of the table or the logits, or combination without joints.");
-
-  module.def(
-      "check_targets",
-      [](Address labels, Address partner, std::int64_t samples, std::int64_t classes) {
-        check_targets({at<std::int64_t>(labels), at<std::int64_t>(partner), samples, classes});
-      },
-      "Raises ValueError for the first label that is not a class, or partner outside the batch.");
-
+  module.doc() = "CPU ops of shapmix, called by shapmix.kernels with tensors by name; KERNELS has the dtypes of each op.";
+  bind_ops(module);
+  bind_checks(module);
   bind_network_ops(module);
   bind_data(module);
 

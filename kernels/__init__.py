@@ -1,6 +1,6 @@
 """Fast implementations of the ops in `shapmix.reference`, with the same names, arguments and results.
 
-Each back end is a module: `native` (C++), `cuda` (CUDA C++), `triton_ops` (Triton). `dispatch` selects one per call.
+`op` declares an op; `dispatch` selects its back end: `cpp` (C++), `cuda` (CUDA C++), `triton` or `reference`.
 """
 
 from .branches import join_branches

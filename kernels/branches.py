@@ -7,11 +7,13 @@ from torch import Tensor
 
 from shapmix import reference
 
-from .checks import DTYPES, check_dtype, check_tensor, sum_dtype
-from .dispatch import choose, needs_registered_op, run, wants_gradient
-from .graph import CHANNELS_LAST, rows_of_channels
+from .checks import DTYPES, check_dtype, check_tensor, in_rows, sum_dtype
+from .op import op
+
+_LAYOUTS = dict.fromkeys(("narrow", "wide", "middle", "skip", "shortcut"), in_rows)
 
 
+@op(reference=reference.join_branches, layouts=_LAYOUTS, chosen_by="middle", traced_reference=True)
 def join_branches(
     narrow: Tensor,
     wide: Tensor,
@@ -46,9 +48,6 @@ def join_branches(
         ValueError: an argument has the wrong shape or device.
         BackendError: the requested back end cannot run.
     """
-    given = [narrow, wide, middle, skip, scale, offset] + ([] if shortcut is None else [shortcut])
-    if needs_registered_op(*given) or wants_gradient(*given):
-        return reference.join_branches(narrow, wide, middle, skip, scale, offset, frame_stride=frame_stride, shortcut=shortcut)
     check_dtype("middle", middle, DTYPES)
     if middle.dim() != 4 or middle.numel() == 0:
         raise ValueError(f"middle has shape {list(middle.shape)}; give [N, Q, T, V] with no axis empty")
@@ -63,21 +62,4 @@ def join_branches(
     if shortcut is not None:
         check_tensor("shortcut", shortcut, (n, 4 * width, after, joints), dtype, device, "middle")
 
-    chosen = choose("join_branches", middle, backend)
-    if chosen == "reference":
-        return reference.join_branches(narrow, wide, middle, skip, scale, offset, frame_stride=frame_stride, shortcut=shortcut)
-    out = torch.empty((n, 4 * width, after, joints), dtype=dtype, device=device, memory_format=CHANNELS_LAST)
-    run(
-        chosen,
-        "join_branches",
-        out,
-        rows_of_channels(narrow),
-        rows_of_channels(wide),
-        rows_of_channels(middle),
-        rows_of_channels(skip),
-        None if shortcut is None else rows_of_channels(shortcut),
-        scale.contiguous(),
-        offset.contiguous(),
-        frame_stride,
-    )
-    return out
+    return torch.empty((n, 4 * width, after, joints), dtype=dtype, device=device, memory_format=torch.channels_last)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Layout = Callable[[Tensor, Tensor], Tensor]  # (tensor, first tensor of the op) -> the tensor as kernels read it
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SUM_DTYPES = (torch.float32, torch.float64)
@@ -66,14 +70,42 @@ def _addresses(x: Tensor) -> tuple[int, int]:
     return begin, begin + (1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))) * x.element_size()
 
 
-def mark_written(out: Tensor) -> Tensor:
-    """Bumps the autograd version of `out`, so that a backward pass that saved the old contents raises. Returns `out`."""
-    torch.autograd.graph.increment_version(out)
+def check_not_negated(name: str, written: Tensor) -> None:
+    """Checks for the lazy negative bit: a write to the memory would have the wrong sign."""
+    if written.is_neg():
+        raise ValueError(f"{name} has the lazy negative bit set; give {name}.resolve_neg()")
+
+
+def new_output(out: Tensor | None, shape: tuple[int, ...], like: Tensor, name: str = "clips") -> Tensor:
+    """The output buffer `out`, checked, or a new tensor with dtype and device of `like`, which is the argument `name`."""
+    if out is None:
+        return like.new_empty(shape)
+    check_out(out, shape, like, name)
     return out
 
 
-def with_contiguous_planes(clips: Tensor) -> Tensor:
-    """Clips [..., T, V, M] with contiguous planes [T, V, M]: the input itself if it has them, else a contiguous copy."""
+def as_given(x: Tensor, first: Tensor) -> Tensor:
+    """A layout: kernels read the strides."""
+    return x
+
+
+def in_sum_dtype(x: Tensor, first: Tensor) -> Tensor:
+    """A layout: contiguous, in the accumulation dtype of the first tensor."""
+    return x.to(sum_dtype(first.dtype)).contiguous()
+
+
+def in_channels_last(x: Tensor, first: Tensor) -> Tensor:
+    """A layout: [N, C, T, V] in channels-last memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def in_rows(x: Tensor, first: Tensor) -> Tensor:
+    """A layout: [N, C, T, V] with contiguous channels and evenly spaced joints; a channel slice of such a tensor is not copied."""
+    return x.contiguous(memory_format=torch.channels_last) if row_stride(x) is None else x
+
+
+def in_planes(clips: Tensor, first: Tensor) -> Tensor:
+    """A layout: clips [..., T, V, M] with contiguous planes [T, V, M]: the input itself if it has them, else a contiguous copy."""
     if clips.is_contiguous():
         return clips
     frames, joints, people = clips.shape[-3:]

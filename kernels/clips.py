@@ -9,11 +9,11 @@ from shapmix import reference
 from shapmix.reference import CropPlan, Stream
 from shapmix.reference.clips import STREAMS
 
-from . import native
-from .checks import DTYPES, check_dtype, check_no_overlap, check_out, check_tensor, mark_written, sum_dtype
-from .dispatch import choose, needs_registered_op, run
+from .checks import DTYPES, check_dtype, check_tensor, in_sum_dtype, new_output
+from .op import op
 
 
+@op(reference=reference.sample_clips, layouts={"angles": in_sum_dtype}, check_values="check_crops")
 def sample_clips(
     frames: Tensor,
     offsets: Tensor,
@@ -50,26 +50,6 @@ def sample_clips(
     """
     if stream not in STREAMS:
         raise ValueError(f"stream is '{stream}'; give one of {', '.join(STREAMS)}")
-    columns = (plan.clip, plan.start, plan.length, plan.angles)
-    if not needs_registered_op(frames, offsets, *columns, parents, out):
-        return _sample(frames, offsets, plan, parents, stream, num_frames, backend, out)
-    result = torch.ops.shapmix.sample_clips(frames, offsets, *columns, parents, stream, num_frames, backend)
-    if out is None:
-        return result
-    check_out(out, tuple(result.shape), frames, "frames")
-    return out.copy_(result)
-
-
-def _sample(
-    frames: Tensor,
-    offsets: Tensor,
-    plan: CropPlan,
-    parents: Tensor,
-    stream: Stream,
-    num_frames: int,
-    backend: str | None,
-    out: Tensor | None = None,
-) -> Tensor:
     if frames.dim() != 4 or frames.numel() == 0:
         raise ValueError(f"frames has shape {list(frames.shape)}; give [F, M, V, C] with no axis empty")
     check_dtype("frames", frames, DTYPES)
@@ -85,64 +65,4 @@ def _sample(
     check_dtype("plan.angles", plan.angles, DTYPES)
     check_tensor("plan.angles", plan.angles, (n, 3), plan.angles.dtype, device, "frames")
     check_tensor("parents", parents, (joints,), torch.int64, device, "frames")
-    shape = (n, channels, num_frames, joints, people)
-    if out is not None:
-        check_out(out, shape, frames, "frames")
-        check_no_overlap("out", out, frames=frames, offsets=offsets, parents=parents, **vars(plan))
-
-    chosen = choose("sample_clips", frames, backend)
-    angles = plan.angles.to(sum_dtype(frames.dtype)).contiguous()
-    plan = CropPlan(plan.clip.contiguous(), plan.start.contiguous(), plan.length.contiguous(), angles)
-    frames, offsets, parents = frames.contiguous(), offsets.contiguous(), parents.contiguous()
-    if frames.is_cpu and chosen != "cpp":
-        native.check_crops(frames, offsets, plan, parents)
-    if chosen == "reference":
-        with torch.no_grad():
-            result = reference.sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames)
-        return result if out is None else out.copy_(result)
-
-    to = frames.new_empty(shape) if out is None else out
-    bone, motion = stream in ("bone", "bone_motion"), stream in ("motion", "bone_motion")
-    run(chosen, "sample_clips", to, frames, offsets, plan, parents, bone, motion)
-    return to if out is None else mark_written(out)
-
-
-# The same op for torch.compile, with the plan flattened into its fields. Recordings are data: they get no gradient.
-
-
-@torch.library.custom_op(
-    "shapmix::sample_clips",
-    mutates_args=(),
-    schema="(Tensor frames, Tensor offsets, Tensor clip, Tensor start, Tensor length, Tensor angles, Tensor parents, "
-    "str stream, SymInt num_frames, str? backend) -> Tensor",
-)
-def _sample_clips(
-    frames: Tensor,
-    offsets: Tensor,
-    clip: Tensor,
-    start: Tensor,
-    length: Tensor,
-    angles: Tensor,
-    parents: Tensor,
-    stream: Stream,
-    num_frames: int,
-    backend: str | None,
-) -> Tensor:
-    return _sample(frames, offsets, CropPlan(clip, start, length, angles), parents, stream, num_frames, backend)
-
-
-@_sample_clips.register_fake
-def _(
-    frames: Tensor,
-    offsets: Tensor,
-    clip: Tensor,
-    start: Tensor,
-    length: Tensor,
-    angles: Tensor,
-    parents: Tensor,
-    stream: Stream,
-    num_frames: int,
-    backend: str | None,
-) -> Tensor:
-    _, people, joints, channels = frames.shape
-    return frames.new_empty((len(clip), channels, num_frames, joints, people))
+    return new_output(out, (n, channels, num_frames, joints, people), frames, "frames")

@@ -9,11 +9,40 @@ from torch import Tensor
 
 from shapmix import reference
 
-from . import native
-from .checks import check_clips, check_no_overlap, check_out, check_tensor, mark_written, with_contiguous_planes
-from .dispatch import choose, needs_registered_op, run, wants_gradient
+from .checks import as_given, check_clips, check_tensor, in_planes, new_output
+from .op import Gradient, op
+
+_LAYOUTS = {"clips": in_planes, "mean_motion": in_planes, "coalitions": as_given}
 
 
+def _backward(grad: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+    return _to_clips_and_mean(grad.view(len(saved.coalitions), -1, *grad.shape[1:]), saved)
+
+
+def _normalised_backward(grad: Tensor, saved: Any) -> tuple[Tensor, ...]:
+    clips = saved.clips
+    _, channels, frames, joints, people = clips.shape
+    by_person = grad.view(-1, people, channels, frames, joints)  # [S N, M, C, T, V]
+    arguments = (clips, saved.mean_motion, saved.coalitions, saved.part_of_joint)
+    expanded = reference.coalition_inputs(*arguments, restored_frames=saved.restored_frames)
+    to_weight = (by_person * expanded.permute(0, 4, 1, 2, 3)).sum((0, 3)).transpose(1, 2)  # [M, V, C]
+    to_bias = by_person.sum((0, 3)).transpose(1, 2)
+    unscaled = (by_person * saved.weight.transpose(1, 2)[:, :, None]).permute(0, 2, 3, 4, 1)  # [S N, C, T, V, M]
+    return *_to_clips_and_mean(unscaled.reshape(-1, *clips.shape), saved), to_weight, to_bias
+
+
+def _to_clips_and_mean(grad: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+    """[S, N, C, T, V, M] -> gradients of the clips [N, C, T, V, M] and of the mean motion [C, T, V, M]."""
+    keep = reference.coalition.kept(saved.coalitions, saved.part_of_joint, grad.shape[3], saved.restored_frames)
+    return torch.where(keep, grad, 0).sum(0), torch.where(keep, 0, grad).sum((0, 1))
+
+
+@op(
+    reference=reference.coalition_inputs,
+    layouts=_LAYOUTS,
+    check_values="check_coalitions",
+    gradient=Gradient(of=("clips", "mean_motion"), saves=("coalitions", "part_of_joint"), backward=_backward),
+)
 def coalition_inputs(
     clips: Tensor,
     mean_motion: Tensor,
@@ -44,54 +73,20 @@ def coalition_inputs(
         ValueError: an argument has the wrong shape or device; on CPU tensors also if a bit set has bits beyond the parts.
         BackendError: the requested back end cannot run.
     """
-    arguments = (clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
-    if not needs_registered_op(*arguments[:4], out) and (out is not None or not wants_gradient(clips, mean_motion)):
-        return _expand(*arguments, out)
-    if out is None:
-        return torch.ops.shapmix.coalition_inputs(*arguments)
-    check_out(out, (len(coalitions) * len(clips), *clips.shape[1:]), clips)
-    with torch.no_grad():
-        return out.copy_(torch.ops.shapmix.coalition_inputs(*arguments))
-
-
-def _expand(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    restored_frames: int | None,
-    backend: str | None,
-    out: Tensor | None = None,
-) -> Tensor:
     _check(clips, mean_motion, coalitions, part_of_joint)
-    shape = (len(coalitions) * len(clips), *clips.shape[1:])
-    if out is not None:
-        check_out(out, shape, clips)
-        check_no_overlap("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
-
-    chosen = choose("coalition_inputs", clips, backend)
-    part_of_joint = part_of_joint.contiguous()
-    if clips.is_cpu and chosen != "cpp":
-        native.check_coalitions(coalitions, part_of_joint, clips.shape)
-    if chosen == "reference":
-        with torch.no_grad():
-            result = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
-            return result if out is None else out.copy_(result)
-
-    to = clips.new_empty(shape) if out is None else out
-    run(
-        chosen,
-        "coalition_inputs",
-        to,
-        with_contiguous_planes(clips),
-        with_contiguous_planes(mean_motion),
-        coalitions,
-        part_of_joint,
-        _restored(restored_frames, clips.shape[2]),
-    )
-    return to if out is None else mark_written(out)
+    return new_output(out, (len(coalitions) * len(clips), *clips.shape[1:]), clips)
 
 
+@op(
+    reference=reference.normalised_coalition_inputs,
+    layouts=_LAYOUTS,
+    check_values="check_coalitions",
+    gradient=Gradient(
+        of=("clips", "mean_motion", "weight", "bias"),
+        saves=("clips", "mean_motion", "coalitions", "part_of_joint", "weight"),
+        backward=_normalised_backward,
+    ),
+)
 def normalised_coalition_inputs(
     clips: Tensor,
     mean_motion: Tensor,
@@ -117,64 +112,11 @@ def normalised_coalition_inputs(
     Raises:
         TypeError, ValueError, BackendError: as in `coalition_inputs`.
     """
-    arguments = (clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
-    recorded = out is None and wants_gradient(clips, mean_motion, weight, bias)
-    if not needs_registered_op(*arguments[:6], out) and not recorded:
-        return _expand_normalised(*arguments, out)
-    if out is None:
-        return torch.ops.shapmix.normalised_coalition_inputs(*arguments)
-    n, channels, frames, joints, people = clips.shape
-    check_out(out, (len(coalitions) * n * people, channels, frames, joints), clips)
-    with torch.no_grad():
-        return out.copy_(torch.ops.shapmix.normalised_coalition_inputs(*arguments))
-
-
-def _expand_normalised(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    restored_frames: int | None,
-    backend: str | None,
-    out: Tensor | None = None,
-) -> Tensor:
     _check(clips, mean_motion, coalitions, part_of_joint)
     n, channels, frames, joints, people = clips.shape
     for name, value in (("weight", weight), ("bias", bias)):
         check_tensor(name, value, (people, joints, channels), clips.dtype, clips.device)
-    shape = (len(coalitions) * n * people, channels, frames, joints)
-    if out is not None:
-        check_out(out, shape, clips)
-        check_no_overlap("out", out, clips=clips, mean_motion=mean_motion, coalitions=coalitions, part_of_joint=part_of_joint)
-        check_no_overlap("out", out, weight=weight, bias=bias)
-
-    chosen = choose("normalised_coalition_inputs", clips, backend)
-    part_of_joint = part_of_joint.contiguous()
-    if clips.is_cpu and chosen != "cpp":
-        native.check_coalitions(coalitions, part_of_joint, clips.shape)
-    if chosen == "reference":
-        with torch.no_grad():
-            result = reference.normalised_coalition_inputs(
-                clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames=restored_frames
-            )
-            return result if out is None else out.copy_(result)
-
-    to = clips.new_empty(shape) if out is None else out
-    run(
-        chosen,
-        "normalised_coalition_inputs",
-        to,
-        with_contiguous_planes(clips),
-        with_contiguous_planes(mean_motion),
-        coalitions,
-        part_of_joint,
-        weight.contiguous(),
-        bias.contiguous(),
-        _restored(restored_frames, frames),
-    )
-    return to if out is None else mark_written(out)
+    return new_output(out, (len(coalitions) * n * people, channels, frames, joints), clips)
 
 
 def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor) -> None:
@@ -186,110 +128,3 @@ def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint
     sets = coalitions.shape[0]
     check_tensor("coalitions", coalitions, (sets,) if coalitions.dim() == 1 else (sets, n), torch.int64, device)
     check_tensor("part_of_joint", part_of_joint, (clips.shape[3],), torch.int64, device)
-
-
-def _restored(restored_frames: int | None, frames: int) -> int:
-    return frames if restored_frames is None else min(max(restored_frames, 0), frames)
-
-
-# The same ops for autograd and torch.compile.
-
-
-@torch.library.custom_op(
-    "shapmix::coalition_inputs",
-    mutates_args=(),
-    schema="(Tensor clips, Tensor mean_motion, Tensor coalitions, Tensor part_of_joint, SymInt? restored_frames, "
-    "str? backend) -> Tensor",
-)
-def _coalition_inputs(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    restored_frames: int | None,
-    backend: str | None,
-) -> Tensor:
-    return _expand(clips, mean_motion, coalitions, part_of_joint, restored_frames, backend)
-
-
-@_coalition_inputs.register_fake
-def _(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    restored_frames: int | None,
-    backend: str | None,
-) -> Tensor:
-    return clips.new_empty((len(coalitions) * len(clips), *clips.shape[1:]))
-
-
-@torch.library.custom_op(
-    "shapmix::normalised_coalition_inputs",
-    mutates_args=(),
-    schema="(Tensor clips, Tensor mean_motion, Tensor coalitions, Tensor part_of_joint, Tensor weight, Tensor bias, "
-    "SymInt? restored_frames, str? backend) -> Tensor",
-)
-def _normalised_coalition_inputs(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    restored_frames: int | None,
-    backend: str | None,
-) -> Tensor:
-    return _expand_normalised(clips, mean_motion, coalitions, part_of_joint, weight, bias, restored_frames, backend)
-
-
-@_normalised_coalition_inputs.register_fake
-def _(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    restored_frames: int | None,
-    backend: str | None,
-) -> Tensor:
-    n, channels, frames, joints, people = clips.shape
-    return clips.new_empty((len(coalitions) * n * people, channels, frames, joints))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    clips, mean_motion, coalitions, part_of_joint, *norm, restored_frames, _ = inputs
-    ctx.restored_frames = restored_frames
-    ctx.save_for_backward(clips, mean_motion, coalitions, part_of_joint, *norm)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    clips, _, coalitions, part_of_joint = ctx.saved_tensors
-    to_clips, to_mean = _to_clips_and_mean(grad.view(-1, *clips.shape), coalitions, part_of_joint, ctx.restored_frames)
-    return to_clips, to_mean, None, None, None, None
-
-
-def _normalised_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    clips, mean_motion, coalitions, part_of_joint, weight, _ = ctx.saved_tensors
-    n, channels, frames, joints, people = clips.shape
-    by_person = grad.view(-1, people, channels, frames, joints)  # [S N, M, C, T, V]
-    expanded = reference.coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=ctx.restored_frames)
-    to_weight = (by_person * expanded.permute(0, 4, 1, 2, 3)).sum((0, 3)).transpose(1, 2)  # [M, V, C]
-    to_bias = by_person.sum((0, 3)).transpose(1, 2)
-    unscaled = (by_person * weight.transpose(1, 2)[:, :, None]).permute(0, 2, 3, 4, 1)  # [S N, C, T, V, M]
-    unscaled = unscaled.reshape(-1, n, channels, frames, joints, people)
-    to_clips, to_mean = _to_clips_and_mean(unscaled, coalitions, part_of_joint, ctx.restored_frames)
-    return to_clips, to_mean, None, None, to_weight, to_bias, None, None
-
-
-def _to_clips_and_mean(
-    grad: Tensor, coalitions: Tensor, part_of_joint: Tensor, restored_frames: int | None
-) -> tuple[Tensor, Tensor]:
-    """[S, N, C, T, V, M] -> gradients of the clips [N, C, T, V, M] and of the mean motion [C, T, V, M]."""
-    keep = reference.coalition.kept(coalitions, part_of_joint, grad.shape[3], restored_frames)
-    return torch.where(keep, grad, 0).sum(0), torch.where(keep, 0, grad).sum((0, 1))
-
-
-_coalition_inputs.register_autograd(_backward, setup_context=_save)
-_normalised_coalition_inputs.register_autograd(_normalised_backward, setup_context=_save)

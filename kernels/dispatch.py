@@ -1,27 +1,45 @@
-"""Selects the back end of an op: the argument if given, else the variable SHAPMIX_BACKEND, else the fastest available."""
+"""Kernels by op and back end, and the choice: the argument if given, else the variable SHAPMIX_BACKEND, else the fastest available.
+
+A back end is the module of its name: `cpp`, `cuda`, `triton`. It has `unavailable(device)`; importing it, and every module whose
+name begins with `cpp_`, `cuda_` or `triton_`, declares its kernels.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
-from types import ModuleType
-from typing import Any
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from shapmix.process.errors import ShapmixError
 
-from .checks import dtype_name
+from .checks import DTYPES, dtype_name
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 
 _FASTEST_FIRST = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
-_MODULES = {"cpp": "native", "triton": "triton_ops", "cuda": "cuda"}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _log = logging.getLogger("shapmix")
+
+
+OPS: list[str] = []  # names of all declared ops but the gradients of others
+
+
+class Kernel(NamedTuple):
+    """A kernel and the dtypes it supports."""
+
+    run: Callable[..., None]
+    dtypes: tuple[torch.dtype, ...]
+
+
+KERNELS: dict[tuple[str, str], Kernel] = {}  # by op and back end
 
 
 class BackendError(ShapmixError, RuntimeError):
@@ -42,32 +60,59 @@ def unavailable(backend: str, device: torch.device, dtype: torch.dtype | None = 
         raise UnknownBackendError(f"backend is '{backend}'; give one of {', '.join(BACKENDS)}")
     if backend == "reference":
         return None
-    if backend == "triton" and (reason := _triton_missing()):
-        return reason
-    module = implementation(backend)
-    if reason := module.unavailable(device):
+    if reason := import_module(f".{backend}", __package__).unavailable(device):
         return str(reason)
-    if op is not None and op not in module.DTYPES:
+    if op is None:
+        return None
+    _load_kernels(backend)
+    if (op, backend) not in KERNELS:
         return f"it has no kernel for {op}; leave the choice to 'auto'"
-    if op is not None and dtype is not None and dtype not in module.DTYPES[op]:
-        return f"it supports {', '.join(map(dtype_name, module.DTYPES[op]))}, not {dtype_name(dtype)}"
+    dtypes = KERNELS[op, backend].dtypes
+    if dtype is not None and dtype not in dtypes:
+        return f"it supports {', '.join(map(dtype_name, dtypes))}, not {dtype_name(dtype)}"
     return None
 
 
-@cache
-def implementation(backend: str) -> ModuleType:
-    """The module of a back end: `DTYPES` per op, `unavailable(device)`, and the ops, which write into given buffers."""
-    return import_module(f".{_MODULES[backend]}", __package__)
+def kernel(
+    op: str, *, backend: str, dtypes: tuple[torch.dtype, ...] = DTYPES
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declares the decorated function as a kernel of an op.
 
+    The function takes the op's arguments and its outputs, which it writes, by name only. Dataclasses come as their fields, and
+    tensors in the layout that the op declares.
 
-def run(backend: str, op: str, *arguments: Any) -> None:
-    """Runs an op of a back end with the device of its first argument, the output buffer, as the current device.
-
-    Triton launches on the current device, not on the device that owns the tensors.
+    Args:
+        dtypes: the dtypes it supports, of the tensor that selects the back end.
     """
-    device = arguments[0].device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        getattr(implementation(backend), op)(*arguments)
+
+    def declare(run: Callable[..., None]) -> Callable[..., None]:
+        KERNELS[op, backend] = Kernel(run, dtypes)
+        return run
+
+    return declare
+
+
+def kernel_of(op: str, backend: str) -> Callable[..., None]:
+    """The kernel that `choose` selected."""
+    return KERNELS[op, backend].run
+
+
+def check_values(check: str, arguments: dict[str, Any]) -> None:
+    """Runs a check of the C++ module on CPU tensors, if the module was built.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    if module := import_module(".cpp", __package__).load()[0]:
+        getattr(module, check)(**arguments)
+
+
+@cache
+def _load_kernels(backend: str) -> None:
+    """Imports the modules that declare the kernels of a back end."""
+    for found in iter_modules([str(Path(__file__).parent)]):
+        if found.name.startswith(f"{backend}_"):
+            import_module(f".{found.name}", __package__)
 
 
 def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
@@ -92,24 +137,28 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None) -> str:
     return backend
 
 
-def needs_registered_op(*tensors: torch.Tensor | None) -> bool:
+def needs_registered_op(tensors: Iterable[torch.Tensor | None]) -> bool:
     """True if the call must go through the registered torch op, because a back end may not read the tensors' pointers.
 
     That is so under torch.compile and dispatch modes such as `FakeTensorMode`, for tensor subclasses, whose storage may be
     elsewhere, and for tensors with the lazy negative bit set.
     """
-    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not all(map(_is_plain, tensors))
-
-
-def _is_plain(tensor: torch.Tensor | None) -> bool:
-    if tensor is None:
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return True
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_neg()
+    # loops here and in `wants_gradient`: a generator costs a microsecond, which every call pays
+    for tensor in tensors:  # noqa: SIM110
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
+            return True
+    return False
 
 
-def wants_gradient(*tensors: torch.Tensor) -> bool:
+def wants_gradient(tensors: Iterable[torch.Tensor | None]) -> bool:
     """True if autograd would record an op on one of the tensors."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 # The available back ends do not change while a process runs.
@@ -135,7 +184,7 @@ def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
 def _choices(device: torch.device) -> dict[str, tuple[str, str]]:
     """The float32 back end of each op on a device, and why each faster back end cannot run there."""
     choices = {}
-    for op in implementation("cpp").DTYPES:  # the only back end with all ops
+    for op in OPS:
         backends = _FASTEST_FIRST.get(device.type, ("reference",))
         chosen = next(name for name in backends if _reason(name, device, torch.float32, op) is None)
         reasons = {name: _reason(name, device) for name in backends[: backends.index(chosen)]}
@@ -156,12 +205,3 @@ def _log_choices(device: torch.device) -> None:
     ]
     slow = device.type in _FASTEST_FIRST and any(backend == "reference" for backend, _ in choices.values())
     _log.log(logging.WARNING if slow else logging.INFO, "back ends on %s: %s", device, "; ".join(parts))
-
-
-@cache
-def _triton_missing() -> str | None:
-    try:
-        import_module("triton")
-    except ImportError as error:
-        return f"triton cannot be imported ({error}): install it with `pip install triton`"
-    return None

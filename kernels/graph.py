@@ -10,12 +10,57 @@ from torch import Tensor
 
 from shapmix import reference
 
-from .checks import DTYPES, check_dtype, check_tensor, row_stride, sum_dtype
-from .dispatch import choose, needs_registered_op, run, wants_gradient
-
-CHANNELS_LAST = torch.channels_last
+from .checks import DTYPES, check_dtype, check_tensor, in_channels_last, in_rows, sum_dtype
+from .op import Gradient, op
 
 
+@op(
+    reference=reference.graph_conv_backward,
+    outputs=("to_features", "to_relation_terms", "to_weight", "to_bias", "to_shared"),
+    layouts={"grad": in_channels_last, "features": in_channels_last},
+    chosen_by="features",
+)
+def graph_conv_backward(
+    grad: Tensor,
+    features: Tensor,
+    relation_terms: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shared: Tensor,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `graph_conv`'s five arguments from that of its result; that of the features is in channels-last memory."""
+    to_features = torch.empty_like(features, memory_format=torch.channels_last)
+    of_terms, of_weight, of_bias, of_shared = (
+        torch.empty_like(value, memory_format=torch.contiguous_format) for value in (relation_terms, weight, bias, shared)
+    )
+    return to_features, of_terms, of_weight, of_bias, of_shared
+
+
+def differentiable_gradients(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
+    """Gradients of `forward`, built from torch ops that autograd records, for double backward."""
+    wanted = [value for value in inputs if value.requires_grad]
+    found = iter(torch.autograd.grad(forward(*inputs), wanted, grad, create_graph=True))
+    return [next(found) if value.requires_grad else None for value in inputs]
+
+
+def _backward(grad: Tensor, saved: Any) -> tuple[Tensor | None, ...]:
+    inputs = (saved.features, saved.relation_terms, saved.weight, saved.bias, saved.shared)
+    if torch.is_grad_enabled():
+        return tuple(differentiable_gradients(reference.graph_conv, inputs, grad))
+    return graph_conv_backward(grad, *inputs, backend=saved.backend)
+
+
+_INPUTS = ("features", "relation_terms", "weight", "bias", "shared")
+
+
+@op(
+    reference=reference.graph_conv,
+    layouts={"features": in_rows, "shortcut": in_rows},
+    gradient=Gradient(of=_INPUTS, saves=_INPUTS, backward=_backward),
+    without_gradient=("offset",),
+)
 def graph_conv(
     features: Tensor,
     relation_terms: Tensor,
@@ -52,24 +97,6 @@ def graph_conv(
         ValueError: an argument has the wrong shape or device, or a shortcut is given without an offset.
         BackendError: the requested back end cannot run.
     """
-    tensors = (features, relation_terms, weight, bias, shared)
-    if not torch.compiler.is_compiling() and offset is not None and wants_gradient(*tensors):
-        raise ValueError("offset is given but a gradient is required; use torch.no_grad(), or apply offset and ReLU outside")
-    if needs_registered_op(*tensors, offset, shortcut) or wants_gradient(*tensors):
-        return torch.ops.shapmix.graph_conv(*tensors, offset, shortcut, backend)
-    return _convolve(*tensors, offset, shortcut, backend)
-
-
-def _convolve(
-    features: Tensor,
-    relation_terms: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    shared: Tensor,
-    offset: Tensor | None,
-    shortcut: Tensor | None,
-    backend: str | None,
-) -> Tensor:
     check_dtype("features", features, DTYPES)
     if weight.dim() != 3 or features.dim() != 4 or 0 in (*weight.shape, *features.shape):
         raise ValueError(
@@ -94,112 +121,4 @@ def _convolve(
             raise ValueError("shortcut is given without an offset; add it outside, or give zeros as the offset")
         check_tensor("shortcut", shortcut, shape, features.dtype, device, "features")
 
-    chosen = choose("graph_conv", features, backend)
-    if chosen == "reference":
-        return reference.graph_conv(features, relation_terms, weight, bias, shared, offset=offset, shortcut=shortcut)
-    out = torch.empty(shape, dtype=features.dtype, device=device, memory_format=CHANNELS_LAST)
-    run(
-        chosen,
-        "graph_conv",
-        out,
-        rows_of_channels(features),
-        relation_terms.contiguous(),
-        weight.contiguous(),
-        bias.contiguous(),
-        shared.contiguous(),
-        None if offset is None else offset.contiguous(),
-        None if shortcut is None else rows_of_channels(shortcut),
-    )
-    return out
-
-
-def rows_of_channels(x: Tensor) -> Tensor:
-    """[N, C, T, V] with contiguous channels and evenly spaced joints: the input if it is so laid out, else a channels-last copy.
-
-    A channel slice of a channels-last tensor is not copied.
-    """
-    return x.contiguous(memory_format=CHANNELS_LAST) if row_stride(x) is None else x
-
-
-def differentiable_gradients(forward: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> list[Tensor | None]:
-    """Gradients of `forward`, built from torch ops that autograd records, for double backward."""
-    wanted = [value for value in inputs if value.requires_grad]
-    found = iter(torch.autograd.grad(forward(*inputs), wanted, grad, create_graph=True))
-    return [next(found) if value.requires_grad else None for value in inputs]
-
-
-# The op and its gradient as registered ops, for autograd and torch.compile.
-
-
-@torch.library.custom_op(
-    "shapmix::graph_conv",
-    mutates_args=(),
-    schema="(Tensor features, Tensor relation_terms, Tensor weight, Tensor bias, Tensor shared, Tensor? offset, "
-    "Tensor? shortcut, str? backend) -> Tensor",
-)
-def _graph_conv(
-    features: Tensor,
-    relation_terms: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    shared: Tensor,
-    offset: Tensor | None,
-    shortcut: Tensor | None,
-    backend: str | None,
-) -> Tensor:
-    with torch.no_grad():
-        y = _convolve(features, relation_terms, weight, bias, shared, offset, shortcut, backend)
-        return y.contiguous(memory_format=CHANNELS_LAST)
-
-
-@_graph_conv.register_fake
-def _(features: Tensor, _terms: Tensor, weight: Tensor, *_arguments: object) -> Tensor:
-    n, _, frames, joints = features.shape
-    return torch.empty(
-        (n, weight.shape[2], frames, joints), dtype=features.dtype, device=features.device, memory_format=CHANNELS_LAST
-    )
-
-
-@torch.library.custom_op(
-    "shapmix::graph_conv_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor features, Tensor relation_terms, Tensor weight, Tensor bias, Tensor shared, str? backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _graph_conv_backward(
-    grad: Tensor, features: Tensor, relation_terms: Tensor, weight: Tensor, bias: Tensor, shared: Tensor, backend: str | None
-) -> tuple[Tensor, ...]:
-    chosen = choose("graph_conv", features, backend)
-    inputs = (features, relation_terms, weight, bias, shared)
-    if chosen == "reference":
-        of_features, *of_others = reference.graph_conv_backward(grad, *inputs)
-        return of_features.contiguous(memory_format=CHANNELS_LAST), *(value.contiguous() for value in of_others)
-    to_features = torch.empty(features.shape, dtype=features.dtype, device=features.device, memory_format=CHANNELS_LAST)
-    others = [value.contiguous() for value in inputs[1:]]
-    to_others = [torch.empty_like(value) for value in others]
-    features = features.contiguous(memory_format=CHANNELS_LAST)
-    grad = grad.contiguous(memory_format=CHANNELS_LAST)
-    run(chosen, "graph_conv_backward", to_features, *to_others, grad, features, *others)
-    return to_features, *to_others
-
-
-@_graph_conv_backward.register_fake
-def _(grad: Tensor, features: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    tensors = [torch.empty(value.shape, dtype=value.dtype, device=value.device) for value in others[:4]]
-    return torch.empty_like(features, memory_format=CHANNELS_LAST), *tensors
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, offset, _shortcut, ctx.backend = inputs
-    if offset is not None:
-        raise ValueError("graph_conv with an offset is not differentiable; apply offset and ReLU outside")
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        return *differentiable_gradients(reference.graph_conv, ctx.saved_tensors, grad), None, None, None
-    return *torch.ops.shapmix.graph_conv_backward(grad, *ctx.saved_tensors, ctx.backend), None, None, None
-
-
-_graph_conv.register_autograd(_backward, setup_context=_save)
+    return torch.empty(shape, dtype=features.dtype, device=device, memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ import torch
 import shapmix
 from shapmix.process import cpu
 
-from . import cuda, native
+from . import cpp, cuda
 from .agreement import compare
 from .dispatch import BACKENDS, unavailable
 
@@ -43,7 +43,7 @@ def installed_version(package: str) -> str:
 
 def processor() -> dict[str, str]:
     """What the CPU back end runs on."""
-    module, reason = native.load()
+    module, reason = cpp.load()
     info = module.cpu_info() if module else {}
     has = {True: "yes", False: "no", None: "unknown"}
     bf16 = cpu.multiplies_bf16()

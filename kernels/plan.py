@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,8 @@ from shapmix import reference
 from shapmix.reference import MixPlan
 from shapmix.reference.plan import window_range
 
-from . import native
 from .checks import SUM_DTYPES, check_dtype, check_tensor
-from .dispatch import choose, needs_registered_op, run
+from .op import op
 
 
 def draw_plan(
@@ -60,28 +61,60 @@ def draw_plan(
             the parts.
         BackendError: the requested back end cannot run.
     """
-    tensors = (labels, saliency, priority, combinations, part_of_joint)
-    options = (guided, temperature, blend_probability, backend)
-    on_host, on_device = (0, step) if isinstance(step, Tensor) else (step, None)
-    if not needs_registered_op(*tensors, on_device):
-        return _draw(*tensors, num_frames, seed, step, *options)
-    return _plan(*torch.ops.shapmix.draw_plan(*tensors, num_frames, seed, on_host, on_device, *options))
+    shortest, longest = window_range(num_frames)
+    fields, lam, blend = _draw_plan(
+        labels,
+        saliency,
+        priority,
+        combinations,
+        part_of_joint,
+        num_frames=num_frames,
+        shortest=shortest,
+        longest=longest,
+        seed=seed,
+        step=0 if isinstance(step, Tensor) else step,
+        step_on_device=step if isinstance(step, Tensor) else None,
+        guided=guided,
+        temperature=temperature,
+        blend_probability=blend_probability,
+        backend=backend,
+    )
+    partner, parts, start, length, source_start, source_length = fields.unbind()
+    return MixPlan(partner, parts, start, length, source_start, source_length, lam, blend)
 
 
-def _draw(
+def _reference(
+    step: int, step_on_device: Tensor | None, shortest: int, longest: int, **arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = reference.draw_plan(step=step if step_on_device is None else step_on_device, **arguments)
+    *integers, lam, blend = vars(plan).values()
+    return torch.stack(integers), lam, blend
+
+
+@op(reference=_reference, outputs=("fields", "lam", "blend"), check_values="check_draw", chosen_by="saliency")
+def _draw_plan(
     labels: Tensor,
     saliency: Tensor,
     priority: Tensor,
     combinations: Tensor,
     part_of_joint: Tensor,
+    *,
     num_frames: int,
+    shortest: int,
+    longest: int,
     seed: int,
-    step: int | Tensor,
+    step: int,
+    step_on_device: Tensor | None,
     guided: bool,
     temperature: float,
     blend_probability: float,
-    backend: str | None,
-) -> MixPlan:
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan's integer fields [6, N] in the order of `MixPlan`, its `lam` and its `blend` [N].
+
+    Windows span `shortest` to `longest` units of 4 frames. Outputs of a registered op may not alias, so the integers are one
+    tensor.
+    """
     device, n = labels.device, len(labels)
     if n < 3:
         raise ValueError(f"mixing needs a batch of at least 3 clips, not {n}: the partner shift is drawn from 1..N-2")
@@ -94,109 +127,11 @@ def _draw(
     check_tensor("priority", priority, (classes,), torch.int64, device, "labels")
     check_tensor("combinations", combinations, (columns,), torch.int64, device, "labels")
     check_tensor("part_of_joint", part_of_joint, part_of_joint.shape, torch.int64, device, "labels")
-    if isinstance(step, Tensor):
-        check_tensor("step", step, (), torch.int64, device, "labels")
+    if step_on_device is not None:
+        check_tensor("step", step_on_device, (), torch.int64, device, "labels")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; give a number above 0")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}; give an integer in 0..2^64-1")
-    shortest, longest = window_range(num_frames)
-
-    chosen = choose("draw_plan", saliency, backend)
-    labels, saliency, priority = labels.contiguous(), saliency.contiguous(), priority.contiguous()
-    combinations, part_of_joint = combinations.contiguous(), part_of_joint.contiguous()
-    if labels.is_cpu and chosen != "cpp":
-        native.check_draw(labels, saliency, combinations, part_of_joint)
-    if chosen == "reference":
-        return reference.draw_plan(
-            labels,
-            saliency,
-            priority,
-            combinations,
-            part_of_joint,
-            num_frames,
-            seed=seed,
-            step=step,
-            guided=guided,
-            temperature=temperature,
-            blend_probability=blend_probability,
-        )
-
     fields = labels.new_empty((6, n))
-    lam, blend = fields.new_empty(n, dtype=torch.float64), fields.new_empty(n, dtype=torch.bool)
-    run(
-        chosen,
-        "draw_plan",
-        fields,
-        lam,
-        blend,
-        labels,
-        saliency,
-        priority,
-        combinations,
-        part_of_joint,
-        num_frames,
-        shortest,
-        longest,
-        seed,
-        step,
-        guided,
-        temperature,
-        blend_probability,
-    )
-    return _plan(fields, lam, blend)
-
-
-def _plan(fields: Tensor, lam: Tensor, blend: Tensor) -> MixPlan:
-    """Builds the plan from the integer fields [6, N], in the order of `MixPlan`."""
-    partner, parts, start, length, source_start, source_length = fields.unbind()
-    return MixPlan(partner, parts, start, length, source_start, source_length, lam, blend)
-
-
-# The same op for torch.compile. Outputs of a custom op may not alias, so the integer fields are one tensor.
-
-
-@torch.library.custom_op(
-    "shapmix::draw_plan",
-    mutates_args=(),
-    schema="(Tensor labels, Tensor saliency, Tensor priority, Tensor combinations, Tensor part_of_joint, SymInt num_frames, "
-    "SymInt seed, SymInt step, Tensor? step_on_device, bool guided, float temperature, float blend_probability, str? backend) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _draw_plan(
-    labels: Tensor,
-    saliency: Tensor,
-    priority: Tensor,
-    combinations: Tensor,
-    part_of_joint: Tensor,
-    num_frames: int,
-    seed: int,
-    step: int,
-    step_on_device: Tensor | None,
-    guided: bool,
-    temperature: float,
-    blend_probability: float,
-    backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    plan = _draw(
-        labels,
-        saliency,
-        priority,
-        combinations,
-        part_of_joint,
-        num_frames,
-        seed,
-        step if step_on_device is None else step_on_device,
-        guided,
-        temperature,
-        blend_probability,
-        backend,
-    )
-    *fields, lam, blend = vars(plan).values()
-    return torch.stack(fields), lam, blend
-
-
-@_draw_plan.register_fake
-def _(labels: Tensor, *_arguments: object) -> tuple[Tensor, Tensor, Tensor]:
-    n = len(labels)
-    return labels.new_empty((6, n)), labels.new_empty(n, dtype=torch.float64), labels.new_empty(n, dtype=torch.bool)
+    return fields, fields.new_empty(n, dtype=torch.float64), fields.new_empty(n, dtype=torch.bool)

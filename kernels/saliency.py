@@ -7,11 +7,17 @@ from torch import Tensor
 
 from shapmix import reference
 
-from . import native
-from .checks import DTYPES, SUM_DTYPES, check_dtype, check_no_overlap, check_not_tracked, check_tensor, mark_written
-from .dispatch import choose, needs_registered_op, run
+from .checks import DTYPES, SUM_DTYPES, check_dtype, check_not_tracked, check_tensor
+from .op import op
 
 
+@op(
+    reference=reference.saliency_update,
+    outputs=("marginal",),
+    check_values="check_updates",
+    chosen_by="logits",
+    mutates=("table",),
+)
 def saliency_update(
     table: Tensor,
     logits: Tensor,
@@ -54,27 +60,6 @@ def saliency_update(
             out of range or a combination has no joints. The table is unchanged then.
         BackendError: the requested back end cannot run.
     """
-    tensors = (table, logits, labels, columns, with_rows, without_rows, joint_counts)
-    if not torch.compiler.is_compiling() and table.is_neg():
-        raise ValueError("table has the lazy negative bit set; give table.resolve_neg()")
-    if needs_registered_op(*tensors, weights):
-        return torch.ops.shapmix.saliency_update(*tensors, decay, weights, scale, backend)
-    return _update(*tensors, decay, weights, scale, backend)
-
-
-def _update(
-    table: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    columns: Tensor,
-    with_rows: Tensor,
-    without_rows: Tensor,
-    joint_counts: Tensor,
-    decay: float,
-    weights: Tensor | None,
-    scale: float,
-    backend: str | None,
-) -> Tensor:
     if table.dim() != 2 or table.numel() == 0:
         raise ValueError(f"table has shape {list(table.shape)}; give [K, Q] with no axis empty")
     if not table.is_contiguous():
@@ -98,52 +83,4 @@ def _update(
         check_tensor("weights", weights, (updates, with_rows[0].numel()), dtype, device, "table")
     if not 0 <= decay <= 1:
         raise ValueError(f"decay is {decay}; give a number in 0..1")
-    check_no_overlap("table", table, logits=logits, labels=labels, columns=columns, with_rows=with_rows, without_rows=without_rows)
-    check_no_overlap("table", table, joint_counts=joint_counts, weights=weights)
-
-    chosen = choose("saliency_update", logits, backend)
-    logits, labels, columns = logits.detach().contiguous(), labels.contiguous(), columns.contiguous()
-    with_rows, without_rows = with_rows.contiguous().view(updates, -1), without_rows.contiguous().view(updates, -1)
-    joint_counts, weights = joint_counts.contiguous(), None if weights is None else weights.contiguous()
-    if table.is_cpu and chosen != "cpp":
-        native.check_updates(table, logits, labels, columns, with_rows, without_rows, joint_counts)
-    if chosen == "reference":
-        return reference.saliency_update(
-            table, logits, labels, columns, with_rows, without_rows, joint_counts, decay, weights=weights, scale=scale
-        )
-
-    marginal = table.new_empty(updates)
-    rows = (with_rows, without_rows)
-    run(chosen, "saliency_update", marginal, table, logits, labels, columns, *rows, weights, joint_counts, decay, scale)
-    mark_written(table)
-    return marginal
-
-
-# The same op for torch.compile, which must know that the table is mutated.
-
-
-@torch.library.custom_op(
-    "shapmix::saliency_update",
-    mutates_args=("table",),
-    schema="(Tensor(a!) table, Tensor logits, Tensor labels, Tensor columns, Tensor with_rows, Tensor without_rows, "
-    "Tensor joint_counts, float decay, Tensor? weights, float scale, str? backend) -> Tensor",
-)
-def _saliency_update(
-    table: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    columns: Tensor,
-    with_rows: Tensor,
-    without_rows: Tensor,
-    joint_counts: Tensor,
-    decay: float,
-    weights: Tensor | None,
-    scale: float,
-    backend: str | None,
-) -> Tensor:
-    return _update(table, logits, labels, columns, with_rows, without_rows, joint_counts, decay, weights, scale, backend)
-
-
-@_saliency_update.register_fake
-def _(table: Tensor, logits: Tensor, labels: Tensor, *_arguments: object) -> Tensor:
-    return table.new_empty(len(labels))
+    return table.new_empty(updates)

@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import row_stride, sum_dtype
+from .dispatch import kernel
+from .triton import DTYPES
 
 BLOCK_R = 16
 LONGEST_BLOCK = 64
@@ -84,7 +86,9 @@ def join_kernel(
     tl.store(to, value.to(out.dtype.element_ty), mask=inside)
 
 
+@kernel("join_branches", backend="triton", dtypes=DTYPES)
 def join_branches(
+    *,
     out: Tensor,
     narrow: Tensor,
     wide: Tensor,

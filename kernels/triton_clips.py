@@ -13,7 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shapmix.reference import CropPlan
+from shapmix.reference import Stream
+
+from .dispatch import kernel
+from .triton import DTYPES
 
 BLOCK = 256
 NUM_WARPS = 4
@@ -123,26 +126,39 @@ def sample_kernel(
             tl.store(to + channel * plane, value.to(out.dtype.element_ty), mask=inside)
 
 
-def sample_clips(out: Tensor, frames: Tensor, offsets: Tensor, plan: CropPlan, parents: Tensor, bone: bool, motion: bool) -> None:
+@kernel("sample_clips", backend="triton", dtypes=DTYPES)
+def sample_clips(
+    *,
+    out: Tensor,
+    frames: Tensor,
+    offsets: Tensor,
+    clip: Tensor,
+    start: Tensor,
+    length: Tensor,
+    angles: Tensor,
+    parents: Tensor,
+    stream: Stream,
+    num_frames: int,
+) -> None:
     """Writes `out` [N, C, T, V, M]; all tensors are contiguous, plan values in range, angles in the accumulation dtype."""
-    n, channels, num_frames, joints, people = out.shape
+    n, channels, _, joints, people = out.shape
     # A 1-D grid: the other grid axes are limited to 65,535 programs, which a large batch exceeds.
     sample_kernel[(triton.cdiv(num_frames * joints * people, BLOCK) * n,)](
         out,
         frames,
         offsets,
-        plan.clip,
-        plan.start,
-        plan.length,
-        plan.angles,
+        clip,
+        start,
+        length,
+        angles,
         parents,
         num_frames,
         ROW=joints * people,
         PEOPLE=people,
         CHANNELS=channels,
-        BONE=bone,
-        MOTION=motion,
-        SUM=tl.float64 if plan.angles.element_size() == 8 else tl.float32,
+        BONE=stream in ("bone", "bone_motion"),
+        MOTION=stream in ("motion", "bone_motion"),
+        SUM=tl.float64 if angles.element_size() == 8 else tl.float32,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
     )

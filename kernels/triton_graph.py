@@ -27,6 +27,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import row_stride
+from .dispatch import kernel
+from .triton import DTYPES
 
 
 @triton.jit
@@ -314,7 +316,9 @@ def refined_graphs(relation_terms: Tensor, weight: Tensor, bias: Tensor, shared:
         yield Graphs(first, here, some_graphs.view(*shape, channels), some_factors.view(*shape, columns), weights)
 
 
+@kernel("graph_conv", backend="triton", dtypes=DTYPES)
 def graph_conv(
+    *,
     out: Tensor,
     features: Tensor,
     relation_terms: Tensor,
@@ -352,7 +356,9 @@ def graph_conv(
             )
 
 
+@kernel("graph_conv_backward", backend="triton", dtypes=DTYPES)
 def graph_conv_backward(
+    *,
     to_features: Tensor,
     to_relation_terms: Tensor,
     to_weight: Tensor,

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dispatch import kernel
+from .triton import DTYPES
+
 MAX_BLOCK_CLASSES = 1024
 BLOCK_ROWS = 1024
 NUM_WARPS = 4
@@ -98,8 +101,9 @@ def gradient_kernel(
     tl.store(to_logits + row * classes + column, ((softmax - target) * each).to(to_logits.dtype.element_ty), mask=inside)
 
 
+@kernel("balanced_mix_loss", backend="triton", dtypes=DTYPES)
 def balanced_mix_loss(
-    losses: Tensor, row_sums: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
+    *, losses: Tensor, row_sums: Tensor, logits: Tensor, labels: Tensor, partner: Tensor, lam: Tensor, log_prior: Tensor
 ) -> None:
     """Writes `losses` [2] and `row_sums` [L]; all tensors are contiguous, `lam` and `log_prior` in the accumulation dtype."""
     rows, classes = logits.shape
@@ -123,7 +127,9 @@ def balanced_mix_loss(
     mean_kernel[(2,)](losses, row_losses, samples, rows, SUM=of_sums, BLOCK=BLOCK_ROWS, num_warps=NUM_WARPS)
 
 
+@kernel("balanced_mix_loss_backward", backend="triton", dtypes=DTYPES)
 def balanced_mix_loss_backward(
+    *,
     to_logits: Tensor,
     grad: Tensor,
     row_sums: Tensor,

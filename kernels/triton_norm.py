@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import row_stride
+from .dispatch import kernel
+from .triton import DTYPES
 
 MAX_BLOCK_CHANNELS = 64
 TILE = 2048  # elements per tile of a program
@@ -228,7 +230,9 @@ def gradient_rows_kernel(
     tl.store(to_x + at, value.to(to_x.dtype.element_ty), mask=inside)
 
 
+@kernel("batch_norm", backend="triton", dtypes=DTYPES)
 def batch_norm(
+    *,
     out: Tensor,
     mean: Tensor,
     variance: Tensor,
@@ -279,9 +283,11 @@ def batch_norm(
     )
 
 
+@kernel("batch_norm_backward", backend="triton", dtypes=DTYPES)
 def batch_norm_backward(
+    *,
     to_x: Tensor,
-    to_shortcut: Tensor | None,
+    to_shortcut: Tensor,
     to_weight: Tensor,
     to_bias: Tensor,
     grad: Tensor,
@@ -292,6 +298,7 @@ def batch_norm_backward(
     weight: Tensor,
     bias: Tensor,
     lowest: Tensor,
+    with_shortcut: bool,
     eps: float,
 ) -> None:
     """Writes the gradients; all tensors of [N, C, T, V] are channels-last."""
@@ -300,7 +307,19 @@ def batch_norm_backward(
     sums, products = weight.new_empty(runs, channels), weight.new_empty(runs, channels)
     added = weight.new_full((), eps)
     gradient_sums_kernel[(runs * triton.cdiv(channels, tile["BLOCK_C"]),)](
-        sums, products, to_shortcut, grad, out, x, mean, lowest, rows, rows_each, channels, **tile, num_warps=NUM_WARPS
+        sums,
+        products,
+        to_shortcut if with_shortcut else None,
+        grad,
+        out,
+        x,
+        mean,
+        lowest,
+        rows,
+        rows_each,
+        channels,
+        **tile,
+        num_warps=NUM_WARPS,
     )
     join_gradients_kernel[(triton.cdiv(channels, BLOCK_REDUCED),)](
         to_weight,

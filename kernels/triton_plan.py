@@ -11,6 +11,9 @@ from torch import Tensor
 
 from shapmix.reference.plan import COMBINATION, FRAMES_PER_UNIT, WINDOW
 
+from .checks import SUM_DTYPES
+from .dispatch import kernel
+
 BLOCK = 64
 NUM_WARPS = 2
 _WINDOW, _COMBINATION = tl.constexpr(WINDOW), tl.constexpr(COMBINATION)
@@ -134,7 +137,9 @@ def draw_kernel(
     tl.store(blend + row, tl.zeros([BLOCK], tl.uint8) + blended.to(tl.uint8), mask=inside)
 
 
+@kernel("draw_plan", backend="triton", dtypes=SUM_DTYPES)
 def draw_plan(
+    *,
     fields: Tensor,
     lam: Tensor,
     blend: Tensor,
@@ -147,14 +152,15 @@ def draw_plan(
     shortest: int,
     longest: int,
     seed: int,
-    step: int | Tensor,
+    step: int,
+    step_on_device: Tensor | None,
     guided: bool,
     temperature: float,
     blend_probability: float,
 ) -> None:
     """Writes `fields` [6, N] (partner, parts, start, length, source_start, source_length), `lam` and `blend` [N]."""
     samples = len(labels)
-    on_device = isinstance(step, Tensor)
+    on_device = step_on_device is not None
     draw_kernel[(triton.cdiv(samples, BLOCK),)](
         fields,
         lam,
@@ -164,7 +170,7 @@ def draw_plan(
         priority,
         combinations,
         part_of_joint,
-        step if on_device else labels,
+        step_on_device if on_device else labels,
         seed & 0xFFFFFFFF,
         seed >> 32,
         0 if on_device else step & 0xFFFFFFFF,

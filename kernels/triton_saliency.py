@@ -8,6 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dispatch import kernel
+from .triton import DTYPES
+
 MAX_BLOCK_CLASSES = 1024
 BLOCK_UPDATES = 128
 NUM_WARPS = 4
@@ -110,7 +113,9 @@ def average_kernel(
         tl.store(table + key, value)
 
 
+@kernel("saliency_update", backend="triton", dtypes=DTYPES)
 def saliency_update(
+    *,
     marginal: Tensor,
     table: Tensor,
     logits: Tensor,
@@ -123,8 +128,8 @@ def saliency_update(
     decay: float,
     scale: float,
 ) -> None:
-    """Writes `marginal` [U] and updates `table` [K, Q]; rows and weights are [U, J], all tensors contiguous."""
-    updates, contexts = with_rows.shape
+    """Writes `marginal` [U] and updates `table` [K, Q]; rows [U] or [U, J] and weights [U, J], all tensors contiguous."""
+    updates, contexts = len(labels), with_rows.numel() // len(labels)
     classes, combinations = table.shape
     of_sums = tl.float64 if table.element_size() == 8 else tl.float32
     marginal_kernel[(updates,)](

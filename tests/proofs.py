@@ -13,10 +13,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from shapmix.kernels import BACKENDS, unavailable
-from shapmix.kernels.native import DTYPES
+from shapmix.kernels import BACKENDS, dispatch, unavailable
 
-OPS = tuple(DTYPES)
+OPS = tuple(dispatch.OPS)
 GPU_BACKENDS = ("cuda", "triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from shapmix import kernels
-from shapmix.kernels import dispatch, native
+from shapmix.kernels import dispatch
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import CropPlan, MixPlan
 from shapmix.skeleton.layout import load_layout
@@ -279,16 +278,39 @@ def test_a_gradient_penalty_is_not_lost() -> None:
     assert found.abs().max() > 1e-4
 
 
-def test_the_native_code_takes_no_address_of_nothing() -> None:
-    problem = mix_problem()
-    nowhere = torch.empty_like(problem.clips, device="meta")
-    with pytest.raises(ValueError, match="a tensor without memory"):
-        native.mix_clips(torch.empty(6, 2, 8, 4, 2), nowhere, problem.plan, problem.part_of_joint)
-    with pytest.raises(ValueError, match="a tensor without memory"):
-        native.mix_clips(nowhere, problem.clips, problem.plan, problem.part_of_joint)
-    ones = torch.ones(2)
-    with pytest.raises(ValueError, match="a tensor without memory"):
-        native.batch_norm(nowhere, ones, ones, torch.ones(1, 2, 3, 4), None, ones, ones, ones, 1e-5)
+def fields_of(op: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the C++ kernel of an op is called with."""
+    calls: list[dict[str, Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "kernel_of", lambda *_: lambda **fields: calls.append(fields))
+        call(op, CALLS[op](), backend="cpp")
+    (fields,) = calls
+    return fields
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_the_native_code_names_every_field_that_is_wrong(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, unknown, of another type, dtype or number of axes, or without memory."""
+    fields = fields_of(op, monkeypatch)
+    run = dispatch.kernel_of(op, "cpp")
+    with pytest.raises(TypeError, match=f"{op}: colour is no field of the op"):
+        run(**fields, colour=1)
+    with pytest.raises(TypeError, match=r"positional|incompatible"):
+        run(*fields.values())
+    for name, value in fields.items():
+        wrong: dict[str, Any] = {}
+        with pytest.raises(TypeError, match=f"{op}: {name} is missing; given are "):
+            run(**{other: fields[other] for other in fields if other != name})
+        if not isinstance(value, Tensor):
+            continue
+        named = f"{op}: {name}"
+        wrong[f"{named} is torch.int32; give "] = value.int()
+        wrong[f"{named} has {value.dim() + 3} axes; give "] = value[None, None, None]
+        wrong[f"{named} is a tensor without memory"] = torch.empty_like(value, device="meta")
+        for message, given in wrong.items():
+            with pytest.raises((TypeError, ValueError), match=message):
+                run(**fields | {name: given})
+    run(**fields)
 
 
 def in_channels_last(tensor: Tensor) -> Tensor:
@@ -307,13 +329,12 @@ class Guards(list[torch.device]):
 def test_every_launch_is_made_on_the_device_of_its_tensors(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors on cuda:1, which need no GPU, and a back end that only inspects them."""
     guards, launched = Guards(), []
-    module = import_module(getattr(kernels, op).__module__)
-    back_end = SimpleNamespace(**{op: lambda *arguments: launched.append(len(guards))})
     monkeypatch.setattr(torch.cuda, "device", guards)
-    monkeypatch.setattr(dispatch, "implementation", lambda backend: back_end)
-    monkeypatch.setattr(module, "choose", lambda *_: "triton")
-    monkeypatch.setattr(module, "needs_registered_op", lambda *_: False)
-    monkeypatch.setattr(module, "check_no_overlap", lambda *_, **__: None, raising=False)  # fake tensors have no addresses
+    monkeypatch.setattr(dispatch, "kernel_of", lambda *_: lambda **fields: launched.append(len(guards)))
+    monkeypatch.setattr(dispatch, "choose", lambda *_: "triton")
+    monkeypatch.setattr(dispatch, "needs_registered_op", lambda *_: False)
+    declaration = import_module("shapmix.kernels.op")
+    monkeypatch.setattr(declaration, "check_no_overlap", lambda *_, **__: None)  # fake tensors have no addresses
     arguments = CALLS[op]()
     if op in ("graph_conv", "batch_norm", "join_branches"):
         arguments = changed(arguments, in_channels_last)
@@ -329,7 +350,7 @@ def test_no_guard_is_paid_for_on_the_cpu_and_no_other_place_launches(monkeypatch
     call("mix_clips", mix_arguments())
     assert not guards
     folder = Path(dispatch.__file__).parent
-    assert [path.name for path in folder.glob("*.py") if "implementation(" in path.read_text()] == ["dispatch.py"]
+    assert sorted(path.name for path in folder.glob("*.py") if "kernel_of(" in path.read_text()) == ["dispatch.py", "op.py"]
 
 
 def test_a_triton_launch_takes_any_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,8 +365,9 @@ def test_a_triton_launch_takes_any_number_of_samples(monkeypatch: pytest.MonkeyP
             return lambda *_, **__: None
 
     monkeypatch.setattr(module, "sample_kernel", Recorder())
-    nothing = torch.empty(0, dtype=torch.int64, device="meta")
-    plan = CropPlan(nothing, nothing, nothing, torch.empty(0, 3, device="meta"))
+    names = ("offsets", "clip", "start", "length", "parents")
+    nothing = dict.fromkeys(names, torch.empty(0, dtype=torch.int64, device="meta"))
     out = torch.empty(70_000, 3, 64, 25, 2, device="meta")
-    module.sample_clips(out, out, nothing, plan, nothing, False, False)
+    angles = torch.empty(0, 3, device="meta")
+    module.sample_clips(out=out, frames=out, angles=angles, stream="joint", num_frames=64, **nothing)
     assert grids == [(13 * 70_000,)]

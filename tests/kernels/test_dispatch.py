@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shapmix import doctor
-from shapmix.kernels import BackendError, backends, dispatch, mix_clips, native, sample_clips
+from shapmix.kernels import BackendError, backends, cpp, dispatch, mix_clips, sample_clips
 from tests.kernels.backends import EXAMPLES
 from tests.kernels.examples import crop_problem, mix_problem
 from tests.proofs import CPU, INTERPRETED
@@ -94,7 +94,7 @@ def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.Monke
 @pytest.fixture
 def untold() -> Iterator[None]:
     """Clears the caches of the dispatcher before and after a test."""
-    caches = (dispatch._fastest, dispatch._log_choices, dispatch._choices, dispatch._reason, native.load)
+    caches = (dispatch._fastest, dispatch._log_choices, dispatch._choices, dispatch._reason, cpp.load)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -106,11 +106,11 @@ def untold() -> Iterator[None]:
 def test_auto_tells_all_ops_of_a_device_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     clips = mix_problem().clips
     with caplog.at_level(logging.INFO, logger="shapmix"):
-        for op in native.DTYPES:
+        for op in dispatch.OPS:
             for dtype in (torch.float32, torch.float64):
                 dispatch.choose(op, clips.to(dtype), None)
         (record,) = caplog.records
-        assert (record.levelname, record.getMessage()) == ("INFO", f"back ends on cpu: cpp for all {len(native.DTYPES)} ops")
+        assert (record.levelname, record.getMessage()) == ("INFO", f"back ends on cpu: cpp for all {len(dispatch.OPS)} ops")
         for _ in range(2):
             assert dispatch.choose("sample_clips", clips.half(), None) == "reference"
     _, record = caplog.records
@@ -121,12 +121,12 @@ def test_auto_tells_all_ops_of_a_device_in_one_line(caplog: pytest.LogCaptureFix
 @pytest.mark.usefixtures("untold")
 def test_where_nothing_was_built_one_warning_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "shapmix._native", None)
-    for op in native.DTYPES:
+    for op in dispatch.OPS:
         assert dispatch.choose(op, torch.zeros(1), None) == "reference"
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith(
-        f"back ends on cpu: reference for all {len(native.DTYPES)} ops (cpp: shapmix._native cannot"
+        f"back ends on cpu: reference for all {len(dispatch.OPS)} ops (cpp: shapmix._native cannot"
     )
 
 
@@ -138,15 +138,12 @@ def test_backends_lists_every_reason() -> None:
     assert "CUDA tensors" in str(reasons["cuda"])
 
 
+@pytest.mark.usefixtures("untold")
 def test_a_module_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shapmix._native", None)
-    native.load.cache_clear()
-    try:
-        assert "shapmix._native cannot be imported" in str(native.unavailable(CPU))
-        with pytest.raises(ImportError, match="reinstall shapmix"):
-            native.mix_clips(torch.empty(0), *mix_problem()[:1], mix_problem().plan, torch.zeros(4, dtype=torch.int64))
-    finally:
-        native.load.cache_clear()
+    assert "shapmix._native cannot be imported" in str(cpp.unavailable(CPU))
+    with pytest.raises(BackendError, match="reinstall shapmix"):
+        run_mix("cpp")
 
 
 def test_doctor_agrees(capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +152,9 @@ def test_doctor_agrees(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_fails_where_a_back_end_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(native, "mix_clips", lambda out, clips, plan, part_of_joint: out.zero_())
+    assert dispatch.unavailable("cpp", CPU, op="mix_clips") is None
+    wrong = dispatch.Kernel(lambda *, out, **_: out.zero_(), dispatch.KERNELS["mix_clips", "cpp"].dtypes)
+    monkeypatch.setitem(dispatch.KERNELS, ("mix_clips", "cpp"), wrong)
     assert doctor.main(["--json"]) == 1
     verdict = json.loads(capsys.readouterr().out)["back ends"]["cpp on cpu"]
     assert verdict.startswith("WRONG: differs from the reference in mix_clips on [1, 1, 1, 1, 1] torch.float32")

@@ -20,6 +20,7 @@ from shapmix.kernels import (
     sample_clips,
 )
 from shapmix.reference import CropPlan
+from shapmix.reference.plan import window_range
 from tests.kernels.examples import MixProblem, crop_problem, loss_arguments, mix_problem, plan_arguments, update_arguments
 
 NORM = torch.linspace(-1, 2, 16, dtype=torch.float64).view(2, 4, 2)
@@ -105,7 +106,22 @@ def arguments_of(op: str) -> tuple[Any, ...]:
     if op == "draw_plan":
         named = plan_arguments()
         labels, saliency, priority, combinations, joints, num_frames, seed, step = named.values()
-        return (labels, saliency, priority, combinations, joints, num_frames, seed, step, None, True, 0.2, 0.25, None)
+        return (
+            labels,
+            saliency,
+            priority,
+            combinations,
+            joints,
+            num_frames,
+            *window_range(num_frames),
+            seed,
+            step,
+            None,
+            True,
+            0.2,
+            0.25,
+            None,
+        )
     if op == "saliency_update":
         return (*update_arguments().values(), None, 10.0, None)
     named = loss_arguments(dtype=torch.float64)

@@ -51,21 +51,21 @@ STRIDES = ("clip_sample_stride", "clip_channel_stride", "mean_channel_stride", "
 ROWS = {"SUM": "sums", "BLOCK": 64}
 KERNELS = {
     "coalition_kernel": Kernel(
-        "triton_ops",
+        "triton_mixing",
         elements=("out", "clips", "mean_motion"),
         numbers=("channels", "sets", "set_size", "plane", "restored", *STRIDES),
         constants=CLIPS,
         fuse=False,
     ),
     "normalised_coalition_kernel": Kernel(
-        "triton_ops",
+        "triton_mixing",
         elements=("out", "clips", "mean_motion", "weight", "bias"),
         numbers=("channels", "sets", "set_size", "frames", "restored_frames", *STRIDES),
         constants={"JOINTS": 25, "PEOPLE": 2, "BLOCK": 1024},
         fuse=False,
     ),
     "mix_kernel": Kernel(
-        "triton_ops",
+        "triton_mixing",
         elements=("out", "clips"),
         others={"lam": "*fp64", "blend": "*u8"},
         numbers=("channels", "half_size", "plane", *STRIDES[:2]),

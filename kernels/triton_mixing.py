@@ -1,7 +1,4 @@
-"""The Triton back end. This module has coalitions and mixing, bit-equal to the reference in every dtype; `triton_*` the rest.
-
-With TRITON_INTERPRET=1 set before Triton is imported, the ops also run on CPU tensors.
-"""
+"""Coalitions and mixing as Triton kernels, bit-equal to the reference in every dtype."""
 
 # Kernel parameters have no annotations: Triton infers their types.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -13,48 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shapmix.reference import MixPlan
-
-from .checks import DTYPES as ALL_DTYPES
-from .checks import SUM_DTYPES, set_strides
-from .triton_branches import join_branches as join_branches
-from .triton_clips import sample_clips as sample_clips
-from .triton_graph import graph_conv as graph_conv
-from .triton_graph import graph_conv_backward as graph_conv_backward
-from .triton_loss import balanced_mix_loss as balanced_mix_loss
-from .triton_loss import balanced_mix_loss_backward as balanced_mix_loss_backward
-from .triton_norm import batch_norm as batch_norm
-from .triton_norm import batch_norm_backward as batch_norm_backward
-from .triton_plan import draw_plan as draw_plan
-from .triton_saliency import saliency_update as saliency_update
-
-INTERPRETED: bool = triton.knobs.runtime.interpret
-# Triton's interpreter computes wrong results in bfloat16.
-_DTYPES = tuple(dtype for dtype in ALL_DTYPES if not (INTERPRETED and dtype == torch.bfloat16))
-DTYPES = {
-    "sample_clips": _DTYPES,
-    "coalition_inputs": _DTYPES,
-    "normalised_coalition_inputs": _DTYPES,
-    "mix_clips": _DTYPES,
-    "draw_plan": SUM_DTYPES,
-    "saliency_update": _DTYPES,
-    "balanced_mix_loss": _DTYPES,
-    "graph_conv": _DTYPES,
-    "join_branches": _DTYPES,
-    "batch_norm": _DTYPES,
-}
+from .checks import set_strides
+from .dispatch import kernel
+from .triton import DTYPES
 
 BLOCK = 1024
 NUM_WARPS = 4
-
-
-def unavailable(device: torch.device) -> str | None:
-    """The reason why it cannot run on tensors of a device, None if it can."""
-    if device.type == "cuda":
-        return None if torch.cuda.is_available() else "torch finds no CUDA device (torch.cuda.is_available() is False)"
-    if device.type == "cpu" and INTERPRETED:
-        return None
-    return f"it works on CUDA tensors, not on {device}; with TRITON_INTERPRET=1 set before triton is imported, on the CPU too"
 
 
 @triton.jit
@@ -233,10 +194,11 @@ def mix_kernel(
         tl.store(to, tl.where(replaced, tl.load(other + frame * ROW + in_row, mask=replaced, other=0.0), own), mask=inside)
 
 
+@kernel("coalition_inputs", backend="triton", dtypes=DTYPES)
 def coalition_inputs(
-    out: Tensor, clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor, restored_frames: int
+    *, out: Tensor, clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor, restored_frames: int | None
 ) -> None:
-    """Writes `out` [S * N, C, T, V, M]; coalitions [S] or [S, N], 0 <= restored_frames <= T, planes [T, V, M] contiguous."""
+    """Writes `out` [S * N, C, T, V, M]; coalitions [S] or [S, N], planes [T, V, M] contiguous."""
     n, channels, frames, joints, people = clips.shape
     plane = frames * joints * people
     coalition_kernel[(triton.cdiv(plane, BLOCK) * n * channels,)](
@@ -253,7 +215,7 @@ def coalition_inputs(
         mean_motion.stride(0),
         *set_strides(coalitions),
         plane,
-        restored_frames * joints * people,
+        restored(restored_frames, frames) * joints * people,
         ROW=joints * people,
         PEOPLE=people,
         BLOCK=BLOCK,
@@ -261,7 +223,9 @@ def coalition_inputs(
     )
 
 
+@kernel("normalised_coalition_inputs", backend="triton", dtypes=DTYPES)
 def normalised_coalition_inputs(
+    *,
     out: Tensor,
     clips: Tensor,
     mean_motion: Tensor,
@@ -269,7 +233,7 @@ def normalised_coalition_inputs(
     part_of_joint: Tensor,
     weight: Tensor,
     bias: Tensor,
-    restored_frames: int,
+    restored_frames: int | None,
 ) -> None:
     """Writes `out` [S * N * M, C, T, V]; weight and bias [M, V, C] contiguous, the rest as in `coalition_inputs`."""
     n, channels, frames, joints, people = clips.shape
@@ -289,7 +253,7 @@ def normalised_coalition_inputs(
         mean_motion.stride(0),
         *set_strides(coalitions),
         frames,
-        restored_frames,
+        restored(restored_frames, frames),
         JOINTS=joints,
         PEOPLE=people,
         BLOCK=BLOCK,
@@ -298,21 +262,35 @@ def normalised_coalition_inputs(
     )
 
 
-def mix_clips(out: Tensor, clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> None:
+@kernel("mix_clips", backend="triton", dtypes=DTYPES)
+def mix_clips(
+    *,
+    out: Tensor,
+    clips: Tensor,
+    partner: Tensor,
+    parts: Tensor,
+    start: Tensor,
+    length: Tensor,
+    source_start: Tensor,
+    source_length: Tensor,
+    lam: Tensor,
+    blend: Tensor,
+    part_of_joint: Tensor,
+) -> None:
     """Writes `out` [2N, C, T, V, M]; the plan's fields and the planes [T, V, M] are contiguous, its values in range."""
     n, channels, frames, joints, people = clips.shape
     plane = frames * joints * people
     mix_kernel[(triton.cdiv(plane, BLOCK) * n * channels,)](
         out,
         clips,
-        plan.partner,
-        plan.parts,
-        plan.start,
-        plan.length,
-        plan.source_start,
-        plan.source_length,
-        plan.lam,
-        plan.blend.view(torch.uint8),
+        partner,
+        parts,
+        start,
+        length,
+        source_start,
+        source_length,
+        lam,
+        blend.view(torch.uint8),
         part_of_joint,
         channels,
         clips.numel(),
@@ -325,3 +303,8 @@ def mix_clips(out: Tensor, clips: Tensor, plan: MixPlan, part_of_joint: Tensor) 
         num_warps=NUM_WARPS,
         enable_fp_fusion=False,
     )
+
+
+def restored(restored_frames: int | None, frames: int) -> int:
+    """Frames that keep the clip's motion, in 0..frames."""
+    return frames if restored_frames is None else min(max(restored_frames, 0), frames)

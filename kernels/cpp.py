@@ -1,0 +1,37 @@
+"""The CPU back end in C++, on as many threads as torch uses. Its kernels are declared in csrc/bindings*.cpp."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from .dispatch import kernel
+
+
+@cache
+def load() -> tuple[ModuleType | None, str | None]:
+    """The compiled module, or None and the reason why it cannot be imported."""
+    try:
+        return import_module("shapmix._native"), None
+    except ImportError as error:
+        return None, f"shapmix._native cannot be imported ({error}): reinstall shapmix with a C++ compiler on the PATH"
+
+
+def unavailable(device: torch.device) -> str | None:
+    """The reason why it cannot run on tensors of a device, None if it can."""
+    if device.type != "cpu":
+        return f"it works on CPU tensors, not on {device}"
+    return load()[1]
+
+
+def declare_kernels() -> None:
+    """Declares the ops of the compiled module, if it was built."""
+    module, _ = load()
+    for op, dtypes in module.KERNELS.items() if module else ():
+        kernel(op, backend="cpp", dtypes=tuple(getattr(torch, name) for name in dtypes))(getattr(module, op))
+
+
+declare_kernels()
