@@ -15,9 +15,12 @@ from .dispatch import kernel
 def load() -> tuple[ModuleType | None, str | None]:
     """The compiled module, or None and the reason why it cannot be imported."""
     try:
-        return import_module("shapmix._native"), None
+        module = import_module("shapmix._native")
     except ImportError as error:
         return None, f"shapmix._native cannot be imported ({error}): reinstall shapmix with a C++ compiler on the PATH"
+    if not hasattr(module, "KERNELS"):
+        return None, "shapmix._native was built from older sources: rerun `pip install -e .`"
+    return module, None
 
 
 def unavailable(device: torch.device) -> str | None:
