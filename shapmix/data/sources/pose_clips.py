@@ -20,6 +20,7 @@ clip without a label can be predicted, not prepared.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -250,7 +251,9 @@ class PoseFiles:
         for folder in (path, *(path / name for name in self.inside)):
             if not folder.is_dir():
                 continue
-            found = sorted(file for file in folder.iterdir() if self._takes(file) and file.is_file())
+            with os.scandir(folder) as entries:  # needs no call per file, of which there may be hundreds of thousands
+                names = sorted(entry.name for entry in entries if entry.name.endswith(self.endings) and entry.is_file())
+            found = [file for name in names if self._takes(file := folder / name)]
             for ending in self.endings:
                 if of_ending := [file for file in found if file.name.endswith(ending)]:
                     return of_ending
