@@ -27,7 +27,7 @@ from shapmix.data.sources.find import find_source
 from shapmix.data.splits import store_splits
 from shapmix.data.store import FRAMES, INDEX, Prepared, open_store
 from shapmix.process.errors import DataError
-from shapmix.skeleton.layout import load_layout
+from shapmix.skeleton.layout import layout_text, load_layout
 
 RNG = np.random.default_rng(0)
 LAYOUT = load_layout("ucla20")
@@ -398,6 +398,27 @@ def test_a_changed_source_starts_again(
         found = make(folder, tmp_path / "store")
     assert "the source or the options have changed; starting over" in caplog.text
     np.testing.assert_array_equal(found.clips.clip(0).numpy(), written["clip000"] + 1)
+
+
+@pytest.mark.parametrize("change", ["scores", "layout file", "nothing"])
+def test_another_skeleton_starts_again(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frames that were read as x, y, z do not stay in a store of x, y and a score, nor under another layout of that name."""
+    folder = plain(tmp_path / "raw", {name: np.abs(joints[..., :17, :]) % 1 for name, joints in clips([3, 4, 5]).items()})
+    text, layout = layout_text("h36m17"), tmp_path / "mine.toml"
+    layout.write_text(text)
+    with monkeypatch.context() as patch:  # a full disk, after all recordings
+        patch.setattr(store_writer, "_index", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert run(folder, tmp_path / "store", "--layout", layout) == 2
+    assert (tmp_path / "store.partial").exists()
+    if change == "layout file":
+        layout.write_text(text.replace('up = "z"', 'up = "y"'))
+    with caplog.at_level("INFO"):
+        assert run(folder, tmp_path / "store", "--layout", layout, *(["--scores"] if change == "scores" else [])) == 0
+    assert ("the source or the options have changed; starting over" in caplog.text) == (change != "nothing")
+    store = open_store(tmp_path / "store").clips
+    assert (store.scores, store.layout.up) == (change == "scores", "y" if change == "layout file" else "z")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
