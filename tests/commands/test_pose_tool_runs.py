@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ def test_one_clip_without_labels_is_predicted_per_person(
     for person in people:
         windows = [(one["begin"], one["end"]) for one in each if one["person"] == person]
         assert windows == [(first + begin, first + begin + 6) for begin in (0, 2, 4)]
+
+
+def test_a_folder_of_clips_without_labels_is_predicted(
+    trained: dict[str, Set], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    made = make("openpose", trained, tmp_path_factory)
+    for name in ("train_wave_0", "test_kick_0"):
+        shutil.copytree(made.folder / name, tmp_path / "new" / name)
+    assert predict.main([str(made.run), str(tmp_path / "new"), "--no-parts", "--out", str(tmp_path / "out.json")]) == 0
+    assert [one["name"] for one in predicted(tmp_path / "out.json")] == ["test_kick_0", "train_wave_0"]
 
 
 def test_predictions_are_written_as_csv(

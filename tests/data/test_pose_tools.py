@@ -222,6 +222,20 @@ def test_people_without_ids_are_joined_by_distance_whatever_their_order() -> Non
     assert [track.poses[:, 0, 0].tolist() for track in tracks] == [[0, 5, 10], [400, 405, 410]]
 
 
+def test_a_joint_at_the_origin_is_undetected_whatever_its_score(tmp_path: Path) -> None:
+    """YOLO writes 0, 0 for joints of low confidence, and their confidence."""
+
+    def line(x: float) -> str:
+        joints = [f"{x + 0.001 * joint:g} {0.9 + 0.002 * joint:g} 0.9" for joint in range(16)]
+        return " ".join(["0 0.5 0.5 0.1 0.1", *joints, "0 0 0.3"]) + "\n"
+
+    for frame, xs in {1: (0.5,), 2: (0.8,), 3: (0.8, 0.5)}.items():
+        (tmp_path / f"clip_{frame}.txt").write_text("".join(map(line, xs)))
+    (tmp_path / "clip_4.txt").write_text("0 0.5 0.5 0.1 0.1" + " 0 0 0.3" * 17 + "\n")
+    tracks = opened(tmp_path, "ultralytics").people(0)
+    assert [track.frames.tolist() for track in tracks] == [[1, 3], [2, 3]]
+
+
 def test_ids_that_some_poses_lack_are_not_used() -> None:
     tracks = follow(frames_of((0, 0, "7"), (0, 400, None), (1, 400, "7"), (1, 0, None)), 2)
     assert [track.poses[:, 0, 0].tolist() for track in tracks] == [[0, 0], [400, 400]]

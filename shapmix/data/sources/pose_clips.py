@@ -170,7 +170,8 @@ class PoseFiles:
         return str(files[0] if len(files) == 1 else files[0].parent)
 
     def _checked(self, frame: Frame) -> Frame:
-        """Without poses of zeros (nobody); each pose must have the shape of the first one."""
+        """Without poses whose coordinates are zero (nobody); each pose must have the shape of the first one."""
+        coordinates = self._columns - int(self.scores)
         for person, pose in enumerate(frame.poses):
             if pose.joints.shape != (self._joints, self._columns):
                 joints, columns = pose.joints.shape
@@ -178,7 +179,7 @@ class PoseFiles:
                     f"{frame.where}, person {person}: {joints} joints of {columns} numbers, the other poses have {self._joints} of "
                     f"{self._columns}; use one model for all clips"
                 )
-        return frame._replace(poses=[pose for pose in frame.poses if pose.joints.any()])
+        return frame._replace(poses=[pose for pose in frame.poses if pose.joints[:, :coordinates].any()])
 
     def _first_pose(self) -> tuple[int, int]:
         for clip in self._clips:

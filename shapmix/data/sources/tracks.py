@@ -73,7 +73,7 @@ def follow(frames: Iterable[Frame], coordinates: int) -> list[Track]:
     if all(pose.person is not None for frame in in_order for pose in frame.poses):
         names = _ids(in_order)
     else:
-        names = link_people(numbers, poses[..., :coordinates], np.any(poses, axis=2)).astype(str).tolist()
+        names = link_people(numbers, poses[..., :coordinates], np.any(poses[..., :coordinates], axis=2)).astype(str).tolist()
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows_of.setdefault(name, []).append(row)

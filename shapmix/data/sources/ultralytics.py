@@ -48,10 +48,10 @@ def _is_label(file: Path) -> bool:
     asks_layout=lambda path: True,
 )
 class Ultralytics(PoseFiles):
-    """Clips of YOLO: (x, y, confidence), or (x, y) of a model without confidences; joints of confidence 0 to 0.5 are at 0, 0.
+    """Clips of YOLO: (x, y, confidence), or (x, y) of a model without confidences; YOLO may place joints of low confidence at 0, 0.
 
-    People are joined by the track id, if there is one, else by distance. Models other
-    than the published ones (17 joints of COCO) need `layout`.
+    People are joined by the track id, if there is one, else by distance. Models other than the published ones (17 joints of COCO)
+    need `layout`.
     """
 
     endings = (".txt", ".json")
