@@ -156,17 +156,21 @@ class Annotated:
         person = link_people(frame_of, poses[..., :2], poses[..., 2] > 0)
         seat = seat_people(frame_of, person, seen.astype(np.float64), self._max_people)
         found = np.zeros((len(frames), self._max_people, *poses.shape[1:]), np.float32)
-        found[place[seat >= 0], seat[seat >= 0]] = self._normalised(index, poses)[seat >= 0]
+        seated = np.flatnonzero(seat >= 0)
+        found[place[seated], seat[seated]] = self._normalised(index, poses[seated])
         return found[found.any((1, 2, 3))]
 
     def _normalised(self, index: int, poses: np.ndarray) -> np.ndarray:
+        """Poses [..., 3] in units of the image, changed in place."""
         shape = self._field(index, "img_shape")
         sides = list(shape) if isinstance(shape, (tuple, list)) or (isinstance(shape, np.ndarray) and shape.ndim == 1) else []
         if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 1 <= side < 1 << 31 for side in sides):
             raise self._error(index, f"img_shape is {show(shape)}, not the height and width of an image")
         height, width = map(int, sides)
         centre = np.array([width / 2, height / 2], np.float32)
-        poses[..., :2] = np.where(poses[..., 2:] > 0, (poses[..., :2] - centre) / centre, 0)
+        poses[..., :2] -= centre
+        poses[..., :2] /= centre
+        poses[~(poses[..., 2] > 0), :2] = 0
         return poses
 
     def _check_frames(self, index: int, frames: int) -> None:

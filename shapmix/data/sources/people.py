@@ -31,9 +31,9 @@ def link_people(frame_of: np.ndarray, places: np.ndarray, seen: np.ndarray) -> n
     ends = np.r_[starts[1:], len(frame_of)]
     if len(starts) == len(frame_of):
         return np.zeros(len(frame_of), np.int64)  # one person in every frame: nothing to tell apart
-    sizes = _diagonals(places, seen)
+    poses = _Poses(places, seen)
     earlier, later = _pairs(starts, ends, frame_of)
-    distance = _distances(earlier, later, places, seen, sizes)
+    distance = poses.distances(earlier, later)
     near = np.flatnonzero(distance <= REACH)
     near = near[np.lexsort((distance[near], frame_of[later[near]]))]
     links: dict[int, list[tuple[int, int]]] = {}  # frame -> pairs of poses, closest first
@@ -56,7 +56,7 @@ def link_people(frame_of: np.ndarray, places: np.ndarray, seen: np.ndarray) -> n
             missed = {who: pose for who, pose in missed.items() if frames[start] - frames[pose] <= GAP}
         if len(now) < end - start:
             left = [pose for pose in range(start, end) if person[pose] < 0]
-            for who, pose in _found_again(missed, left, places, seen, sizes):
+            for who, pose in _found_again(missed, left, poses):
                 person[pose] = who
                 now[who] = pose
                 del missed[who]
@@ -69,15 +69,13 @@ def link_people(frame_of: np.ndarray, places: np.ndarray, seen: np.ndarray) -> n
     return np.array(person)
 
 
-def _found_again(
-    missed: dict[int, int], left: list[int], places: np.ndarray, seen: np.ndarray, sizes: np.ndarray
-) -> list[tuple[int, int]]:
+def _found_again(missed: dict[int, int], left: list[int], poses: _Poses) -> list[tuple[int, int]]:
     """Pairs of a missed person (given with the last pose) and one of the poses `left`, closest first, each at most once."""
     if not missed:
         return []
     names = list(missed)
     before, after = (grid.ravel() for grid in np.meshgrid(np.array(list(missed.values())), left, indexing="ij"))
-    distance = _distances(before, after, places, seen, sizes)
+    distance = poses.distances(before, after)
     found: dict[int, int] = {}
     for at in np.argsort(distance, kind="stable").tolist():
         who, pose = names[at // len(left)], int(after[at])
@@ -112,14 +110,6 @@ def seat_people(frame_of: np.ndarray, person: np.ndarray, weight: np.ndarray, se
     return seat
 
 
-def _diagonals(places: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """[n]: diagonal of the box of each pose's detected joints."""
-    low = np.where(seen[..., None], places, np.inf).min(1)
-    high = np.where(seen[..., None], places, -np.inf).max(1)
-    extent = np.where(np.isfinite(high), high, 0) - np.where(np.isfinite(low), low, 0)
-    return np.maximum(np.sqrt((extent.astype(np.float64) ** 2).sum(1)), 1e-6)
-
-
 def _pairs(starts: np.ndarray, ends: np.ndarray, frame_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every pose of a frame with every pose of the next one, if they are at most `GAP` frames apart."""
     counts = ends - starts
@@ -129,10 +119,30 @@ def _pairs(starts: np.ndarray, ends: np.ndarray, frame_of: np.ndarray) -> tuple[
     return np.repeat(starts[:-1], pairs) + number // width, np.repeat(starts[1:], pairs) + number % width
 
 
-def _distances(earlier: np.ndarray, later: np.ndarray, places: np.ndarray, seen: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """[pairs]: mean distance of the joints that both poses have, in diagonals of the earlier one; infinite if they share none."""
-    both = seen[earlier] & seen[later]
-    step = np.sqrt(((places[earlier] - places[later]).astype(np.float64) ** 2).sum(-1))
-    count = both.sum(1)
-    mean = np.where(both, step, 0).sum(1) / np.maximum(count, 1) / sizes[earlier]
-    return np.where(count > 0, mean, np.inf)
+class _Poses:
+    """Distances between poses; the poses are the last axis, along which NumPy is fastest."""
+
+    def __init__(self, places: np.ndarray, seen: np.ndarray) -> None:
+        self._places = np.ascontiguousarray(places.transpose(2, 1, 0), np.float32)  # [D, V, n]
+        self._seen = None if seen.all() else np.ascontiguousarray(seen.T)  # [V, n]
+        self._sizes = self._diagonals()
+
+    def _diagonals(self) -> np.ndarray:
+        """[n]: diagonal of the box of each pose's detected joints."""
+        low = high = self._places
+        if self._seen is not None:
+            low = np.where(self._seen, self._places, np.inf)
+            high = np.where(self._seen, self._places, -np.inf)
+        extent = np.maximum(high.max(1) - low.min(1), 0)  # 0 if no joint was detected
+        return np.maximum(np.sqrt((extent * extent).sum(0)), 1e-6)
+
+    def distances(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+        """[pairs]: mean distance of the joints that both have, in diagonals of the earlier one; infinite if they share none."""
+        step = self._places[:, :, earlier] - self._places[:, :, later]
+        length = np.sqrt((step * step).sum(0))
+        if self._seen is None:
+            return length.mean(0) / self._sizes[earlier]
+        both = self._seen[:, earlier] & self._seen[:, later]
+        count = both.sum(0)
+        mean = np.where(both, length, 0).sum(0) / np.maximum(count, 1) / self._sizes[earlier]
+        return np.where(count > 0, mean, np.inf)
