@@ -469,7 +469,8 @@ def parser_errors(name: str) -> Iterator[None]:
     """Errors of the parser inside are those of the file `name`, in one line, and not those of the command line.
 
     Raises:
-        ConfigError: an unknown key (the message names the nearest) or a value of the wrong type.
+        ConfigError: an unknown key (the message names the nearest), a value of the wrong type, or values that contradict each
+            other.
     """
     said = io.StringIO()
     try:
@@ -479,6 +480,8 @@ def parser_errors(name: str) -> Iterator[None]:
         # without the frame around the message, of whichever characters
         words = re.sub(r"[╭╮╰╯│─+|]|-{3,}", " ", said.getvalue()).partition("For full helptext")[0].split()
         raise ConfigError(f"{name}: {' '.join(words)[:600]}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def as_arguments(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:

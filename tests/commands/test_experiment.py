@@ -102,6 +102,22 @@ def test_an_unknown_option_stops_the_grid_before_it_starts(tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
 
 
+def test_folds_are_settings(tmp_path: Path) -> None:
+    plan = """
+base: {dataset: store, data_root: gestures.store}
+settings:
+  fold 1: {fold: 1/2}
+  fold 2: {fold: 2/2}
+  subject 3: {split: subject, test-values: [3]}
+rows: {a: {mix: none}}
+"""
+    cells = read_plan(written(tmp_path, plan))
+    assert [cell.setting for cell in cells] == ["fold 1", "fold 2", "subject 3"]
+    assert cells[2].options["test-values"] == [3]
+    with pytest.raises(ConfigError, match="setting 'fold 2', row 'a': fold: i/k such as 1/5"):
+        read_plan(written(tmp_path, plan.replace("2/2", "3/2")))
+
+
 def test_cells_are_ordered_seed_by_seed(tmp_path: Path) -> None:
     cells = read_plan(written(tmp_path, "settings: {x: {epochs: 7}, y: {}}\nrows: {a: {mix: none}, b: {}}\nseeds: [3, 4]"))
     assert [cell.name for cell in cells] == [f"{s}-{r}-seed-{n}" for n in (3, 4) for s in "xy" for r in "ab"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shlex
 import time
@@ -115,6 +116,32 @@ def test_a_sample_is_read_and_said_to_be_one(
     assert "(people, coordinates, frames, columns and damage are those of a sample: 10 clips, read in " in found["text"]
     monkeypatch.setattr(inspection, "SECONDS", 0.0)
     assert "a sample: 1 clips, read in " in inspected(capsys, folder, "--layout", "ucla20")["text"]
+
+
+@pytest.mark.slow
+def test_a_table_as_large_as_kinetics_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """260,000 clips: pyskl's table of contents, with two poses of each."""
+    (tmp_path / "kpfiles").mkdir()
+    keypoint = np.full((2, 17, 3), 0.5, np.float16)
+    names = [f"v{number:06d}" for number in range(260_000)]
+    rows = []
+    for number, name in enumerate(names):
+        row = {"frame_dir": name, "label": number % 400, "img_shape": (340, 400), "total_frames": 300}
+        row |= {"frame_inds": np.arange(2, dtype=np.int16), "box_score": np.full(2, 0.9, np.float16), "valid": {0.5: 2}}
+        rows.append(row | {"raw_file": f"kpfiles/part_{number // 10_000}.pkl"})
+    for part in range(26):
+        content = {name: {"keypoint": keypoint} for name in names[part * 10_000 : (part + 1) * 10_000]}
+        (tmp_path / "kpfiles" / f"part_{part}.pkl").write_bytes(pickle.dumps(content))
+    split = {"train": names[:240_000], "val": names[240_000:]}
+    (tmp_path / "k400_hrnet.pkl").write_bytes(pickle.dumps({"split": split, "annotations": rows}))
+    del rows, content
+    begin = time.process_time()
+    found = inspected(capsys, tmp_path)
+    assert time.process_time() - begin < 40  # 8 s by itself
+    assert found["format"].startswith("kinetics: ")
+    assert found["clips"] == "260,000"
+    assert found["classes"].startswith("400: 0 650; ")
+    assert found["splits"].startswith("lists train (240,000), val (20,000)")
 
 
 def test_an_unknown_folder_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
