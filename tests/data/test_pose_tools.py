@@ -136,6 +136,38 @@ def test_class_folders_give_the_labels(tmp_path: Path) -> None:
     assert source.splits == {}
 
 
+@pytest.mark.parametrize("format", ["alphapose", "mmpose", "ultralytics", "mediapipe"])
+def test_class_folders_of_every_tool(format: str, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    clips = BUILDERS[format](tmp_path / "flat")
+    for clip in clips:
+        (found,) = (path for path in (tmp_path / "flat").glob(f"{clip.name}*"))
+        (tmp_path / "sorted" / clip.label).mkdir(parents=True, exist_ok=True)
+        found.rename(tmp_path / "sorted" / clip.label / found.name)
+    source = opened(tmp_path / "sorted", format)
+    assert detect_format(tmp_path / "sorted") == format
+    labels = dict(zip(source.names, (source.class_names[label] for label in source.labels), strict=True))
+    assert labels == {f"{clip.label}/{clip.name}": clip.label for clip in clips}
+
+
+def test_clips_in_train_without_classes_are_refused(tmp_path: Path) -> None:
+    for clip in ("train/a", "test/b"):
+        frame_file(tmp_path / clip, "x", 0, [person()])
+    with pytest.raises(DataError, match=r"'train/a' is a clip without a class folder; write clips.csv, or move every clip"):
+        opened(tmp_path, "openpose")
+
+
+def test_files_in_the_folder_that_the_tool_makes_are_found_by_name(tmp_path: Path) -> None:
+    made = make_clips(17)[0].people[0]
+    for name in ("wave_1", "kick_1"):
+        write_json(tmp_path / "predictions" / f"{name}.json", [{"frame_id": 0, "instances": [mmpose_instance(made, 0)]}])
+    (tmp_path / "clips.csv").write_text("name,label\nwave_1,wave\nkick_1,kick\n")
+    assert detect_format(tmp_path) == "mmpose"
+    assert list(opened(tmp_path, "mmpose").names) == ["wave_1", "kick_1"]
+    (tmp_path / "clips.csv").unlink()
+    assert list(opened(tmp_path, "mmpose").names) == ["kick_1", "wave_1"]
+
+
 def test_class_folders_in_train_val_and_test_give_the_lists(tmp_path: Path) -> None:
     for clip in ("train/wave/a", "train/kick/a", "test/wave/a"):
         frame_file(tmp_path / clip, "x", 0, [person()])

@@ -207,7 +207,7 @@ class PoseFiles:
         if whole:
             return [Clip(path.name, whole)], None
         plain = [Clip(self._stem(file), (file,)) for file in self._files_in(path)]
-        folders = _folders(path)
+        folders = [folder for folder in _folders(path) if folder.name not in self.inside]
         if folders and {folder.name for folder in folders} <= set(SPLITS):
             return self._classes({split: _folders(path / split) for split in SPLITS if path / split in folders}, path)
         found = {folder: self._clip_files(folder) for folder in folders}
@@ -227,6 +227,11 @@ class PoseFiles:
         splits: dict[str, list[str]] = {}
         for split, classes in folders.items():
             for folder in classes:
+                if split and self._clip_files(folder):
+                    raise DataError(
+                        f"{path}: '{split}/{folder.name}' is a clip without a class folder; write {TABLE}, or move every clip to "
+                        "the folder of its class"
+                    )
                 for entry in sorted(folder.iterdir()):
                     if not (files := self._clip_files(entry)):
                         continue
@@ -268,8 +273,9 @@ class PoseFiles:
         path = folder / name
         if path.is_dir() and (files := self._clip_files(path)):
             return files
-        for ending in self.endings:
-            file = folder / f"{name}{ending}"
+        for file in (
+            place / f"{name}{ending}" for ending in self.endings for place in (folder, *map(folder.joinpath, self.inside))
+        ):
             if file.is_file():
                 return (file,)
         if frames := self._by_prefix.get(name):
