@@ -24,7 +24,6 @@ from .checks import DTYPES, SUM_DTYPES, sum_dtype
 
 Arguments = dict[str, Any]
 RECORDED = (60, 160)  # minimum and maximum frames of a recording of a data set
-MOST_PARTS = 5  # without a layout
 LAYER_CLIPS = 16  # maximum clips in the layers of the network
 WRITTEN = ("table",)  # arguments that an op changes
 
@@ -38,6 +37,7 @@ class Shape:
         classes: K.
         layout: a data set's layout: values are as in training, and T is a multiple of 4, at least 8. None: every value is drawn
             from all that the op accepts.
+        parts: without a layout, at most this many; joint v is in part v mod parts.
         subsets, width, relations: graphs, channels and relations of the layer.
     """
 
@@ -45,6 +45,7 @@ class Shape:
     layout: str | None
     size: tuple[int, int, int, int, int]
     classes: int
+    parts: int = 5
     subsets: int = 3
     width: int = 64
     relations: int = 8
@@ -83,7 +84,7 @@ class Batch:
     @cached_property
     def part_of_joint(self) -> Tensor:
         joints = self.shape.size[3]
-        found = self.layout.part_of_joint if self.shape.layout else torch.arange(joints) % MOST_PARTS
+        found = self.layout.part_of_joint if self.shape.layout else torch.arange(joints) % self.shape.parts
         return found.to(self.device)
 
     @cached_property

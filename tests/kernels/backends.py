@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from shapmix.reference import CropPlan, MixPlan
 from tests.proofs import INTERPRETED
 
 REAL = (torch.float32, torch.float64)
@@ -33,6 +35,17 @@ def uniform_integers(generator: torch.Generator, low: Tensor | int, high: Tensor
     """int64 uniform on low..high."""
     share = torch.rand(size, generator=generator, dtype=torch.float64)
     return (low + share * (high - low + 1)).floor().long()
+
+
+def moved(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an op on a device, also the fields of plans."""
+    return {name: _moved(device, value) for name, value in arguments.items()}
+
+
+def _moved(device: torch.device, value: Any) -> Any:
+    if isinstance(value, (MixPlan, CropPlan)):
+        return type(value)(**moved(device, vars(value)))
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

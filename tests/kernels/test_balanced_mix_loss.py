@@ -13,9 +13,10 @@ from torch import Tensor
 from shapmix import reference
 from shapmix.kernels import balanced_mix_loss
 from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import ALL, FEW, MANY, TRITON, largest_difference, on_backends, same_bits, uniform_integers
+from shapmix.kernels.examples import Batch, Shape, agree, example
+from tests.kernels.backends import ALL, FEW, MANY, REAL, TRITON, largest_difference, moved, on_backends, same_bits
 from tests.kernels.examples import loss_arguments
-from tests.proofs import DEVICE_OF
+from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("balanced_mix_loss",)
 pytestmark = pytest.mark.proves(*OPS)
@@ -24,24 +25,18 @@ pytestmark = pytest.mark.proves(*OPS)
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
     """Arguments of `balanced_mix_loss`."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     n, classes = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 10, 60, 131, 400, 1500]))
-    rows = n * draw(st.integers(1, 2))
-    dtype = draw(st.sampled_from(dtypes))
-    return {
-        "logits": (3 * torch.randn(rows, classes, generator=generator)).to(dtype),
-        "labels": uniform_integers(generator, 0, classes - 1, n),
-        "partner": uniform_integers(generator, 0, n - 1, n),
-        "lam": torch.rand(n, generator=generator, dtype=torch.float64).to(draw(st.sampled_from([torch.float32, torch.float64]))),
-        "log_prior": torch.rand(classes, generator=generator, dtype=torch.float64).log().to(sum_dtype(dtype)),
-    }
+    shape = Shape("drawn", None, (n, 1, 8, 2, 1), classes)
+    arguments = example("balanced_mix_loss", Batch(shape, draw(st.sampled_from(dtypes)), CPU, draw(st.integers(0, 2**31))))
+    logits = 3 * arguments["logits"][: n * draw(st.integers(1, 2))]
+    return arguments | {"logits": logits, "lam": arguments["lam"].to(draw(st.sampled_from(REAL)))}
 
 
 def run(arguments: dict[str, Any], device: torch.device, op: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The losses [2] and the gradient of twice the clean loss plus three times the mixed one."""
-    moved = {name: value.to(device) for name, value in arguments.items()}
-    logits = moved.pop("logits").clone().requires_grad_()
-    losses = torch.stack(op(logits, **moved, **options))
+    others = moved(device, arguments)
+    logits = others.pop("logits").clone().requires_grad_()
+    losses = torch.stack(op(logits, **others, **options))
     (losses * torch.tensor([2.0, 3.0], device=device)).sum().backward()
     return losses.detach(), logits.grad
 
@@ -51,12 +46,11 @@ def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
     expected, expected_grad = run(arguments, device, reference.balanced_mix_loss)
     losses, grad = run(arguments, device, balanced_mix_loss, backend=backend)
     with torch.no_grad():
-        alone = torch.stack(balanced_mix_loss(**{name: value.to(device) for name, value in arguments.items()}, backend=backend))
+        alone = torch.stack(balanced_mix_loss(**moved(device, arguments), backend=backend))
     assert same_bits(alone, losses)
-    # K exponentials of rounded differences of up to 40, their sum, and the mean
+    assert agree("balanced_mix_loss", arguments, list(losses), list(expected))
     n, classes = len(arguments["labels"]), arguments["logits"].shape[1]
     eps = torch.finfo(sum_dtype(arguments["logits"].dtype)).eps
-    assert largest_difference(losses, expected) <= eps * (64 + classes) * 8
     rounding = torch.finfo(arguments["logits"].dtype).eps * float(expected_grad.abs().max())
     assert largest_difference(grad, expected_grad) <= rounding + 3 * eps * (64 + classes) / n
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from shapmix import reference
 from shapmix.kernels import coalition_inputs, mix_clips, normalised_coalition_inputs
+from shapmix.kernels.examples import Batch, Shape
 from shapmix.reference import MixPlan
 from tests.kernels.backends import ALL, FEW, MANY, TRITON, same_bits, uniform_integers
 from tests.kernels.examples import MixProblem, mix_problem
-from tests.proofs import DEVICE_OF
+from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("coalition_inputs", "normalised_coalition_inputs", "mix_clips")
 pytestmark = pytest.mark.proves(*OPS)
@@ -47,39 +48,22 @@ LAYOUTS = ("contiguous", "frames_cut", "channels_last", "people_first", "misalig
 
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> MixProblem:
-    n, c, t, v, m, s = (draw(st.integers(1, high)) for high in (5, 4, 37, 9, 3, 4))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-
-    def integers(low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
-        return uniform_integers(generator, low, high, *size)
-
-    part_of_joint = integers(0, draw(st.integers(0, 7)), v)
-    all_parts = (1 << int(part_of_joint.max()) + 1) - 1
-    coalitions = integers(0, all_parts, s, n) if draw(st.booleans()) else integers(0, all_parts, s)
-    coalitions[0] = draw(st.sampled_from([0, all_parts]))
-    parts = integers(0, all_parts, n)
-    parts[0] = draw(st.sampled_from([0, all_parts, int(parts[0])]))
-    start, source_start = integers(0, t - 1, n), integers(0, t - 1, n)
-    plan = MixPlan(
-        partner=integers(0, n - 1, n),
-        parts=parts,
-        start=start,
-        length=integers(1, t - start, n),
-        source_start=source_start,
-        source_length=integers(1, t - source_start, n),
-        lam=torch.rand(n, generator=generator, dtype=torch.float64),
-        blend=torch.rand(n, generator=generator) < 0.3,
-    )
-    dtype = draw(st.sampled_from(dtypes))
-    clips = torch.randn(n, c, t, v, m, generator=generator).to(dtype)
-    mean_motion = torch.randn(c, t, v, m, generator=generator).to(dtype)
+    size = n, _, t, v, _ = tuple(draw(st.integers(1, high)) for high in (5, 4, 37, 9, 3))
+    shape, seed = Shape("drawn", None, size, 3, parts=draw(st.integers(1, 8))), draw(st.integers(0, 2**31))
+    batch = Batch(shape, draw(st.sampled_from(dtypes)), CPU, seed)
+    generator = torch.Generator().manual_seed(seed)
+    sets, everything = draw(st.integers(1, 4)), batch.all_parts
+    coalitions = uniform_integers(generator, 0, everything, *((sets, n) if draw(st.booleans()) else (sets,)))
+    coalitions[0] = draw(st.sampled_from([0, everything]))
+    parts = batch.plan.parts.clone()
+    parts[0] = draw(st.sampled_from([0, everything, int(parts[0])]))
     return MixProblem(
-        in_layout(clips, draw(st.sampled_from(LAYOUTS))),
-        in_layout(mean_motion[None], draw(st.sampled_from(LAYOUTS)))[0],
+        in_layout(batch.clips, draw(st.sampled_from(LAYOUTS))),
+        in_layout(batch.mean_motion[None], draw(st.sampled_from(LAYOUTS)))[0],
         coalitions,
-        part_of_joint,
+        batch.part_of_joint[torch.randperm(v, generator=generator)],
         draw(st.none() | st.integers(0, t)),
-        plan,
+        replace(batch.plan, parts=parts),
     )
 
 

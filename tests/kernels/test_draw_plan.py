@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from shapmix import reference
 from shapmix.kernels import draw_plan, mix_clips
+from shapmix.kernels.examples import Batch, Shape, example
 from shapmix.reference import MixPlan
 from shapmix.skeleton.layout import load_layout
-from tests.kernels.backends import FEW, MANY, REAL, on_backends, same_bits, uniform_integers
+from tests.kernels.backends import FEW, MANY, REAL, moved, on_backends, same_bits, uniform_integers
 from tests.kernels.examples import plan_arguments
-from tests.proofs import DEVICE_OF
+from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("draw_plan",)
 pytestmark = pytest.mark.proves(*OPS)
@@ -26,20 +27,16 @@ NTU = load_layout("ntu25")
 @st.composite
 def problems(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of `draw_plan`."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     n, classes, parts = draw(st.integers(3, 70)), draw(st.integers(1, 12)), draw(st.integers(1, 8))
-    joints = draw(st.integers(parts, 30))
-    part_of_joint = torch.arange(joints) % parts
-    columns = draw(st.integers(1, 70))
-    return {
-        "labels": uniform_integers(generator, 0, classes - 1, n),
-        "saliency": (torch.rand(classes, columns, generator=generator) * draw(st.sampled_from([0.0, 1.0, 50.0]))).to(
-            draw(st.sampled_from(REAL))
-        ),
+    size = (n, 1, 4 * draw(st.integers(2, 40)), draw(st.integers(parts, 30)), 1)
+    dtype, seed, columns = draw(st.sampled_from(REAL)), draw(st.integers(0, 2**31)), draw(st.integers(1, 70))
+    batch = Batch(Shape("drawn", None, size, classes, parts), dtype, CPU, seed)
+    generator = torch.Generator().manual_seed(seed)
+    saliency = torch.rand(classes, columns, generator=generator) * draw(st.sampled_from([0.0, 1.0, 50.0]))
+    return example("draw_plan", batch) | {
+        "saliency": saliency.to(dtype),
         "priority": uniform_integers(generator, 1, 5, classes),
         "combinations": uniform_integers(generator, 0, (1 << parts) - 1, columns),
-        "part_of_joint": part_of_joint,
-        "num_frames": 4 * draw(st.integers(2, 40)),
         "seed": draw(st.integers(0, 2**64 - 1)),
         "step": draw(st.integers(0, 2**31) | st.integers(0, 2**40)),
         "guided": draw(st.booleans()),
@@ -48,16 +45,12 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def on(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-
-
 def same_plan(left: MixPlan, right: MixPlan) -> bool:
     return all(same_bits(value, getattr(right, name)) for name, value in vars(left).items())
 
 
 def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
-    arguments = on(DEVICE_OF[backend], arguments)
+    arguments = moved(DEVICE_OF[backend], arguments)
     expected = reference.draw_plan(**arguments)
     assert same_plan(draw_plan(**arguments, backend=backend), expected)
     at = torch.tensor(arguments["step"], device=expected.partner.device)
@@ -82,7 +75,7 @@ def test_triton_is_the_reference(arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("guided", [True, False])
 def test_plans_can_be_mixed_by(backend: str, guided: bool) -> None:
     device = DEVICE_OF[backend]
-    arguments = on(device, plan_arguments(guided=guided))
+    arguments = moved(device, plan_arguments(guided=guided))
     clips = torch.randn(64, 1, 64, 25, 1, device=device)
     for step in range(4):
         plan = draw_plan(**arguments | {"step": step}, backend=backend)

@@ -13,8 +13,8 @@ from torch.nn.functional import max_pool2d
 
 from shapmix import reference
 from shapmix.kernels import join_branches, unavailable
-from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import FEW, MANY, TRITON, same_bits
+from shapmix.kernels.examples import Batch, Shape, agree, example
+from tests.kernels.backends import FEW, MANY, TRITON, moved, same_bits
 from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("join_branches",)
@@ -26,37 +26,33 @@ CPP = (torch.float32, torch.float64, torch.bfloat16)
 @st.composite
 def branches(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = CPP) -> dict[str, Any]:
     """Arguments of `join_branches`: contiguous tensors and channel slices of wider ones."""
-    n, frames, joints = draw(st.integers(1, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    n, frames, joints = draw(st.integers(2, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
     width, frame_stride = draw(st.sampled_from([1, 2, 6, 8, 16, 20, 32])), draw(st.integers(1, 3))
-    after = -(-frames // frame_stride)
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = draw(st.sampled_from(dtypes))
+    dtype, seed = draw(st.sampled_from(dtypes)), draw(st.integers(0, 2**31))
 
-    def normal(channels: int, length: int) -> Tensor:
+    def made(length: int) -> dict[str, Any]:
+        return example(
+            "join_branches", Batch(Shape("drawn", None, (n, 3, length, joints, 1), 5, width=4 * width), dtype, CPU, seed)
+        )
+
+    def laid_out(x: Tensor) -> Tensor:
         spare = draw(st.sampled_from([0, 0, 5]))
-        x = torch.randn(n, channels + spare, length, joints, generator=generator, dtype=torch.float64).to(dtype)
-        x[:, channels:] = torch.nan
-        return x.contiguous(memory_format=torch.channels_last if draw(st.booleans()) else torch.contiguous_format)[:, :channels]
+        wider = torch.cat([x, x.new_full((n, spare, *x.shape[2:]), torch.nan)], 1)
+        memory = torch.channels_last if draw(st.booleans()) else torch.contiguous_format
+        return wider.contiguous(memory_format=memory)[:, : x.shape[1]]
 
-    arguments: dict[str, Any] = {name: normal(width, after) for name in ("narrow", "wide", "skip")}
-    arguments |= {"middle": normal(width, frames), "frame_stride": frame_stride}
-    for name in ("scale", "offset"):
-        arguments[name] = torch.randn(width, generator=generator, dtype=torch.float64).to(sum_dtype(dtype))
+    arguments = made(-(-frames // frame_stride)) | {"middle": made(frames)["middle"], "frame_stride": frame_stride}
+    arguments |= {name: laid_out(arguments[name]) for name in ("narrow", "wide", "middle", "skip", "shortcut")}
     if draw(st.booleans()):
-        arguments["shortcut"] = normal(4 * width, after)
+        del arguments["shortcut"]
     return arguments
 
 
 def check(arguments: dict[str, Any], backend: str) -> None:
-    """Three roundings in the accumulation dtype, one to the element dtype."""
-    device = DEVICE_OF[backend]
-    arguments = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    arguments = moved(DEVICE_OF[backend], arguments)
     found, expected = join_branches(**arguments, backend=backend), reference.join_branches(**arguments)
-    assert found.dtype == expected.dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
-    eps = torch.finfo(arguments["scale"].dtype).eps
-    rounding = torch.finfo(found.dtype).eps if found.dtype.itemsize == 2 else 0.0
-    torch.testing.assert_close(found, expected, rtol=rounding, atol=8 * eps * float(expected.abs().max() + 1))
+    assert agree("join_branches", arguments, [found], [expected])
 
 
 @pytest.mark.proves(*OPS, backend="cpp")

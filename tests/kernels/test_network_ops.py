@@ -13,15 +13,14 @@ from torch import Tensor
 
 from shapmix import reference
 from shapmix.kernels import batch_norm, graph_conv
-from shapmix.kernels.checks import sum_dtype
-from tests.kernels.backends import FEW, FEW_EXAMPLES, MANY, TRITON, on_backends, same_bits
+from shapmix.kernels.examples import EXAMPLES, Batch, Shape, agree, example
+from tests.kernels.backends import FEW, FEW_EXAMPLES, MANY, TRITON, moved, on_backends, same_bits
 from tests.kernels.examples import graph_arguments
-from tests.proofs import DEVICE_OF
+from tests.proofs import CPU, DEVICE_OF
 
 pytestmark = pytest.mark.proves("graph_conv", "batch_norm")
 
 CPP = (torch.float32, torch.float64, torch.bfloat16)
-CPU = torch.device("cpu")
 
 
 def channels_last(x: Tensor, spare: int = 0) -> Tensor:
@@ -34,38 +33,19 @@ def channels_last(x: Tensor, spare: int = 0) -> Tensor:
 @st.composite
 def graphs(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
     """Arguments of `graph_conv`."""
-    n, frames, joints = draw(st.integers(1, 3)), draw(st.integers(1, 12)), draw(st.sampled_from([1, 2, 5, 17, 25]))
-    channels, subsets, relations = (
-        draw(st.sampled_from([8, 16, 24, 64])),
-        draw(st.integers(1, 3)),
-        draw(st.sampled_from([1, 2, 3, 8, 16])),
-    )
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = draw(st.sampled_from(dtypes))
-    wide = sum_dtype(dtype)
-
-    def normal(*shape: int, of: torch.dtype = wide) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(of)
-
-    features = normal(n, subsets * channels, frames, joints, of=dtype)
+    size = (draw(st.integers(1, 3)), 3, draw(st.integers(1, 12)), draw(st.sampled_from([1, 2, 5, 17, 25])), 1)
+    subsets, width = draw(st.integers(1, 3)), draw(st.sampled_from([8, 16, 24, 64]))
+    shape = Shape("drawn", None, size, 5, subsets=subsets, width=width, relations=draw(st.sampled_from([1, 2, 3, 8, 16])))
+    batch = Batch(shape, draw(st.sampled_from(dtypes)), CPU, draw(st.integers(0, 2**31)))
+    arguments = example("graph_conv", batch)
+    features = arguments["features"]
+    spare = draw(st.sampled_from([None, 0, 3, 8]))
+    arguments["features"] = features.contiguous() if spare is None else channels_last(features, spare)
     if draw(st.booleans()):
-        features = channels_last(features, spare=draw(st.sampled_from([0, 3, 8])))
-    arguments = {
-        "features": features,
-        "relation_terms": normal(n, joints, 2, subsets, relations),
-        "weight": normal(subsets, relations, channels),
-        "bias": normal(subsets, channels),
-        "shared": normal(subsets, joints, joints),
-    }
-    if draw(st.booleans()):
-        arguments["offset"] = normal(channels)
+        arguments["offset"] = batch.weights(width, salt=5)
         if draw(st.booleans()):
-            arguments["shortcut"] = normal(n, channels, frames, joints, of=dtype)
+            arguments["shortcut"] = batch.features(width, salt=6).contiguous()
     return arguments
-
-
-def on(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -75,20 +55,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).abs().max()) / (largest or 1.0)
 
 
-def tolerance(arguments: dict[str, Any]) -> float:
-    """Sums over V joints and S subsets of graphs that are sums over K relations, plus one rounding to the features' dtype."""
-    features, weight = arguments["features"], arguments["weight"]
-    terms = weight.shape[0] * features.shape[3] * max(features.shape[2], 1) + weight.shape[1] + 32
-    return 2 * torch.finfo(features.dtype).eps + terms * 4 * torch.finfo(weight.dtype).eps
-
-
 def check_graph_conv(arguments: dict[str, Any], backend: str) -> None:
-    arguments = on(DEVICE_OF[backend], arguments)
+    arguments = moved(DEVICE_OF[backend], arguments)
     expected = reference.graph_conv(**arguments)
     found = graph_conv(**arguments, backend=backend)
     assert found.dtype == expected.dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert relative(found, expected) <= tolerance(arguments)
+    assert agree("graph_conv", arguments, [found], [expected])
+    (bound,) = EXAMPLES["graph_conv"].tolerance(arguments, [torch.ones_like(expected)])
 
     arguments = {name: value for name, value in arguments.items() if name not in ("offset", "shortcut")}
     leaves = {name: value.detach().clone(memory_format=torch.preserve_format).requires_grad_() for name, value in arguments.items()}
@@ -99,7 +73,7 @@ def check_graph_conv(arguments: dict[str, Any], backend: str) -> None:
     for name, left, right in zip(leaves, gradients, expected_gradients, strict=True):
         assert left.dtype == right.dtype
         # parameter gradients are sums over all rows, whose largest value bounds the rounding least
-        assert relative(left, right) <= 8 * tolerance(arguments), name
+        assert relative(left, right) <= 8 * bound, name
 
 
 @pytest.mark.proves("graph_conv", backend="cpp")
@@ -129,38 +103,31 @@ def test_triton_graph_conv_takes_a_few_clips_at_a_time(monkeypatch: pytest.Monke
 @st.composite
 def norms(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
     """Arguments of `batch_norm`, some with means far from zero."""
-    n, frames, joints = draw(st.integers(1, 4)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    channels = draw(st.sampled_from([1, 6, 8, 24, 48, 64, 100]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = draw(st.sampled_from(dtypes))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    x = (normal(n + 1, channels, frames, joints) + draw(st.sampled_from([0.0, 5.0]))).to(dtype)
-    wide = sum_dtype(dtype)
-    arguments = {
-        "x": channels_last(x, spare=3) if draw(st.booleans()) else x,
-        "weight": normal(channels).to(wide),
-        "bias": normal(channels).to(wide),
-        "lowest": torch.where(normal(channels) > 0, 0.0, -torch.inf).to(wide),
-    }
+    size = (draw(st.integers(2, 5)), 3, draw(st.integers(1, 9)), draw(st.integers(1, 9)), 1)
+    width = draw(st.sampled_from([1, 6, 8, 24, 48, 64, 100]))
+    dtype, seed = draw(st.sampled_from(dtypes)), draw(st.integers(0, 2**31))
+    batch = Batch(Shape("drawn", None, size, 5, width=width), dtype, CPU, seed)
+    arguments = example("batch_norm", batch)
+    level = draw(st.sampled_from([0.0, 5.0]))
+    x = (batch.features(width, salt=2).double() + level).to(dtype)
+    arguments |= {"weight": batch.weights(width, salt=3), "bias": batch.weights(width, salt=4)}
+    arguments["lowest"] = torch.where(batch.weights(width, salt=5) > 0, 0.0, -torch.inf).to(arguments["bias"].dtype)
+    arguments["x"] = channels_last(x, spare=3) if draw(st.booleans()) else x.contiguous()
     if draw(st.booleans()):
-        arguments["shortcut"] = normal(*x.shape).to(dtype)
+        arguments["shortcut"] = arguments["shortcut"].contiguous()
+    else:
+        del arguments["shortcut"]
     return arguments
 
 
 def check_batch_norm(arguments: dict[str, Any], backend: str) -> None:
-    arguments = on(DEVICE_OF[backend], arguments)
+    arguments = moved(DEVICE_OF[backend], arguments)
     x, lowest = arguments["x"], arguments["lowest"]
     expected = reference.batch_norm(**arguments)
     found = batch_norm(**arguments, backend=backend)
-    eps = torch.finfo(x.dtype).eps
-    spread = float(expected[2].clamp(min=1e-5).rsqrt().max())  # few rows can have a small spread, with the mean's rounding error
-    bound = 4 * eps + 64 * torch.finfo(lowest.dtype).eps * max(spread, 1.0) * 10
-    for left, right in zip(found, expected, strict=True):
-        assert left.dtype == right.dtype
-        assert relative(left, right) <= bound
+    assert agree("batch_norm", arguments, list(found), list(expected))
+    spread = float(expected[2].clamp(min=1e-5).rsqrt().max())
+    bound, *_ = EXAMPLES["batch_norm"].tolerance(arguments, [torch.ones(1), torch.ones(1), expected[2]])
 
     leaves = {name: value.detach().clone().requires_grad_(name != "lowest") for name, value in arguments.items()}
     result, mean, variance = batch_norm(**leaves, backend=backend)
@@ -198,7 +165,7 @@ def test_triton_batch_norm_over_many_runs(rows: int, monkeypatch: pytest.MonkeyP
     generator = torch.Generator().manual_seed(rows)
     x = 1000 + torch.randn(2, 70, rows, 1, generator=generator)
     ones = torch.ones(70)
-    arguments = on(DEVICE_OF["triton"], {"x": x, "weight": ones, "bias": 0 * ones, "lowest": 0 * ones})
+    arguments = moved(DEVICE_OF["triton"], {"x": x, "weight": ones, "bias": 0 * ones, "lowest": 0 * ones})
     expected = reference.batch_norm(**{name: value.double() for name, value in arguments.items()})
     results = [batch_norm(**arguments, backend="triton") for _ in range(2)]
     for left, again, right in zip(*results, expected, strict=True):

@@ -15,7 +15,7 @@ from shapmix.kernels.examples import EXAMPLES, Batch, Shape, agree, example, nby
 from shapmix.reference import MixPlan
 from tests.proofs import CPU, DEVICE_OF, INTERPRETED, OPS
 
-ODD = Shape("odd", None, (4, 2, 5, 7, 2), 6, width=16)
+ODD = Shape("odd", None, (3, 2, 5, 3, 1), 6, width=16)
 SMALL = Shape("small", "ntu25", (4, 3, 16, 25, 2), 9, width=16)
 NTU = Shape("ntu", "ntu25", (64, 3, 64, 25, 2), 60)
 COMPARED = (ODD,) if INTERPRETED else (ODD, NTU)  # the interpreter takes minutes for a real batch

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shapmix import reference
 from shapmix.kernels import saliency_update
+from shapmix.kernels.examples import Batch, Shape, agree, example, results
 from tests.kernels.backends import (
     ALL,
     FEW,
@@ -20,12 +21,13 @@ from tests.kernels.backends import (
     REAL,
     TRITON,
     largest_difference,
+    moved,
     on_backends,
     same_bits,
     uniform_integers,
 )
 from tests.kernels.examples import update_arguments
-from tests.proofs import DEVICE_OF
+from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("saliency_update",)
 pytestmark = pytest.mark.proves(*OPS)
@@ -34,52 +36,40 @@ pytestmark = pytest.mark.proves(*OPS)
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
     """Arguments of `saliency_update`, with repeated labels."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     classes, combinations = draw(st.integers(2, 90)), draw(st.integers(1, 70))
     rows, updates = draw(st.integers(1, 40)), draw(st.integers(1, 60))
+    dtype, table_dtype, seed = draw(st.sampled_from(dtypes)), draw(st.sampled_from(REAL)), draw(st.integers(0, 2**31))
+    batch = Batch(Shape("drawn", None, (updates, 1, 8, 5, 1), classes), dtype, CPU, seed)
+    generator = torch.Generator().manual_seed(seed)
     contexts = draw(st.none() | st.integers(1, 8))
     shape = (updates,) if contexts is None else (updates, contexts)
-    dtype, table_dtype = draw(st.sampled_from(dtypes)), draw(st.sampled_from(REAL))
-    weights = None
-    if contexts is not None and draw(st.booleans()):
-        weights = torch.rand(updates, contexts, generator=generator).to(table_dtype)
-    return {
+    arguments = example("saliency_update", batch)
+    arguments |= {
         "table": torch.rand(classes, combinations, generator=generator).to(table_dtype),
-        "logits": (4 * torch.randn(rows, classes, generator=generator)).to(dtype),
-        "labels": uniform_integers(generator, 0, min(classes, 3) - 1, updates),
-        "columns": uniform_integers(generator, 0, min(combinations, 4) - 1, updates),
+        "logits": 4 * batch.normal(rows, classes),
+        "labels": arguments["labels"] % 3,
+        "columns": batch.integers(0, min(combinations, 4) - 1),
         "with_rows": uniform_integers(generator, 0, rows - 1, *shape),
         "without_rows": uniform_integers(generator, 0, rows - 1, *shape),
         "joint_counts": uniform_integers(generator, 1, 12, combinations),
         "decay": draw(st.sampled_from([0.0, 0.9, 1.0]) | st.floats(0, 1)),
-        "weights": weights,
     }
+    if contexts is not None and draw(st.booleans()):
+        arguments["weights"] = torch.rand(updates, contexts, generator=generator).to(table_dtype)
+    return arguments
 
 
 def run(arguments: dict[str, Any], device: torch.device, op: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The marginals and the table after the update."""
-    moved = {name: value.to(device).clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    return op(**moved, **options), moved["table"]
-
-
-def tolerance(arguments: dict[str, Any]) -> tuple[float, float]:
-    """Error bounds. Marginals: rounding of an exponent of up to 40 and of a sum of K terms, weighted and summed over contexts.
-    Table: the same, scaled, plus one rounding per update."""
-    eps = torch.finfo(arguments["table"].dtype).eps
-    classes = arguments["table"].shape[1]
-    contexts = 1 if arguments["with_rows"].dim() == 1 else arguments["with_rows"].shape[1]
-    of_marginal = eps * (64 + classes) * contexts
-    updates = len(arguments["labels"])
-    return of_marginal, 10 * of_marginal + eps * 4 * updates * 10 * contexts
+    marginal, table = results(op, moved(device, arguments), **options)
+    return marginal, table
 
 
 def check_against_reference(arguments: dict[str, Any], backend: str) -> None:
     device = DEVICE_OF[backend]
-    expected, expected_table = run(arguments, device, reference.saliency_update)
+    expected = run(arguments, device, reference.saliency_update)
     marginal, table = run(arguments, device, saliency_update, backend=backend)
-    of_marginal, of_table = tolerance(arguments)
-    assert largest_difference(marginal, expected) <= of_marginal
-    assert largest_difference(table, expected_table) <= of_table
+    assert agree("saliency_update", arguments, [marginal, table], list(expected))
     keys = {(label, column) for label, column in zip(arguments["labels"].tolist(), arguments["columns"].tolist(), strict=True)}
     untouched = torch.ones_like(table, dtype=torch.bool)
     for label, column in keys:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from shapmix import reference
 from shapmix.kernels import sample_clips
-from shapmix.kernels.checks import sum_dtype
+from shapmix.kernels.examples import Batch, Shape, agree, example
 from shapmix.reference import CropPlan, Stream
 from shapmix.reference.clips import STREAMS
-from tests.kernels.backends import FEW, MANY, REAL, TRITON, largest_difference, on_backends, same_bits, uniform_integers
+from tests.kernels.backends import FEW, MANY, REAL, TRITON, on_backends, same_bits, uniform_integers
 from tests.kernels.examples import CropProblem, crop_problem
-from tests.proofs import DEVICE_OF
+from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("sample_clips",)
 pytestmark = pytest.mark.proves(*OPS)
@@ -25,30 +25,19 @@ pytestmark = pytest.mark.proves(*OPS)
 
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> CropProblem:
-    n, c, t, v, m, recordings = (draw(st.integers(1, high)) for high in (5, 4, 40, 9, 3, 4))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    lengths = uniform_integers(generator, 1, draw(st.sampled_from([1, 7, 90])), recordings)
-    frames = torch.randn(int(lengths.sum()), m, v, c, generator=generator).to(draw(st.sampled_from(dtypes)))
+    """Samples that share recordings, and recordings that no sample reads."""
+    n, _, _, v, m = size = tuple(draw(st.integers(1, high)) for high in (5, 4, 40, 9, 3))
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    problem = CropProblem(**example("sample_clips", Batch(Shape("drawn", None, size, 3), draw(st.sampled_from(dtypes)), CPU, seed)))
+    frames = problem.frames.clone()
     frames[torch.rand(len(frames), generator=generator) < 0.2, m // 2] = 0  # an absent person
-    clip = uniform_integers(generator, 0, recordings - 1, n)
-    start = uniform_integers(generator, 0, lengths[clip] - 1, n)
-    length = uniform_integers(generator, 1, lengths[clip] - start, n)
-    angles = torch.rand(n, 3, generator=generator, dtype=torch.float64) * 2 - 1
-    if c != 3 or draw(st.booleans()):
-        angles = torch.zeros_like(angles)
+    rows = uniform_integers(generator, 0, n - 1, n)
+    plan = CropPlan(**{name: value[rows] for name, value in vars(problem.plan).items()})
+    if draw(st.booleans()):
+        plan = replace(plan, angles=torch.zeros_like(plan.angles))
     parents = uniform_integers(generator, 0, v - 1, v)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    plan = CropPlan(clip, start, length, angles)
-    return CropProblem(frames, offsets, plan, parents, draw(st.sampled_from(STREAMS)), t)
-
-
-def tolerance(problem: CropProblem) -> float:
-    """A few roundings of the largest coordinate; the position between two frames is rounded at the crop's length."""
-    dtype = problem.frames.dtype
-    # two weights, two products, a sum, three 3x3 rotations, sines; each difference doubles the error
-    roundings = 24 * torch.finfo(dtype).eps + int(problem.plan.length.max()) * torch.finfo(sum_dtype(dtype)).eps
-    doublings = {"joint": 0, "bone": 1, "motion": 1, "bone_motion": 2}[problem.stream]
-    return roundings * float(problem.frames.abs().max()) * 2**doublings
+    return problem._replace(frames=frames, plan=plan, parents=parents, stream=draw(st.sampled_from(STREAMS)))
 
 
 def check_against_reference(problem: CropProblem, backend: str) -> None:
@@ -57,7 +46,7 @@ def check_against_reference(problem: CropProblem, backend: str) -> None:
     poisoned = torch.full_like(expected, torch.nan)
     found = sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend, out=poisoned)
     assert found is poisoned
-    assert largest_difference(found, expected) <= tolerance(problem)
+    assert agree("sample_clips", problem._asdict(), [found], [expected])
 
 
 @pytest.mark.proves(*OPS, backend="cpp")
