@@ -287,6 +287,13 @@ def test_two_people_with_one_id_are_refused() -> None:
         follow(frames_of((3, 0, "5"), (3, 100, "5")), 2)
 
 
+def test_a_crowd_needs_track_ids() -> None:
+    crowd = [(3, 20.0 * number, None) for number in range(65)]
+    with pytest.raises(DataError, match="frame 3: 65 people without track ids in one frame, the limit is 64; track them"):
+        follow(frames_of(*crowd), 2)
+    assert len(follow(frames_of(*((frame, x, str(x)) for frame, x, _ in crowd)), 2)) == 65
+
+
 def test_frame_numbers_are_bounded() -> None:
     with pytest.raises(DataError, match="frame number 99999999 is not from 0 to 10000000"):
         follow(frames_of((99_999_999, 0, None)), 2)

@@ -64,8 +64,6 @@ def follow(frames: Iterable[Frame], coordinates: int) -> list[Track]:
     for frame in in_order:
         if not 0 <= frame.number <= LARGEST_FRAME:
             raise DataError(f"{frame.where}: frame number {frame.number} is not from 0 to {LARGEST_FRAME}; rename it")
-        if len(frame.poses) > MOST_IN_FRAME:
-            raise DataError(f"{frame.where}: {len(frame.poses)} people in one frame; the limit is {MOST_IN_FRAME}")
     if not any(frame.poses for frame in in_order):
         return []
     poses = np.stack([pose.joints for frame in in_order for pose in frame.poses])
@@ -73,6 +71,12 @@ def follow(frames: Iterable[Frame], coordinates: int) -> list[Track]:
     if all(pose.person is not None for frame in in_order for pose in frame.poses):
         names = _ids(in_order)
     else:
+        crowd = next((frame for frame in in_order if len(frame.poses) > MOST_IN_FRAME), None)
+        if crowd is not None:
+            raise DataError(
+                f"{crowd.where}: {len(crowd.poses)} people without track ids in one frame, the limit is {MOST_IN_FRAME}; track them, or "
+                "raise the detection threshold of the pose tool"
+            )
         names = link_people(numbers, poses[..., :coordinates], np.any(poses[..., :coordinates], axis=2)).astype(str).tolist()
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
