@@ -74,8 +74,8 @@ def follow(frames: Iterable[Frame], coordinates: int) -> list[Track]:
         crowd = next((frame for frame in in_order if len(frame.poses) > MOST_IN_FRAME), None)
         if crowd is not None:
             raise DataError(
-                f"{crowd.where}: {len(crowd.poses)} people without track ids in one frame, the limit is {MOST_IN_FRAME}; track them, or "
-                "raise the detection threshold of the pose tool"
+                f"{crowd.where}: {len(crowd.poses)} people without track ids in one frame, the limit is {MOST_IN_FRAME}; track "
+                "them, or raise the detection threshold of the pose tool"
             )
         names = link_people(numbers, poses[..., :coordinates], np.any(poses[..., :coordinates], axis=2)).astype(str).tolist()
     rows_of: dict[str, list[int]] = {}
