@@ -155,16 +155,25 @@ def _skeleton(seen: Inspected) -> str:
     counts = ", ".join(map(str, joints)) or "unknown number of"
     if not seen.known:
         return f"{counts} joints; the layout is not known: {remedy}"
-    origin = "of the format, or guessed"
-    if seen.options.layout or "/" in str(layout):
-        origin = "given with --layout" if seen.options.layout else "comes with the data"
     known = layout if isinstance(layout, Layout) else load_layout(layout)
-    text = f"{known.name}, {known.num_joints} joints in {len(known.parts)} parts ({origin})"
+    text = f"{known.name}, {known.num_joints} joints in {len(known.parts)} parts ({_origin(seen)})"
     if joints not in ([], [known.num_joints]):
         return f"{text}; but clips have {counts} joints: {remedy}"
     scores = seen.source.scores or seen.misses_scores()
     wrong = next(filter(None, (known.wrong_dimension(c, scores=scores) for c in seen.sample.shapes(3))), None)
     return f"{text}; {wrong}" if wrong else text
+
+
+def _origin(seen: Inspected) -> str:
+    """Where the layout comes from."""
+    if seen.options.layout is not None:
+        return "given with --layout"
+    if isinstance(seen.source.layout, Layout):
+        return "built from the files"
+    if seen.source.layout not in BUILT_IN:
+        return "comes with the data"
+    asked = FORMATS[seen.format].asks_layout(seen.path)
+    return "assumed, or named by the files; --layout gives another" if asked else "that of the format"
 
 
 def _sampled(seen: Inspected) -> dict[str, str]:

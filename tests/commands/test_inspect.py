@@ -15,6 +15,7 @@ import pytest
 from shapmix import prepare
 from shapmix.data import inspection
 from shapmix.data.sources.registry import FORMATS
+from shapmix.skeleton.layout import layout_text
 from tests.source_files import BUILDERS, motion
 
 SHORT = ["--epochs", "1", "--num-frames", "8", "--network.widths", "8", "--saliency.warmup-epochs", "0", "--device", "cpu"]
@@ -89,6 +90,27 @@ def test_what_is_odd_about_a_data_set_is_printed(tmp_path: Path, capsys: pytest.
     assert trained.strip() == (
         "python -m shapmix.train --dataset store --data-root own.store --split random --drop-empty-classes --batch-size 4"
     )
+
+
+@pytest.mark.parametrize(
+    ("format", "skeleton"),
+    [
+        ("nw_ucla", "ucla20, 20 joints in 5 parts (that of the format)"),
+        ("ntu_raw", "ntu25, 25 joints in 5 parts (that of the format)"),
+        ("msg3d", "ntu25, 25 joints in 5 parts (assumed, or named by the files; --layout gives another)"),
+        ("bvh", "6 joints in . parts .built from the files."),
+        ("plain", "20 joints; the layout is not known: give --layout with one of .*ucla20"),
+    ],
+)
+def test_where_the_skeleton_comes_from_is_said(
+    format: str, skeleton: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BUILDERS[format](tmp_path / "data")
+    found = inspected(capsys, tmp_path / "data")["skeleton"]
+    assert found == skeleton or re.search(skeleton, found)
+    if format == "plain":
+        (tmp_path / "data" / "layout.toml").write_text(layout_text("ucla20"))
+        assert "ucla20, 20 joints in 5 parts (comes with the data)" in inspected(capsys, tmp_path / "data")["skeleton"]
 
 
 def test_one_class_and_a_wrong_layout_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
