@@ -325,6 +325,13 @@ def test_kinetics_damage_is_named(changes: dict[str, object], message: str, tmp_
         Kinetics(tmp_path, box_threshold=0.5).read(0)
 
 
+def test_a_folder_with_two_tables_is_refused(tmp_path: Path) -> None:
+    set_files.kinetics(tmp_path)
+    (tmp_path / "k400_more.pkl").write_bytes((tmp_path / "k400_hrnet.pkl").read_bytes())
+    with pytest.raises(DataError, match=r"contains k400_hrnet\.pkl and k400_more\.pkl; give the table of contents"):
+        find_source(tmp_path, "kinetics")
+
+
 def test_a_damaged_file_of_poses_is_named(tmp_path: Path) -> None:
     set_files.kinetics(tmp_path)
     (tmp_path / "kpfiles" / "part_0.pkl").write_bytes(b"\x80\x04]")

@@ -607,6 +607,8 @@ READERS = (
     "any", "frames", "index", "json", "labels", "layout", "list", "npy", "npz", "ntu npz", "ntu tar", "ntu zip", "pickle", "rows",
     "skeleton", "table", "ucla archive", "ucla table",
     "alphapose", "bvh", "coco_results", "mediapipe", "mmpose", "openpose", "ultralytics",
+    "babel classes", "babel labels", "kinetics poses", "kinetics table", "mmaction", "pku label", "pku skeleton", "pku split",
+    "smarthome", "stgcn labels", "stgcn rows", "uav",
 )  # fmt: skip
 
 

@@ -58,3 +58,9 @@ def test_seats_go_to_the_highest_total_and_are_shared_by_people_who_never_meet()
     # 1 has the highest total, 0 the next; 2 is alone with both in frame 0; 3 sits where 0 has left
     assert seat_people(frame_of, person, weight, 2).tolist() == [1, 0, -1, 1, 0, 1, 0, 1]
     assert seat_people(frame_of, person, weight, 1).tolist() == [-1, 0, -1, -1, 0, -1, 0, -1]
+
+
+def test_coordinates_beyond_any_image_are_not_linked() -> None:
+    frame_of, _, places = walkers([0, 30], 3)
+    places[2] = 3e38
+    assert len(set(link_people(frame_of, places, np.ones(places.shape[:2], bool)).tolist())) >= 3

@@ -44,7 +44,11 @@ class Kinetics(Annotated):
     """
 
     def __init__(self, path: Path, *, layout: str | None = None, box_threshold: float | None = None, max_people: int = 2) -> None:
-        table = _tables(path)[0] if path.is_dir() else path
+        tables = _tables(path) if path.is_dir() else [path]
+        if len(tables) != 1:
+            found = " and ".join(file.name for file in tables) or f"no .pkl with '{TABLE_FIELD}'"
+            raise DataError(f"{path}: contains {found}; give the table of contents, k400_hrnet.pkl")
+        table = tables[0]
         if box_threshold is not None and not 0 <= box_threshold <= 1:
             raise DataError(f"{table}: box scores are from 0 to 1, not {box_threshold:g}; correct --box-threshold")
         content = load_pickle(table)

@@ -125,7 +125,8 @@ class _Poses:
     def __init__(self, places: np.ndarray, seen: np.ndarray) -> None:
         self._places = np.ascontiguousarray(places.transpose(2, 1, 0), np.float32)  # [D, V, n]
         self._seen = None if seen.all() else np.ascontiguousarray(seen.T)  # [V, n]
-        self._sizes = self._diagonals()
+        with np.errstate(over="ignore", invalid="ignore"):  # coordinates that large are not linked
+            self._sizes = self._diagonals()
 
     def _diagonals(self) -> np.ndarray:
         """[n]: diagonal of the box of each pose's detected joints."""
@@ -138,6 +139,10 @@ class _Poses:
 
     def distances(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
         """[pairs]: mean distance of the joints that both have, in diagonals of the earlier one; infinite if they share none."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._distances(earlier, later)
+
+    def _distances(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
         step = self._places[:, :, earlier] - self._places[:, :, later]
         length = np.sqrt((step * step).sum(0))
         if self._seen is None:

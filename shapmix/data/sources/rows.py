@@ -119,8 +119,10 @@ def _mapped(data: Path) -> np.ndarray:
 
 def _relinked(joints: np.ndarray) -> np.ndarray:
     """[T, M, V, C] with every person at one place, if they are sorted by their score in every frame."""
-    total = joints[..., -1].sum(2)  # [T, M]
-    if joints.shape[1] < 2 or (np.diff(total, axis=1) > 0).any() or not (total[:, 1] > 0).any():
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that no score has
+        total = joints[..., -1].sum(2)  # [T, M]
+        steps = np.diff(total, axis=1)
+    if joints.shape[1] < 2 or (steps > 0).any() or not (total[:, 1] > 0).any():
         return joints
     frame_of, place = np.nonzero(joints.any((2, 3)))
     poses = joints[frame_of, place]

@@ -115,7 +115,8 @@ class UavHuman:
         """Recording `names[index]`; see `Source`."""
         path = self.files[index]
         frame_of, poses = _parse(read_file(path, LARGEST_FILE), path, self._columns)
-        poses = poses.astype(np.float32)
+        with np.errstate(over="ignore"):  # rejected below
+            poses = poses.astype(np.float32)
         bad = np.argwhere(~np.isfinite(poses))
         if len(bad):
             raise DataError(f"{path}: frame {frame_of[bad[0][0]]}, joint {bad[0][1]} is not finite; {DAMAGED}")

@@ -24,10 +24,12 @@ from shapmix.data.sources.find import find_source
 from shapmix.data.sources.ntu_raw import actors, read_skeletons
 from shapmix.data.sources.nw_ucla import parse_clip
 from shapmix.data.sources.plain import read_array
+from shapmix.data.sources.registry import SourceOptions
 from shapmix.data.store import FRAMES, INDEX, damaged_clips, open_store
 from shapmix.data.store_writer import prepare
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import LayoutError, layout_text, parse_layout
+from tests import set_files
 from tests.data.pose_files import BUILDERS
 
 NAME = "S001C001P001R001A003"
@@ -41,6 +43,22 @@ POSES = {  # format of a pose tool -> name of a file with one clip or frame
     "bvh": "a.bvh",
 }
 UCLA = "a08_s01_e00_v01"
+# Files of the large data sets: format, builder, the file that is replaced, options.
+NONE, OPENPOSE = SourceOptions(), SourceOptions(layout="openpose18", scores=True)
+SETS: dict[str, tuple[str, Callable[[Path], object], str, SourceOptions]] = {
+    "babel classes": ("babel", set_files.babel, "action_label_2_idx.json", NONE),
+    "babel labels": ("babel", set_files.babel, "val_label_60.pkl", NONE),
+    "kinetics poses": ("kinetics", set_files.kinetics, "kpfiles/part_0.pkl", NONE),
+    "kinetics table": ("kinetics", set_files.kinetics, "k400_hrnet.pkl", SourceOptions(box_threshold=0.5)),
+    "mmaction": ("mmaction", set_files.mmaction, "ntu60_xsub_val.pkl", NONE),
+    "pku label": ("pku_mmd", set_files.pku_mmd, "Label/Train_Label_PKU_final/0002-L.txt", NONE),
+    "pku skeleton": ("pku_mmd", set_files.pku_mmd, "Data/PKU_Skeleton_Renew/0002-L.txt", NONE),
+    "pku split": ("pku_mmd", set_files.pku_mmd, "Split/cross-view.txt", NONE),
+    "smarthome": ("smarthome", set_files.smarthome, "Drink.Fromcup_p02_r00_v01_c01_pose3d.json", NONE),
+    "stgcn labels": ("stgcn", set_files.stgcn, "val_label.pkl", OPENPOSE),
+    "stgcn rows": ("stgcn", set_files.stgcn, "val_data.npy", OPENPOSE),
+    "uav": ("uav_human", set_files.uav_human, "P000S01G10B10H10UC022000LC021000A001R0_08241716.txt", NONE),
+}
 MOST_READ = 50  # recordings per source
 
 # Tokens of the formats, which mutations insert.
@@ -127,8 +145,12 @@ class Readers:
             "index": lambda content: self._read_store(content, INDEX),
             "frames": lambda content: self._read_store(content, FRAMES),
         }
+        for name, (format, build, path, options) in SETS.items():
+            build(folder / name)
+            self.read[name] = partial(self._read_in_place, folder / name, path, format, options)
         self.read |= {format: partial(self._source, name=name, format=format) for format, name in POSES.items()}
         self.seeds: dict[str, list[bytes]] = self._seeds(generator) | {format: self._pose_files(format) for format in POSES}
+        self.seeds |= {name: [(folder / name / path).read_bytes()] for name, (_, _, path, _) in SETS.items()}
 
     def check(self, name: str, content: bytes) -> None:
         """Reads the content; unexpected errors propagate."""
@@ -151,6 +173,15 @@ class Readers:
         ending = POSES[format].removeprefix("a").removeprefix("_1")
         files = [file for file in sorted(folder.rglob(f"*{ending}")) if file.name != "images.json"]
         return [files[0].read_bytes()]
+
+    def _read_in_place(self, folder: Path, name: str, format: str, options: SourceOptions, content: bytes) -> None:
+        """Reads a data set with one of its files replaced."""
+        whole = (folder / name).read_bytes()
+        try:
+            (folder / name).write_bytes(content)
+            _read_all(find_source(folder, format, options))
+        finally:
+            (folder / name).write_bytes(whole)
 
     def _read_labels(self, content: bytes) -> None:
         (self._msg3d / "train_label.pkl").write_bytes(content)
