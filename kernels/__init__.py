@@ -13,6 +13,7 @@ from .mix import mix_clips
 from .norm import batch_norm
 from .plan import draw_plan
 from .saliency import saliency_update
+from .steps import layer_steps
 
 __all__ = [
     "BACKENDS",
@@ -24,6 +25,7 @@ __all__ = [
     "draw_plan",
     "graph_conv",
     "join_branches",
+    "layer_steps",
     "mix_clips",
     "normalised_coalition_inputs",
     "saliency_update",

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import Moved, launch, product_precision
-from .triton_unit_relations import SUMMED_COLUMNS, SUMMED_PARTS, add_to, block_of, sum_segment
+from .triton_unit_relations import add_to, block_of
 
 
 @triton.jit
@@ -400,94 +400,6 @@ def graph_unit_gradient_kernel(
         tl.store(alpha_parts + part * SUBSETS + subset, tl.sum(of_alpha, 0))
 
 
-@triton.jit
-def input_gradient_kernel(
-    to_x,
-    to_features,
-    w3,
-    from_shortcut,
-    from_end,
-    from_down,
-    from_residual,
-    rows,
-    frames,
-    joints,
-    in_channels,
-    features,
-    frames_of_residual,
-    stride,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_F: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Each program writes a block of rows (of all frames and joints) and channels of the gradient of x."""
-    c_blocks = tl.cdiv(in_channels, BLOCK_C)
-    channel = tl.program_id(0) % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    row = (tl.program_id(0) // c_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    is_row, is_channel = row < rows, channel < in_channels
-    SUM: tl.constexpr = tl.float64 if to_x.dtype.element_ty == tl.float64 else tl.float32
-    acc = tl.zeros([BLOCK_R, BLOCK_C], SUM)
-    for first in range(0, features, BLOCK_F):
-        feature = first + tl.arange(0, BLOCK_F)
-        is_feature = feature < features
-        tile = tl.load(
-            to_features + row[:, None] * features + feature[None, :], mask=is_row[:, None] & is_feature[None, :], other=0.0
-        )
-        w = tl.load(
-            w3 + feature[:, None] * in_channels + channel[None, :], mask=is_feature[:, None] & is_channel[None, :], other=0.0
-        )
-        acc = tl.dot(tile, w, acc=acc, input_precision=PRECISION, out_dtype=SUM)
-    inside = is_row[:, None] & is_channel[None, :]
-    at = row[:, None] * in_channels + channel[None, :]
-    if from_shortcut is not None:
-        acc += tl.load(from_shortcut + at, mask=inside, other=0.0).to(SUM)
-    if from_end is not None:
-        acc += tl.load(from_end + at, mask=inside, other=0.0).to(SUM)
-    if from_down is not None:
-        acc += tl.load(from_down + at, mask=inside, other=0.0).to(SUM)
-    if from_residual is not None:
-        frame, joint = row // joints % frames, row % joints
-        of = (row // joints // frames * frames_of_residual + frame // stride) * joints + joint
-        is_kept = inside & (frame % stride == 0)[:, None]
-        acc += tl.load(from_residual + of[:, None] * in_channels + channel[None, :], mask=is_kept, other=0.0).to(SUM)
-    tl.store(to_x + at, acc.to(to_x.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def sum_parameters_kernel(
-    out,
-    feature_parts,
-    graph_parts,
-    shared_parts,
-    alpha_parts,
-    feature_count,
-    graph_count,
-    shared_count,
-    alpha_count,
-    feature_size,
-    graph_size,
-    shared_size,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Sums the parts of all gradients of parameters: those of features, graphs, shared graphs and alpha, in this order."""
-    block = tl.program_id(0)
-    of_graphs = tl.cdiv(feature_size, BLOCK_C)
-    of_shared = of_graphs + tl.cdiv(graph_size, BLOCK_C)
-    of_alpha = of_shared + tl.cdiv(shared_size, BLOCK_C)
-    if block < of_graphs:
-        sum_segment(out, feature_parts, block, feature_count, feature_size, BLOCK_P, BLOCK_C)
-    elif block < of_shared:
-        sum_segment(out + feature_size, graph_parts, block - of_graphs, graph_count, graph_size, BLOCK_P, BLOCK_C)
-    elif block < of_alpha:
-        first = feature_size + graph_size
-        sum_segment(out + first, shared_parts, block - of_shared, shared_count, shared_size, BLOCK_P, BLOCK_C)
-    else:
-        first = feature_size + graph_size + shared_size
-        sum_segment(out + first, alpha_parts, 0, alpha_count, 1, BLOCK_P, BLOCK_C)
-
-
 class Tiles(NamedTuple):
     """Largest blocks of a kernel and its warps."""
 
@@ -524,7 +436,6 @@ BACKWARD = {
     torch.bfloat16: Tiles(16, 64, 32, 32, 16, 8),
 }
 PROGRAMS = 264  # of the backward pass: two for each multiprocessor of a large GPU, each with its part of the parameters' gradient
-PRODUCT_ROWS, PRODUCT_INPUTS, PRODUCT_FEATURES = 128, 128, 64  # blocks of the product with conv3
 
 
 def graph_unit(
@@ -606,13 +517,8 @@ def graph_unit_backward(
     b4: Tensor,
     alpha: Tensor,
     shared: Tensor,
-    *,
-    with_shortcut: bool = False,
-    from_end: Tensor | None = None,
-    from_down: Tensor | None = None,
-    from_residual: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """As `shapmix.reference.layer.graph_unit_backward`; contiguous arguments. 3 launches, 4 with more than 32 joints."""
+    """As `shapmix.reference.layer.graph_unit_backward`; contiguous arguments. 1 launch, 2 with more than 32 joints."""
     rows, frames, joints, channels = y.shape
     _, subsets, _, _, relations = factors.shape
     in_channels = x.shape[3]
@@ -667,83 +573,4 @@ def graph_unit_backward(
             writes=writes,
             flops=2 * to_features.numel() * products * (features + graphs) + factors.numel() * channels * (2 + 4 * graphs),
         )
-    to_x = _input_gradient(to_features, w3, x, grad if with_shortcut else None, from_end, from_down, from_residual)
-    return to_x, to_factors, *_parameter_gradients(feature_parts, graph_parts, shared_parts, alpha_parts, w3, b3, w4, b4, shared)
-
-
-def _input_gradient(
-    to_features: Tensor,
-    w3: Tensor,
-    x: Tensor,
-    from_shortcut: Tensor | None,
-    from_end: Tensor | None,
-    from_down: Tensor | None,
-    from_residual: Tensor | None,
-) -> Tensor:
-    """Gradient of x from those of the features and all others."""
-    rows, frames, joints, in_channels = x.shape
-    features = to_features.shape[3]
-    kept = frames if from_residual is None else from_residual.shape[1]
-    small = 2 if x.dtype == torch.float64 else 1
-    block_r, block_c = PRODUCT_ROWS // small, block_of(in_channels, PRODUCT_INPUTS // small)
-    to_x = torch.empty_like(x)
-    launch(
-        input_gradient_kernel,
-        (triton.cdiv(rows * frames * joints, block_r) * triton.cdiv(in_channels, block_c),),
-        to_x,
-        to_features,
-        w3,
-        from_shortcut,
-        from_end,
-        from_down,
-        from_residual,
-        rows * frames * joints,
-        frames,
-        joints,
-        in_channels,
-        features,
-        kept,
-        triton.cdiv(frames, kept),
-        BLOCK_R=block_r,
-        BLOCK_C=block_c,
-        BLOCK_F=block_of(features, PRODUCT_FEATURES // x.element_size() * 2),
-        PRECISION=product_precision(x.dtype),
-        num_warps=8,
-        reads=[to_features, w3, from_shortcut, from_end, from_down, from_residual],
-        writes=[to_x],
-        flops=2 * to_features.numel() * in_channels,
-    )
-    return to_x
-
-
-def _parameter_gradients(
-    feature_parts: Tensor,
-    graph_parts: Tensor,
-    shared_parts: Tensor,
-    alpha_parts: Tensor,
-    w3: Tensor,
-    b3: Tensor,
-    w4: Tensor,
-    b4: Tensor,
-    shared: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients of w3, b3, w4, b4, alpha and shared: views of one tensor."""
-    segments = feature_parts, graph_parts, shared_parts, alpha_parts
-    out = b3.new_empty(sum(part.shape[1] for part in segments))
-    launch(
-        sum_parameters_kernel,
-        (sum(triton.cdiv(part.shape[1], SUMMED_COLUMNS) for part in segments),),
-        out,
-        *segments,
-        *(len(part) for part in segments),
-        *(part.shape[1] for part in segments[:3]),
-        BLOCK_P=SUMMED_PARTS,
-        BLOCK_C=SUMMED_COLUMNS,
-        num_warps=4,
-        reads=segments,
-        writes=[out],
-    )
-    shapes = [w3.shape, b3.shape, w4.shape, b4.shape, shared.shape, (1,)]
-    found = out.split([torch.Size(shape).numel() for shape in shapes])
-    to_w3, to_b3, to_w4, to_b4, to_shared, to_alpha = (value.view(shape) for value, shape in zip(found, shapes, strict=True))
-    return to_w3, to_b3, to_w4, to_b4, to_alpha, to_shared
+    return to_features, to_factors, feature_parts, graph_parts, shared_parts.view(groups, *shared.shape), alpha_parts

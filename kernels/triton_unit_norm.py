@@ -8,16 +8,19 @@ bound by memory: each reads and writes every activation once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from shapmix.reference.layer import EPS
+from shapmix.reference.layer import EPS, Join
 
 from .triton_launch import launch
 
-BLOCK_PARTS, BLOCK_JOINED = 64, 8  # parts and channels that a program of a join reads at once
+BLOCK_PARTS, BLOCK_JOINED = 64, 8  # parts and channels that a program of a join of moments reads at once
+BLOCK_SUMS, BLOCK_SUMMED = 128, 16  # parts and values that a program of a join of sums reads at once
 TILE = 2048  # elements
 PROGRAMS = 528  # of a sum over rows: four on each multiprocessor of the largest cards
 
@@ -46,24 +49,24 @@ def joined(parts, number, width, channel, inside, field: tl.constexpr, FIELDS: t
 
 
 @triton.jit
-def join_moments_kernel(
+def join_one(
     norm,
     parts,
     tail,
     weight,
     bias,
+    block,
     number,
     width,
     tail_number,
     tail_width,
     channels,
     EPS: tl.constexpr,
-    MERGE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Each program joins a few channels; those from `width` on are joined from the tail. MERGE: writes moments, else a norm."""
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Joins a few channels of one norm; those from `width` on are joined from the tail. Without a weight: writes moments."""
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < channels
     zero = tl.zeros([BLOCK_C], tl.float64)
     own = is_channel & (channel < width)
@@ -78,32 +81,86 @@ def join_moments_kernel(
     deviations = joined(parts, number, width, channel, own, 2, 3, mean, BLOCK_P)
     if tail is not None:
         deviations += joined(tail, tail_number, tail_width, channel, rest, 2, 3, mean, BLOCK_P)
-    variance = deviations / rows
     dtype = norm.dtype.element_ty
-    if MERGE:
+    if weight is None:
         tl.store(norm + channel, rows.to(dtype), mask=is_channel)
         tl.store(norm + channels + channel, mean.to(dtype), mask=is_channel)
         tl.store(norm + 2 * channels + channel, deviations.to(dtype), mask=is_channel)
-        return
-    tl.store(norm + channel, mean.to(dtype), mask=is_channel)
-    tl.store(norm + channels + channel, (1.0 / tl.sqrt(variance + EPS)).to(dtype), mask=is_channel)
-    tl.store(norm + 2 * channels + channel, tl.load(weight + channel, mask=is_channel, other=0.0), mask=is_channel)
-    tl.store(norm + 3 * channels + channel, tl.load(bias + channel, mask=is_channel, other=0.0), mask=is_channel)
-    tl.store(norm + 4 * channels + channel, (1.0 / rows).to(dtype), mask=is_channel)
-    tl.store(norm + 5 * channels + channel, variance.to(dtype), mask=is_channel)
+    else:
+        variance = deviations / rows
+        tl.store(norm + channel, mean.to(dtype), mask=is_channel)
+        tl.store(norm + channels + channel, (1.0 / tl.sqrt(variance + EPS)).to(dtype), mask=is_channel)
+        tl.store(norm + 2 * channels + channel, tl.load(weight + channel, mask=is_channel, other=0.0), mask=is_channel)
+        tl.store(norm + 3 * channels + channel, tl.load(bias + channel, mask=is_channel, other=0.0), mask=is_channel)
+        tl.store(norm + 4 * channels + channel, (1.0 / rows).to(dtype), mask=is_channel)
+        tl.store(norm + 5 * channels + channel, variance.to(dtype), mask=is_channel)
 
 
 @triton.jit
-def join_sums_kernel(out, parts, number, values, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Each program sums a few of the values [P, values] over the parts."""
-    value = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = value < values
+def join_moments_kernel(
+    norms,
+    parts,
+    tails,
+    weights,
+    biases,
+    numbers,
+    widths,
+    tail_numbers,
+    tail_widths,
+    channels,
+    COUNT: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Each program joins a few channels of one of COUNT norms."""
+    block = tl.program_id(0)
+    for index in tl.static_range(COUNT):
+        blocks = tl.cdiv(channels[index], BLOCK_C)
+        if (block >= 0) & (block < blocks):
+            join_one(
+                norms[index],
+                parts[index],
+                tails[index],
+                weights[index],
+                biases[index],
+                block,
+                numbers[index],
+                widths[index],
+                tail_numbers[index],
+                tail_widths[index],
+                channels[index],
+                EPS,
+                BLOCK_P,
+                BLOCK_C,
+            )
+        block -= blocks
+
+
+@triton.jit
+def join_segment(out, parts, block, number, size, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums a block of the values [number, size] over the parts."""
+    value = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = value < size
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for first in range(0, number, BLOCK_P):
         part = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
         read = (part < number)[:, None] & inside[None, :]
-        total += tl.load(parts + part[:, None] * values + value[None, :], mask=read, other=0.0).to(tl.float64)
+        total += tl.load(parts + part[:, None] * size + value[None, :], mask=read, other=0.0).to(tl.float64)
     tl.store(out + value, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def join_parts_kernel(out, parts, numbers, sizes, COUNT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Each program sums a block of one of the COUNT tensors of parts; the results lie one after another."""
+    block = tl.program_id(0)
+    for index in tl.static_range(COUNT):
+        size = sizes[index]
+        blocks = tl.cdiv(size, BLOCK_C)
+        if (block >= 0) & (block < blocks):
+            join_segment(out, parts[index], block, numbers[index], size, BLOCK_P, BLOCK_C)
+        block -= blocks
+        out += size
 
 
 @triton.jit
@@ -220,65 +277,66 @@ def finish_layer_backward_kernel(
         tl.store(residual_sums + to + channels, tl.sum(other, 0), mask=is_channel)
 
 
-def join_moments(
-    partial: Tensor, weight: Tensor, bias: Tensor, eps: float = EPS, *, tail: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
-    """As `shapmix.reference.layer.join_moments`."""
-    norm = weight.new_empty(6, len(weight)) if out is None else out
-    _join(norm, partial, tail, weight, bias, eps)
-    return norm
+def join_moments(joins: Sequence[Join], eps: float = EPS) -> None:
+    """As `shapmix.reference.layer.join_moments`; contiguous arguments. 1 launch."""
+    _join([join.out for join in joins], joins, eps)
 
 
 def merge_moments(partial: Tensor, channels: int, *, tail: Tensor | None = None) -> Tensor:
-    """As `shapmix.reference.layer.merge_moments`."""
+    """As `shapmix.reference.layer.merge_moments`; contiguous arguments. 1 launch."""
     merged = partial.new_empty(1, 3, channels)
-    _join(merged, partial, tail, None, None, 0.0)
+    _join([merged], [(partial, None, None, merged, tail)], 0.0)
     return merged
 
 
-def _join(out: Tensor, partial: Tensor, tail: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-    """Writes the norm of the moments, or without a weight the moments of all rows."""
-    channels = out.shape[-1]
+def _join(
+    out: list[Tensor], joins: Sequence[tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]], eps: float
+) -> None:
+    """Writes norms, or without weights moments of all rows."""
+    partials, weights, biases, norms, tails = zip(*joins, strict=True)
+    channels = tuple(norm.shape[-1] for norm in norms)
     launch(
         join_moments_kernel,
-        (triton.cdiv(channels, BLOCK_JOINED),),
-        out,
-        partial,
-        tail,
-        weight,
-        bias,
-        len(partial),
-        partial.shape[2],
-        0 if tail is None else len(tail),
-        0 if tail is None else tail.shape[2],
+        (sum(triton.cdiv(number, BLOCK_JOINED) for number in channels),),
+        norms,
+        partials,
+        tails,
+        weights,
+        biases,
+        tuple(map(len, partials)),
+        tuple(partial.shape[2] for partial in partials),
+        tuple(0 if tail is None else len(tail) for tail in tails),
+        tuple(0 if tail is None else tail.shape[2] for tail in tails),
         channels,
+        COUNT=len(norms),
         EPS=eps,
-        MERGE=weight is None,
         BLOCK_P=BLOCK_PARTS,
         BLOCK_C=BLOCK_JOINED,
         num_warps=4,
-        reads=(partial, weight, bias, tail),
-        writes=(out,),
+        reads=(*partials, *weights, *biases, *tails),
+        writes=out,
     )
 
 
-def join_sums(partial: Tensor) -> Tensor:
-    """As `shapmix.reference.layer.join_sums`."""
-    out = partial.new_empty(partial.shape[1:])
+def join_parts(*partials: Tensor) -> list[Tensor]:
+    """As `shapmix.reference.layer.join_parts`; the results are views of one tensor. 1 launch."""
+    sizes = tuple(partial[0].numel() for partial in partials)
+    out = partials[0].new_empty(sum(sizes))
     launch(
-        join_sums_kernel,
-        (triton.cdiv(out.numel(), BLOCK_JOINED),),
+        join_parts_kernel,
+        (sum(triton.cdiv(size, BLOCK_SUMMED) for size in sizes),),
         out,
-        partial,
-        len(partial),
-        out.numel(),
-        BLOCK_P=BLOCK_PARTS,
-        BLOCK_C=BLOCK_JOINED,
+        partials,
+        tuple(map(len, partials)),
+        sizes,
+        COUNT=len(partials),
+        BLOCK_P=BLOCK_SUMS,
+        BLOCK_C=BLOCK_SUMMED,
         num_warps=4,
-        reads=(partial,),
+        reads=partials,
         writes=(out,),
     )
-    return out
+    return [value.view(partial.shape[1:]) for value, partial in zip(out.split(sizes), partials, strict=True)]
 
 
 def finish_layer(o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm: Tensor | None) -> tuple[Tensor, Tensor]:

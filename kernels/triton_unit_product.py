@@ -29,7 +29,6 @@ from .triton_rows import (
     parts_of,
     product_constants,
     relu,
-    sum_parts,
     wide_dtype,
 )
 
@@ -557,7 +556,7 @@ def reduce_branches_backward(
         writes=[to_x, y_sums, shortcut_sums, weight_parts],
         flops=4 * rows * channels * channels,
     )
-    return to_x, y_sums, shortcut_sums, sum_parts(weight_parts)
+    return to_x, y_sums, shortcut_sums, weight_parts
 
 
 def row_product_backward(
@@ -597,4 +596,4 @@ def row_product_backward(
         writes=[to_x, weight_parts],
         flops=4 * rows * inputs * channels,
     )
-    return to_x, sum_parts(weight_parts)
+    return to_x, weight_parts

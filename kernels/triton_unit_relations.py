@@ -20,7 +20,6 @@ from .triton_launch import launch
 FORWARD_JOINTS, BACKWARD_JOINTS, OTHER_JOINTS = 8, 16, 8
 INPUTS = 64  # channels of a step of the products
 PARTS = 128  # parts of the weights' gradient: about one for each multiprocessor of a large GPU
-SUMMED_COLUMNS, SUMMED_PARTS = 128, 16
 
 
 @triton.jit
@@ -152,24 +151,6 @@ def relations_gradient_kernel(
                 add_to(to_x + joint[:, None] * channels + channel[None, :], of_x, is_x, branch == 0)
 
 
-@triton.jit
-def sum_segment(out, parts, block, count, size, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Sums a block of columns of parts [count, size] in a fixed order."""
-    column = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    acc = tl.zeros([BLOCK_P, BLOCK_C], out.dtype.element_ty)
-    for first in range(0, count, BLOCK_P):
-        part = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
-        inside = (part < count)[:, None] & (column < size)[None, :]
-        acc += tl.load(parts + part[:, None] * size + column[None, :], mask=inside, other=0.0)
-    tl.store(out + column, tl.sum(acc, 0), mask=column < size)
-
-
-@triton.jit
-def sum_parts_kernel(out, parts, count, size, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Each program sums a block of columns of parts [count, size]."""
-    sum_segment(out, parts, tl.program_id(0), count, size, BLOCK_P, BLOCK_C)
-
-
 def block_of(size: int, largest: int) -> int:
     """Block size of an axis: a power of 2 of at least 16, as matrix products need, and at most `largest`."""
     return min(largest, max(16, int(triton.next_power_of_2(size))))
@@ -209,15 +190,15 @@ def relations(pooled: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) 
     return factors
 
 
-def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `shapmix.reference.layer.relations_backward`; contiguous arguments. 2 launches."""
+def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As `shapmix.reference.layer.relations_backward`; contiguous arguments. 1 launch."""
     rows, joints, channels = pooled.shape
     _, subsets, count, _ = weight.shape
     blocks = triton.cdiv(joints, BACKWARD_JOINTS)
     rows_each = triton.cdiv(rows * blocks, PARTS)
     programs = triton.cdiv(rows, rows_each) * blocks
     size = 2 * subsets * count * (channels + 1)
-    to_pooled, parts, out = torch.empty_like(pooled), pooled.new_empty(programs, size), pooled.new_empty(size)
+    to_pooled, parts = torch.empty_like(pooled), pooled.new_empty(programs, size)
     launch(
         relations_gradient_kernel,
         (programs,),
@@ -243,24 +224,4 @@ def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Te
         writes=[to_pooled, parts],
         flops=8 * rows * subsets * joints * count * channels,
     )
-    sum_parts(out, parts)
-    split = 2 * subsets * count * channels
-    return to_pooled, out[:split].view(weight.shape), out[split:].view(weight.shape[:3])
-
-
-def sum_parts(out: Tensor, parts: Tensor) -> None:
-    """Sums parts [P, size] over P, in a fixed order."""
-    count, size = parts.shape
-    launch(
-        sum_parts_kernel,
-        (triton.cdiv(size, SUMMED_COLUMNS),),
-        out,
-        parts,
-        count,
-        size,
-        BLOCK_P=SUMMED_PARTS,
-        BLOCK_C=SUMMED_COLUMNS,
-        num_warps=4,
-        reads=[parts],
-        writes=[out],
-    )
+    return to_pooled, parts

@@ -8,7 +8,8 @@ Exact transformations:
 - BatchNorm, shortcut and ReLU are fused into one op, `batch_norm`, in training; in eval mode they are folded into the preceding
   products, at every call (folding costs about as much as copying the weights);
 - activations are channels-last, where a 1x1 convolution is a matrix product;
-- in eval mode without gradients, a few clips at a time pass through all layers, so that activations stay in the CPU's caches.
+- on a GPU, each layer is a few kernels, cut at its batch norms (`shapmix.networks.ctrgcn_layer`);
+- on a CPU, in eval mode without gradients, a few clips at a time pass through all layers, so that activations stay in its caches.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from shapmix.kernels import batch_norm, graph_conv, join_branches
+from shapmix.kernels import batch_norm, graph_conv, join_branches, layer_steps
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.backbones import backbone
+from shapmix.networks.ctrgcn_layer import can_be_fused, folded_layers, fused_layers, parts_of
 from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
 
 CHANNELS_LAST = torch.channels_last
@@ -134,6 +136,8 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
 
     def features(self, clips: Tensor) -> Tensor:
         """Same as the reference."""
+        if (steps := self.steps_on(clips)) is not None:
+            return self._fused(steps, clips)
         x = self.normalised(clips)
         pooled = []
         for rows in x.split(self._rows_together(x)):
@@ -141,6 +145,36 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
                 rows = layer(rows)
             pooled.append(rows.mean((2, 3)))
         return torch.cat(pooled).view(len(clips), clips.shape[4], -1).mean(1)
+
+    def steps_on(self, x: Tensor) -> Any:
+        """The kernels of fused layers for the back end of x, None where the layers run op by op.
+
+        Layers run op by op in training with some modules in eval mode, in eval mode with gradients, inside torch.compile, and if a
+        module has hooks or was replaced, since fused layers call no module.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not (self.training or not torch.is_grad_enabled()):
+            return None
+        return layer_steps(x) if can_be_fused(self.layers, self.training) else None
+
+    def _fused(self, steps: Any, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N, width of the last layer] in the parameters' dtype, through fused layers."""
+        device = clips.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else clips.dtype
+        with torch.autocast(device, enabled=False):
+            joints = self.normalised_joints(clips)  # [N * M, V, C, T]
+            rows = joints.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format)
+            layers = [parts_of(layer) for layer in self.layers]
+            pooled = fused_layers(steps, layers, rows) if self.training else folded_layers(steps, layers, rows)
+            return pooled.view(len(clips), -1, *pooled.shape[1:]).mean((1, 2))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Same as the reference; after fused layers, the product with the classes is in the parameters' dtype."""
+        features = self.features(clips)
+        enabled = torch.is_autocast_enabled(clips.device.type) and features.dtype != self.fc.weight.dtype
+        with torch.autocast(clips.device.type, enabled=enabled):
+            logits: Tensor = self.fc(features)
+        return logits
 
     def _rows_together(self, x: Tensor) -> int:
         """Number of rows [rows, C, T, V] forwarded through all layers at once."""

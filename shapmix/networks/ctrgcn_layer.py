@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from shapmix.networks.synced_norm import SyncedBatchNorm, gathered, summed_copy
+from shapmix.reference.layer import Join, LayerBelow, Statistics
+
+LAYERS_JOINED = 5  # layers whose parts of gradients are added up in one launch
 
 
 class Field(NamedTuple):
@@ -93,196 +96,244 @@ def parts_of(layer: Any) -> LayerParts:
     return LayerParts(fields, norms, skip[0].stride[0], with_down, residual)
 
 
-def packed(layers: Sequence[LayerParts], dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """The fields of all layers as tensors, copied and cast at once: two buffers, of `dtype` and wide, and views of them."""
-    by_kind: dict[bool, list[Tensor]] = {True: [], False: []}
-    for layer in layers:
-        for field in layer.fields.values():
-            by_kind[field.of_product] += field.parameters
-    flat = {}
-    for of_product, parameters in by_kind.items():
-        kind = dtype if of_product else parameters[0].dtype
-        flat[of_product] = torch.empty(sum(p.numel() for p in parameters), dtype=kind, device=parameters[0].device)
-        pieces = flat[of_product].split([p.numel() for p in parameters])
-        torch._foreach_copy_(list(pieces), [p.detach().view(-1) for p in parameters])
-    taken = {True: 0, False: 0}
-    tensors = []
-    for layer in layers:
-        views = {}
-        for name, field in layer.fields.items():
-            size, first = sum(p.numel() for p in field.parameters), taken[field.of_product]
-            views[name] = flat[field.of_product][first : first + size].view(field.shape)
-            taken[field.of_product] += size
-        tensors.append(views)
-    return tensors
+def can_be_fused(layers: Iterable[nn.Module], training: bool) -> bool:
+    """Whether the layers are what the steps compute: the modules as published, without hooks, all in the same mode."""
+    for module in (module for layer in layers for module in layer.modules()):
+        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        if hooks or module.training != training:
+            return False
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and (module.running_mean is None or module.momentum is None or module.weight is None):
+            return False
+        if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+            if type(module) not in (nn.Conv2d, nn.BatchNorm2d, SyncedBatchNorm):
+                return False
+            if module.weight.dtype not in (torch.float32, torch.float64):
+                return False
+    return True
 
 
-def norms_of(layers: Sequence[LayerParts], like: Tensor) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """One buffer for the norms [6, C] of all layers, and views of it."""
+def packed(steps: Any, layers: Sequence[LayerParts], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """The fields of all layers as tensors, copied and cast at once: views of two buffers, of `dtype` and wide."""
+    views: list[dict[str, Tensor]] = [{} for _ in layers]
+    for of_product in (True, False):
+        fields = [(view, *item) for view, layer in zip(views, layers, strict=True) for item in layer.fields.items()]
+        fields = [entry for entry in fields if entry[2].of_product == of_product]
+        sources = [p.detach() for _, _, field in fields for p in field.parameters]
+        kind = dtype if of_product else sources[0].dtype
+        flat = torch.empty(sum(p.numel() for p in sources), dtype=kind, device=sources[0].device)
+        steps.pack(sources, flat)
+        pieces = flat.split([sum(p.numel() for p in field.parameters) for _, _, field in fields])
+        for (view, name, field), piece in zip(fields, pieces, strict=True):
+            view[name] = piece.view(field.shape)
+    return views
+
+
+def norms_of(layers: Sequence[LayerParts], like: Tensor) -> tuple[Tensor, list[dict[str, Tensor]], list[Statistics]]:
+    """One buffer for the norms [6, C] of all layers, views of it, and the modules whose statistics they are."""
     flat = like.new_empty(sum(6 * norm.channels for layer in layers for norm in layer.norms.values()))
-    views, first = [], 0
+    views, modules, first = [], [], 0
     for layer in layers:
         of_layer = {}
         for name, norm in layer.norms.items():
             of_layer[name] = flat[first : first + 6 * norm.channels].view(6, norm.channels)
+            at = first
+            for module, bias in zip(norm.modules, norm.biases, strict=True):
+                affine = (module.weight.detach(), module.bias.detach(), None if bias is None else bias.detach())
+                modules.append(Statistics(module.running_mean, module.running_var, *affine, at, norm.channels))
+                at += module.num_features
             first += 6 * norm.channels
         views.append(of_layer)
-    return flat, views
+    return flat, views, modules
 
 
-@torch.no_grad()
-def update_statistics(layers: Sequence[LayerParts], norms: Sequence[dict[str, Tensor]]) -> None:
-    """Moves the running statistics of all norms towards those of the batch, in a few launches for the whole network.
+class Saved(NamedTuple):
+    """What a layer keeps for its backward pass; raw values, normalised where they are read."""
 
-    The running mean includes the bias of the convolution before the norm, which the raw values do not.
-    """
-    running, batch, variances, batch_variances, tracked = [], [], [], [], []
-    for layer, of_layer in zip(layers, norms, strict=True):
-        for name, norm in layer.norms.items():
-            mean, *_, per_row, variance = of_layer[name]
-            variance = variance / torch.maximum(1 - per_row, per_row)  # unbiased; of one row, as it is
-            widths = [module.num_features for module in norm.modules]
-            of_modules = zip(norm.modules, norm.biases, mean.split(widths), variance.split(widths), strict=True)
-            for module, bias, new_mean, new_variance in of_modules:
-                running.append(module.running_mean)
-                batch.append(new_mean if bias is None else new_mean + bias)
-                variances.append(module.running_var)
-                batch_variances.append(new_variance)
-                tracked.append(module.num_batches_tracked)
-    momentum = layers[0].norms["y"].modules[0].momentum
-    torch._foreach_lerp_(running + variances, batch + batch_variances, momentum)
-    torch._foreach_add_(tracked, 1)
+    x: Tensor
+    pooled: Tensor
+    factors: Tensor
+    y: Tensor
+    z: Tensor
+    o: Tensor
+    out: Tensor
+    down: Tensor | None
+    residual: Tensor | None
 
 
-class FusedLayer(torch.autograd.Function):
-    """(x [R, T, V, C'], its mean over the frames [R, V, C'] wide) -> (out [R, T', V, C], its mean), in training mode.
+class Forward(NamedTuple):
+    """The forward pass of one layer in training mode: its parts, packed weights, and the memory of its norms."""
 
-    The gradients of the parameters are views of the tensors that the steps return; those of biases before a norm are zeros.
-    """
+    steps: Any
+    parts: LayerParts
+    w: dict[str, Tensor]
+    norms: dict[str, Tensor]
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        steps: Any,
-        parts: LayerParts,
-        weights: dict[str, Tensor],
-        norms: dict[str, Tensor],
-        x: Tensor,
-        pooled: Tensor,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        w, eps = weights, parts.norms["y"].modules[0].eps
-        synced = isinstance(parts.norms["y"].modules[0], SyncedBatchNorm)
-
-        def join(name: str, partial: Tensor, tail: Tensor | None = None) -> Tensor:
-            weight, bias, out = w[f"{name}_weight"], w[f"{name}_bias"], norms[name]
-            if synced:
-                partial, tail = gathered(steps.merge_moments(partial, len(weight), tail=tail)), None
-            return steps.join_moments(partial, weight, bias, eps, tail=tail, out=out)
-
+    def run(self, x: Tensor, pooled: Tensor) -> tuple[Saved, Tensor]:
+        """x [R, T, V, C'] and its mean over the frames [R, V, C'] -> (what is saved, with the output, and the output's mean)."""
+        steps, parts, w, norms = self
         factors = steps.relations(pooled, w["relation_weight"], w["relation_bias"], x.dtype)
-        y, moments = steps.graph_unit(x, factors, w["w3"], w["b3"], w["w4"], w["b4"], w["alpha"], w["shared"])
-        join("y", moments)
-        down = residual = None
-        if parts.with_down:
-            down, moments = steps.row_product(x, w["down"])
-            join("down", moments)
+        y, y_moments = steps.graph_unit(x, factors, w["w3"], w["b3"], w["w4"], w["b4"], w["alpha"], w["shared"])
+        down, down_moments = steps.row_product(x, w["down"]) if parts.with_down else (None, None)
+        self.join(y=(y_moments, None), down=(down_moments, None))
         shortcut = x if down is None else down
         z, o, reduced = steps.reduce_branches(y, norms["y"], shortcut, norms.get("down"), w["reduce"], stride=parts.stride)
-        join("z", reduced)
-        join("o", steps.temporal_branches(o, z, norms["z"], w["narrow"], w["dilated"]), tail=reduced)
+        self.join(z=(reduced, None))
+        moments = steps.temporal_branches(o, z, norms["z"], w["narrow"], w["dilated"])
+        residual, residual_moments = None, None
         if parts.residual == "product":
-            residual, moments = steps.row_product(x, w["residual"], stride=parts.stride)
-            join("residual", moments)
+            residual, residual_moments = steps.row_product(x, w["residual"], stride=parts.stride)
+        self.join(o=(moments, reduced), residual=(residual_moments, None))
         added = x if parts.residual == "identity" else residual
         out, out_pooled = steps.finish_layer(o, norms["o"], added, norms.get("residual"))
-        ctx.steps, ctx.parts, ctx.weights, ctx.norms, ctx.synced = steps, parts, weights, norms, synced
-        ctx.save_for_backward(x, pooled, factors, y, z, o, out, down, residual)
-        ctx.set_materialize_grads(False)
-        return out, out_pooled
+        return Saved(x, pooled, factors, y, z, o, out, down, residual), out_pooled
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, to_pooled: Tensor | None) -> tuple[Any, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("fused layers have no second derivative; set SHAPMIX_BACKEND=reference to differentiate twice")
-        steps, parts, w, norms = ctx.steps, ctx.parts, ctx.weights, ctx.norms
-        x, pooled, factors, y, z, o, out, down, residual = ctx.saved_tensors
-        to = {}
+    def join(self, **moments: tuple[Tensor | None, Tensor | None]) -> None:
+        """Makes norms of moments and their tails, those of this process or of all processes."""
+        joins = []
+        for name, (partial, tail) in moments.items():
+            if partial is None:
+                continue
+            weight, bias = self.w[f"{name}_weight"], self.w[f"{name}_bias"]
+            if self.synced:
+                partial, tail = gathered(self.steps.merge_moments(partial, len(weight), tail=tail)), None
+            joins.append(Join(partial, weight, bias, self.norms[name], tail))
+        self.steps.join_moments(joins, self.parts.norms["y"].modules[0].eps)
 
-        def join(name: str, partial: Tensor) -> Tensor:
-            own = steps.join_sums(partial)
-            to[f"{name}_bias"], to[f"{name}_weight"] = own
-            return summed_copy(own) if ctx.synced else own
+    @property
+    def synced(self) -> bool:
+        """Whether the norms are those of all processes."""
+        return isinstance(self.parts.norms["y"].modules[0], SyncedBatchNorm)
 
-        grad = None if grad is None else grad.contiguous()
-        added = x if parts.residual == "identity" else residual
-        passed, partial, of_residual = steps.finish_layer_backward(
-            grad, to_pooled, out, o, norms["o"], added, norms.get("residual")
+
+Passed = tuple[Tensor, Tensor, Tensor | None]  # gradient at a layer's end, sums of o, sums of the residual
+
+
+class Backward(NamedTuple):
+    """The backward pass of one layer; `parts_of` collects the parts of the gradients of the fields."""
+
+    steps: Any
+    parts: LayerParts
+    w: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    saved: Saved
+    to: dict[str, Tensor]
+    to_join: list[tuple[tuple[str, ...], Tensor]]
+
+    @property
+    def end(self) -> LayerBelow:
+        """The end of the layer."""
+        added = self.saved.x if self.parts.residual == "identity" else self.saved.residual
+        return LayerBelow(self.saved.out, self.saved.o, self.norms["o"], added, self.norms.get("residual"))
+
+    def run(self, passed: Tensor, o_partial: Tensor, residual_partial: Tensor | None, below: LayerBelow | None) -> Passed:
+        """Gradient at the layer's end and its sums -> those of the layer below, or the gradient of the first layer's input."""
+        steps, parts, w, norms, saved, _, to_join = self
+        o_summed, residual_summed = self.join(o=o_partial, residual=residual_partial)
+        of_branches = (passed, saved.o, norms["o"], o_summed)
+        to_z, partial, *of_weights = steps.temporal_branches_backward(*of_branches, saved.z, norms["z"], w["narrow"], w["dilated"])
+        to_join += zip((("narrow",), ("dilated",)), of_weights, strict=True)
+        z_summed, _ = self.join(z=partial)
+        shortcut = saved.x if saved.down is None else saved.down
+        inputs = (saved.y, norms["y"], shortcut, norms.get("down"), w["reduce"])
+        to_y, partial, of_down, of_weight = steps.reduce_branches_backward(
+            to_z, saved.z, norms["z"], z_summed, *of_branches, *inputs, stride=parts.stride
         )
-        o_summed = join("o", partial)
-        to_z, partial, to["narrow"], to["dilated"] = steps.temporal_branches_backward(
-            passed, o, norms["o"], o_summed, z, norms["z"], w["narrow"], w["dilated"]
-        )
-        z_summed = join("z", partial)
-        shortcut = x if down is None else down
-        to_y, partial, of_down, to["reduce"] = steps.reduce_branches_backward(
-            to_z,
-            z,
-            norms["z"],
-            z_summed,
-            passed,
-            o,
-            norms["o"],
-            o_summed,
-            y,
-            norms["y"],
-            shortcut,
-            norms.get("down"),
-            w["reduce"],
-            stride=parts.stride,
-        )
-        y_summed = join("y", partial)
+        to_join.append((("reduce",), of_weight))
+        y_summed, down_summed = self.join(y=partial, down=of_down)
         from_down = from_residual = None
-        if parts.with_down:
-            down_summed = join("down", of_down)
-            from_down, to["down"] = steps.row_product_backward(to_y, down, norms["down"], down_summed, x, w["down"])
-        if parts.residual == "product":
-            residual_summed = join("residual", of_residual)
-            from_residual, to["residual"] = steps.row_product_backward(
-                passed, residual, norms["residual"], residual_summed, x, w["residual"], stride=parts.stride
-            )
-        to_x, to_factors, to["w3"], to["b3"], to["w4"], to["b4"], to["alpha"], to["shared"] = steps.graph_unit_backward(
-            to_y,
-            y,
-            norms["y"],
-            y_summed,
-            x,
-            factors,
+        if saved.down is not None:
+            down = (to_y, saved.down, norms["down"], down_summed, saved.x, w["down"])
+            from_down, of_weight = steps.row_product_backward(*down)
+            to_join.append((("down",), of_weight))
+        if saved.residual is not None:
+            residual = (passed, saved.residual, norms["residual"], residual_summed, saved.x, w["residual"])
+            from_residual, of_weight = steps.row_product_backward(*residual, stride=parts.stride)
+            to_join.append((("residual",), of_weight))
+        graph = tuple(w[name] for name in ("w3", "b3", "w4", "b4", "alpha", "shared"))
+        unit = (to_y, saved.y, norms["y"], y_summed, saved.x, saved.factors, *graph)
+        to_features, to_factors, *of_graphs = steps.graph_unit_backward(*unit)
+        to_join += zip((("w3", "b3"), ("w4", "b4"), ("shared",), ("alpha",)), of_graphs, strict=True)
+        to_pooled, of_relations = steps.relations_backward(to_factors, saved.factors, saved.pooled, w["relation_weight"])
+        to_join.append((("relation_weight", "relation_bias"), of_relations))
+        result: Passed = steps.layer_input_backward(
+            to_features,
             w["w3"],
-            w["b3"],
-            w["w4"],
-            w["b4"],
-            w["alpha"],
-            w["shared"],
-            with_shortcut=down is None,
+            to_pooled,
+            from_shortcut=to_y if saved.down is None else None,
             from_end=passed if parts.residual == "identity" else None,
             from_down=from_down,
             from_residual=from_residual,
+            below=below,
         )
-        pooled_grad, to["relation_weight"], to["relation_bias"] = steps.relations_backward(
-            to_factors, factors, pooled, w["relation_weight"]
-        )
-        return None, None, None, None, to_x, pooled_grad, *_of_parameters(parts, to)
+        return result
+
+    def join(self, **partials: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sums [2, C] over all rows, also those of other processes; those of this process are the gradients of the norm."""
+        given = {name: partial for name, partial in partials.items() if partial is not None}
+        joined: list[Tensor] = self.steps.join_parts(*given.values())
+        for name, own in zip(given, joined, strict=True):
+            self.to[f"{name}_bias"], self.to[f"{name}_weight"] = own
+        if isinstance(self.parts.norms["o"].modules[0], SyncedBatchNorm):
+            joined = [summed_copy(own) for own in joined]
+        return joined[0], joined[1] if len(joined) > 1 else None
 
 
-def _of_parameters(parts: LayerParts, to: dict[str, Tensor]) -> Iterable[Tensor]:
+def join_gradients(steps: Any, layers: Sequence[Backward]) -> None:
+    """Adds up the parts of the gradients of all fields of some layers, in one launch."""
+    names = [(layer, names) for layer in layers for names, _ in layer.to_join]
+    joined = steps.join_parts(*(partial for layer in layers for _, partial in layer.to_join))
+    for (layer, of_part), value in zip(names, joined, strict=True):
+        sizes = [sum(p.numel() for p in layer.parts.fields[name].parameters) for name in of_part]
+        layer.to.update(zip(of_part, value.reshape(-1).split(sizes), strict=True))
+    for layer in layers:
+        layer.to_join.clear()  # frees the parts
+
+
+class FusedLayers(torch.autograd.Function):
+    """All layers in training mode: x [R, T, V, C] -> the mean over the frames of the last layer [R, V, C], wide.
+
+    One function for all layers, since a layer's backward pass continues in that of the layer below. The gradients of the parameters
+    are views of the tensors that the steps return; those of biases before a norm are zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, passes: list[Forward], x: Tensor, *parameters: Tensor) -> Tensor:
+        saved, pooled = [], x.mean(1, dtype=passes[0].w["alpha"].dtype)
+        for forward in passes:
+            of_layer, pooled = forward.run(x, pooled)
+            saved.append(of_layer)
+            x = of_layer.out
+        ctx.passes = passes
+        ctx.save_for_backward(*(tensor for of_layer in saved for tensor in of_layer))
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, to_pooled: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("fused layers have no second derivative; set SHAPMIX_BACKEND=reference to differentiate twice")
+        tensors = iter(ctx.saved_tensors)
+        saved = [Saved(*(next(tensors) for _ in Saved._fields)) for _ in ctx.passes]
+        layers = [Backward(*forward, of_layer, {}, []) for forward, of_layer in zip(ctx.passes, saved, strict=True)]
+        steps = layers[-1].steps
+        passed = steps.finish_layer_backward(None, to_pooled.contiguous(), *layers[-1].end)
+        for index, layer in reversed(list(enumerate(layers))):
+            passed = layer.run(*passed, layers[index - 1].end if index else None)
+            if index % LAYERS_JOINED == 0:
+                join_gradients(steps, layers[index : index + LAYERS_JOINED])
+        return None, passed[0], *_of_parameters(layers)
+
+
+def _of_parameters(layers: Sequence[Backward]) -> Iterable[Tensor]:
     """The gradients of the parameters, in the order of `parameters_of`."""
-    for name, field in parts.fields.items():
-        pieces = to[name].reshape(-1).split([p.numel() for p in field.parameters])
-        yield from (piece.view_as(p) for piece, p in zip(pieces, field.parameters, strict=True))
-    biases = _biases(parts)
-    zeros = biases[0].new_zeros(sum(map(len, biases)))
-    yield from zeros.split([len(bias) for bias in biases])
+    biases = [_biases(layer.parts) for layer in layers]
+    zeros = biases[0][0].new_zeros(sum(len(bias) for of_layer in biases for bias in of_layer))
+    of_biases = iter(zeros.split([len(bias) for of_layer in biases for bias in of_layer]))
+    for layer in layers:
+        for name, field in layer.parts.fields.items():
+            pieces = layer.to[name].reshape(-1).split([p.numel() for p in field.parameters])
+            yield from (piece.view_as(p) for piece, p in zip(pieces, field.parameters, strict=True))
+        yield from (next(of_biases) for _ in _biases(layer.parts))
 
 
 def _biases(parts: LayerParts) -> list[Tensor]:
@@ -300,22 +351,27 @@ def fused_layers(steps: Any, layers: Sequence[LayerParts], x: Tensor) -> Tensor:
 
     Updates the running statistics.
     """
-    weights = packed(layers, x.dtype)
-    pooled = x.mean(1, dtype=weights[0]["alpha"].dtype)
-    _, norms = norms_of(layers, weights[0]["alpha"])
-    for parts, of_layer, norms_of_layer in zip(layers, weights, norms, strict=True):
-        x, pooled = FusedLayer.apply(steps, parts, of_layer, norms_of_layer, x, pooled, *parameters_of(parts))  # type: ignore[no-untyped-call]
-    update_statistics(layers, norms)
+    weights = packed(steps, layers, x.dtype)
+    flat, norms, modules = norms_of(layers, weights[0]["alpha"])
+    passes = [Forward(steps, *of_layer) for of_layer in zip(layers, weights, norms, strict=True)]
+    parameters = [parameter for parts in layers for parameter in parameters_of(parts)]
+    pooled: Tensor = FusedLayers.apply(passes, x, *parameters)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        steps.update_statistics(flat, modules, layers[0].norms["y"].modules[0].momentum)
+        torch._foreach_add_(
+            [norm.num_batches_tracked for parts in layers for part in parts.norms.values() for norm in part.modules], 1
+        )
     return pooled
 
 
 @torch.no_grad()
 def folded_layers(steps: Any, layers: Sequence[LayerParts], x: Tensor) -> Tensor:
     """All layers in eval mode, without gradients: x [R, T, V, C] contiguous -> the mean over the frames of the last layer."""
-    weights = packed(layers, x.dtype)
+    weights = packed(steps, layers, x.dtype)
     pooled = x.mean(1, dtype=weights[0]["alpha"].dtype)
-    for parts, w in zip(layers, weights, strict=True):
-        norms = {name: _running(steps, norm, w[f"{name}_weight"], w[f"{name}_bias"]) for name, norm in parts.norms.items()}
+    flat, all_norms, modules = norms_of(layers, weights[0]["alpha"])
+    steps.running_norms(flat, modules, layers[0].norms["y"].modules[0].eps)
+    for parts, w, norms in zip(layers, weights, all_norms, strict=True):
         factors = steps.relations(pooled, w["relation_weight"], w["relation_bias"], x.dtype)
         graph = (factors, w["w3"], w["b3"], w["w4"], w["b4"], w["alpha"], w["shared"])
         y = steps.folded_graph_unit(x, *graph, norms["y"], down=w.get("down"), down_norm=norms.get("down"))
@@ -332,11 +388,3 @@ def folded_layers(steps: Any, layers: Sequence[LayerParts], x: Tensor) -> Tensor
             residual_norm=norms.get("residual"),
         )
     return pooled
-
-
-def _running(steps: Any, norm: Norm, weight: Tensor, bias: Tensor) -> Tensor:
-    """The norm [6, C] of the running statistics."""
-    mean, variance = (torch.cat([getattr(module, name) for module in norm.modules]) for name in ("running_mean", "running_var"))
-    biases = [m.running_mean.new_zeros(m.num_features) if b is None else b for m, b in zip(norm.modules, norm.biases, strict=True)]
-    result: Tensor = steps.eval_norm(mean, variance, weight, bias, torch.cat(biases), norm.modules[0].eps)
-    return result

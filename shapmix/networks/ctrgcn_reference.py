@@ -187,6 +187,14 @@ class CTRGCN(nn.Module):
         Raises:
             ValueError: the clips do not match the shape that the network was built for.
         """
+        return self.normalised_joints(clips).permute(0, 2, 3, 1).contiguous()
+
+    def normalised_joints(self, clips: Tensor) -> Tensor:
+        """[N, C, T, V, M] -> [N * M, V, C, T]: each coordinate of each joint of each person normalised.
+
+        Raises:
+            ValueError: the clips do not match the shape that the network was built for.
+        """
         n, channels, frames, joints, people = clips.shape
         if (channels, joints, people) != self.input_shape:
             raise ValueError(
@@ -194,7 +202,8 @@ class CTRGCN(nn.Module):
                 f"this network was built for {self.input_shape} (layout '{self.layout_name}')"
             )
         x = clips.permute(0, 4, 3, 1, 2).reshape(n, people * joints * channels, frames)  # [N, M V C, T]
-        return self.data_bn(x).view(n * people, joints, channels, frames).permute(0, 2, 3, 1).contiguous()
+        y: Tensor = self.data_bn(x).view(n * people, joints, channels, frames)
+        return y
 
     def features(self, clips: Tensor) -> Tensor:
         """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.

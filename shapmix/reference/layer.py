@@ -14,12 +14,16 @@ Shapes and dtypes, for all functions:
     of products have one dtype; norms, moments, sums, biases, `pooled`, `alpha`, `shared` and gradients of parameters are
     float32, or float64 for float64 activations ("wide"). Products accumulate in the wide dtype.
     moments [P, 3, C]: rows, mean and sum of squared deviations of P parts of the rows. A kernel may choose P, the reference has 1.
-    sums [P, 2, C]: a gradient g and g times the normalised value, summed over P parts of the rows.
+    sums [P, 2, C]: a gradient g and g times the normalised value, summed over P parts of the rows. Gradients of parameters are
+        parts [P, ...] alike.
     norm [6, C]: mean, 1 / sqrt(variance + eps), weight, bias, 1 / rows, biased variance.
 Biases of convolutions before a norm cancel and do not occur here; the running mean includes them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,26 +48,37 @@ def moments(x: Tensor) -> Tensor:
     return torch.stack([torch.full_like(mean, len(rows)), mean, (rows - mean).square().sum(0)])[None]
 
 
-def join_moments(
-    partial: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = EPS,
-    *,
-    tail: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Moments of parts of the rows, weight and bias [C] of the norm -> norm [6, C]. Joined in float64; parts of 0 rows are ignored.
+class Join(NamedTuple):
+    """Moments of which a norm is made.
 
-    Args:
-        partial: [P, 3, C], or more channels, which are ignored, or fewer: the following ones come from `tail` [P', 3, >= C].
-        out: where the norm is written, else a new tensor.
+    Attributes:
+        partial: moments [P, 3, C] of parts of the rows; of more channels, the others are ignored.
+        weight, bias: of the norm, [C].
+        out: the norm [6, C] is written here.
+        tail: moments [P', 3, >= C] of the channels that `partial` has not, or None.
     """
-    rows, mean, deviations = _merged(partial, len(weight), tail)
-    variance = deviations / rows
-    values = [mean, (variance + eps).rsqrt(), weight.double(), bias.double(), 1 / rows, variance]
-    norm = torch.stack(values).to(weight.dtype)
-    return norm if out is None else out.copy_(norm)
+
+    partial: Tensor
+    weight: Tensor
+    bias: Tensor
+    out: Tensor
+    tail: Tensor | None = None
+
+
+def join_moments(joins: Sequence[Join], eps: float = EPS) -> None:
+    """Makes norms of moments. Joined in float64; parts of 0 rows are ignored."""
+    for partial, weight, bias, out, tail in joins:
+        rows, mean, deviations = _merged(partial, len(weight), tail)
+        variance = deviations / rows
+        values = [mean, (variance + eps).rsqrt(), weight.double(), bias.double(), 1 / rows, variance]
+        out.copy_(torch.stack(values))
+
+
+def norm_of(partial: Tensor, weight: Tensor, bias: Tensor, *, tail: Tensor | None = None) -> Tensor:
+    """The norm [6, C] of one join."""
+    out = weight.new_empty(6, len(weight))
+    join_moments([Join(partial, weight, bias, out, tail)])
+    return out
 
 
 def merge_moments(partial: Tensor, channels: int, *, tail: Tensor | None = None) -> Tensor:
@@ -84,14 +99,59 @@ def _merged(partial: Tensor, channels: int, tail: Tensor | None) -> tuple[Tensor
     return rows, mean, deviations
 
 
-def join_sums(partial: Tensor) -> Tensor:
-    """Sums [P, 2, C] -> [2, C]: the gradients of bias and weight of the norm. Joined in float64."""
-    return partial.double().sum(0).to(partial.dtype)
+def join_parts(*partials: Tensor) -> list[Tensor]:
+    """Parts [P, ...] of sums -> the sums [...], one for each argument: of `sums`, the gradients of bias and weight of a norm.
+
+    Added in float64.
+    """
+    return [partial.double().sum(0).to(partial.dtype) for partial in partials]
 
 
-def eval_norm(mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, conv_bias: Tensor, eps: float = EPS) -> Tensor:
-    """Running mean and variance [C], weight and bias of the norm, bias of the convolution before it -> norm [6, C]; 0 rows."""
-    return torch.stack([mean - conv_bias, (variance + eps).rsqrt(), weight, bias, torch.zeros_like(mean), variance])
+class Statistics(NamedTuple):
+    """The part that one batch norm module has in a buffer of norms [6, width], one after another.
+
+    Attributes:
+        mean, variance: running, [C].
+        weight, bias: [C].
+        conv_bias: [C], of the convolution before it, or None: the running mean includes it, what is normalised does not.
+        first: position of the module's first channel in the buffer.
+        width: channels of the norm that the module belongs to.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    bias: Tensor
+    conv_bias: Tensor | None
+    first: int
+    width: int
+
+    def rows(self, norms: Tensor) -> list[Tensor]:
+        """Views [C] of the six rows of the norm."""
+        return [norms[self.first + row * self.width :][: len(self.mean)] for row in range(6)]
+
+
+def update_statistics(norms: Tensor, modules: Sequence[Statistics], momentum: float) -> None:
+    """Moves running means and unbiased variances towards those of the norms, in place."""
+    for module in modules:
+        mean, _, _, _, per_row, variance = module.rows(norms)
+        module.mean.lerp_(mean if module.conv_bias is None else mean + module.conv_bias, momentum)
+        module.variance.lerp_(variance / torch.maximum(1 - per_row, per_row), momentum)  # that of a single row is 0
+
+
+def running_norms(norms: Tensor, modules: Sequence[Statistics], eps: float = EPS) -> None:
+    """Writes the norms of the running statistics, of 0 rows."""
+    for module in modules:
+        mean = module.mean if module.conv_bias is None else module.mean - module.conv_bias
+        values = (mean, (module.variance + eps).rsqrt(), module.weight, module.bias, torch.zeros_like(mean), module.variance)
+        for row, value in zip(module.rows(norms), values, strict=True):
+            row.copy_(value)
+
+
+def pack(sources: Sequence[Tensor], out: Tensor) -> None:
+    """Writes the values of all sources, one after another, into `out`, in its dtype."""
+    for part, source in zip(out.split([source.numel() for source in sources]), sources, strict=True):
+        part.copy_(source.reshape(-1))
 
 
 def normalise(x: Tensor, norm: Tensor) -> Tensor:
@@ -132,12 +192,12 @@ def relations(pooled: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) 
     return torch.tanh(left[:, :, :, None] - right[:, :, None]).to(dtype).contiguous()
 
 
-def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the factors [R, S, V, V, K] wide -> gradients of (pooled, weight, bias)."""
+def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the factors [R, S, V, V, K] wide -> that of pooled, and parts of those of weight and bias [P, 2 S K (C + 1)]."""
     inner = grad * (1 - wide(factors).square())
     terms = torch.stack([inner.sum(3), -inner.sum(2)])  # [2, R, S, V, K]
     to_pooled = torch.einsum("drsvk,dskc->rvc", terms, weight)
-    return to_pooled, torch.einsum("drsvk,rvc->dskc", terms, pooled), terms.sum((1, 3))
+    return to_pooled, torch.cat([torch.einsum("drsvk,rvc->dskc", terms, pooled).flatten(), terms.sum((1, 3)).flatten()])[None]
 
 
 # Graph unit.
@@ -182,47 +242,77 @@ def graph_unit_backward(
     b4: Tensor,
     alpha: Tensor,
     shared: Tensor,
-    *,
-    with_shortcut: bool = False,
-    from_end: Tensor | None = None,
-    from_down: Tensor | None = None,
-    from_residual: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradient of `graph_unit` from `grad` [R, T, V, C], the gradient of the normalised y, with all that flows into x elsewhere.
+    """Gradients of the graph unit, but for that of x, which `layer_input_backward` makes of the features'.
 
     Args:
+        grad: [R, T, V, C], gradient of the normalised y.
         norm, summed: norm of y and its joined sums.
-        with_shortcut: x is the shortcut of the unit, so `grad` is added to the gradient of x.
-        from_end: [R, T, V, C], added to the gradient of x: x is the residual of the layer.
-        from_down: [R, T, V, C'], added: the gradient through the convolution of the shortcut.
-        from_residual: [R, T', V, C'], added to every (T / T')th frame: the gradient through the convolution of the residual.
 
     Returns:
-        Gradients of (x in its dtype, factors, w3, b3, w4, b4, alpha, shared), the others wide.
+        Gradients of (features [R, T, V, S C] in the dtype of x, factors wide), and parts of those of w3 and b3 [P, S C C' + S C],
+        of w4 and b4 [P, S C K + S C], of shared [P, S, V, V], and of alpha [P, 1]; a kernel may choose another P for each.
     """
     to_y = normalise_backward(grad, y, norm, summed)
     features = torch.einsum("rtvi,sci->rstvc", wide(x), wide(w3)) + b3[:, None, None]
-    to_features = torch.einsum("rsuvc,rtuc->rstvc", graphs(factors, w4, b4, alpha, shared), to_y)
+    to_features = torch.einsum("rsuvc,rtuc->rtvsc", graphs(factors, w4, b4, alpha, shared), to_y)
     to_graphs = torch.einsum("rtuc,rstvc->rsuvc", to_y, features)
-
-    to_x = torch.einsum("rstvc,sci->rtvi", to_features, wide(w3))
-    for added in (grad if with_shortcut else None, from_end, from_down):
-        to_x = to_x if added is None else to_x + wide(added)
-    if from_residual is not None:
-        to_x[:, :: _stride(x, from_residual)] += wide(from_residual)
-    scaled_w4 = torch.einsum("rsuvc,rsuvk->sck", to_graphs, wide(factors))
-    scaled_b4 = to_graphs.sum((0, 2, 3))
-    to_alpha = (scaled_w4 * wide(w4)).sum() + (scaled_b4 * b4).sum()
+    of_w3 = torch.einsum("rtvsc,rtvi->sci", to_features, wide(x))
+    of_w4 = torch.einsum("rsuvc,rsuvk->sck", to_graphs, wide(factors))
+    of_b4 = to_graphs.sum((0, 2, 3))
     return (
-        to_x.to(x.dtype),
+        to_features.flatten(3).to(x.dtype),
         alpha * torch.einsum("rsuvc,sck->rsuvk", to_graphs, wide(w4)),
-        torch.einsum("rstvc,rtvi->sci", to_features, wide(x)),
-        to_features.sum((0, 2, 3)),
-        alpha * scaled_w4,
-        alpha * scaled_b4,
-        to_alpha.view(1),
-        to_graphs.sum((0, 4)),
+        torch.cat([of_w3.flatten(), to_features.sum((0, 1, 2)).flatten()])[None],
+        alpha * torch.cat([of_w4.flatten(), of_b4.flatten()])[None],
+        to_graphs.sum((0, 4))[None],
+        ((of_w4 * wide(w4)).sum() + (of_b4 * b4).sum()).view(1, 1),
     )
+
+
+class LayerBelow(NamedTuple):
+    """The end of the layer that made x: its output (x), the raw values before its last norm, that norm, and the residual."""
+
+    out: Tensor
+    o: Tensor
+    norm: Tensor
+    residual: Tensor | None
+    residual_norm: Tensor | None
+
+
+def layer_input_backward(
+    to_features: Tensor,
+    w3: Tensor,
+    to_pooled: Tensor,
+    *,
+    from_shortcut: Tensor | None = None,
+    from_end: Tensor | None = None,
+    from_down: Tensor | None = None,
+    from_residual: Tensor | None = None,
+    below: LayerBelow | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradient of a layer's input: through conv3, and all that flows into it elsewhere; then as in `finish_layer_backward`.
+
+    Args:
+        to_features: [R, T, V, S C]; w3: [S, C, C'].
+        to_pooled: [R, V, C'], gradient of the mean of x over the frames.
+        from_shortcut, from_end, from_down: [R, T, V, C'] or None, added: the gradient of the normalised y if x is the shortcut, of
+            the layer's end if x is the residual, and through the convolution of the shortcut.
+        from_residual: [R, T', V, C'] or None, added to every (T / T')th frame: through the convolution of the residual.
+        below: the end of the layer below, or None if there is none.
+
+    Returns:
+        (gradient of x, or of norm(o) + residual of the layer below: [R, T, V, C'], sums of its o, sums of its residual if it has a
+        norm).
+    """
+    total = wide(to_features) @ wide(w3).flatten(0, 1) + to_pooled[:, None] / to_features.shape[1]
+    for added in (from_shortcut, from_end, from_down):
+        total = total if added is None else total + wide(added)
+    if from_residual is not None:
+        total[:, :: _stride(total, from_residual)] += wide(from_residual)
+    if below is None:
+        return total.to(to_features.dtype), None, None
+    return _pass(total, *below)
 
 
 # 1x1 convolutions of shortcut and residual.
@@ -237,10 +327,11 @@ def row_product(x: Tensor, weight: Tensor, *, stride: int = 1) -> tuple[Tensor, 
 def row_product_backward(
     grad: Tensor, raw: Tensor, norm: Tensor, summed: Tensor, x: Tensor, weight: Tensor, *, stride: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the normalised result [R, T', V, C] -> gradients of (x at every `stride`th frame [R, T', V, C'], weight)."""
+    """Gradient of the normalised result [R, T', V, C] -> gradient of x at every `stride`th frame [R, T', V, C'], and
+    parts of that of the weight [P, C, C']."""
     to_raw = normalise_backward(grad, raw, norm, summed)
     to_weight = torch.einsum("rtvc,rtvi->ci", to_raw, wide(x[:, ::stride]))
-    return (to_raw @ wide(weight)).to(x.dtype), to_weight
+    return (to_raw @ wide(weight)).to(x.dtype), to_weight[None]
 
 
 # Temporal unit.
@@ -298,7 +389,7 @@ def reduce_branches_backward(
 
     Returns:
         (gradient of norm(y) + shortcut [R, T, V, C]: 0 where the ReLU was, sums of y, sums of the shortcut if it has a norm,
-        gradient of the weight [C, C]).
+        parts of the gradient of the weight [P, C, C]).
     """
     skip = slice(3 * y.shape[3] // 4, None)
     of_skip = normalise_backward(grad[..., skip], o[..., skip], o_norm[:, skip], o_summed[:, skip])
@@ -309,7 +400,7 @@ def reduce_branches_backward(
     to_x = torch.where(x > 0, to_raw @ wide(weight), 0).to(y.dtype)
     to_weight = torch.einsum("rtvc,rtvi->ci", to_raw, wide(x))
     of_shortcut = None if shortcut_norm is None else sums(to_x, shortcut, shortcut_norm)
-    return to_x, sums(to_x, y, norm), of_shortcut, to_weight
+    return to_x, sums(to_x, y, norm), of_shortcut, to_weight[None]
 
 
 def temporal_branches(o: Tensor, z: Tensor, norm: Tensor, narrow: Tensor, dilated: Tensor) -> Tensor:
@@ -334,8 +425,8 @@ def temporal_branches_backward(
     """Gradient of `temporal_branches` from `grad` [R, T', V, C], the gradient of the normalised o; the first 3Q channels are used.
 
     Returns:
-        (gradient of the normalised z [R, T, V, 3Q]: 0 where the ReLU was, its sums, gradients of narrow and dilated). Of several
-        equal maxima, the first gets the gradient.
+        (gradient of the normalised z [R, T, V, 3Q]: 0 where the ReLU was, its sums, parts of the gradients of narrow
+        and dilated [P, Q, Q, 5]). Of several equal maxima, the first gets the gradient.
     """
     width = z.shape[3]
     to_o = normalise_backward(grad[..., :width], o[..., :width], o_norm[:, :width], o_summed[:, :width])
@@ -344,7 +435,7 @@ def temporal_branches_backward(
         results = _branches(inputs[0], inputs[1], inputs[2], _stride(z, o))
     to_z, to_narrow, to_dilated = torch.autograd.grad(results, inputs, to_o.to(results.dtype))
     to_z = torch.where(inputs[0] > 0, to_z, 0)
-    return to_z, sums(to_z, z, norm), wide(to_narrow), wide(to_dilated)
+    return to_z, sums(to_z, z, norm), wide(to_narrow)[None], wide(to_dilated)[None]
 
 
 def finish_layer(o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -373,6 +464,13 @@ def finish_layer_backward(
     total = torch.zeros_like(wide(out)) if grad is None else wide(grad)
     if to_pooled is not None:
         total = total + to_pooled[:, None] / out.shape[1]
+    return _pass(total, out, o, norm, residual, residual_norm)
+
+
+def _pass(
+    total: Tensor, out: Tensor, o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient of the output through the ReLU, and its sums."""
     passed = torch.where(out > 0, total, 0).to(out.dtype)
     of_residual = None if residual is None or residual_norm is None else sums(passed, residual, residual_norm)
     return passed, sums(passed, o, norm), of_residual

@@ -65,7 +65,7 @@ class Draw:
 
     def norm(self, x: Tensor) -> Tensor:
         """The norm of the rows of x, with drawn weight and bias."""
-        return layer.join_moments(layer.moments(x), 1 + self.wide(x.shape[-1]) / 4, self.wide(x.shape[-1]) / 4)
+        return layer.norm_of(layer.moments(x), 1 + self.wide(x.shape[-1]) / 4, self.wide(x.shape[-1]) / 4)
 
     def summed(self, x: Tensor) -> Tensor:
         """Joined sums of a drawn gradient of the normalised x."""
@@ -118,12 +118,12 @@ def check(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype, fac
 def check_moments(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Compares the norms of moments."""
     one = torch.ones(found.shape[2], dtype=expected.dtype)
-    norms = [layer.join_moments(moments.to(expected.device), one, 0 * one) for moments in (found, expected)]
+    norms = [layer.norm_of(moments.to(expected.device), one, 0 * one) for moments in (found, expected)]
     for row in (0, 4, 5):  # mean, 1 / rows and variance
         check(norms[0][row], norms[1][row], dtype)
 
 
 def check_sums(found: Tensor | None, expected: Tensor | None, dtype: torch.dtype, factor: float = 1.0) -> None:
-    """Compares joined sums."""
-    joined = [None if sums is None else layer.join_sums(sums) for sums in (found, expected)]
+    """Compares joined sums, or gradients of parameters."""
+    joined = [None if sums is None else layer.join_parts(sums)[0] for sums in (found, expected)]
     check(*joined, dtype, factor)

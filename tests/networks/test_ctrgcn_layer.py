@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.ctrgcn_layer import folded_layers, fused_layers, parameters_of, parts_of
+from shapmix.networks.synced_norm import sync_norms
 from shapmix.reference import layer as steps
 from shapmix.skeleton.layout import Layout, load_layout
 
@@ -28,7 +31,7 @@ def lively(network: nn.Module) -> None:
 
 def fused(network: ctrgcn_reference.CTRGCN, clips: Tensor) -> Tensor:
     """The network's features, with the layers as steps."""
-    rows = network.normalised(clips).permute(0, 2, 3, 1).contiguous()
+    rows = network.normalised_joints(clips).permute(0, 3, 1, 2).contiguous()
     layers = [parts_of(layer) for layer in network.layers]
     pooled = (fused_layers if network.training else folded_layers)(steps, layers, rows)
     return pooled.mean(1).view(len(clips), clips.shape[4], -1).mean(1)
@@ -88,3 +91,40 @@ def test_a_second_derivative_is_refused() -> None:
     clips = torch.randn(2, 3, 4, 17, 1, dtype=torch.float64, requires_grad=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(fused(network, clips).sum(), clips, create_graph=True)
+
+
+def small() -> tuple[ctrgcn_reference.CTRGCN, Tensor, Tensor]:
+    """A network with every kind of layer, clips, and weights of the features."""
+    torch.manual_seed(0)
+    network = ctrgcn_reference.CTRGCN(COCO, 5, num_people=1, widths=(8, 16, 16), halve=[1]).double()
+    lively(network)
+    generator = torch.Generator().manual_seed(2)
+    clips = torch.randn(4, 3, 6, 17, 1, dtype=torch.float64, generator=generator)
+    return network, clips, torch.randn(4, 16, dtype=torch.float64, generator=generator)
+
+
+def one_of_two(process: int, store: str, out: str) -> None:
+    """Trains on half of the clips with synchronised norms; adds up the gradients."""
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=process, world_size=2)
+    network, clips, target = small()
+    sync_norms(network)
+    half = slice(0, 1) if process == 0 else slice(1, 4)  # of different sizes
+    (fused(network, clips[half]) * target[half]).sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    for gradient in gradients.values():
+        distributed.all_reduce(gradient)
+    if process == 1:
+        torch.save((gradients, dict(network.named_buffers())), out)
+    distributed.destroy_process_group()
+
+
+def test_synced_norms_are_those_of_all_clips(tmp_path: Path) -> None:
+    multiprocessing.spawn(one_of_two, (str(tmp_path / "store"), str(tmp_path / "out.pt")), nprocs=2)
+    gradients, buffers = torch.load(tmp_path / "out.pt")
+    network, clips, target = small()
+    (fused(network, clips) * target).sum().backward()
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
+    for name, buffer in network.named_buffers():
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
