@@ -250,7 +250,7 @@ def label(layer: nn.Module, name: str, counted: TorchOps) -> None:
 
 
 def count(ours: bool, dtype: torch.dtype, clips: int, training: bool) -> tuple[list[Move], int]:
-    """The kernels of one forward pass, in training mode with its backward pass; and its peak of memory in bytes, without weights."""
+    """The kernels of one forward pass, in training mode with its backward pass, and its peak of memory in bytes without weights."""
     with fake_network(ours, training) as (network, counted):
         x = torch.empty(clips, 3, FRAMES, JOINTS, PEOPLE)
         labels = torch.empty(clips, dtype=torch.int64)

@@ -6,7 +6,7 @@ A launch on fake or meta tensors is recorded but not run, so the traffic of a wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -62,7 +62,10 @@ def launch(
     first = next(tensor for tensor, _ in map(_pair, reads) if tensor is not None)
     if (launches := _recorded.get()) is not None:
         launches.append(Launch(kernel.fn.__name__, _moved(reads), _moved(writes), flops, first.dtype))
-    if not isinstance(first, FakeTensor) and first.device.type != "meta":
+    if isinstance(first, FakeTensor) or first.device.type == "meta":
+        return
+    # Triton launches on the current device, not on the device that owns the tensors
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
         kernel[grid](*arguments, **options)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from shapmix.networks.synced_norm import SyncedBatchNorm, gathered, summed_copy
 from shapmix.reference.layer import Join, LayerBelow, Statistics
@@ -98,19 +99,30 @@ def parts_of(layer: Any) -> LayerParts:
 
 def can_be_fused(layers: Iterable[nn.Module], training: bool) -> bool:
     """Whether the layers are what the steps compute: the modules as published, without hooks, all in the same mode."""
-    for module in (module for layer in layers for module in layer.modules()):
-        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        if hooks or module.training != training:
+    return all(_is_published(layer) and _is_plain(layer, training) for layer in layers)
+
+
+def _is_published(layer: nn.Module) -> bool:
+    """Whether no module of a layer was replaced."""
+    try:
+        norms = [module for norm in parts_of(layer).norms.values() for module in norm.modules]
+    except (AttributeError, TypeError, ValueError):  # another module has other parts
+        return False
+    if not all(type(norm) in (nn.BatchNorm2d, SyncedBatchNorm) for norm in norms):
+        return False
+    return all(norm.running_mean is not None and norm.momentum is not None and norm.affine for norm in norms)
+
+
+def _is_plain(layer: nn.Module, training: bool) -> bool:
+    """Whether calling the layer's modules does no more than their kernels."""
+    for module in layer.modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return False
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if is_norm and (module.running_mean is None or module.momentum is None or module.weight is None):
+        if module.training != training or parametrize.is_parametrized(module):
             return False
-        if isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
-            if type(module) not in (nn.Conv2d, nn.BatchNorm2d, SyncedBatchNorm):
-                return False
-            if module.weight.dtype not in (torch.float32, torch.float64):
-                return False
-    return True
+        if isinstance(module, nn.Conv2d) and type(module) is not nn.Conv2d:
+            return False
+    return all(p.dtype in (torch.float32, torch.float64) and p.is_contiguous() for p in layer.parameters())
 
 
 def packed(steps: Any, layers: Sequence[LayerParts], dtype: torch.dtype) -> list[dict[str, Tensor]]:
