@@ -1,4 +1,4 @@
-"""Device functions of the kernels on rows of channels: norms on load, moments and sums of what is stored; sums of parts.
+"""Device functions of the kernels on rows of channels: norms on load, moments and sums of what is stored.
 
 A tile is [rows, channels]. A norm [6, C] is that of `shapmix.reference.layer`: mean, 1 / deviation, weight, bias, 1 / rows,
 variance.
@@ -13,12 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
-
 SHORTEST_BLOCK = 16  # of a matrix product
-PART_BLOCK = 32  # parts that a program adds at a time
-ELEMENT_BLOCK = 64
-REDUCTION_WARPS = 4
 
 
 @triton.jit
@@ -117,38 +112,6 @@ def add_sums(sums, norm, grad, x, is_first, channel, channels, is_channel):
     add_pair(sums, channels, tl.sum(grad, 0), product, is_first, channel, is_channel)
 
 
-@triton.jit
-def sum_parts_kernel(total, parts, number, size, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
-    """Each program adds `number` parts [number, size] of a block of elements."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.zeros([BLOCK_P, BLOCK], parts.dtype.element_ty)
-    for first in range(0, number, BLOCK_P):
-        part = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
-        inside = (part < number)[:, None] & (at < size)[None, :]
-        value += tl.load(parts + part[:, None] * size + at[None, :], mask=inside, other=0.0)
-    tl.store(total + at, tl.sum(value, 0), mask=at < size)
-
-
-def sum_parts(parts: Tensor) -> Tensor:
-    """[P, ...] -> [...], added in a fixed order."""
-    total = torch.empty_like(parts[0])
-    launch(
-        sum_parts_kernel,
-        (triton.cdiv(total.numel(), ELEMENT_BLOCK),),
-        total,
-        parts,
-        len(parts),
-        total.numel(),
-        BLOCK_P=min(PART_BLOCK, triton.next_power_of_2(len(parts))),
-        BLOCK=ELEMENT_BLOCK,
-        num_warps=REDUCTION_WARPS,
-        reads=[parts],
-        writes=[total],
-        flops=parts.numel(),
-    )
-    return total
-
-
 def wide_dtype(x: Tensor) -> torch.dtype:
     """The dtype of norms, sums and gradients of parameters."""
     return torch.promote_types(x.dtype, torch.float32)
@@ -161,9 +124,10 @@ def product_constants(x: Tensor) -> dict[str, object]:
     return {"SUM": tl.float32, "PRECISION": "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"}
 
 
-def block_of(size: int, most: int) -> int:
+def block_of(size: int, most: int | None = None) -> int:
     """Block size for an axis of a product: all of it, or blocks of `most`."""
-    return min(most, max(SHORTEST_BLOCK, int(triton.next_power_of_2(size))))
+    whole = max(SHORTEST_BLOCK, int(triton.next_power_of_2(size)))
+    return whole if most is None else min(most, whole)
 
 
 def parts_of(blocks: int, most: int) -> int:

@@ -243,8 +243,8 @@ class Backward(NamedTuple):
         steps, parts, w, norms, saved, _, to_join = self
         o_summed, residual_summed = self.join(o=o_partial, residual=residual_partial)
         of_branches = (passed, saved.o, norms["o"], o_summed)
-        to_z, partial, *of_weights = steps.temporal_branches_backward(*of_branches, saved.z, norms["z"], w["narrow"], w["dilated"])
-        to_join += zip((("narrow",), ("dilated",)), of_weights, strict=True)
+        to_z, partial, of_weights = steps.temporal_branches_backward(*of_branches, saved.z, norms["z"], w["narrow"], w["dilated"])
+        to_join.append((("narrow", "dilated"), of_weights))
         z_summed, _ = self.join(z=partial)
         shortcut = saved.x if saved.down is None else saved.down
         inputs = (saved.y, norms["y"], shortcut, norms.get("down"), w["reduce"])

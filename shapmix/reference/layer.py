@@ -421,12 +421,12 @@ def temporal_branches(o: Tensor, z: Tensor, norm: Tensor, narrow: Tensor, dilate
 
 def temporal_branches_backward(
     grad: Tensor, o: Tensor, o_norm: Tensor, o_summed: Tensor, z: Tensor, norm: Tensor, narrow: Tensor, dilated: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of `temporal_branches` from `grad` [R, T', V, C], the gradient of the normalised o; the first 3Q channels are used.
 
     Returns:
         (gradient of the normalised z [R, T, V, 3Q]: 0 where the ReLU was, its sums, parts of the gradients of narrow
-        and dilated [P, Q, Q, 5]). Of several equal maxima, the first gets the gradient.
+        and dilated [P, 2, Q, Q, 5]). Of several equal maxima, the first gets the gradient.
     """
     width = z.shape[3]
     to_o = normalise_backward(grad[..., :width], o[..., :width], o_norm[:, :width], o_summed[:, :width])
@@ -435,7 +435,7 @@ def temporal_branches_backward(
         results = _branches(inputs[0], inputs[1], inputs[2], _stride(z, o))
     to_z, to_narrow, to_dilated = torch.autograd.grad(results, inputs, to_o.to(results.dtype))
     to_z = torch.where(inputs[0] > 0, to_z, 0)
-    return to_z, sums(to_z, z, norm), wide(to_narrow)[None], wide(to_dilated)[None]
+    return to_z, sums(to_z, z, norm), wide(torch.stack([to_narrow, to_dilated]))[None]
 
 
 def finish_layer(o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm: Tensor | None) -> tuple[Tensor, Tensor]:

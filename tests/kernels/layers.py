@@ -32,18 +32,24 @@ class Shape(NamedTuple):
         return -(-self.frames // self.stride)
 
 
-JOINTS = [2, 13, 17, 25, 133]
-SHAPES = st.builds(
-    Shape,
-    clips=st.integers(1, 3),
-    frames=st.integers(1, 9),
-    joints=st.sampled_from(JOINTS),
-    channels=st.sampled_from([8, 16, 24, 64]),
-    inputs=st.sampled_from([3, 8, 20]),
-    stride=st.sampled_from([1, 2]),
-    dtype=st.sampled_from(TRITON),
-    seed=st.integers(0, 2**31),
-)
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Many joints come with few frames and channels, since they take long in the interpreter."""
+    joints = draw(st.sampled_from([2, 13, 17, 25, 133]))
+    many = joints > 16
+    return Shape(
+        clips=draw(st.integers(1, 1 if many else 3)),
+        frames=draw(st.integers(1, 3 if many else 9)),
+        joints=joints,
+        channels=draw(st.sampled_from([8, 24] if many else [8, 16, 24, 64])),
+        inputs=draw(st.sampled_from([3, 8, 20])),
+        stride=draw(st.sampled_from([1, 2])),
+        dtype=draw(st.sampled_from(TRITON)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+SHAPES = shapes()
 
 
 class Draw:
