@@ -87,7 +87,7 @@ class TorchOps(TorchDispatchMode):
     """Records what torch's operations move."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moves: list[Move] = []
         self.layer = "other"
         self.peak = self._held = 0
@@ -138,9 +138,9 @@ class TorchOps(TorchDispatchMode):
             moved = bytes_of(lists[0])
             self._add("copy", name, bytes_of(read), moved, lists[0][0], launches=launches)
         elif name in ("convolution", "convolution_overrideable"):
-            self._convolution(*args[:3], written[0])
+            self._convolution(args[0], args[1], args[2], written[0])
         elif name == "convolution_backward":
-            self._convolution_backward(*args[:3], args[-1])
+            self._convolution_backward(args[0], args[1], args[2], args[-1])
         elif "batch_norm" in name:
             self._batch_norm(name, args, read, written)
         elif name in PRODUCTS:

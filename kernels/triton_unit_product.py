@@ -375,7 +375,7 @@ def forward_tile(x: Tensor, channels: int) -> Tile:
 
 
 def backward_tile(x: Tensor, channels: int) -> Tile:
-    """As `forward_tile`: the gradient of the weight, a block of inputs by all outputs, stays in registers if they fit in a block."""
+    """As `forward_tile`: the weight's gradient, a block of inputs by all outputs, stays in registers if they fit in a block."""
     if x.dtype == torch.float64:
         return Tile(16, 16, 32, 4)
     if x.dtype == torch.float32:

@@ -326,7 +326,10 @@ class FusedLayers(torch.autograd.Function):
             raise RuntimeError("fused layers have no second derivative; set SHAPMIX_BACKEND=reference to differentiate twice")
         tensors = iter(ctx.saved_tensors)
         saved = [Saved(*(next(tensors) for _ in Saved._fields)) for _ in ctx.passes]
-        layers = [Backward(*forward, of_layer, {}, []) for forward, of_layer in zip(ctx.passes, saved, strict=True)]
+        layers = [
+            Backward(forward.steps, forward.parts, forward.w, forward.norms, of_layer, {}, [])
+            for forward, of_layer in zip(ctx.passes, saved, strict=True)
+        ]
         steps = layers[-1].steps
         passed = steps.finish_layer_backward(None, to_pooled.contiguous(), *layers[-1].end)
         for index, layer in reversed(list(enumerate(layers))):
