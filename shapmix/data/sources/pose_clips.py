@@ -381,10 +381,15 @@ def nested_pose(values: object, where: str, person: str | None = None) -> Pose:
     if not isinstance(values, list) or not values:
         raise DataError(f"{where}: the pose is {brief(values)}, not a list of joints; {AGAIN}")
     columns = len(values[0]) if isinstance(values[0], list) else 0
-    for joint, one in enumerate(values):
-        if not isinstance(one, list) or not 1 <= columns <= 4 or len(one) != columns or not numbers([one]):
-            raise DataError(f"{where}, joint {joint}: {brief(one)} is not {columns or 'a list of'} numbers; {AGAIN}")
+    alike = 1 <= columns <= 4 and all(isinstance(one, list) and len(one) == columns for one in values)
+    if not alike or not numbers(values):
+        joint, one = next((joint, one) for joint, one in enumerate(values) if not _is_joint(one, columns))
+        raise DataError(f"{where}, joint {joint}: {brief(one)} is not {columns or 'a list of'} numbers; {AGAIN}")
     return checked_pose(np.array(values, np.float64), where, person)
+
+
+def _is_joint(one: object, columns: int) -> bool:
+    return isinstance(one, list) and 1 <= columns <= 4 and len(one) == columns and numbers([one])
 
 
 def checked_pose(joints: np.ndarray, where: str, person: str | None = None) -> Pose:
