@@ -387,6 +387,8 @@ def _check_skeleton(source: Source, layout: Layout, joints: np.ndarray) -> None:
             f"{_place(source)}: recordings of {joints.shape[2]} joints, layout '{layout.name}' has {layout.num_joints}; "
             f"give --layout: {choices}"
         )
+    if source.scores and joints.shape[3] == 1:
+        raise PrepareError(f"{_place(source)}: one number per joint, which cannot be a score alone; omit --scores")
     if wrong := layout.wrong_dimension(joints.shape[3], scores=source.scores):
         raise PrepareError(f"{_place(source)}: {wrong}")
 
@@ -438,7 +440,7 @@ def _fitted(
 
 
 def check_third_coordinate(source: Source, name: str, joints: np.ndarray, depth: bool) -> None:
-    """Checks that the third coordinate of `joints` is what the source says: a score or not; not checked with `depth`.
+    """Checks that the third or last coordinate of `joints` is what the source says: a score or not; not checked with `depth`.
 
     Raises:
         PrepareError: it looks like the other; the message says which option declares it.
@@ -468,12 +470,12 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
 
 
 def _reject_depth(source: Source, name: str, joints: np.ndarray) -> None:
-    """Refuses a third coordinate outside 0 to 1 where an array [N, C, T, V, M] is read with a score."""
-    third = joints[..., 2]
-    least, most = float(third.min()), float(third.max())
+    """Refuses a last coordinate outside 0 to 1 where an array [N, C, T, V, M] is read with a score."""
+    last = joints[..., -1]
+    least, most = float(last.min()), float(last.max())
     if isinstance(source, PaddedRows) and (least < 0 or most > OF_A_SCORE):
         raise PrepareError(
-            f"recording '{name}': the third coordinate is read as a score, but it is between {least:.3g} and {most:.3g}; "
+            f"recording '{name}': the last coordinate is read as a score, but it is between {least:.3g} and {most:.3g}; "
             "if it is a depth, give --layout (and not --scores)"
         )
 

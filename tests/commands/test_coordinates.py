@@ -42,6 +42,7 @@ KINDS = {
     "xy": Kind("coco17", 2, stream="bone"),
     "xy and score": Kind("coco17", 3, scores=True, stream="bone_motion"),
     "x alone": Kind("coco17", 1),
+    "x and score": Kind("coco17", 2, scores=True),
     "four": Kind("ntu25", 4),
     "xy of the NW-UCLA skeleton": Kind("ucla20", 2),
     "xyz and score": Kind("mediapipe33", 4, scores=True),
@@ -75,12 +76,12 @@ def write_plain(folder: Path, kind: Kind) -> Path:
 
 def make_store(folder: Path, kind: Kind) -> Path:
     raw, dimension = write_plain(folder / "raw", kind), kind.coordinates - int(kind.scores)
-    layout = kind.layout
+    layout, scores = kind.layout, ["--scores"] if kind.scores else []
     if dimension not in load_layout(layout).dimensions:
-        assert prepare.main([str(raw), str(folder / "store"), "--layout", layout]) == 2
+        assert prepare.main([str(raw), str(folder / "store"), "--layout", layout, *scores]) == 2
         layout = str(folder / "own.toml")
         Path(layout).write_text(layout_toml(replace(load_layout(kind.layout), dimensions=(dimension,))))
-    arguments = [str(raw), str(folder / "store"), "--layout", layout, *(["--scores"] if kind.scores else [])]
+    arguments = [str(raw), str(folder / "store"), "--layout", layout, *scores]
     assert prepare.main(arguments) == 0
     return folder / "store"
 
@@ -174,6 +175,14 @@ def test_the_step_that_samples_takes_the_same_crops() -> None:
     step = TrainingStep(network, mixer, torch.optim.SGD(network.parameters(), lr=0.01), sampler, 4)
     assert step(chosen, 3).clean.isfinite()
     assert torch.equal(step._sampled(), sampler.training(chosen, 3))
+
+
+def test_a_score_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = write_plain(tmp_path / "raw", Kind("coco17", 1))
+    (raw / "layout.toml").write_text(layout_toml(replace(load_layout("coco17"), dimensions=())))
+    assert prepare.main([str(raw), str(tmp_path / "store"), "--scores"]) == 2
+    assert "one number per joint, which cannot be a score alone; omit --scores" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

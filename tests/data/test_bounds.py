@@ -454,7 +454,7 @@ def test_a_depth_in_rows_of_17_joints_is_not_taken_for_scores(tmp_path: Path, ca
     folder = rows_of_17(tmp_path / "3d", RNG.normal(size=(4, 1, 17, 3)).astype(np.float32))
     assert run(folder, tmp_path / "store", "--skip-damaged") == 2
     said = capsys.readouterr().err
-    assert "recording 'a': the third coordinate is read as a score, but it is between -" in said
+    assert "recording 'a': the last coordinate is read as a score, but it is between -" in said
     assert "if it is a depth, give --layout (and not --scores)" in said
     assert not (tmp_path / "store").exists()
     assert run(folder, tmp_path / "depth", "--layout", "h36m17") == 0
