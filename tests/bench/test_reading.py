@@ -19,3 +19,12 @@ def test_the_benchmark_of_readers_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert found["table"]["shapmix"]["clips"] == 800
     assert {"kinetics", "arrays", "pku_mmd"} <= set(found)
     assert "x straightforward, people linked" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_table_of_kinetics_is_opened_without_its_clips(tmp_path: Path) -> None:
+    """260,000 clips of 500 poses: the poses would take 13 GB."""
+    found = sources.table(tmp_path)
+    assert found["shapmix"]["clips"] == 260_000
+    assert found["shapmix"]["MB after 100 clips"] < 1000
+    assert found["shapmix"]["MB kept"] < found["pickle.load"]["MB kept"]

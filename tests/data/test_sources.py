@@ -22,7 +22,7 @@ from shapmix.data.sources.ntu_npz import NtuNpz
 from shapmix.data.sources.plain import Plain
 from shapmix.data.sources.pyskl import Pyskl
 from shapmix.data.sources.registry import FORMATS, SourceOptions, source
-from shapmix.data.sources.restricted import load_pickle
+from shapmix.data.sources.restricted import begins_with_dictionaries, load_pickle, mentions
 from shapmix.process.errors import DataError
 
 NAMES = ["S001C001P001R001A003", "S001C002P001R001A001", "S002C001P003R002A003"]
@@ -69,6 +69,19 @@ def test_large_arrays_stay_in_the_file_and_bytes_are_bytes(protocol: int, tmp_pa
     assert (found["content"], found["listed"]) == (content, [content])
     assert load_pickle(dump(tmp_path / "b.pkl", content, protocol)) == content
     assert load_pickle(dump(tmp_path / "c.pkl", bytearray(content), protocol)) == content
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_a_pickle_holds_is_seen_from_its_beginning(protocol: int, tmp_path: Path) -> None:
+    entries = [{"frame_dir": "a", "raw_file": "b"}, {"frame_dir": "c"}]
+    path = tmp_path / "a.pkl"
+    for content, expected in ((entries, True), (entries[:1], True), ({"annotations": entries}, False), ((["a"], [0]), False)):
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+        assert begins_with_dictionaries(path) == expected, content
+        assert mentions(path, "raw_file") == ("raw_file" in str(content))
+    path.write_bytes(b"")
+    assert not begins_with_dictionaries(path)
+    assert not mentions(path, "raw_file")
 
 
 class Runs:
