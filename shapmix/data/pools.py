@@ -306,10 +306,13 @@ def held_out(labels: Sequence[int], together: Sequence[str], share: float, seed:
 
 
 def performances(prepared: Prepared, clips: Tensor) -> list[str]:
-    """Identifies the performance of each clip, shared by all its cameras; the clip's name if its numbers are unknown."""
-    columns = [prepared.numbers[name][clips].tolist() for name in ("setup", "subject", "replication")]
+    """Identifies the performance of each clip, shared by all its cameras; the clip's name if its numbers are unknown.
+
+    A subject without a camera or a replication does not identify a performance.
+    """
+    columns = [prepared.numbers[name][clips].tolist() for name in ("setup", "subject", "replication", "camera")]
     labels, names = prepared.clips.labels[clips].tolist(), [prepared.clips.names[clip] for clip in clips.tolist()]
     return [
-        f"{setup}/{subject}/{replication}/{label}" if subject else name
-        for name, label, setup, subject, replication in zip(names, labels, *columns, strict=True)
+        f"{setup}/{subject}/{replication}/{label}" if subject and (replication or camera) else name
+        for name, label, setup, subject, replication, camera in zip(names, labels, *columns, strict=True)
     ]

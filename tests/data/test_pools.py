@@ -67,6 +67,12 @@ def test_the_cameras_of_a_performance_stay_together() -> None:
         assert {row // 3 for row in tests} & {row // 3 for row in range(60) if row not in tests} == set()
 
 
+def test_clips_of_one_person_are_different_performances() -> None:
+    """A table with subjects alone does not say which clips show the same performance."""
+    for options in ({"split": "random"}, {"fold": "1/5"}):
+        assert clips_that_test(prepared(subject=[1] * 59), **options) == clips_that_test(prepared(), **options)
+
+
 def test_a_column_leaves_one_value_out() -> None:
     subjects = [1 + row % 10 for row in range(59)]
     found = prepared(subject=subjects, columns={"session": [f"s{row % 3}" for row in range(59)]})
