@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shapmix import kernels, reference
+from shapmix.kernels.agreement import reference_of
 from shapmix.kernels.examples import EXAMPLES, Arguments, Batch, Shape, example, nbytes
 from shapmix.reference import CropPlan
 
@@ -74,7 +75,7 @@ def forward(op: str, change: Callable[[Arguments], Arguments] = lambda arguments
     def make(batch: Batch) -> Problem:
         arguments = example(op, batch)
         arguments |= change(arguments)
-        run, run_reference = getattr(kernels, op), getattr(reference, op)
+        run, run_reference = getattr(kernels, op), reference_of(op)
         return Problem(
             lambda backend: run(**arguments, backend=backend),
             lambda: run_reference(**arguments),
@@ -90,7 +91,7 @@ def forward_backward(op: str, leaves: tuple[str, ...], bytes_of_backward: Callab
     def make(batch: Batch) -> Problem:
         arguments = example(op, batch)
         arguments |= {name: arguments[name].clone().requires_grad_() for name in leaves}
-        run, run_reference = getattr(kernels, op), getattr(reference, op)
+        run, run_reference = getattr(kernels, op), reference_of(op)
         wanted = [arguments[name] for name in leaves]
 
         def backward(found: Any) -> tuple[Tensor, ...]:

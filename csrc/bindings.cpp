@@ -214,17 +214,11 @@ void bind_checks(py::module_& module) {
 
 }  // namespace
 
-namespace shapmix {
-void bind_network_ops(py::module_& module);  // bindings_network.cpp
-void bind_data(py::module_& module);         // bindings_data.cpp
-}  // namespace shapmix
-
 PYBIND11_MODULE(_native, module) {
   module.doc() = "CPU ops of shapmix, called by shapmix.kernels with tensors by name; KERNELS has the dtypes of each op.";
   bind_ops(module);
   bind_checks(module);
-  bind_network_ops(module);
-  bind_data(module);
+  Binding::run_all(module);
 
   module.def("cpu_info", [] {
     py::dict info;

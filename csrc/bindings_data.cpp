@@ -5,9 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "job.h"
 #include "ntu_skeleton.h"
-
-namespace py = pybind11;
 
 namespace shapmix {
 namespace {
@@ -20,9 +19,7 @@ py::array_t<T> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape)
   return py::array_t<T>(std::move(shape), owned->data(), owner);
 }
 
-}  // namespace
-
-void bind_data(py::module_& module) {
+const Binding binding([](py::module_& module) {
   module.def("parse_ntu_skeleton", [](const py::bytes& content) {
     char* text = nullptr;
     py::ssize_t size = 0;
@@ -36,6 +33,7 @@ void bind_data(py::module_& module) {
     return py::make_tuple(found.frames, as_array(std::move(found.frame_of), {bodies}), as_array(std::move(found.body), {bodies}),
                           as_array(std::move(found.joints), {bodies, kNtuJoints, 3}));
   });
-}
+});
 
+}  // namespace
 }  // namespace shapmix

@@ -86,9 +86,7 @@ BranchesJob branches_job(Fields& fields) {
   return job;
 }
 
-}  // namespace
-
-void bind_network_ops(py::module_& module) {
+const Binding binding([](py::module_& module) {
   declare(module, "graph_conv", kNetworkDtypes, [](Fields& fields) {
     const GraphConvJob job = graph_conv_job(fields);
     return [job, epilogue = epilogue_of(fields, job.dtype), out = fields.tensor("out", 4).of(job.dtype),
@@ -126,6 +124,7 @@ void bind_network_ops(py::module_& module) {
       batch_norm_backward_cpu(job, out, mean, variance, grad, to_x, to_shortcut, to_weight, to_bias, threads);
     };
   });
-}
+});
 
+}  // namespace
 }  // namespace shapmix

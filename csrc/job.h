@@ -266,6 +266,23 @@ void declare(py::module_& module, const char* op, const std::vector<Dtype>& dtyp
   });
 }
 
+// Adds a file's ops to the module into which it is linked: `const Binding binding([](py::module_& module) { ... });`.
+class Binding {
+ public:
+  using Bind = void (*)(py::module_&);
+
+  explicit Binding(Bind bind) { all().push_back(bind); }
+  static void run_all(py::module_& module) {
+    for (const Bind bind : all()) bind(module);
+  }
+
+ private:
+  static std::vector<Bind>& all() {
+    static std::vector<Bind> found;
+    return found;
+  }
+};
+
 inline ClipShape clip_shape(const Array& clips) {
   return {clips.size(0), clips.size(1), clips.size(2), clips.size(3), clips.size(4)};
 }

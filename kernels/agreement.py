@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from shapmix import kernels, reference
 
-from .dispatch import unavailable
+from .dispatch import OPS, unavailable
 from .examples import EXAMPLES, Batch, Shape, agree, example, results
 
 # Odd sizes, one sample, one joint, and a batch large enough for every thread to get work.
@@ -37,5 +39,10 @@ def compare(backend: str, device: torch.device, deadline: float) -> tuple[int, l
 def agrees(op: str, batch: Batch, backend: str) -> bool:
     """Whether a back end computes an example of an op as the reference does."""
     arguments = example(op, batch)
-    expected = results(getattr(reference, op), arguments)
+    expected = results(reference_of(op), arguments)
     return agree(op, arguments, results(getattr(kernels, op), arguments, backend=backend), expected)
+
+
+def reference_of(op: str) -> Callable[..., Any]:
+    """The function of the same name in `shapmix.reference`, or the one that the op declares."""
+    return getattr(reference, op, OPS[op])

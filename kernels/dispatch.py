@@ -29,7 +29,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _log = logging.getLogger("shapmix")
 
 
-OPS: list[str] = []  # names of all declared ops but the gradients of others
+OPS: dict[str, Callable[..., Any]] = {}  # the reference of each op, but not of the gradients of others
 
 
 class Kernel(NamedTuple):

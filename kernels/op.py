@@ -129,7 +129,7 @@ class Op:
             registered.register_autograd(self.backward, setup_context=self.setup)
         self.torch_op = getattr(torch.ops.shapmix, self.name)
         if not self.name.endswith("_backward"):
-            dispatch.OPS.append(self.name)
+            dispatch.OPS[self.name] = reference
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = {**self.defaults, **dict(zip(self.names, args)), **kwargs}  # noqa: B905  the call of `function` checks the number
