@@ -87,7 +87,10 @@ def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = 
     if not motion.isfinite().all():
         raise not_finite(path, "mean_motion")
     trained = Trained(nn.Identity(), config, layout, state["class_names"], motion.float(), bool(state.get("scores")))
-    one = trained.store([torch.zeros(1, 1, layout.num_joints, trained.mean_motion.shape[0])], ["nothing"])
+    try:
+        one = trained.store([torch.zeros(1, 1, layout.num_joints, trained.mean_motion.shape[0])], ["nothing"])
+    except DataError as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this trainer: {error}") from error
     network = make_network(config, one)
     load_weights(network, state["network"], path)
     return replace(trained, network=network.eval().to(device), device=device)
