@@ -64,11 +64,7 @@ class Annotated:
         self.splits = dict(splits)
         compressed, apart = "frame_inds" in annotations[0], "keypoint_score" in annotations[0]
         self.scores = compressed or apart
-        shape = self._keypoint(0).shape
-        if len(shape) < 3:
-            raise self._error(0, f"keypoint has shape {list(shape)}, expected [M, T, V, C]")
-        numbers = shape[-1] + int(apart and not compressed)
-        self.layout = choose_layout(layout, path, shape[-2], numbers, scores=self.scores)
+        self.layout = layout or self._guessed_layout(apart and not compressed)
         most = max(
             max_people if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
             for entry in annotations
@@ -93,6 +89,12 @@ class Annotated:
 
     def _keypoint(self, index: int) -> np.ndarray:
         return self._array(index, "keypoint")
+
+    def _guessed_layout(self, scores_apart: bool) -> str:
+        shape = self._keypoint(0).shape
+        if len(shape) < 3:
+            raise self._error(0, f"keypoint has shape {list(shape)}, expected [M, T, V, C]")
+        return choose_layout(None, self._path, shape[-2], shape[-1] + int(scores_apart), scores=self.scores)
 
     def _people(self, index: int, keypoint: np.ndarray) -> np.ndarray:
         """[M, T, V, C] -> [T, M, V, C] of the selected people."""
