@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,8 @@ from shapmix.shapley.game import PartGame
 from shapmix.skeleton.layout import Layout, LayoutError, layout_text, layout_toml, parse_layout
 from shapmix.training.metrics import write_csv
 from shapmix.training.trained import Trained
+
+log = logging.getLogger("shapmix")
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,9 @@ def _open_like(file: Path, trained: Trained, format: str, layout: str | None) ->
     )
     with TemporaryDirectory() as folder:
         if layout is None and file.exists() and form.asks_layout(file):
+            log.info(
+                "%s: does not name its skeleton; assuming %s, that of training (--layout names another)", file, trained.layout.name
+            )
             own = Path(folder) / "layout.toml"
             own.write_text(layout_toml(trained.layout), encoding="utf-8")
             taken = replace(taken, layout=str(own))

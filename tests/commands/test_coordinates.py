@@ -123,6 +123,21 @@ def test_a_run_predicts_evaluates_and_is_exported(
     assert export.main([str(run), str(tmp_path / f"network{ending}")]) == 0
 
 
+@pytest.mark.parametrize("trained", ["xy and score"], indirect=True)
+def test_the_skeleton_of_training_is_assumed_and_said(
+    trained: tuple[Kind, Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind, _, run = trained
+    raw = write_plain(tmp_path / "raw", kind)
+    with caplog.at_level("INFO"):
+        assert predict.main([str(run), str(raw), "--no-parts"]) == 0
+    assert f"{raw}: does not name its skeleton; assuming coco17, that of training (--layout names another)" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert predict.main([str(run), str(raw), "--no-parts", "--layout", "coco17"]) == 0
+    assert "assuming" not in caplog.text
+
+
 @pytest.mark.parametrize("trained", ["xy", "xy and score", "x alone"], indirect=True)
 def test_a_run_is_explained_and_reported(trained: tuple[Kind, Path, Path]) -> None:
     _, _, run = trained
