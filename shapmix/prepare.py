@@ -64,6 +64,8 @@ def prepare_or_check(config: PrepareConfig) -> int:
         return check(config.source)
     if config.reading.scores and config.reading.depth:
         raise PrepareError("--scores and --depth contradict each other: give the one that the third coordinate is")
+    if config.reading.people is not None and config.reading.people < 1:
+        raise PrepareError(f"--people: must be at least 1, not {config.reading.people}")
     if config.inspect:
         print(inspect_source(config.source, config.format, config.reading))
         return 0

@@ -78,7 +78,7 @@ def test_clips_come_back_with_their_people(format: str, tmp_path: Path) -> None:
         assert recording.first_frame == (1 if format == "ultralytics" else 0)
 
 
-def test_as_many_people_are_read_as_asked_for(tmp_path: Path) -> None:
+def test_as_many_people_are_read_as_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for frame in range(3):
         frame_file(tmp_path / "wave" / "a", "x", frame, [person(x) for x in (0, 500, 1000)[: 3 - frame // 2]])
     for people, expected in ((None, 2), (1, 1), (3, 3), (9, 3)):
@@ -86,6 +86,8 @@ def test_as_many_people_are_read_as_asked_for(tmp_path: Path) -> None:
         assert source.read(0).joints.shape == (3, expected, 25, 3)
     assert prepare.main([str(tmp_path), str(tmp_path / "store"), "--people", "3"]) == 0
     assert open_store(tmp_path / "store").clips.num_people == 3
+    assert prepare.main([str(tmp_path), str(tmp_path / "none"), "--people", "0"]) == 2
+    assert "--people: must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_single_files_are_told_apart_by_their_content(tmp_path: Path) -> None:
