@@ -23,6 +23,7 @@ slow *options:
 check:
     ruff check .
     ruff format --check .
+    clang-format --dry-run -Werror csrc/*.cpp csrc/*.cu csrc/*.h
     mypy shapmix bench tests/gpu
 
 # build the documentation into site/

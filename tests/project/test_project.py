@@ -117,7 +117,13 @@ def test_checks_are_the_same_in_the_justfile_and_in_ci() -> None:
     justfile = (ROOT / "justfile").read_text(encoding="utf-8")
     recipes = {line.split()[0].rstrip(":") for line in justfile.splitlines() if re.match(r"[a-z][\w ]*(\*options)?:$", line)}
     assert recipes == {"install", "train", "test", "slow", "check", "docs"}
-    for command in ("ruff check .", "ruff format --check .", "mypy shapmix bench tests/gpu", "mkdocs build --strict"):
+    for command in (
+        "ruff check .",
+        "ruff format --check .",
+        "clang-format --dry-run -Werror csrc/*.cpp csrc/*.cu csrc/*.h",
+        "mypy shapmix bench tests/gpu",
+        "mkdocs build --strict",
+    ):
         assert command in script, command
         assert command in justfile, command
     for command in ("pytest -n auto --dist loadfile", "pytest -m slow"):
