@@ -177,8 +177,8 @@ void bind_ops(py::module_& module) {
   });
   declare(module, "balanced_mix_loss_backward", kEveryDtype, [](Fields& fields) {
     const LossJob job = loss_job(fields);
-    return [job, grad = fields.tensor("grad", 1).of(sum_dtype(job.dtype)),
-            to_logits = fields.tensor("to_logits", 2).of(job.dtype), threads = torch_threads()] {
+    return [job, grad = fields.tensor("grad", 1).of(sum_dtype(job.dtype)), to_logits = fields.tensor("to_logits", 2).of(job.dtype),
+            threads = torch_threads()] {
       check_targets(job.targets);
       balanced_mix_loss_backward_cpu(job, grad, to_logits, threads);
     };

@@ -32,8 +32,7 @@ PYBIND11_MODULE(_native_cuda, module) {
   });
 
   module.def("device_count", &device_count, "Usable devices; 0 without a GPU or driver.");
-  module.def("device_error", &device_error,
-             "The reason why the kernels of this build cannot run on a device; empty if they can.");
+  module.def("device_error", &device_error, "The reason why the kernels of this build cannot run on a device; empty if they can.");
   module.def("toolkit_version", &toolkit_version, "13000 = CUDA 13.0.");
   module.def("driver_version", &driver_version, "Encoded like toolkit_version; 0 without a driver.");
   module.attr("architectures") = SHAPMIX_CUDA_ARCHITECTURES;

@@ -66,9 +66,7 @@ inline std::int64_t element_bytes(Dtype dtype) { return dtype == Dtype::kFloat64
 // The type of sums over elements: float64 for float64, else float32.
 inline Dtype sum_dtype(Dtype dtype) { return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
 
-inline int torch_threads() {
-  return py::reinterpret_steal<py::object>(PyObject_CallNoArgs(of_torch<kThreads>())).cast<int>();
-}
+inline int torch_threads() { return py::reinterpret_steal<py::object>(PyObject_CallNoArgs(of_torch<kThreads>())).cast<int>(); }
 
 // A tensor of a call; absent (no memory) if it is an optional one that was not given.
 class Array {
