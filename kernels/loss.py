@@ -38,7 +38,7 @@ def balanced_mix_loss(
     """
     losses, _ = _balanced_mix_loss(logits, labels, partner, lam, log_prior, backend=backend)
     clean, mixed = losses.unbind()
-    if losses.requires_grad:  # autograd forbids in-place changes of one of several output views
+    if losses.requires_grad:  # autograd forbids in-place changes of one of several views
         return clean.clone(), mixed.clone()
     return clean, mixed
 

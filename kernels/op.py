@@ -120,6 +120,8 @@ class Op:
         self.contiguous = tuple(name for name in self.tensors if name not in layouts)
         self.first = chosen_by or self.tensors[0]
         self.differentiable = gradient.of if gradient else ()
+        self.saved = tuple(part for name in (gradient.saves if gradient else ()) for part in self.fields.get(name, (name,)))
+        self.numbers = tuple(name for name in self.flat if name not in self.tensors)
         returned = ", ".join(["Tensor"] * len(outputs))
         inputs = ", ".join(f"{_schema_type(kind, name in mutates)} {name}" for name, kind in flat.items())
         schema = f"({inputs}, str? backend) -> {returned if len(outputs) == 1 else f'({returned})'}"
@@ -133,38 +135,34 @@ class Op:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = {**self.defaults, **dict(zip(self.names, args)), **kwargs}  # noqa: B905  the call of `function` checks the number
+        if len(given) != len(self.names):
+            inspect.signature(self.function).bind(*args, **kwargs)  # raises TypeError
+        backend, out = given.pop("backend"), given.pop("out") if self.takes_out else None
         flat = self._flat(given) if self.plans else given
         tensors = [flat[name] for name in self.tensors]
-        out = given["out"] if self.takes_out else None
         if self.mutates and not torch.compiler.is_compiling():
             for name in self.mutates:
                 check_not_negated(name, given[name])
         traced = dispatch.needs_registered_op(tensors if out is None else (*tensors, out))
         if self.traced_reference and (traced or dispatch.wants_gradient(tensors)):
             return self.reference(**self._structured(flat))
-        recorded = out is None and dispatch.wants_gradient([flat[name] for name in self.differentiable])
+        recorded = out is None and self.differentiable and dispatch.wants_gradient([flat[name] for name in self.differentiable])
         if recorded and self.without_gradient and not torch.compiler.is_compiling():
             self._check_without_gradient(given)
         if traced:
-            return self._call_registered(args, kwargs, flat, out)
+            inputs = (*(flat[name] for name in self.flat), backend)
+            if out is None:
+                return self.torch_op(*inputs)
+            with torch.no_grad():
+                self.function(*args, **kwargs)  # checks the buffer
+                return out.copy_(self.torch_op(*inputs))
         results = self.function(*args, **kwargs)
         if recorded:
-            values = [flat[name] for name in self.flat]
-            return _Recorded.apply(self, [results], *values, given["backend"])  # type: ignore[no-untyped-call]
-        return self._compute(results, flat, given["backend"], out)
+            return _Recorded.apply(self, [results], *(flat[name] for name in self.flat), backend)  # type: ignore[no-untyped-call]
+        return self._compute(results, flat, backend, out)
 
-    def _call_registered(self, args: tuple[Any, ...], kwargs: dict[str, Any], flat: dict[str, Any], out: Tensor | None) -> Any:
-        values = [flat[name] for name in self.flat]
-        if out is None:
-            return self.torch_op(*values, flat["backend"])
-        with torch.no_grad():
-            self.function(*args, **kwargs)  # checks the buffer
-            return out.copy_(self.torch_op(*values, flat["backend"]))
-
-    def _compute(
-        self, results: Any, flat: dict[str, Any], backend: str | None, out: Tensor | None, same_layout: bool = False
-    ) -> Any:
-        """Computes the results, into the given ones unless the reference is chosen and any layout will do."""
+    def _compute(self, results: Any, flat: dict[str, Any], backend: str | None, out: Tensor | None) -> Any:
+        """Writes the results, and returns them."""
         several = results if isinstance(results, tuple) else (results,)
         first = flat[self.first]
         overwrites = self.mutates or out is not None
@@ -178,7 +176,7 @@ class Op:
                 found = self.reference(**self._structured(flat))
             if out is not None:
                 return out.copy_(found)
-            return _in_layout(found, several) if same_layout else found
+            return _in_layout(found, several)
         named = self._prepared(flat)
         named.update(zip(self.outputs, several, strict=True))
         run = dispatch.kernel_of(self.name, chosen)
@@ -195,7 +193,7 @@ class Op:
 
     def _prepared(self, flat: dict[str, Any]) -> dict[str, Any]:
         """The arguments in the layout that kernels read."""
-        ready = {name: flat[name] for name in self.flat}
+        ready = dict(flat)
         first = ready[self.first]
         for name, layout in self.layouts:
             if ready[name] is not None:
@@ -239,8 +237,8 @@ class Op:
 
     def _registered(self, *values: Any) -> Any:
         """The registered op. Its outputs have the layout of the fake ones."""
-        flat = dict(zip((*self.flat, "backend"), values, strict=True))
-        return self._compute(self._fake(*values), flat, flat["backend"], None, same_layout=True)
+        flat = dict(zip(self.flat, values))  # noqa: B905  the last value is `backend`
+        return self._compute(self._fake(*values), flat, values[-1], None)
 
     def _fake(self, *values: Any) -> Any:
         flat = dict(zip((*self.flat, "backend"), values, strict=True))
@@ -248,22 +246,22 @@ class Op:
 
     def setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Saves for the backward pass what the gradient names."""
-        assert self.gradient is not None
-        flat = dict(zip((*self.flat, "backend"), inputs, strict=True))
-        self._check_without_gradient(flat)
+        values = dict(zip((*self.flat, "backend"), inputs, strict=True))
+        if self.without_gradient:
+            self._check_without_gradient(values)
         outputs = output if isinstance(output, tuple) else (output,)
-        ctx.mark_non_differentiable(*outputs[1:])
-        tensors = flat | dict(zip(self.outputs, outputs, strict=True))
-        ctx.saved_names = [part for name in self.gradient.saves for part in self.fields.get(name, (name,))]
-        ctx.save_for_backward(*(tensors[name] for name in ctx.saved_names))
-        ctx.others = {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+        if len(outputs) > 1:
+            ctx.mark_non_differentiable(*outputs[1:])
+        values.update(zip(self.outputs, outputs, strict=True))
+        ctx.save_for_backward(*[values[name] for name in self.saved])
+        ctx.numbers = {name: values[name] for name in (*self.numbers, "backend")}
 
     def backward(self, ctx: Any, grad: Tensor | None, *_others: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of all flat arguments and of `backend`."""
         assert self.gradient is not None
         if grad is None:
             return (None,) * (len(self.flat) + 1)
-        saved = SimpleNamespace(**ctx.others, **dict(zip(ctx.saved_names, ctx.saved_tensors, strict=True)))
+        saved = SimpleNamespace(**ctx.numbers, **dict(zip(self.saved, ctx.saved_tensors, strict=True)))
         for name, kind in self.plans.items():
             if name in self.gradient.saves:
                 setattr(saved, name, kind(*(getattr(saved, part) for part in self.fields[name])))
@@ -279,7 +277,7 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, declared: Op, results: list[Any], *inputs: Any) -> Any:
         *values, backend = inputs
-        found = declared._compute(results[0], dict(zip(declared.flat, values, strict=True)), backend, None, same_layout=True)
+        found = declared._compute(results[0], dict(zip(declared.flat, values, strict=True)), backend, None)
         ctx.op = declared
         ctx.set_materialize_grads(False)
         declared.setup(ctx, inputs, found)
