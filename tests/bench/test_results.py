@@ -79,3 +79,19 @@ def test_the_reasons_are_those_of_the_results_file() -> None:
         few = means["few classes"]
         kept = " | ".join(f"{few[key]:.0%}" for key in ("error", "kept_guided", "kept_random", "kept_best"))
         assert f"| {name} | {kept} | {few['share']:.2f} |" in text, name
+
+
+def test_the_speed_of_readers_is_that_of_the_results_file() -> None:
+    found, text = results_file("sources"), page("big_sets")
+    rates = {"Kinetics-400": found["kinetics"]["rates"], "PKU-MMD": found["pku_mmd"]["rates"], **found["arrays"]["rates"]}
+    for name, rate in rates.items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {name}, ")]
+        for other, shown in zip(("straightforward", "straightforward, people linked"), row.split("|")[2:], strict=False):
+            if other in rate:
+                assert shown.strip().startswith(f"{rate['shapmix']['p50'] / rate[other]['p50']:.1f}x"), name
+    table = found["table"]
+    ours, plain = table["shapmix"], table["pickle.load"]
+    opened = f"({table['table MB']} MB) takes {ours['CPU seconds']} s of one core and {ours['MB kept']} MB of memory"
+    assert opened in " ".join(text.split())
+    assert f"`pickle.load` takes {plain['CPU seconds']} s and {plain['MB kept']:,} MB" in text
+    assert ours["MB after 100 clips"] == ours["MB kept"]
