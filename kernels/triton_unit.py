@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .triton_unit_folded import folded_temporal_unit
 from .triton_unit_graph import folded_graph_unit, graph_unit, graph_unit_backward
 from .triton_unit_input import layer_input_backward
 from .triton_unit_norm import finish_layer, finish_layer_backward, join_moments, join_parts, merge_moments
@@ -14,6 +15,7 @@ __all__ = [
     "finish_layer",
     "finish_layer_backward",
     "folded_graph_unit",
+    "folded_temporal_unit",
     "graph_unit",
     "graph_unit_backward",
     "join_moments",

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shapmix.reference.layer import EPS, Join
+from shapmix.reference.layer import EPS, Join, joined_shape
 
 from .triton_launch import launch
 
@@ -138,8 +138,8 @@ def join_moments_kernel(
 
 
 @triton.jit
-def join_segment(out, parts, block, number, size, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Sums a block of the values [number, size] over the parts."""
+def join_segment(out, parts, block, number, size, inner, frames, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums a block of the values [number, size] over the parts; of values [n, frames, inner], writes [n, inner, frames]."""
     value = block * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = value < size
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
@@ -147,18 +147,22 @@ def join_segment(out, parts, block, number, size, BLOCK_P: tl.constexpr, BLOCK_C
         part = (first + tl.arange(0, BLOCK_P)).to(tl.int64)
         read = (part < number)[:, None] & inside[None, :]
         total += tl.load(parts + part[:, None] * size + value[None, :], mask=read, other=0.0).to(tl.float64)
-    tl.store(out + value, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
+    frame, place = value // inner % frames, value % inner
+    to = (value // inner // frames * inner + place) * frames + frame
+    tl.store(out + to, tl.sum(total, 0).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def join_parts_kernel(out, parts, numbers, sizes, COUNT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+def join_parts_kernel(
+    out, parts, numbers, sizes, inners, frames, COUNT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """Each program sums a block of one of the COUNT tensors of parts; the results lie one after another."""
     block = tl.program_id(0)
     for index in tl.static_range(COUNT):
         size = sizes[index]
         blocks = tl.cdiv(size, BLOCK_C)
         if (block >= 0) & (block < blocks):
-            join_segment(out, parts[index], block, numbers[index], size, BLOCK_P, BLOCK_C)
+            join_segment(out, parts[index], block, numbers[index], size, inners[index], frames[index], BLOCK_P, BLOCK_C)
         block -= blocks
         out += size
 
@@ -321,6 +325,8 @@ def _join(
 def join_parts(*partials: Tensor) -> list[Tensor]:
     """As `shapmix.reference.layer.join_parts`; the results are views of one tensor. 1 launch."""
     sizes = tuple(partial[0].numel() for partial in partials)
+    frames = tuple(partial.shape[2] if partial.dim() == 5 else 1 for partial in partials)
+    inners = tuple(partial[0, 0, 0].numel() if partial.dim() == 5 else size for partial, size in zip(partials, sizes, strict=True))
     out = partials[0].new_empty(sum(sizes))
     launch(
         join_parts_kernel,
@@ -329,6 +335,8 @@ def join_parts(*partials: Tensor) -> list[Tensor]:
         partials,
         tuple(map(len, partials)),
         sizes,
+        inners,
+        frames,
         COUNT=len(partials),
         BLOCK_P=BLOCK_SUMS,
         BLOCK_C=BLOCK_SUMMED,
@@ -336,7 +344,7 @@ def join_parts(*partials: Tensor) -> list[Tensor]:
         reads=partials,
         writes=(out,),
     )
-    return [value.view(partial.shape[1:]) for value, partial in zip(out.split(sizes), partials, strict=True)]
+    return [value.view(joined_shape(partial)) for value, partial in zip(out.split(sizes), partials, strict=True)]
 
 
 def finish_layer(o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -297,14 +297,14 @@ def temporal_branches_backward_kernel(
                 *(o_mean, o_scale, level, slope, w, -2 * dilation, STRIDE, PRECISION),
             )
             store_input_gradient(to_z, sums, z, norm, x, acc, at, is_row, block == part, of_branch, reduced, is_channel)
-        weight_parts += (part * 2 + branch).to(tl.int64) * width * width * 5
-        at = (channel[:, None] * width + channel[None, :]) * 5
+        weight_parts += (part * 2 + branch).to(tl.int64) * 5 * width * width
+        at = channel[:, None] * width + channel[None, :]
         inside = is_channel[:, None] & is_channel[None, :]
         tl.store(weight_parts + at, w0, mask=inside)
-        tl.store(weight_parts + at + 1, w1, mask=inside)
-        tl.store(weight_parts + at + 2, w2, mask=inside)
-        tl.store(weight_parts + at + 3, w3, mask=inside)
-        tl.store(weight_parts + at + 4, w4, mask=inside)
+        tl.store(weight_parts + width * width + at, w1, mask=inside)
+        tl.store(weight_parts + 2 * width * width + at, w2, mask=inside)
+        tl.store(weight_parts + 3 * width * width + at, w3, mask=inside)
+        tl.store(weight_parts + 4 * width * width + at, w4, mask=inside)
     else:
         for block in range(part, blocks, parts):
             row, is_row, frame, row_out = rows_of(block, rows, frames, frames_out, joints, BLOCK_R)
@@ -404,7 +404,7 @@ def temporal_branches_backward(
     wide = wide_dtype(z)
     to_z = torch.empty_like(z)
     sums = z.new_empty(parts, 2, reduced, dtype=wide)
-    weight_parts = z.new_empty(parts, 2, width, width, 5, dtype=wide)
+    weight_parts = z.new_empty(parts, 2, 5, width, width, dtype=wide)
     launch(
         temporal_branches_backward_kernel,
         (3 * parts,),

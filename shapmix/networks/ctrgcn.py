@@ -152,7 +152,9 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
         Layers run op by op in training with some modules in eval mode, in eval mode with gradients, inside torch.compile, and if a
         module has hooks or was replaced, since fused layers call no module.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not self.training:  # type: ignore[attr-defined,no-untyped-call]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return None
+        if not self.training and torch.is_grad_enabled():
             return None
         return layer_steps(x) if can_be_fused(self.layers, self.training) else None
 

@@ -102,9 +102,18 @@ def _merged(partial: Tensor, channels: int, tail: Tensor | None) -> tuple[Tensor
 def join_parts(*partials: Tensor) -> list[Tensor]:
     """Parts [P, ...] of sums -> the sums [...], one for each argument: of `sums`, the gradients of bias and weight of a norm.
 
-    Added in float64.
+    Parts of five axes [P, n, F, O, I] are gradients of convolutions over F frames, whose sums are [n, O, I, F]. Added in float64.
     """
-    return [partial.double().sum(0).to(partial.dtype) for partial in partials]
+    joined = [partial.double().sum(0).to(partial.dtype) for partial in partials]
+    return [value.movedim(1, -1).contiguous() if value.dim() == 4 else value for value in joined]
+
+
+def joined_shape(partial: Tensor) -> tuple[int, ...]:
+    """The shape of the sum in `join_parts`."""
+    if partial.dim() != 5:
+        return tuple(partial.shape[1:])
+    _, count, frames, *inner = partial.shape
+    return count, *inner, frames
 
 
 class Statistics(NamedTuple):
@@ -426,7 +435,7 @@ def temporal_branches_backward(
 
     Returns:
         (gradient of the normalised z [R, T, V, 3Q]: 0 where the ReLU was, its sums, parts of the gradients of narrow
-        and dilated [P, 2, Q, Q, 5]). Of several equal maxima, the first gets the gradient.
+        and dilated [P, 2, 5, Q, Q]). Of several equal maxima, the first gets the gradient.
     """
     width = z.shape[3]
     to_o = normalise_backward(grad[..., :width], o[..., :width], o_norm[:, :width], o_summed[:, :width])
@@ -435,7 +444,7 @@ def temporal_branches_backward(
         results = _branches(inputs[0], inputs[1], inputs[2], _stride(z, o))
     to_z, to_narrow, to_dilated = torch.autograd.grad(results, inputs, to_o.to(results.dtype))
     to_z = torch.where(inputs[0] > 0, to_z, 0)
-    return to_z, sums(to_z, z, norm), wide(torch.stack([to_narrow, to_dilated]))[None]
+    return to_z, sums(to_z, z, norm), wide(torch.stack([to_narrow, to_dilated])).movedim(-1, 1)[None]
 
 
 def finish_layer(o: Tensor, norm: Tensor, residual: Tensor | None, residual_norm: Tensor | None) -> tuple[Tensor, Tensor]:

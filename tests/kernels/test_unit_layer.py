@@ -51,6 +51,11 @@ def test_the_network_is_the_reference(dtype: torch.dtype, monkeypatch: pytest.Mo
             torch.testing.assert_close(b.grad, a.grad, rtol=10 * bound, atol=bound * largest, msg=name)
     for (name, a), b in zip(theirs.named_buffers(), ours.buffers(), strict=True):
         torch.testing.assert_close(b, a, rtol=bound, atol=bound, msg=name)
+    theirs.eval()
+    ours.eval()
+    with torch.no_grad():
+        assert ours.steps_on(clips) is not None
+        torch.testing.assert_close(ours(clips), theirs(clips), rtol=bound, atol=bound)
 
 
 def test_a_step_repeats_to_the_bit() -> None:
@@ -72,6 +77,8 @@ def test_what_is_not_the_published_layer_runs_op_by_op() -> None:
     handle.remove()
     ours.layers[1].tcn1.eval()
     assert ours.steps_on(clips) is None, "a part in eval mode"
+    ours.eval()
+    assert ours.steps_on(clips) is None, "gradients in eval mode"
     ours.train()
     ours.layers[0].gcn1.bn = nn.Identity()
     assert ours.steps_on(clips) is None, "a norm was replaced"

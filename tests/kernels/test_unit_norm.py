@@ -57,6 +57,7 @@ def test_triton_joins_parts(shape: Shape, numbers: list[int]) -> None:
     """Several tensors of different sizes in one launch."""
     draw = Draw(shape)
     partials = [draw.wide(number, 1 + index, shape.channels) for index, number in enumerate(numbers)]
+    partials.append(draw.wide(3, 2, 5, 4, 4))  # of convolutions over frames
     found, _ = run(lambda *parts: tuple(unit.join_parts(*parts)), *partials, device=DEVICE_OF["triton"])
     for left, right in zip(found, layer.join_parts(*partials), strict=True):
         check(left, right, shape.dtype)

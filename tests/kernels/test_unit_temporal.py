@@ -1,12 +1,14 @@
-"""The temporal branches of a layer in Triton, forward and backward, against the reference."""
+"""The temporal branches of a layer in Triton, forward and backward, and the whole unit in eval mode, against the reference."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shapmix.kernels import unavailable
 from shapmix.reference import layer
@@ -16,6 +18,7 @@ from tests.proofs import DEVICE_OF
 
 pytest.importorskip("triton", reason="triton is not installed")
 unit = import_module("shapmix.kernels.triton_unit_temporal")
+folded = import_module("shapmix.kernels.triton_unit_folded")
 DEVICE = DEVICE_OF["triton"]
 REASON = unavailable("triton", DEVICE)
 pytestmark = [pytest.mark.triton, pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"triton: {REASON}")]
@@ -73,3 +76,39 @@ def test_temporal_branches_of_several_blocks(stride: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(unit, "BACKWARD_PROGRAMS", 2)
     shape = Shape(2, 7, 9, channels=40, inputs=3, stride=stride, dtype=torch.float32, seed=0)
     check_temporal_branches(shape, tap_first=True)
+
+
+def check_folded_temporal_unit(shape: Shape, residual: str) -> None:
+    draw = Draw(shape)
+    clips, frames, joints, channels = shape[:4]
+    width = channels // 4
+    x = draw.elements(clips, frames, joints, channels).relu()
+    weight = draw.weight(channels, channels, inputs=channels)
+    z_norm, o_norm = (draw.norm(draw.elements(50, of)) for of in (3 * width, channels))
+    narrow, dilated = (draw.weight(width, width, 5, inputs=5 * width) for _ in range(2))
+    options: dict[str, Any] = {"stride": shape.stride}
+    if residual == "identity" and shape.stride == 1:
+        options["residual"] = draw.elements(clips, frames, joints, channels)
+    elif residual == "product":
+        options["residual"] = draw.elements(clips, frames, joints, shape.inputs)
+        options["residual_weight"] = draw.weight(channels, shape.inputs, inputs=shape.inputs)
+        options["residual_norm"] = draw.norm(draw.elements(50, channels))
+    arguments = (x, weight, z_norm, narrow, dilated, o_norm)
+    expected, expected_mean = layer.folded_temporal_unit(*arguments, **options)
+    (out, mean), _ = run(folded.folded_temporal_unit, *arguments, device=DEVICE, **options)
+    check(out, expected, shape.dtype)
+    check(mean, expected_mean, shape.dtype)
+
+
+@SOME
+@given(SHAPES, st.sampled_from(["none", "identity", "product"]))
+def test_folded_temporal_unit_is_the_reference(shape: Shape, residual: str) -> None:
+    check_folded_temporal_unit(shape, residual)
+
+
+@pytest.mark.parametrize("residual", ["identity", "product"])
+def test_folded_temporal_unit_of_several_blocks(residual: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of several clips and blocks of joints, which use their buffer again; several blocks of inputs and of frames."""
+    monkeypatch.setattr(folded, "PROGRAMS", 2)
+    monkeypatch.setattr(folded, "BLOCK_INPUTS", 16)
+    check_folded_temporal_unit(Shape(2, 7, 18, channels=24, inputs=19, stride=1, dtype=torch.float32, seed=2), residual)
