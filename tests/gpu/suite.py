@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from bench import headline
+from bench import ROOT, headline
 from bench.stages import (
     GREEN,
     Background,
@@ -56,21 +56,20 @@ BUILD_ENVIRONMENT = {"SHAPMIX_CUDA": "1", "CMAKE_BUILD_PARALLEL_LEVEL": str(WORK
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
 GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
-GPU_FILES = (
-    "training/test_train_gpu.py",
-    "kernels/test_op_examples.py",
-    "kernels/test_coalitions_and_mixing.py",
-    "kernels/test_sample_clips.py",
-    "kernels/test_draw_plan.py",
-    "kernels/test_saliency_update.py",
-    "kernels/test_balanced_mix_loss.py",
-    "kernels/test_network_ops.py",
-    "kernels/test_join_branches.py",
-    "training/test_step.py",
-    "networks/test_fold.py",
-    "bench/test_bench.py",
-    "bench/test_headline.py",
-)  # files below tests/ with tests marked `gpu`
+TESTS = ROOT / "tests"
+MARKER, BACKEND = re.compile(r"mark\.proves|on_backends\("), re.compile('"(triton|cuda)"')
+FIRST = "training/test_train_gpu.py"  # the whole path, before the ops one by one
+
+
+def files_with_gpu_tests() -> tuple[str, ...]:
+    """Files below tests/ with tests marked `gpu`, found without importing them; those of this suite only speak of such tests."""
+    about_suite = {"bench/test_gpu_suite.py", "project/test_proofs.py"}
+    texts = {str(path.relative_to(TESTS)): path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
+    found = {file for file, text in texts.items() if "mark.gpu" in text or (MARKER.search(text) and BACKEND.search(text))}
+    return (FIRST, *sorted(found - about_suite - {FIRST}))
+
+
+GPU_FILES = files_with_gpu_tests()
 FAULT = "a planted fault"
 STEP_OPS = "sample_clips + draw_plan + mix_clips + coalition_inputs + saliency_update + balanced_mix_loss"
 TABLE_SHAPES = ("ntu", "large")
