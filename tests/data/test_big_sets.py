@@ -194,7 +194,10 @@ def test_smarthome_damage_is_named(content: object, message: str, tmp_path: Path
 
 def test_stgcn_keeps_people_apart_and_asks_for_the_skeleton(tmp_path: Path) -> None:
     written = set_files.stgcn(tmp_path)
-    with pytest.raises(DataError, match="18 joints of 3 numbers, and the format does not name the skeleton; give --layout"):
+    with pytest.raises(
+        DataError,
+        match=r"18 joints of 3 .* give --layout: one of openpose18 with --scores if the last number is a score; otherwise a",
+    ):
         find_source(tmp_path)
     source = find_source(tmp_path, options=SourceOptions(layout="openpose18", scores=True))
     assert isinstance(source, Stgcn)
@@ -323,6 +326,13 @@ def test_kinetics_damage_is_named(changes: dict[str, object], message: str, tmp_
     change_table(tmp_path, **changes)
     with pytest.raises(DataError, match=message):
         Kinetics(tmp_path, box_threshold=0.5).read(0)
+
+
+def test_a_table_without_its_files_says_what_is_missing(tmp_path: Path) -> None:
+    set_files.kinetics(tmp_path)
+    (tmp_path / "kpfiles").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"which is not in .*kpfiles; extract pyskl's kpfiles for Kinetics-400 beside the table"):
+        find_source(tmp_path)
 
 
 def test_a_folder_with_two_tables_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ KEPT = 3  # files of poses; several threads read clips on both sides of the bord
 
 def _is_kinetics(path: Path) -> bool:
     if path.is_dir():
-        return (path / FOLDER).is_dir() and len(_tables(path)) == 1
+        return len(_tables(path)) == 1
     return is_pickle(path) and mentions(path, TABLE_FIELD)
 
 

@@ -63,7 +63,7 @@ class PaddedRows:
             found = " and ".join(f"{joints} joints of {numbers} numbers" for joints, numbers in shapes)
             raise DataError(f"{path}: files of {found}; keep the files of one skeleton")
         self.scores = scores or (layout is None and not depth and shapes == [(17, 3)])
-        self.layout = choose_layout(layout, path, *shapes[0], scores=self.scores)
+        self.layout = choose_layout(layout, path, *shapes[0], scores=self.scores, takes_scores=True)
         classes = max(self.labels) + 1
         named = all(parse_ntu_name(name) for name in self.names)
         self.class_names = ntu_classes(classes) if named else [str(label) for label in range(classes)]

@@ -12,7 +12,9 @@ GUESSED = {(25, 3, False): "ntu25", (17, 3, True): "coco17"}  # joints, numbers 
 _log = logging.getLogger("shapmix")
 
 
-def choose_layout(layout: str | None, where: Path, joints: int, coordinates: int, *, scores: bool) -> str:
+def choose_layout(
+    layout: str | None, where: Path, joints: int, coordinates: int, *, scores: bool, takes_scores: bool = False
+) -> str:
     """The layout that the user gave, or the only one that is ever guessed for such clips; a guess is logged.
 
     Two skeletons are guessed: 25 joints in 3D (`ntu25`), and 17 joints of x, y and a score (`coco17`). The number of joints alone
@@ -23,6 +25,7 @@ def choose_layout(layout: str | None, where: Path, joints: int, coordinates: int
         where: begins messages.
         joints, coordinates: V and C of the clips, with the score.
         scores: whether the last coordinate is a score.
+        takes_scores: whether the format takes `--scores`, which the message then proposes.
 
     Raises:
         DataError: no layout is given and none is guessed; the message lists the built-in layouts with so many joints.
@@ -33,6 +36,11 @@ def choose_layout(layout: str | None, where: Path, joints: int, coordinates: int
     guess = GUESSED.get((joints, coordinates, scores))
     if guess is None:
         choices = fitting_layouts(joints, coordinates - int(scores))
+        scored = (
+            [] if scores or not takes_scores else [name for name in BUILT_IN if _fits(load_layout(name), joints, coordinates - 1)]
+        )
+        if scored:
+            choices = f"one of {', '.join(scored)} with --scores if the last number is a score; otherwise {choices}"
         raise DataError(f"{where}: {numbers}, and the format does not name the skeleton; give --layout: {choices}")
     _log.info("%s: %s; assuming layout %s (give --layout if the skeleton is another)", where, numbers, guess)
     return guess
