@@ -281,7 +281,8 @@ def graph_unit_gradient_kernel(
         feature_parts + SUBSETS * channels * in_channels + subset * channels,
     )
     graph_parts += part * SUBSETS * channels * (relations + 1)
-    to_w4, to_b4 = graph_parts + subset * channels * relations, graph_parts + SUBSETS * channels * relations + subset * channels
+    to_w4 = graph_parts + subset * channels * relations
+    to_b4 = graph_parts + SUBSETS * channels * relations + subset * channels
 
     of_shared = tl.zeros([U * V], SUM)
     of_alpha = tl.zeros([CB], SUM)
