@@ -6,8 +6,8 @@ epilogue writes the raw result with the moments of its block, or, with known nor
 
 The backward pass makes features and graphs again. A program takes a block of joints v of one subset and of some rows: it applies
 the norm's gradient on load, and writes the gradients of features and factors. Its part of the gradients of parameters is added
-up, row by row, in a buffer of its own, which stays in the cache. A second kernel multiplies the features' gradient by conv3 and
-adds all other gradients of x; a third sums the parts. With more than 32 joints, features and graphs take a launch each.
+up, row by row, in a buffer of its own, which stays in the cache. Where the joints u do not fit one block (more than 32 joints, or
+16 in float32 with three products), features and graphs take a launch each.
 
 Sums are taken in float32, or float64 for float64, in a fixed order without atomics: results are deterministic. Half-precision
 features and graphs are rounded once before their product.
@@ -29,18 +29,42 @@ from .triton_unit_relations import add_to, block_of
 
 
 @triton.jit
+def below(index, size: tl.constexpr, BLOCK: tl.constexpr):
+    """index < size, which is known at compile time if the blocks fill the axis."""
+    if size % BLOCK == 0:
+        return tl.full(index.shape, True, tl.int1)
+    else:
+        return index < size
+
+
+@triton.jit
 def feature_tile(
-    x, w3, b3, frame, joint, channel, frames, joints, channels, in_channels, CI: tl.constexpr, PRECISION: tl.constexpr
+    x,
+    w3,
+    b3,
+    frame,
+    joint,
+    channel,
+    width,
+    frames: tl.constexpr,
+    joints: tl.constexpr,
+    channels: tl.constexpr,
+    in_channels: tl.constexpr,
+    CB: tl.constexpr,
+    CI: tl.constexpr,
+    BT: tl.constexpr,
+    V: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """conv3 of one subset, [channel, frame joint]: x is one row, frame and joint are those of a tile's rows; wide."""
-    inside = (frame < frames) & (joint < joints)
-    is_channel = channel < channels
+    inside = below(frame, frames, BT) & below(joint, joints, V)
+    is_channel = below(channel, channels, CB)
     rows = x + (frame * joints + joint) * in_channels
-    acc = tl.zeros([channel.shape[0], frame.shape[0]], b3.dtype.element_ty)
+    acc = tl.zeros([CB, BT * V], b3.dtype.element_ty)
     acc += tl.load(b3 + channel, mask=is_channel, other=0.0)[:, None]
-    for first in range(0, in_channels, CI):
+    for first in range(0, width, CI):
         input = first + tl.arange(0, CI)
-        is_input = input < in_channels
+        is_input = below(input, in_channels, CI)
         tile = tl.load(rows[None, :] + input[:, None], mask=is_input[:, None] & inside[None, :], other=0.0)
         w = tl.load(w3 + channel[:, None] * in_channels + input[None, :], mask=is_channel[:, None] & is_input[None, :], other=0.0)
         acc = tl.dot(w, tile, acc=acc, input_precision=PRECISION, out_dtype=acc.dtype)
@@ -48,29 +72,50 @@ def feature_tile(
 
 
 @triton.jit
-def factor_tile(factors, u, v, k, joints, relations):
+def factor_tile(factors, u, v, k, joints: tl.constexpr, relations: tl.constexpr, K: tl.constexpr):
     """Factors [k, pair] of the pairs of joints (u, v) of one row and subset, 0 outside."""
     inside = (u < joints) & (v < joints)
     at = (u * joints + v) * relations
-    return tl.load(factors + at[None, :] + k[:, None], mask=inside[None, :] & (k < relations)[:, None], other=0.0)
+    return tl.load(factors + at[None, :] + k[:, None], mask=inside[None, :] & below(k, relations, K)[:, None], other=0.0)
 
 
 @triton.jit
-def weight_tile(w4, channel, k, channels, relations):
+def weight_tile(w4, channel, k, channels: tl.constexpr, relations: tl.constexpr, CB: tl.constexpr, K: tl.constexpr):
     """w4 [channel, k] of one subset, 0 outside."""
-    inside = (channel < channels)[:, None] & (k < relations)[None, :]
+    inside = below(channel, channels, CB)[:, None] & below(k, relations, K)[None, :]
     return tl.load(w4 + channel[:, None] * relations + k[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def graph_tile(factor, w4, b4, alpha, shared, u, v, channel, joints, channels, PRECISION: tl.constexpr):
-    """Refined graphs [channel, pair] of one row and subset; wide, 0 outside. `factor` and `w4` are tiles."""
+def graph_tile(
+    factors,
+    w4,
+    b4,
+    alpha,
+    shared,
+    u,
+    v,
+    channel,
+    joints: tl.constexpr,
+    channels: tl.constexpr,
+    relations: tl.constexpr,
+    CB: tl.constexpr,
+    KB: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Refined graphs [channel, pair] of one row and subset; wide, 0 outside."""
     inside = (u < joints) & (v < joints)
     SUM: tl.constexpr = b4.dtype.element_ty
-    refined = tl.dot(w4, factor, input_precision=PRECISION, out_dtype=SUM)
-    refined += tl.load(b4 + channel, mask=channel < channels, other=0.0)[:, None]
-    graph = tl.load(shared + u * joints + v, mask=inside, other=0.0)[None, :] + tl.load(alpha) * refined
-    return tl.where(inside[None, :], graph, 0.0)
+    refined = tl.zeros([CB, u.shape[0]], SUM)
+    for k_first in tl.range(0, relations, KB, disable_licm=True):
+        k = k_first + tl.arange(0, KB)
+        factor = factor_tile(factors, u, v, k, joints, relations, KB)
+        weight = weight_tile(w4, channel, k, channels, relations, CB, KB)
+        refined = tl.dot(weight, factor, acc=refined, input_precision=PRECISION, out_dtype=SUM)
+    scale = tl.load(alpha)
+    bias = scale * tl.load(b4 + channel, mask=below(channel, channels, CB), other=0.0)
+    of_pair = tl.load(shared + u * joints + v, mask=inside, other=0.0)
+    return scale * refined + (bias[:, None] * inside.to(SUM)[None, :] + of_pair[None, :])
 
 
 @triton.jit
@@ -99,13 +144,13 @@ def graph_unit_kernel(
     norm,
     down,
     down_norm,
-    frames,
-    joints,
-    channels,
-    in_channels,
-    relations,
+    frames: tl.constexpr,
+    joints: tl.constexpr,
+    channels: tl.constexpr,
+    in_channels: tl.constexpr,
+    relations: tl.constexpr,
     SUBSETS: tl.constexpr,
-    K: tl.constexpr,
+    KB: tl.constexpr,
     CB: tl.constexpr,
     CI: tl.constexpr,
     BT: tl.constexpr,
@@ -126,7 +171,6 @@ def graph_unit_kernel(
     factors += row * SUBSETS * joints * joints * relations
     dtype = y.dtype.element_ty
     SUM: tl.constexpr = b3.dtype.element_ty
-    k = tl.arange(0, K)
     place, pair = tl.arange(0, BT * V), tl.arange(0, U * V)
     u = u_first + pair // V
 
@@ -140,19 +184,34 @@ def graph_unit_kernel(
                 begin + place // V,
                 v_first + place % V,
                 channel,
+                in_channels,
                 frames,
                 joints,
                 channels,
                 in_channels,
+                CB,
                 CI,
+                BT,
+                V,
                 PRECISION,
             )
             v = v_first + pair % V
             pairs = subset * joints * joints
-            factor = factor_tile(factors + pairs * relations, u, v, k, joints, relations)
-            weight = weight_tile(w4 + subset * channels * relations, channel, k, channels, relations)
             graph = graph_tile(
-                factor, weight, b4 + subset * channels, alpha, shared + pairs, u, v, channel, joints, channels, PRECISION
+                factors + pairs * relations,
+                w4 + subset * channels * relations,
+                b4 + subset * channels,
+                alpha,
+                shared + pairs,
+                u,
+                v,
+                channel,
+                joints,
+                channels,
+                relations,
+                CB,
+                KB,
+                PRECISION,
             )
             graph = tl.permute(tl.reshape(graph.to(dtype), [CB, U, V]), [0, 2, 1])
             feature = tl.reshape(feature.to(dtype), [CB, BT, V])
@@ -195,22 +254,44 @@ def graph_unit_kernel(
 
 
 @triton.jit
-def normalised_gradient(grad, y, norm, summed, frame, joint, channel, frames, joints, channels):
-    """Gradient [frame joint, channel] of the raw y from that of the normalised y of one row, wide; 0 outside."""
-    is_channel = channel < channels
-    inside = ((frame < frames) & (joint < joints))[:, None] & is_channel[None, :]
-    at = (frame * joints + joint)[:, None] * channels + channel[None, :]
-    SUM: tl.constexpr = norm.dtype.element_ty
+def norm_gradient(norm, summed, channel, channels: tl.constexpr, CB: tl.constexpr):
+    """Factors of gradient and value, and the offset, whose sum is the gradient of the raw value; [channel] each."""
+    is_channel = below(channel, channels, CB)
     mean = tl.load(norm + channel, mask=is_channel, other=0.0)
     rstd = tl.load(norm + channels + channel, mask=is_channel, other=0.0)
-    weight = tl.load(norm + 2 * channels + channel, mask=is_channel, other=0.0)
-    per_row = tl.load(norm + 4 * channels + channel, mask=is_channel, other=0.0)
-    scale = rstd * weight
-    offset = scale * per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
-    slope = scale * per_row * rstd * tl.load(summed + channels + channel, mask=is_channel, other=0.0)
-    value = tl.load(y + at, mask=inside, other=0.0).to(SUM) - mean[None, :]
-    of_norm = tl.load(grad + at, mask=inside, other=0.0).to(SUM)
-    return tl.where(inside, of_norm * scale[None, :] - value * slope[None, :] - offset[None, :], 0.0)
+    scale = rstd * tl.load(norm + 2 * channels + channel, mask=is_channel, other=0.0)
+    scale_per_row = scale * tl.load(norm + 4 * channels + channel, mask=is_channel, other=0.0)
+    slope = -scale_per_row * rstd * tl.load(summed + channels + channel, mask=is_channel, other=0.0)
+    return scale, slope, -slope * mean - scale_per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
+
+
+@triton.jit
+def gradient_tile(
+    grad,
+    y,
+    scale,
+    slope,
+    offset,
+    frame,
+    joint,
+    channel,
+    frames: tl.constexpr,
+    joints: tl.constexpr,
+    channels: tl.constexpr,
+    CB: tl.constexpr,
+    BT: tl.constexpr,
+    U: tl.constexpr,
+):
+    """Gradient [channel, frame, joint] of the raw y from that of the normalised y of one row; finite at joints outside."""
+    is_frame = below(frame, frames, BT)
+    inside = (is_frame & below(joint, joints, U))[:, None] & below(channel, channels, CB)[None, :]
+    at = (frame * joints + joint)[:, None] * channels + channel[None, :]
+    of_norm = tl.load(grad + at, mask=inside, other=0.0).to(scale.dtype)
+    value = tl.load(y + at, mask=inside, other=0.0).to(scale.dtype)
+    to_y = of_norm * scale[None, :] + (value * slope[None, :] + offset[None, :])
+    if frames % BT != 0:
+        to_y = tl.where(is_frame[:, None], to_y, 0.0)
+    return tl.permute(tl.reshape(to_y.to(y.dtype.element_ty), [BT, U, CB]), [2, 0, 1])
 
 
 @triton.jit
@@ -235,15 +316,16 @@ def graph_unit_gradient_kernel(
     shared,
     rows,
     rows_each,
-    frames,
-    joints,
-    channels,
-    in_channels,
-    relations,
+    width,
+    frames: tl.constexpr,
+    joints: tl.constexpr,
+    channels: tl.constexpr,
+    in_channels: tl.constexpr,
+    relations: tl.constexpr,
     SUBSETS: tl.constexpr,
     FEATURES: tl.constexpr,
     GRAPHS: tl.constexpr,
-    K: tl.constexpr,
+    KB: tl.constexpr,
     CB: tl.constexpr,
     CI: tl.constexpr,
     BT: tl.constexpr,
@@ -255,7 +337,7 @@ def graph_unit_gradient_kernel(
 
     With FEATURES it writes the gradient of the features, and adds up those of w3 and b3. With GRAPHS it writes the gradient of the
     factors, and adds up those of w4, b4, shared graphs and alpha; it then takes one block of joints u. Both at once need all u in
-    one block.
+    one block. Graphs are 0 at joints outside, so that what is there in other tiles does not matter.
     """
     v_blocks, u_blocks = tl.cdiv(joints, V), tl.cdiv(joints, U) if GRAPHS else 1
     v_first = tl.program_id(0) % v_blocks * V
@@ -265,140 +347,137 @@ def graph_unit_gradient_kernel(
     part = (group * u_blocks + u_first // U) * v_blocks + v_first // V
     dtype = x.dtype.element_ty
     SUM: tl.constexpr = b3.dtype.element_ty
-    k = tl.arange(0, K)
-    place, pair = tl.arange(0, BT * V), tl.arange(0, U * V)
-    of_u, of_t = pair % U, tl.arange(0, BT * U)
-    pair_v = v_first + pair // U
-    joint = v_first + place % V
+    pair = tl.arange(0, U * V)
+    u, v = u_first + pair % U, v_first + pair // U
+    place_u, place_v = tl.arange(0, BT * U), tl.arange(0, BT * V)
+    joint = v_first + place_v % V
     pairs = subset * joints * joints
     shared += pairs
     w3, b3 = w3 + subset * channels * in_channels, b3 + subset * channels
     w4, b4 = w4 + subset * channels * relations, b4 + subset * channels
     to_features += subset * channels
-    feature_parts += part * SUBSETS * channels * (in_channels + 1)
-    to_w3, to_b3 = (
-        feature_parts + subset * channels * in_channels,
-        feature_parts + SUBSETS * channels * in_channels + subset * channels,
-    )
-    graph_parts += part * SUBSETS * channels * (relations + 1)
-    to_w4 = graph_parts + subset * channels * relations
-    to_b4 = graph_parts + SUBSETS * channels * relations + subset * channels
+    to_w3 = feature_parts + part * (SUBSETS * channels * (in_channels + 1)) + subset * channels * in_channels
+    to_b3 = feature_parts + part * (SUBSETS * channels * (in_channels + 1)) + SUBSETS * channels * in_channels + subset * channels
+    to_w4 = graph_parts + part * (SUBSETS * channels * (relations + 1)) + subset * channels * relations
+    to_b4 = graph_parts + part * (SUBSETS * channels * (relations + 1)) + SUBSETS * channels * relations + subset * channels
+    to_alpha = alpha_parts + part * SUBSETS + subset
+    to_shared = shared_parts + group * (SUBSETS * joints * joints) + pairs
+    scale_of_graph = tl.load(alpha)
 
-    of_shared = tl.zeros([U * V], SUM)
-    of_alpha = tl.zeros([CB], SUM)
     begin = group * rows_each
-    for row in range(begin, tl.minimum(begin + rows_each, rows)):
-        activations = row * frames * joints
-        of_factors = tl.zeros([K, U * V], SUM)
-        row_factors = factors + (row * SUBSETS * joints * joints + pairs) * relations
-        for c_first in range(0, channels, CB):
+    for row in tl.range(begin, tl.minimum(begin + rows_each, rows), disable_licm=True):
+        x_row = x + row * (frames * joints * in_channels)
+        grad_row, y_row = grad + row * (frames * joints * channels), y + row * (frames * joints * channels)
+        to_feature_row = to_features + row * (frames * joints * SUBSETS * channels)
+        factor_row = factors + (row * (SUBSETS * joints * joints) + pairs) * relations
+        to_factor_row = to_factors + (row * (SUBSETS * joints * joints) + pairs) * relations
+        for c_first in tl.range(0, channels, CB, disable_licm=True):
             channel = c_first + tl.arange(0, CB)
-            is_channel = channel < channels
-            weight = weight_tile(w4, channel, k, channels, relations)
+            is_channel = below(channel, channels, CB)
             if GRAPHS:
-                factor = factor_tile(row_factors, u_first + of_u, pair_v, k, joints, relations)
                 wide_graph = graph_tile(
-                    factor, weight, b4, alpha, shared, u_first + of_u, pair_v, channel, joints, channels, PRECISION
+                    factor_row, w4, b4, alpha, shared, u, v, channel, joints, channels, relations, CB, KB, PRECISION
                 )
                 graph = tl.permute(tl.reshape(wide_graph.to(dtype), [CB, V, U]), [0, 2, 1])
                 of_graph = tl.zeros([CB, U, V], SUM)
-            for t_first in range(0, frames, BT):
+            for t_first in tl.range(0, frames, BT, disable_licm=True):
+                frame_u, frame_v = t_first + place_u // U, t_first + place_v // V
+                scale, slope, offset = norm_gradient(norm, summed, channel, channels, CB)  # again, which keeps registers free
                 if GRAPHS:
-                    to_y = normalised_gradient(
-                        grad + activations * channels,
-                        y + activations * channels,
-                        norm,
-                        summed,
-                        t_first + of_t // U,
-                        u_first + of_t % U,
-                        channel,
-                        frames,
-                        joints,
-                        channels,
+                    joint_u = u_first + place_u % U
+                    to_y = gradient_tile(
+                        grad_row, y_row, scale, slope, offset, frame_u, joint_u, channel, frames, joints, channels, CB, BT, U
                     )
-                    to_y = tl.permute(tl.reshape(to_y.to(dtype), [BT, U, CB]), [2, 0, 1])
                 if FEATURES:
                     of_feature = tl.zeros([CB, BT, V], SUM)
                     if GRAPHS:
                         of_feature = tl.dot(to_y, graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM)
                     else:
                         for first in range(0, joints, U):
-                            factor = factor_tile(row_factors, first + of_u, pair_v, k, joints, relations)
-                            wide_graph = graph_tile(
-                                factor, weight, b4, alpha, shared, first + of_u, pair_v, channel, joints, channels, PRECISION
+                            other = first + pair % U
+                            wide_part = graph_tile(
+                                factor_row, w4, b4, alpha, shared, other, v, channel, joints, channels, relations, CB, KB, PRECISION
                             )
-                            graph = tl.permute(tl.reshape(wide_graph.to(dtype), [CB, V, U]), [0, 2, 1])
-                            to_y = normalised_gradient(
-                                grad + activations * channels,
-                                y + activations * channels,
-                                norm,
-                                summed,
-                                t_first + of_t // U,
-                                first + of_t % U,
+                            part_graph = tl.permute(tl.reshape(wide_part.to(dtype), [CB, V, U]), [0, 2, 1])
+                            joint_u = first + place_u % U
+                            part_y = gradient_tile(
+                                grad_row,
+                                y_row,
+                                scale,
+                                slope,
+                                offset,
+                                frame_u,
+                                joint_u,
                                 channel,
                                 frames,
                                 joints,
                                 channels,
+                                CB,
+                                BT,
+                                U,
                             )
-                            to_y = tl.permute(tl.reshape(to_y.to(dtype), [BT, U, CB]), [2, 0, 1])
-                            of_feature = tl.dot(to_y, graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM)
+                            of_feature = tl.dot(part_y, part_graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM)
                     of_feature = tl.reshape(tl.permute(of_feature, [1, 2, 0]), [BT * V, CB])
-                    frame = t_first + place // V
-                    is_row = (frame < frames) & (joint < joints)
+                    feature_gradient = of_feature.to(dtype)
+                    is_row = below(frame_v, frames, BT) & below(joint, joints, V)
+                    at_feature = (frame_v * joints + joint)[:, None] * (SUBSETS * channels) + channel[None, :]
+                    tl.store(to_feature_row + at_feature, feature_gradient, mask=is_row[:, None] & is_channel[None, :])
                     is_first = (row == begin) & (t_first == 0)
-                    at = (activations + frame * joints + joint)[:, None] * (SUBSETS * channels) + channel[None, :]
-                    rounded = of_feature.to(dtype)
-                    tl.store(to_features + at, rounded, mask=is_row[:, None] & is_channel[None, :])
                     add_to(to_b3 + channel, tl.sum(of_feature, 0), is_channel, is_first)
-                    x_rows = x + (activations + frame * joints + joint) * in_channels
-                    for first in range(0, in_channels, CI):
-                        input = first + tl.arange(0, CI)
-                        is_input = input < in_channels
+                    x_rows = x_row + (frame_v * joints + joint) * in_channels
+                    for i_first in range(0, width, CI):
+                        input = i_first + tl.arange(0, CI)
+                        is_input = below(input, in_channels, CI)
                         tile = tl.load(x_rows[None, :] + input[:, None], mask=is_input[:, None] & is_row[None, :], other=0.0)
-                        of_w3 = tl.dot(tile, rounded, input_precision=PRECISION, out_dtype=SUM)
-                        at = channel[None, :] * in_channels + input[:, None]
-                        add_to(to_w3 + at, of_w3, is_input[:, None] & is_channel[None, :], is_first)
+                        of_w3 = tl.dot(tile, feature_gradient, input_precision=PRECISION, out_dtype=SUM)
+                        at_w3 = channel[None, :] * in_channels + input[:, None]
+                        add_to(to_w3 + at_w3, of_w3, is_input[:, None] & is_channel[None, :], is_first)
                 if GRAPHS:
                     feature = feature_tile(
-                        x + activations * in_channels,
+                        x_row,
                         w3,
                         b3,
-                        t_first + place // V,
+                        frame_v,
                         joint,
                         channel,
+                        width,
                         frames,
                         joints,
                         channels,
                         in_channels,
+                        CB,
                         CI,
+                        BT,
+                        V,
                         PRECISION,
                     )
                     feature = tl.reshape(feature.to(dtype), [CB, BT, V])
                     of_graph = tl.dot(tl.permute(to_y, [0, 2, 1]), feature, acc=of_graph, input_precision=PRECISION, out_dtype=SUM)
             if GRAPHS:
-                of_graph = tl.reshape(tl.permute(of_graph, [0, 2, 1]), [CB, V * U])
-                of_graph = tl.where((pair_v < joints)[None, :], of_graph, 0.0)
-                scale = tl.load(alpha)
-                of_shared += tl.sum(of_graph, 0)
-                of_b4 = tl.sum(of_graph, 1)
-                rounded = of_graph.to(dtype)
-                of_w4 = tl.dot(rounded, tl.trans(factor), input_precision=PRECISION, out_dtype=SUM)
-                bias = tl.load(b4 + channel, mask=is_channel, other=0.0)
-                of_alpha += tl.sum(of_w4 * weight.to(SUM), 1) + of_b4 * bias
-                is_weight = is_channel[:, None] & (k < relations)[None, :]
-                add_to(to_w4 + channel[:, None] * relations + k[None, :], scale * of_w4, is_weight, row == begin)
-                add_to(to_b4 + channel, scale * of_b4, is_channel, row == begin)
-                of_factors = tl.dot(tl.trans(weight), rounded, acc=of_factors, input_precision=PRECISION, out_dtype=SUM)
-        if GRAPHS:
-            inside = (u_first + of_u < joints) & (pair_v < joints)
-            at = row * SUBSETS * joints * joints + pairs + (u_first + of_u) * joints + pair_v
-            is_factor = inside[None, :] & (k < relations)[:, None]
-            tl.store(to_factors + at[None, :] * relations + k[:, None], tl.load(alpha) * of_factors, mask=is_factor)
-    if GRAPHS:
-        inside = (u_first + of_u < joints) & (pair_v < joints)
-        at = group * SUBSETS * joints * joints + pairs + (u_first + of_u) * joints + pair_v
-        tl.store(shared_parts + at, of_shared, mask=inside)
-        tl.store(alpha_parts + part * SUBSETS + subset, tl.sum(of_alpha, 0))
+                inside = (u < joints) & (v < joints)
+                pair_gradient = tl.reshape(tl.permute(of_graph, [0, 2, 1]), [CB, V * U])
+                add_to(to_shared + u * joints + v, tl.sum(pair_gradient, 0), inside, (row == begin) & (c_first == 0))
+                of_b4 = tl.sum(pair_gradient * inside.to(SUM)[None, :], 1)
+                rounded = pair_gradient.to(dtype)
+                add_to(to_b4 + channel, scale_of_graph * of_b4, is_channel, row == begin)
+                of_alpha = of_b4 * tl.load(b4 + channel, mask=is_channel, other=0.0)
+                for k_first in tl.range(0, relations, KB, disable_licm=True):  # a few at a time, which keeps registers free
+                    k = k_first + tl.arange(0, KB)
+                    is_relation = below(k, relations, KB)
+                    factor = factor_tile(factor_row, u, v, k, joints, relations, KB)
+                    weight = weight_tile(w4, channel, k, channels, relations, CB, KB)
+                    of_w4 = tl.dot(rounded, tl.trans(factor), input_precision=PRECISION, out_dtype=SUM)
+                    of_alpha += tl.sum(of_w4 * weight.to(SUM), 1)
+                    is_weight = is_channel[:, None] & is_relation[None, :]
+                    add_to(to_w4 + channel[:, None] * relations + k[None, :], scale_of_graph * of_w4, is_weight, row == begin)
+                    of_factors = tl.dot(tl.trans(weight), rounded, input_precision=PRECISION, out_dtype=SUM)
+                    at_factor = ((u * joints + v) * relations)[None, :] + k[:, None]
+                    is_factor = inside[None, :] & is_relation[:, None]
+                    add_to(to_factor_row + at_factor, scale_of_graph * of_factors, is_factor, c_first == 0)
+                add_to(to_alpha, tl.sum(of_alpha, 0), True, (row == begin) & (c_first == 0))
+
+
+SHORTEST = 16  # the shortest sum of a product on tensor cores: relations of a step, and the smallest block of joints
 
 
 class Tiles(NamedTuple):
@@ -411,32 +490,34 @@ class Tiles(NamedTuple):
     v: int
     num_warps: int
 
-    def constants(self, frames: int, joints: int, in_channels: int, relations: int) -> dict[str, int]:
+    def constants(self, frames: int, joints: int, in_channels: int) -> dict[str, int]:
         """The blocks for these sizes."""
         return {
-            "K": block_of(relations, 1 << 20),
+            "KB": SHORTEST,
             "CB": self.channels,
             "CI": block_of(in_channels, self.inputs),
             "BT": block_of(frames, self.frames),
             "U": block_of(joints, self.u),
             "V": block_of(joints, self.v),
             "num_warps": self.num_warps,
+            "num_stages": 1,  # registers and shared memory hold the tiles of one step
         }
 
 
 FORWARD = {
     torch.float32: Tiles(16, 32, 16, 16, 32, 8),
     torch.float64: Tiles(16, 16, 16, 16, 16, 8),
-    torch.float16: Tiles(16, 64, 16, 16, 32, 8),
-    torch.bfloat16: Tiles(16, 64, 16, 16, 32, 8),
+    torch.float16: Tiles(16, 64, 16, 32, 32, 8),
+    torch.bfloat16: Tiles(16, 64, 16, 32, 32, 8),
 }
 BACKWARD = {
-    torch.float32: Tiles(16, 32, 16, 32, 16, 8),
+    torch.float32: Tiles(16, 16, 16, 32, 16, 8),
     torch.float64: Tiles(16, 16, 16, 32, 16, 8),
-    torch.float16: Tiles(16, 64, 32, 32, 16, 8),
-    torch.bfloat16: Tiles(16, 64, 32, 32, 16, 8),
+    torch.float16: Tiles(16, 32, 16, 32, 32, 8),
+    torch.bfloat16: Tiles(16, 32, 16, 32, 32, 8),
 }
-PROGRAMS = 264  # of the backward pass: two for each multiprocessor of a large GPU, each with its part of the parameters' gradient
+NARROW, MANY_JOINTS = 32, 32  # fewer inputs, or more joints, take smaller blocks of joints: their masks take registers
+PROGRAMS = 132  # of the backward pass: one for each multiprocessor of a large GPU, with its part of the parameters' gradient
 
 
 def graph_unit(
@@ -445,7 +526,7 @@ def graph_unit(
     """As `shapmix.reference.layer.graph_unit`; contiguous arguments. 1 launch."""
     rows, frames, joints, _ = x.shape
     channels = w3.shape[1]
-    tiles = _forward_constants(x, factors)
+    tiles = _forward_constants(x)
     y = x.new_empty(rows, frames, joints, channels)
     parts = rows * triton.cdiv(frames, tiles["BT"]) * triton.cdiv(joints, tiles["U"])
     moments = b3.new_empty(parts, 3, channels)
@@ -473,14 +554,26 @@ def folded_graph_unit(
     return y
 
 
-def _forward_constants(x: Tensor, factors: Tensor) -> dict[str, int]:
-    return FORWARD[x.dtype].constants(x.shape[1], x.shape[2], x.shape[3], factors.shape[4])
+def _forward_constants(x: Tensor) -> dict[str, int]:
+    tiles = FORWARD[x.dtype]
+    if x.shape[2] > MANY_JOINTS:
+        tiles = tiles._replace(u=SHORTEST)
+    return tiles.constants(*x.shape[1:])
+
+
+def _backward_constants(x: Tensor) -> dict[str, int]:
+    tiles = BACKWARD[x.dtype]
+    if x.shape[3] < NARROW or x.shape[2] > MANY_JOINTS:
+        tiles = tiles._replace(v=SHORTEST)
+    if x.dtype == torch.float32 and product_precision(x.dtype) == "tf32x3":  # thrice the registers
+        tiles = tiles._replace(u=SHORTEST, v=SHORTEST)
+    return tiles.constants(*x.shape[1:])
 
 
 def _launch_forward(y: Tensor, moments: Tensor | None, x: Tensor, factors: Tensor, *parameters: Tensor | None) -> None:
     rows, frames, joints, channels = y.shape
     in_channels, subsets, relations = x.shape[3], factors.shape[1], factors.shape[4]
-    tiles = _forward_constants(x, factors)
+    tiles = _forward_constants(x)
     blocks = triton.cdiv(joints, tiles["U"]) * triton.cdiv(channels, tiles["CB"]) * triton.cdiv(frames, tiles["BT"])
     products = in_channels * (subsets + (parameters[-2] is not None)) + subsets * joints  # of an element of y
     launch(
@@ -519,11 +612,11 @@ def graph_unit_backward(
     alpha: Tensor,
     shared: Tensor,
 ) -> tuple[Tensor, ...]:
-    """As `shapmix.reference.layer.graph_unit_backward`; contiguous arguments. 1 launch, 2 with more than 32 joints."""
+    """As `shapmix.reference.layer.graph_unit_backward`; contiguous arguments. 1 launch, 2 with several blocks of u."""
     rows, frames, joints, channels = y.shape
     _, subsets, _, _, relations = factors.shape
     in_channels = x.shape[3]
-    tiles = BACKWARD[x.dtype].constants(frames, joints, in_channels, relations)
+    tiles = _backward_constants(x)
     v_blocks, u_blocks = triton.cdiv(joints, tiles["V"]), triton.cdiv(joints, tiles["U"])
     rows_each = triton.cdiv(rows * subsets * v_blocks, PROGRAMS)
     groups = triton.cdiv(rows, rows_each)
@@ -560,6 +653,7 @@ def graph_unit_backward(
             shared,
             rows,
             rows_each,
+            in_channels,
             frames,
             joints,
             channels,

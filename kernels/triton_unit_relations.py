@@ -18,7 +18,7 @@ from .triton_graph import tanh
 from .triton_launch import launch
 
 FORWARD_JOINTS, BACKWARD_JOINTS, OTHER_JOINTS = 8, 16, 8
-INPUTS = 64  # channels of a step of the products
+INPUTS = 32  # channels of a step of the products
 PARTS = 128  # parts of the weights' gradient: about one for each multiprocessor of a large GPU
 
 
@@ -179,7 +179,7 @@ def relations(pooled: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) 
         SUBSETS=subsets,
         K=block_of(count, 1 << 20),
         U=FORWARD_JOINTS,
-        V=block_of(joints, 32),
+        V=block_of(joints, 16),
         CI=block_of(channels, INPUTS),
         PRECISION=relation_precision(pooled.dtype),
         num_warps=4,
