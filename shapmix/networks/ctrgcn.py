@@ -215,13 +215,14 @@ def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortc
         y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)
         y = y if shortcut is None else y + shortcut
         y = torch.relu(y) if rectify else y
-        rows = int(all_rows)
+        correction = (all_rows / (all_rows - 1).clamp(min=1)).to(variance.dtype)  # on the device: no host read
     else:
         lowest = torch.full_like(bias.detach(), 0.0 if rectify else -torch.inf)
         y, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=norms[0].eps)
         rows = x.numel() // x.shape[1]
+        correction = variance.new_full((), rows / max(rows - 1, 1))
     with torch.no_grad():
-        unbiased = variance * (rows / max(rows - 1, 1))
+        unbiased = variance * correction
         widths = [norm.num_features for norm in norms]
         for norm, new_mean, new_var in zip(norms, mean.split(widths), unbiased.split(widths), strict=True):
             norm.running_mean.lerp_(new_mean, norm.momentum)

@@ -57,7 +57,7 @@ def synced_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
         own = x.numel() // x.shape[1]
-        rows = summed(torch.tensor(float(own), device=x.device, dtype=torch.float64))
+        rows = summed(torch.full((), float(own), device=x.device, dtype=torch.float64))
         pivot = wide.detach()[:1].movedim(1, 0).flatten(1)[:, :1].sum(1)  # zeros where the process has no rows
         differences = (wide - pivot.view(shape)).sum(dims)
         mean = _sum_over_processes(differences.double() + pivot.double() * own) / rows
