@@ -73,7 +73,11 @@ class Array {
  public:
   Array(const char* op, const char* name, PyObject* tensor, int axes, int most_axes) : op_(op), name_(name), tensor_(tensor) {
     if (tensor == nullptr) return;
-    const py::object shape = attribute(tensor, "shape");
+    const auto shape = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, interned("shape")));
+    if (!shape) {
+      PyErr_Clear();
+      throw py::type_error(label() + " is " + std::string(py::repr(tensor)) + "; give a tensor");
+    }
     size_ = integers(shape);
     axes_ = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
     if (axes_ < axes || axes_ > most_axes) {

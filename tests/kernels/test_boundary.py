@@ -307,6 +307,7 @@ def test_the_native_code_names_every_field_that_is_wrong(op: str, monkeypatch: p
         wrong[f"{named} is torch.int32; give "] = value.int()
         wrong[f"{named} has {value.dim() + 3} axes; give "] = value[None, None, None]
         wrong[f"{named} is a tensor without memory"] = torch.empty_like(value, device="meta")
+        wrong[f"{named} is 3; give a tensor"] = 3
         for message, given in wrong.items():
             with pytest.raises((TypeError, ValueError), match=message):
                 run(**fields | {name: given})
@@ -329,6 +330,7 @@ class Guards(list[torch.device]):
 def test_every_launch_is_made_on_the_device_of_its_tensors(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors on cuda:1, which need no GPU, and a back end that only inspects them."""
     guards, launched = Guards(), []
+    import_module("torch._dynamo")  # it must see the true torch.cuda.device when fake tensors import it
     monkeypatch.setattr(torch.cuda, "device", guards)
     monkeypatch.setattr(dispatch, "kernel_of", lambda *_: lambda **fields: launched.append(len(guards)))
     monkeypatch.setattr(dispatch, "choose", lambda *_: "triton")
