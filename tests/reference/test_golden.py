@@ -30,6 +30,7 @@ from shapmix.reference import (
     sample_clips,
     sample_frames,
 )
+from shapmix.reference import layer as layer_steps
 from shapmix.reference.plan import Window, mix_plan, partner_of, pasted_parts
 from shapmix.skeleton.layout import Layout, load_layout
 
@@ -239,6 +240,14 @@ def network_of(path: Path, num_classes: int, dtype: torch.dtype) -> CTRGCN:
     return network.to(dtype)
 
 
+@pytest.fixture(params=["op by op", "fused layers"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CTR-GCN as it runs on a CPU, and cut at its norms as on a GPU, with the reference's steps."""
+    if request.param == "fused layers":
+        monkeypatch.setattr(CTRGCN, "steps_on", lambda self, _clips: layer_steps)
+
+
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("path", [p for p in recorded("ctrgcn_*.npz") if not str(p.id).endswith("_state")])
 def test_ctrgcn(path: Path) -> None:
     z = load(path)
@@ -265,6 +274,7 @@ def test_ctrgcn(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("path", recorded("train_steps_*.npz"))
 def test_train_steps(path: Path) -> None:
     z, layout = load(path), layout_of(path)
