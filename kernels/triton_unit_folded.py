@@ -137,7 +137,7 @@ def folded_temporal_unit_kernel(
     is_channel = channel < width
     in_tile = tl.arange(0, BLOCK_T * BLOCK_V)
     buffer += tl.program_id(0).to(tl.int64) * frames * BLOCK_V * reduced
-    for item in range(tl.program_id(0), clips * v_blocks, tl.num_programs(0)):
+    for item in tl.range(tl.program_id(0), clips * v_blocks, tl.num_programs(0), disable_licm=True):
         clip = (item // v_blocks).to(tl.int64)
         joint = item % v_blocks * BLOCK_V + in_tile % BLOCK_V
         of_joint = item % v_blocks * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -227,7 +227,7 @@ PROGRAMS = 264  # at most, two on each multiprocessor of a large GPU; each has a
 BLOCK_INPUTS = 64
 BLOCK_JOINTS = 16
 ROWS = 64
-NUM_WARPS = 4
+BYTES_OF_FOUR_WARPS = 64  # wider rows of a branch take eight warps, which have registers enough
 
 
 def folded_temporal_unit(
@@ -265,7 +265,7 @@ def folded_temporal_unit(
         BLOCK_C=block_of(width),
         HAS_RESIDUAL=residual is not None,
         **product_constants(x),
-        num_warps=NUM_WARPS,
+        num_warps=4 if width * x.element_size() <= BYTES_OF_FOUR_WARPS else 8,
         num_stages=1,
         reads=[x, (residual, frames_out / frames), weight, narrow, dilated, residual_weight, z_norm, o_norm, residual_norm],
         writes=[out, pooled],

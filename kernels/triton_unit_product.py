@@ -95,7 +95,7 @@ def reduce_branches_kernel(
     part = tl.program_id(1)
     moments += part.to(tl.int64) * 3 * channels
     all_rows, skip_rows = tl.zeros([], SUM), tl.zeros([], SUM)
-    for block in range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1)):
+    for block in tl.range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1), disable_licm=True):
         first = block * BLOCK_R
         in_block = tl.arange(0, BLOCK_R)
         is_row = first + in_block < rows
@@ -165,7 +165,7 @@ def row_product_kernel(
     part = tl.program_id(1)
     moments += part.to(tl.int64) * 3 * channels
     all_rows = tl.zeros([], SUM)
-    for block in range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1)):
+    for block in tl.range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1), disable_licm=True):
         first = block * BLOCK_R
         in_block = tl.arange(0, BLOCK_R)
         is_row = first + in_block < rows
@@ -245,7 +245,7 @@ def reduce_branches_backward_kernel(
     y_sums += part.to(tl.int64) * 2 * channels
     if shortcut_norm is not None:
         shortcut_sums += part.to(tl.int64) * 2 * channels
-    for block in range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1)):
+    for block in tl.range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1), disable_licm=True):
         first = block * BLOCK_R
         in_block = tl.arange(0, BLOCK_R)
         is_row = first + in_block < rows
@@ -323,7 +323,7 @@ def row_product_backward_kernel(
     is_channel = channel < inputs
     weight_parts += part.to(tl.int64) * channels * inputs
     of_weight = tl.zeros([BLOCK_O, BLOCK_I], SUM)
-    for block in range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1)):
+    for block in tl.range(part, tl.cdiv(rows, BLOCK_R), tl.num_programs(1), disable_licm=True):
         first = block * BLOCK_R
         in_block = tl.arange(0, BLOCK_R)
         is_row = first + in_block < rows

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .triton_launch import launch
 from .triton_rows import (
+    SHORTEST_BLOCK,
     add_moments,
     add_sums,
     block_of,
@@ -34,10 +35,10 @@ from .triton_rows import (
 
 
 @triton.jit
-def branch_and_part():
+def branch_and_part(program):
     """The branch and the part of the rows of a program; a multiprocessor gets programs of all branches, which differ in work."""
-    part = tl.program_id(0) // 3
-    return (tl.program_id(0) + part) % 3, part
+    part = program // 3
+    return (program + part) % 3, part
 
 
 @triton.jit
@@ -123,7 +124,7 @@ def temporal_branches_kernel(
     PRECISION: tl.constexpr,
 ):
     """Each program computes one branch of every P-th block of rows of the result."""
-    branch, part = branch_and_part()
+    branch, part = branch_and_part(tl.program_id(0))
     parts = tl.num_programs(0) // 3
     reduced = 3 * width
     channel = tl.arange(0, BLOCK_C)
@@ -247,75 +248,80 @@ def temporal_branches_backward_kernel(
     tap_stride,
     STRIDE: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_O: tl.constexpr,
     SUM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Each program takes one branch of every P-th block of rows of z."""
-    branch, part = branch_and_part()
-    parts = tl.num_programs(0) // 3
+    """Each program takes a block of channels of one branch of every P-th block of rows of z."""
+    branch, part = branch_and_part(tl.program_id(1))
+    parts = tl.num_programs(1) // 3
     reduced = 3 * width
-    channel = tl.arange(0, BLOCK_C)
+    channel = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     is_channel = channel < width
     of_branch = branch * width + channel
     sums += part.to(tl.int64) * 2 * reduced
     blocks = tl.cdiv(rows, BLOCK_R)
-    mean, scale, bias = load_norm(norm, of_branch, reduced, is_channel)
-    o_mean, o_scale, level, slope = load_norm_backward(o_norm + of_branch, o_summed + of_branch, channels, is_channel)
     if branch < 2:
         weight, dilation = tl.where(branch == 0, narrow, dilated), branch + 1
-        w0, w1, w2 = tl.zeros([BLOCK_C, BLOCK_C], SUM), tl.zeros([BLOCK_C, BLOCK_C], SUM), tl.zeros([BLOCK_C, BLOCK_C], SUM)
-        w3, w4 = tl.zeros([BLOCK_C, BLOCK_C], SUM), tl.zeros([BLOCK_C, BLOCK_C], SUM)
-        for block in range(part, blocks, parts):
+        output = tl.arange(0, BLOCK_O)
+        is_output, of_output = output < width, branch * width + output
+        w0, w1, w2 = tl.zeros([BLOCK_O, BLOCK_I], SUM), tl.zeros([BLOCK_O, BLOCK_I], SUM), tl.zeros([BLOCK_O, BLOCK_I], SUM)
+        w3, w4 = tl.zeros([BLOCK_O, BLOCK_I], SUM), tl.zeros([BLOCK_O, BLOCK_I], SUM)
+        for block in tl.range(part, blocks, parts, disable_licm=True):
             row, is_row, frame, row_out = rows_of(block, rows, frames, frames_out, joints, BLOCK_R)
             at = row.to(tl.int64)[:, None] * reduced + of_branch[None, :]
+            mean, scale, bias = load_norm(norm, of_branch, reduced, is_channel)
             x = load_input(z + at, is_row, channel, width, mean, scale, bias)
-            acc = tl.zeros([BLOCK_R, BLOCK_C], SUM)
-            w = load_tap(weight, 0, channel[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
+            o_mean, o_scale, level, slope = load_norm_backward(o_norm + of_output, o_summed + of_output, channels, is_output)
+            acc = tl.zeros([BLOCK_R, BLOCK_I], SUM)
+            w = load_tap(weight, 0, output[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
             acc, w0 = tap_backward(
-                *(acc, w0, x, grad, o, frame, is_row, row_out, frames_out, joints, of_branch, channels, is_channel),
+                *(acc, w0, x, grad, o, frame, is_row, row_out, frames_out, joints, of_output, channels, is_output),
                 *(o_mean, o_scale, level, slope, w, 2 * dilation, STRIDE, PRECISION),
             )
-            w = load_tap(weight, 1, channel[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
+            w = load_tap(weight, 1, output[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
             acc, w1 = tap_backward(
-                *(acc, w1, x, grad, o, frame, is_row, row_out, frames_out, joints, of_branch, channels, is_channel),
+                *(acc, w1, x, grad, o, frame, is_row, row_out, frames_out, joints, of_output, channels, is_output),
                 *(o_mean, o_scale, level, slope, w, dilation, STRIDE, PRECISION),
             )
-            w = load_tap(weight, 2, channel[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
+            w = load_tap(weight, 2, output[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
             acc, w2 = tap_backward(
-                *(acc, w2, x, grad, o, frame, is_row, row_out, frames_out, joints, of_branch, channels, is_channel),
+                *(acc, w2, x, grad, o, frame, is_row, row_out, frames_out, joints, of_output, channels, is_output),
                 *(o_mean, o_scale, level, slope, w, 0, STRIDE, PRECISION),
             )
-            w = load_tap(weight, 3, channel[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
+            w = load_tap(weight, 3, output[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
             acc, w3 = tap_backward(
-                *(acc, w3, x, grad, o, frame, is_row, row_out, frames_out, joints, of_branch, channels, is_channel),
+                *(acc, w3, x, grad, o, frame, is_row, row_out, frames_out, joints, of_output, channels, is_output),
                 *(o_mean, o_scale, level, slope, w, -dilation, STRIDE, PRECISION),
             )
-            w = load_tap(weight, 4, channel[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
+            w = load_tap(weight, 4, output[:, None], channel[None, :], width, output_stride, input_stride, tap_stride)
             acc, w4 = tap_backward(
-                *(acc, w4, x, grad, o, frame, is_row, row_out, frames_out, joints, of_branch, channels, is_channel),
+                *(acc, w4, x, grad, o, frame, is_row, row_out, frames_out, joints, of_output, channels, is_output),
                 *(o_mean, o_scale, level, slope, w, -2 * dilation, STRIDE, PRECISION),
             )
             store_input_gradient(to_z, sums, z, norm, x, acc, at, is_row, block == part, of_branch, reduced, is_channel)
         weight_parts += (part * 2 + branch).to(tl.int64) * 5 * width * width
-        at = channel[:, None] * width + channel[None, :]
-        inside = is_channel[:, None] & is_channel[None, :]
+        at = output[:, None] * width + channel[None, :]
+        inside = is_output[:, None] & is_channel[None, :]
         tl.store(weight_parts + at, w0, mask=inside)
         tl.store(weight_parts + width * width + at, w1, mask=inside)
         tl.store(weight_parts + 2 * width * width + at, w2, mask=inside)
         tl.store(weight_parts + 3 * width * width + at, w3, mask=inside)
         tl.store(weight_parts + 4 * width * width + at, w4, mask=inside)
     else:
-        for block in range(part, blocks, parts):
+        for block in tl.range(part, blocks, parts, disable_licm=True):
             row, is_row, frame, row_out = rows_of(block, rows, frames, frames_out, joints, BLOCK_R)
             at = row.to(tl.int64)[:, None] * reduced + of_branch[None, :]
             step = joints * reduced
+            mean, scale, bias = load_norm(norm, of_branch, reduced, is_channel)
             x = load_input(z + at, is_row, channel, width, mean, scale, bias)
             before = load_input(z + at - step, is_row & (frame > 0), channel, width, mean, scale, bias)
             before2 = load_input(z + at - 2 * step, is_row & (frame > 1), channel, width, mean, scale, bias)
             after = load_input(z + at + step, is_row & (frame + 1 < frames), channel, width, mean, scale, bias)
             after2 = load_input(z + at + 2 * step, is_row & (frame + 2 < frames), channel, width, mean, scale, bias)
-            acc = tl.zeros([BLOCK_R, BLOCK_C], SUM)
+            o_mean, o_scale, level, slope = load_norm_backward(o_norm + of_branch, o_summed + of_branch, channels, is_channel)
+            acc = tl.zeros([BLOCK_R, BLOCK_I], SUM)
             for shift in tl.static_range(-1, 2):  # of the middle of the window; outside of the clip, where x is 0, nothing passes
                 middle = frame + shift
                 inside = is_row & (middle >= 0) & (middle % STRIDE == 0) & (middle < frames)
@@ -350,25 +356,31 @@ class Tile(NamedTuple):
 
 def forward_tile(x: Tensor, width: int) -> Tile:
     """The largest block that needs no more registers than there are, compiled for CTR-GCN's widths."""
-    if x.dtype == torch.float64:
-        return Tile(16, 4)
-    return Tile(64, 4 if width <= 32 else 8)
+    return Tile(32 if x.dtype == torch.float64 else 64, 4 if width <= 32 else 8)
 
 
 def backward_tile(x: Tensor, width: int) -> Tile:
     """As `forward_tile`."""
-    if x.dtype == torch.float64:
-        return Tile(16, 4)
-    return Tile(64 if x.dtype != torch.float32 else 32, 4 if width <= 16 else 8)
+    return Tile(64 if width <= 16 and x.element_size() == 2 else 32, 8)
 
 
+def gradient_blocks(x: Tensor, width: int) -> dict[str, int]:
+    """Blocks of inputs and outputs of the weights' gradients, of which a program holds five: all outputs."""
+    of_outputs = block_of(width)
+    most = LARGEST_GRADIENT // of_outputs
+    if x.element_size() > 2:
+        most = min(most, of_outputs) // 2
+    return {"BLOCK_I": block_of(width, max(SHORTEST_BLOCK, most)), "BLOCK_O": of_outputs}
+
+
+LARGEST_GRADIENT = 4096  # elements
 PROGRAMS = 352  # parts of the rows, at most: with three branches, eight programs on each multiprocessor of a large GPU
 BACKWARD_PROGRAMS = 88  # as above; each holds the gradients of two weights, which are written and read once more
 
 
-def constants(x: Tensor, tile: Tile, rows: int, width: int, stride: int) -> dict[str, object]:
+def constants(x: Tensor, tile: Tile, rows: int, stride: int) -> dict[str, object]:
     """Compile-time constants of both kernels."""
-    sizes = {"BLOCK_R": block_of(rows, tile.rows), "BLOCK_C": block_of(width)}
+    sizes = {"BLOCK_R": block_of(rows, tile.rows)}
     return {"STRIDE": stride, **sizes, **product_constants(x), "num_warps": tile.num_warps, "num_stages": 1}
 
 
@@ -377,13 +389,14 @@ def temporal_branches(o: Tensor, z: Tensor, norm: Tensor, narrow: Tensor, dilate
     clips, frames, joints, reduced = z.shape
     frames_out, channels = o.shape[1], o.shape[3]
     width, rows = reduced // 3, clips * frames_out * joints
-    sizes = constants(z, forward_tile(z, width), rows, width, triton.cdiv(frames, frames_out))
+    sizes = constants(z, forward_tile(z, width), rows, triton.cdiv(frames, frames_out))
     parts = parts_of(triton.cdiv(rows, sizes["BLOCK_R"]), PROGRAMS)
     moments = z.new_empty(parts, 3, reduced, dtype=wide_dtype(z))
     launch(
         temporal_branches_kernel,
         (3 * parts,),
         *(o, moments, z, norm, narrow, dilated, rows, frames, frames_out, joints, channels, width, *narrow.stride()),
+        BLOCK_C=block_of(width),
         **sizes,
         reads=[z, norm, narrow, dilated],
         writes=[(o, 0.75), moments],
@@ -399,17 +412,18 @@ def temporal_branches_backward(
     clips, frames, joints, reduced = z.shape
     frames_out, channels = o.shape[1], o.shape[3]
     width, rows = reduced // 3, clips * frames * joints
-    sizes = constants(z, backward_tile(z, width), rows, width, triton.cdiv(frames, frames_out))
+    sizes = constants(z, backward_tile(z, width), rows, triton.cdiv(frames, frames_out))
     parts = parts_of(triton.cdiv(rows, sizes["BLOCK_R"]), BACKWARD_PROGRAMS)
-    wide = wide_dtype(z)
+    gradient, wide = gradient_blocks(z, width), wide_dtype(z)
     to_z = torch.empty_like(z)
     sums = z.new_empty(parts, 2, reduced, dtype=wide)
     weight_parts = z.new_empty(parts, 2, 5, width, width, dtype=wide)
     launch(
         temporal_branches_backward_kernel,
-        (3 * parts,),
+        (triton.cdiv(width, gradient["BLOCK_I"]), 3 * parts),
         *(to_z, sums, weight_parts, grad, o, o_norm, o_summed, z, norm, narrow, dilated),
         *(rows, frames, frames_out, joints, channels, width, *narrow.stride()),
+        **gradient,
         **sizes,
         reads=[(grad, 0.75), (o, 0.75), z, norm, o_norm, o_summed, narrow, dilated],
         writes=[to_z, sums, weight_parts],

@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 unit = import_module("shapmix.kernels.triton_unit_product")
 REASON = unavailable("triton", DEVICE_OF["triton"])
 pytestmark = [pytest.mark.triton, pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"triton: {REASON}")]
-SOME = settings(FEW, max_examples=min(10, FEW_EXAMPLES))  # the interpreter is slow
+SOME = settings(FEW, max_examples=min(6, FEW_EXAMPLES))  # the interpreter is slow
 
 
 def check_reduce_branches(shape: Shape, shortcut_has_norm: bool) -> None:
