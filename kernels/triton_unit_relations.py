@@ -219,7 +219,7 @@ def relations_backward(grad: Tensor, factors: Tensor, pooled: Tensor, weight: Te
         OTHERS=OTHER_JOINTS,
         C=block_of(channels, INPUTS),
         PRECISION=relation_precision(pooled.dtype),
-        num_warps=4,
+        num_warps=8,
         reads=[grad, factors, pooled, weight],
         writes=[to_pooled, parts],
         flops=8 * rows * subsets * joints * count * channels,
