@@ -33,11 +33,13 @@ class Gradient(NamedTuple):
             and in `wanted` the arguments whose gradient is wanted.
         backward: (gradient of the first output, saved values) -> gradients of `of`. Only the first output is differentiable. If
             torch.is_grad_enabled(), it must use torch ops that autograd records, for double backward.
+        apart: the op returns the elements of its first output, as tensors of their own, instead of its outputs.
     """
 
     of: tuple[str, ...]
     saves: tuple[str, ...]
     backward: Callable[[Tensor, Any], tuple[Tensor | None, ...]]
+    apart: bool = False
 
 
 def op(
@@ -120,6 +122,7 @@ class Op:
         self.contiguous = tuple(name for name in self.tensors if name not in layouts)
         self.first = chosen_by or self.tensors[0]
         self.differentiable = gradient.of if gradient else ()
+        self.apart = gradient is not None and gradient.apart
         self.saved = tuple(part for name in (gradient.saves if gradient else ()) for part in self.fields.get(name, (name,)))
         self.numbers = tuple(name for name in self.flat if name not in self.tensors)
         returned = ", ".join(["Tensor"] * len(outputs))
@@ -152,14 +155,16 @@ class Op:
         if traced:
             inputs = (*(flat[name] for name in self.flat), backend)
             if out is None:
-                return self.torch_op(*inputs)
+                found = self.torch_op(*inputs)
+                return _elements(found[0]) if self.apart else found
             with torch.no_grad():
                 self.function(*args, **kwargs)  # checks the buffer
                 return out.copy_(self.torch_op(*inputs))
         results = self.function(*args, **kwargs)
         if recorded:
             return _Recorded.apply(self, [results], *(flat[name] for name in self.flat), backend)  # type: ignore[no-untyped-call]
-        return self._compute(results, flat, backend, out)
+        found = self._compute(results, flat, backend, out)
+        return found[0].unbind() if self.apart else found
 
     def _compute(self, results: Any, flat: dict[str, Any], backend: str | None, out: Tensor | None) -> Any:
         """Writes the results, and returns them."""
@@ -250,7 +255,7 @@ class Op:
         if self.without_gradient:
             self._check_without_gradient(values)
         outputs = output if isinstance(output, tuple) else (output,)
-        if len(outputs) > 1:
+        if len(outputs) > 1 and not (self.apart and getattr(ctx, "op", None) is self):  # where the function does not return them
             ctx.mark_non_differentiable(*outputs[1:])
         values.update(zip(self.outputs, outputs, strict=True))
         ctx.save_for_backward(*[values[name] for name in self.saved])
@@ -281,11 +286,19 @@ class _Recorded(torch.autograd.Function):
         ctx.op = declared
         ctx.set_materialize_grads(False)
         declared.setup(ctx, inputs, found)
-        return found
+        return _elements(found[0]) if declared.apart else found
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if ctx.op.apart:
+            zero = next((torch.zeros_like(grad) for grad in grads if grad is not None), None)
+            grads = (None,) if zero is None else (torch.stack([zero if grad is None else grad for grad in grads]),)
         return None, None, *ctx.op.backward(ctx, *grads)
+
+
+def _elements(values: Tensor) -> tuple[Tensor, ...]:
+    """The elements as tensors of their own: autograd forbids in-place changes of one of several views."""
+    return tuple(value.clone() for value in values.unbind())
 
 
 def _in_layout(found: Any, declared: tuple[Tensor, ...]) -> Any:
