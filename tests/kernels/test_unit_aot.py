@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the graph unit's kernels at the sizes of the published layers: spills, shared memory, tensor cores.
+"""Ahead-of-time compilation of a layer's kernels at the sizes of the published layers: spills, shared memory, tensor cores.
 
 The launches of each function are recorded on meta tensors and compiled as a GPU would compile them.
 """
@@ -23,24 +23,28 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per bl
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 PRODUCTS = {"graph_unit_kernel", "graph_unit_gradient_kernel"}
+TEMPORAL_PRODUCTS = {"reduce_branches_kernel", "reduce_branches_backward_kernel", "folded_temporal_unit_kernel"}
+TEMPORAL_PRODUCTS |= {"temporal_branches_kernel", "temporal_branches_backward_kernel"}
+RESIDUAL_PRODUCTS = {"row_product_kernel", "row_product_backward_kernel"}
 Report = dict[str, Any]
 
 
 class Layer(NamedTuple):
-    """Sizes of a layer's graph unit."""
+    """Sizes of a layer."""
 
     frames: int
     inputs: int
     channels: int
     relations: int
+    stride: int = 1
 
 
 LAYERS = {
     "l1": Layer(64, 3, 64, 8),
     "l2": Layer(64, 64, 64, 8),
-    "l5": Layer(64, 64, 128, 8),
+    "l5": Layer(64, 64, 128, 8, 2),
     "l6": Layer(32, 128, 128, 16),
-    "l8": Layer(32, 128, 256, 16),
+    "l8": Layer(32, 128, 256, 16, 2),
     "l9": Layer(16, 256, 256, 32),
 }
 
@@ -61,7 +65,50 @@ SLOW = [config for config in SLOW if config not in QUICK]
 
 
 def launches(config: Config) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """Kernel, arguments and options of each launch of a layer's graph unit."""
+    """Kernel, arguments and options of each launch of a layer."""
+    yield from graph_launches(config)
+    yield from temporal_launches(config)
+
+
+def temporal_launches(config: Config) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Launches of a layer's temporal unit and of the 1x1 convolutions of shortcut and residual."""
+    from shapmix.kernels import triton_unit_folded as folded
+    from shapmix.kernels import triton_unit_product as product_of
+    from shapmix.kernels import triton_unit_temporal as temporal
+
+    found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(kernel: Any, grid: Any, *arguments: Any, reads: Any, writes: Any, flops: int = 0, **options: Any) -> None:
+        found.append((kernel, arguments, options))
+
+    (frames, inputs, channels, _, stride), joints, dtype = LAYERS[config.layer], config.joints, DTYPES[config.dtype]
+    wide = partial(torch.empty, dtype=torch.float32, device="meta")
+    narrow = partial(torch.empty, dtype=dtype, device="meta")
+    width, frames_out = channels // 4, frames // stride
+    x, y, o = narrow(256, frames, joints, inputs), narrow(256, frames, joints, channels), narrow(256, frames_out, joints, channels)
+    z, taps = narrow(256, frames, joints, 3 * width), narrow(5, width, width).permute(1, 2, 0)
+    norm, summed, z_norm, z_summed = wide(6, channels), wide(2, channels), wide(6, 3 * width), wide(2, 3 * width)
+    is_same = inputs == channels
+    unit_input = (y, norm, y, None if is_same else norm, narrow(channels, channels))
+    weights: dict[str, Any] = {"residual": x}
+    if not is_same:
+        weights |= {"residual_weight": narrow(channels, inputs), "residual_norm": norm}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (folded, product_of, temporal):
+            patch.setattr(module, "launch", record)
+        product_of.reduce_branches(*unit_input, stride=stride)
+        product_of.reduce_branches_backward(z, z, z_norm, z_summed, o, o, norm, summed, *unit_input, stride=stride)
+        if not is_same:
+            product_of.row_product(x, narrow(channels, inputs), stride=stride)
+            product_of.row_product_backward(o, o, norm, summed, x, narrow(channels, inputs), stride=stride)
+        temporal.temporal_branches(o, z, z_norm, taps, taps)
+        temporal.temporal_branches_backward(o, o, norm, summed, z, z_norm, taps, taps)
+        folded.folded_temporal_unit(y, narrow(channels, channels), z_norm, taps, taps, norm, stride=stride, **weights)
+    return found
+
+
+def graph_launches(config: Config) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Launches of a layer's graph unit."""
     from shapmix.kernels import triton_unit_graph as unit
     from shapmix.kernels import triton_unit_relations as relations
 
@@ -70,7 +117,7 @@ def launches(config: Config) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, A
     def record(kernel: Any, grid: Any, *arguments: Any, reads: Any, writes: Any, flops: int = 0, **options: Any) -> None:
         found.append((kernel, arguments, options))
 
-    (frames, inputs, channels, count), joints, dtype = LAYERS[config.layer], config.joints, DTYPES[config.dtype]
+    (frames, inputs, channels, count, _), joints, dtype = LAYERS[config.layer], config.joints, DTYPES[config.dtype]
     wide = partial(torch.empty, dtype=torch.float32, device="meta")
     narrow = partial(torch.empty, dtype=dtype, device="meta")
     x, y = narrow(256, frames, joints, inputs), narrow(256, frames, joints, channels)
@@ -157,7 +204,11 @@ def may_spill(kernel: str, config: Config) -> int:
     """Bytes that a kernel may spill: blocks are chosen for bfloat16 on sm_90, elsewhere some addresses do not fit the registers."""
     if kernel == "relations_gradient_kernel":
         return 32
-    return 512 if kernel == "graph_unit_gradient_kernel" and (config.dtype, config.arch) != ("bf16", 90) else 0
+    if (config.dtype, config.arch) == ("bf16", 90):
+        return 0
+    if kernel in TEMPORAL_PRODUCTS | RESIDUAL_PRODUCTS:
+        return 16 if config.arch == 90 else 1024
+    return 512 if kernel == "graph_unit_gradient_kernel" else 0
 
 
 def params(configs: Iterable[Config], slow: bool) -> list[Any]:
@@ -166,15 +217,15 @@ def params(configs: Iterable[Config], slow: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("config", [*params(QUICK, slow=False), *params(SLOW, slow=True)])
-def test_graph_unit_compiles_to_tensor_cores(reports_of: Callable[[Config], list[Report]], config: Config) -> None:
+def test_kernels_compile_to_tensor_cores(reports_of: Callable[[Config], list[Report]], config: Config) -> None:
     found = reports_of(config)
-    assert {report["kernel"] for report in found} >= PRODUCTS
+    assert {report["kernel"] for report in found} >= PRODUCTS | TEMPORAL_PRODUCTS
     for report in found:
         spills = [int(count) for count in re.findall(r"(\d+) bytes spill", report["ptxas"])]
         assert spills, report["ptxas"]
         assert max(spills) <= may_spill(report["kernel"], config), report["kernel"]
         assert report["shared"] <= SHARED_LIMIT[config.arch], report["kernel"]
-        if report["kernel"] in PRODUCTS:
+        if report["kernel"] in PRODUCTS | TEMPORAL_PRODUCTS | RESIDUAL_PRODUCTS:
             assert report["products"] > 0, report["kernel"]
 
 
