@@ -291,8 +291,10 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         if ctx.op.apart:
-            zero = next((torch.zeros_like(grad) for grad in grads if grad is not None), None)
-            grads = (None,) if zero is None else (torch.stack([zero if grad is None else grad for grad in grads]),)
+            given = [grad for grad in grads if grad is not None]
+            if 0 < len(given) < len(grads):
+                given = [torch.zeros_like(given[0]) if grad is None else grad for grad in grads]
+            grads = (torch.stack(given) if given else None,)
         return None, None, *ctx.op.backward(ctx, *grads)
 
 
