@@ -29,24 +29,24 @@ INTERPRETED_FILES = sorted(file.name for file in HERE.glob("test_*.py") if PROVE
 
 @pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter process and does not run inside it")
 def test_triton_interpreter() -> None:
-    """Every Triton test on CPU tensors, of a few drawn problems each."""
-    interpret(INTERPRETED_FILES, examples=4)
+    """Every Triton test that is not slow on CPU tensors, of a few drawn problems each."""
+    interpret(INTERPRETED_FILES, examples=4, which="triton and not slow")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this test starts the interpreter process and does not run inside it")
 @pytest.mark.parametrize("file", INTERPRETED_FILES)
 def test_triton_interpreter_on_many_problems(file: str) -> None:
-    interpret([file], examples=25)
+    interpret([file], examples=25, which="triton")
 
 
-def interpret(files: list[str], examples: int) -> None:
+def interpret(files: list[str], examples: int, which: str) -> None:
     """Runs the Triton tests of files in a process with the interpreter on."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if version_of(triton.__version__) < (3, 7) and version_of(np.__version__) >= (2, 5):
         pytest.skip(f"the interpreter of Triton {triton.__version__} takes int() of arrays, which NumPy {np.__version__} refuses")
     paths = [str(HERE / file) for file in files]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, "-m", "triton"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, "-m", which]
     environment = {**os.environ, "TRITON_INTERPRET": "1", EXAMPLES: str(examples)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
