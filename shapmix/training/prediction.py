@@ -151,7 +151,7 @@ def _open_like(file: Path, trained: Trained, format: str, layout: str | None) ->
                 "%s: does not name its skeleton; assuming %s, that of training (--layout names another)", file, trained.layout.name
             )
             own = Path(folder) / "layout.toml"
-            own.write_text(layout_toml(trained.layout), encoding="utf-8")
+            write_whole(own, layout_toml(trained.layout))
             taken = replace(taken, layout=str(own))
         source = find_source(file, format, taken)
         _check_fits(file, trained, parse_layout(layout_text(source.layout), where=str(file)), source.scores)
