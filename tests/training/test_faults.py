@@ -311,7 +311,8 @@ def test_what_a_killed_run_was_writing_is_removed(whole: Path, tmp_path: Path, m
 def test_sighup_saves_the_run_though_the_terminal_is_gone(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     command = [*TRAIN, *ENDLESS, "--run-dir", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # the tests may run under nohup
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, **hears)
     os.close(theirs)
     last, until = tmp_path / "run/checkpoints/last.pt", time.monotonic() + LIMIT
     try:
