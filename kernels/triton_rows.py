@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_launch import product_precision
+
 SHORTEST_BLOCK = 16  # of a matrix product
 
 
@@ -119,9 +121,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 def product_constants(x: Tensor) -> dict[str, object]:
     """Dtype of the accumulators, and the precision of float32 products, which is that of torch's convolutions."""
-    if x.dtype == torch.float64:
-        return {"SUM": tl.float64, "PRECISION": "ieee"}
-    return {"SUM": tl.float32, "PRECISION": "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"}
+    return {"SUM": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": product_precision(x.dtype)}
 
 
 def block_of(size: int, most: int | None = None) -> int:

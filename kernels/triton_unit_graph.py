@@ -25,7 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import Moved, launch, product_precision
-from .triton_unit_relations import add_to, block_of
+from .triton_rows import block_of
+from .triton_unit_relations import add_to
 
 
 @triton.jit

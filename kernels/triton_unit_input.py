@@ -16,8 +16,7 @@ from torch import Tensor
 from shapmix.reference.layer import LayerBelow
 
 from .triton_launch import launch, product_precision
-from .triton_rows import add_sums
-from .triton_unit_relations import block_of
+from .triton_rows import add_sums, block_of
 
 ROWS, CHANNELS, FEATURES = 128, 128, 64  # blocks of the product
 PARTS = 264  # of the sums: two programs for each multiprocessor of a large GPU

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .triton_graph import tanh
 from .triton_launch import launch
+from .triton_rows import block_of
 
 FORWARD_JOINTS, BACKWARD_JOINTS, OTHER_JOINTS = 8, 16, 8
 INPUTS = 32  # channels of a step of the products
@@ -149,11 +150,6 @@ def relations_gradient_kernel(
                 w = tl.load(weight + at, mask=is_weight, other=0.0)
                 of_x = tl.dot(term, w, input_precision=PRECISION, out_dtype=dtype)
                 add_to(to_x + joint[:, None] * channels + channel[None, :], of_x, is_x, branch == 0)
-
-
-def block_of(size: int, largest: int) -> int:
-    """Block size of an axis: a power of 2 of at least 16, as matrix products need, and at most `largest`."""
-    return min(largest, max(16, int(triton.next_power_of_2(size))))
 
 
 def relation_precision(dtype: torch.dtype) -> str:
