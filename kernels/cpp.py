@@ -13,13 +13,18 @@ from .dispatch import kernel
 
 @cache
 def load() -> tuple[ModuleType | None, str | None]:
-    """The compiled module, or None and the reason why it cannot be imported."""
+    """The compiled module, or None and the reason why it cannot be used."""
+    return compiled("shapmix._native", remedy="reinstall shapmix with a C++ compiler on the PATH")
+
+
+def compiled(name: str, remedy: str) -> tuple[ModuleType | None, str | None]:
+    """A module of csrc/, or None and the reason why it cannot be used."""
     try:
-        module = import_module("shapmix._native")
+        module = import_module(name)
     except ImportError as error:
-        return None, f"shapmix._native cannot be imported ({error}): reinstall shapmix with a C++ compiler on the PATH"
+        return None, f"{name} cannot be imported ({error}): {remedy}"
     if not hasattr(module, "KERNELS"):
-        return None, "shapmix._native was built from older sources: rerun `pip install -e .`"
+        return None, f"{name} was built from older sources: rerun `pip install -e .`"
     return module, None
 
 

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from .cpp import compiled
 from .dispatch import kernel
 
 
 @cache
 def load() -> tuple[ModuleType | None, str | None]:
-    """The compiled module, or None and the reason why it cannot be imported."""
-    try:
-        return import_module("shapmix._native_cuda"), None
-    except ImportError as error:
-        remedy = "reinstall shapmix with SHAPMIX_CUDA=1 and nvcc on the PATH"
-        return None, f"shapmix._native_cuda cannot be imported ({error}): {remedy}"
+    """The compiled module, or None and the reason why it cannot be used."""
+    return compiled("shapmix._native_cuda", remedy="reinstall shapmix with SHAPMIX_CUDA=1 and nvcc on the PATH")
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -158,3 +160,12 @@ def test_doctor_fails_where_a_back_end_is_wrong(monkeypatch: pytest.MonkeyPatch,
     assert doctor.main(["--json"]) == 1
     verdict = json.loads(capsys.readouterr().out)["back ends"]["cpp on cpu"]
     assert verdict.startswith("WRONG: differs from the reference in mix_clips on [1, 1, 1, 1, 1] torch.float32")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "cuda"])
+def test_a_module_built_from_older_sources_says_so(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module(f"shapmix.kernels.{backend}")
+    monkeypatch.setattr(cpp, "import_module", lambda name: ModuleType(name))
+    found, reason = module.load.__wrapped__()
+    assert found is None
+    assert re.fullmatch(r"shapmix\._native(_cuda)? was built from older sources: rerun `pip install -e \.`", str(reason))
