@@ -13,8 +13,8 @@ import tyro
 from shapmix.process.command import ComputeOptions, read_options, run_command, start_computing
 from shapmix.process.files import check_output_folder
 from shapmix.training import metrics
-from shapmix.training.config import ConfigError
 from shapmix.training.ensemble import score_runs
+from shapmix.training.options import ConfigError
 from shapmix.training.scores import CALIBRATION_BINS, accuracy_of, calibration_error, save_scores, write_tables
 from shapmix.training.trained import CheckpointOptions
 

@@ -26,7 +26,7 @@ from shapmix.data.sources.registry import FORMATS
 from shapmix.process.command import WRONG, ComputeOptions, RegisteredName, program, read_options, run_command, start_computing
 from shapmix.process.errors import DataError
 from shapmix.process.files import check_output_file
-from shapmix.training.config import ConfigError
+from shapmix.training.options import ConfigError
 from shapmix.training.prediction import Prediction, describe, predict, recordings_of, write_predictions
 from shapmix.training.trained import CheckpointOptions, open_run
 

@@ -11,7 +11,8 @@ from shapmix.process import parallel
 from shapmix.process.signals import StopRequest
 from shapmix.training import metrics
 from shapmix.training.build import load_splits
-from shapmix.training.config import Baseline, TrainConfig, changed_on_resume, parse_config
+from shapmix.training.config import changed_on_resume, parse_config
+from shapmix.training.options import Baseline, TrainConfig
 from shapmix.training.run_folder import check_run_dir, hold_run_dir, of_process_0, write_result
 from shapmix.training.trainer import train
 

@@ -25,8 +25,8 @@ from shapmix.networks.backbones import find_backbone
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
 from shapmix.process.errors import RunError
-from shapmix.training.config import TrainConfig
 from shapmix.training.eager_step import EagerStep
+from shapmix.training.options import TrainConfig
 from shapmix.training.state import Training
 from shapmix.training.step import TrainingStep, draws_on_host
 

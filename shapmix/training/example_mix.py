@@ -15,7 +15,7 @@ from shapmix.data.sampling import ClipSampler
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS
 from shapmix.pictures import plots
-from shapmix.training.config import TrainConfig
+from shapmix.training.options import TrainConfig
 
 
 class MixExample(NamedTuple):

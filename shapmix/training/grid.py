@@ -22,7 +22,8 @@ from tqdm import tqdm
 from shapmix.process.errors import RunError, ShapmixError
 from shapmix.process.files import write_whole
 from shapmix.process.signals import PARENT, Interruption, StopRequest
-from shapmix.training.config import as_arguments, parse_config, parser_errors, plain
+from shapmix.training.config import as_arguments, parse_config, parser_errors
+from shapmix.training.options import plain
 from shapmix.training.run_folder import commit, read_metrics, versions
 
 HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from shapmix.process import parallel
 from shapmix.process.files import named
-from shapmix.training.config import TrainConfig
+from shapmix.training.options import TrainConfig
 from shapmix.training.state import Progress
 
 Item = TypeVar("Item")

@@ -26,7 +26,7 @@ from shapmix.process.errors import RunError, ShapmixError
 from shapmix.process.files import UNFINISHED, append_line, named, only_writer, write_whole
 from shapmix.training import metrics
 from shapmix.training.checkpoint import CheckpointError
-from shapmix.training.config import TrainConfig
+from shapmix.training.options import TrainConfig
 
 log = logging.getLogger("shapmix")
 

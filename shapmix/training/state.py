@@ -21,7 +21,7 @@ from shapmix.data.clips import Splits
 from shapmix.mixing.mixer import ShapMix
 from shapmix.skeleton.layout import layout_toml
 from shapmix.training.checkpoint import CheckpointError, check_fields, load_weights, not_finite
-from shapmix.training.config import TrainConfig
+from shapmix.training.options import TrainConfig
 
 
 @dataclass

@@ -16,7 +16,8 @@ from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout, parse_layout
 from shapmix.training.build import load_splits, make_mixer, make_network, make_sampler
 from shapmix.training.checkpoint import CheckpointError, check_fields, load_checkpoint, load_weights, not_finite, read_checkpoint
-from shapmix.training.config import TrainConfig, parse_config
+from shapmix.training.config import parse_config
+from shapmix.training.options import TrainConfig
 
 Checkpoint = Literal["best", "last"]
 

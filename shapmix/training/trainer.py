@@ -30,8 +30,9 @@ from shapmix.process.signals import Interruption, StopRequest
 from shapmix.training import metrics, progress
 from shapmix.training.build import PRECISIONS, make_sampler, make_step, make_training
 from shapmix.training.checkpoint import CheckpointError, load_checkpoint, load_newest, load_weights, save_checkpoint
-from shapmix.training.config import TrainConfig, changed_on_resume, parse_config, save_config
+from shapmix.training.config import changed_on_resume, parse_config, save_config
 from shapmix.training.example_mix import draw_mixing
+from shapmix.training.options import TrainConfig
 from shapmix.training.run_folder import data_hash, forget_later_epochs, new_run_dir, of_process_0, record_start, write_result
 from shapmix.training.scores import logits_of
 from shapmix.training.state import Progress, deterministic, restore, seed_all, snapshot

@@ -19,7 +19,7 @@ from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.skeleton.layout import BUILT_IN, layout_toml, load_layout
 from shapmix.training import build
 from shapmix.training.build import make_sampler
-from shapmix.training.config import TrainConfig
+from shapmix.training.options import TrainConfig
 from shapmix.training.step import TrainingStep
 from shapmix.training.trained import open_run
 

@@ -17,9 +17,9 @@ import pytest
 
 from shapmix import experiment
 from shapmix.training import grid, grid_table
-from shapmix.training.config import ConfigError
 from shapmix.training.grid import Cell, PlanError, only, read_plan
 from shapmix.training.grid_table import interval, summaries, table
+from shapmix.training.options import ConfigError
 from tests import small_run
 
 PLAN = """

@@ -20,7 +20,8 @@ from shapmix.process.files import InUseError, named, only_writer, whole_file, wr
 from shapmix.shapley.explanation import Explanation
 from shapmix.skeleton.layout import load_layout
 from shapmix.training import metrics, scores
-from shapmix.training.config import TrainConfig, save_config
+from shapmix.training.config import save_config
+from shapmix.training.options import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 

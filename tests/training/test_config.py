@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shapmix.training.config import (
-    ON_RESUME,
-    PRESETS,
-    ConfigError,
-    TrainConfig,
-    changed_on_resume,
-    options,
-    parse_config,
-    save_config,
-)
+from shapmix.training.config import PRESETS, changed_on_resume, parse_config, save_config
+from shapmix.training.options import FREE_ON_RESUME, NOT_SAVED, ConfigError, TrainConfig, options
 
 
 def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
@@ -139,26 +131,25 @@ def test_presets_of_full_lists_say_whose_recipe_they_apply(name: str) -> None:
         assert {**values, "imbalance": 100, "n_max": 600} == of_tail
 
 
-def test_every_option_says_whether_a_run_may_go_on_with_another_value() -> None:
-    """A new option has to be put into the table."""
-    assert set(ON_RESUME) == set(options(TrainConfig()))
-    assert {"mix", "loss", "stream", "batch_size", "compat", "schedule.lr", "saliency.temperature", "saliency.estimator"} <= {
-        key for key, rule in ON_RESUME.items() if rule == "kept"
-    }
+def test_a_new_option_is_kept_on_resume_unless_it_is_listed() -> None:
+    keys = set(options(TrainConfig()))
+    assert keys >= FREE_ON_RESUME
+    kept = keys - FREE_ON_RESUME - set(NOT_SAVED)
+    assert {"mix", "loss", "stream", "batch_size", "compat", "schedule.lr", "saliency.temperature", "saliency.estimator"} <= kept
 
 
-@pytest.mark.parametrize("key", sorted(ON_RESUME))
+@pytest.mark.parametrize("key", sorted(options(TrainConfig())))
 def test_another_value_is_refused_or_reported(key: str) -> None:
     before = TrainConfig()
     group, _, below = key.rpartition(".")
     changed = replace(getattr(before, group), **{below: "other"}) if group else "other"
     now = replace(before, **{group or key: changed})
-    if ON_RESUME[key] == "kept":
+    if key in FREE_ON_RESUME or key in NOT_SAVED:
+        expected = {key: (options(before)[key], "other")} if key in FREE_ON_RESUME else {}
+        assert changed_on_resume(before, now) == expected
+    else:
         with pytest.raises(ConfigError, match=f"^{key}: the run was started with .* and cannot go on with other; leave it out"):
             changed_on_resume(before, now)
-    else:
-        expected = {key: (options(before)[key], "other")} if ON_RESUME[key] == "free" else {}
-        assert changed_on_resume(before, now) == expected
     assert changed_on_resume(before, before) == {}
 
 

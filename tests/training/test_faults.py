@@ -35,7 +35,8 @@ from shapmix.training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from shapmix.training.config import TrainConfig, parse_config
+from shapmix.training.config import parse_config
+from shapmix.training.options import TrainConfig
 from shapmix.training.state import Training, restore
 from shapmix.training.trained import open_run
 from tests import small_run
