@@ -84,6 +84,55 @@ def tail_repeat(labels: npt.NDArray[np.int64], generator: np.random.Generator) -
     return generator.permutation(np.repeat(np.arange(len(labels)), times))
 
 
+@sampler("oversample")
+def oversample(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Every clip once, and more draws with replacement of each class, until it has as many as the largest class.
+
+    Source: the published Shap-Mix code's feeder with random over-sampling, which draws once for all epochs; here each epoch draws.
+    """
+    counts = np.bincount(labels)
+    short = (counts.max() - counts) * (counts > 0)
+    more = _of_classes(np.repeat(np.arange(len(counts)), short), labels, generator)
+    return generator.permutation(np.concatenate([np.arange(len(labels)), more]))
+
+
+@sampler("class_balanced_4x")
+def class_balanced_4x(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """4 N draws with replacement, of which every class has the same number, to within one.
+
+    Source: the published Shap-Mix code's over-sampling feeder with `class_balance`. (Its recipe for long tails sets that option of
+    another feeder, which ignores it: that is `instance`.)
+    """
+    classes = np.unique(labels)
+    return generator.permutation(_of_classes(classes[np.arange(4 * len(labels)) % len(classes)], labels, generator))
+
+
+@sampler("tail_third")
+def tail_third(labels: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Repeats every clip of the smallest third of the classes n_max / n times; a fraction repeats so many of the class's clips.
+
+    Source: the code of BRL (Liu et al., arXiv 2308.14024) and, of the same file, of Shap-Mix. They take the last third of the
+    class ids, which are the smallest classes in their lists.
+    """
+    counts = np.bincount(labels)
+    by_size = np.argsort(-counts, kind="stable")
+    times = np.ones(len(counts))
+    tail = by_size[len(counts) // 3 * 2 :]
+    times[tail] = counts.max() / np.maximum(counts[tail], 1)
+    whole, rest = np.floor(times).astype(np.int64), np.floor((times % 1) * counts).astype(np.int64)
+    some = [generator.permutation(np.flatnonzero(labels == label))[: rest[label]] for label in np.flatnonzero(rest)]
+    return generator.permutation(np.concatenate([np.repeat(np.arange(len(labels)), whole[labels]), *some]))
+
+
+def _of_classes(
+    classes: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """A random clip of each of these classes."""
+    counts = np.bincount(labels)
+    begin = np.cumsum(counts) - counts
+    return np.argsort(labels, kind="stable")[begin[classes] + generator.integers(0, counts[classes])]
+
+
 def _weighted(weight: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
     return generator.choice(len(weight), len(weight), p=weight / weight.sum())
 

@@ -25,6 +25,7 @@ from shapmix.process.choices import Registry
 BETA = 0.9999
 GAMMA = 2.0
 LARGEST_MARGIN = 0.5
+HEAD_SMOOTHING, TAIL_SMOOTHING = 0.4, 0.1  # of the largest and the smallest class; MiSLAS's for CIFAR-100-LT of imbalance 100
 
 ClipLoss = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
@@ -34,7 +35,7 @@ class Classes(NamedTuple):
 
     counts: Tensor
     log_prior: Tensor
-    deferred: bool  # whether the part of the training is reached in which LDAM weights its classes
+    deferred: bool  # whether the part of the training is reached in which LDAM and the action-aware loss weight their classes
     backend: str | None = None
 
 
@@ -138,3 +139,55 @@ def ldam(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) 
     lowered = logits.scatter_add(1, labels[:, None], -margin[labels][:, None])
     every = cross_entropy(lowered, labels, reduction="none")
     return class_weights(counts)[labels].to(logits.dtype) * every if deferred else every
+
+
+@loss("label_aware_smoothing", on_device=True)
+def label_aware_smoothing(
+    logits: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    deferred: bool = True,
+    *,
+    head: float = HEAD_SMOOTHING,
+    tail: float = TAIL_SMOOTHING,
+) -> Tensor:
+    """Cross-entropy of smoothed labels: the larger the class, the more of its label goes to the other classes.
+
+    Source: Zhong et al., MiSLAS, CVPR 2021, section 3.2. There it trains the classifier alone, in a second stage. As in the paper,
+    the share of the label is divided among the other K - 1 classes; the published code divides it among all K.
+    """
+    share = smoothing(counts, head, tail)[labels].to(logits.dtype)
+    log_p = logits.log_softmax(1)
+    own = log_p.gather(1, labels[:, None])[:, 0]
+    return -(1 - share) * own - share / (logits.shape[1] - 1) * (log_p.sum(1) - own)
+
+
+def smoothing(counts: Tensor, head: float = HEAD_SMOOTHING, tail: float = TAIL_SMOOTHING) -> Tensor:
+    """[K]: the share of a label that goes to other classes: `tail` for the smallest class, `head` for the largest, concave."""
+    return tail + (head - tail) * torch.sin(torch.pi / 2 * _relative_size(counts))
+
+
+def _relative_size(counts: Tensor) -> Tensor:
+    """[K] float64: 0 for the smallest class, 1 for the largest, linear between; all 0 where classes have one size."""
+    least = counts.min()
+    return (counts - least).double() / (counts.max() - least).clamp(min=1)
+
+
+@loss("action_aware")
+def action_aware(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) -> Tensor:
+    """Plain cross-entropy, and weighted by an effective number of clips with a beta of each class once `deferred` is over.
+
+    Source: Liu et al., BRL, arXiv 2308.14024, the detached action-aware learning schedule. BRL weights the last 5 of its 24
+    epochs, and so does the trainer's schedule (the last fifth, rounded up). BRL's code divides by the sum of the weights in a
+    batch; here the loss is a mean over the clips, as of `class_balanced`. BRL's code also swaps beta and 1 - beta in every other
+    epoch, where its weights are nearly uniform; here they are those of the paper in each of these epochs.
+    """
+    every = cross_entropy(logits, labels, reduction="none")
+    return action_aware_weights(counts)[labels].to(logits.dtype) * every if deferred else every
+
+
+def action_aware_weights(counts: Tensor) -> Tensor:
+    """[K]: (1 - b) / (1 - b^n), with a mean of 1; b is 0.99 for the smallest class, 0.9999 for the largest, linear in n."""
+    beta = 0.99 + 0.0099 * _relative_size(counts)
+    weights = (1 - beta) / (1 - beta**counts)
+    return weights / weights.mean()

@@ -55,7 +55,7 @@ class ShapMix(nn.Module):
         warmup_steps: initial steps in which mixing is ST-Mix and the saliency is measured with empty contexts.
         replace_steps: initial steps in which a measurement replaces the class average instead of updating it;
             default: `warmup_steps`.
-        deferred_steps: initial steps in which the loss "ldam" does not weight classes.
+        deferred_steps: initial steps in which the losses "ldam" and "action_aware" do not weight classes.
         seed: random seed; draws are functions of (seed, step).
         backend: of the kernels (see `shapmix.kernels`); None selects the fastest.
 

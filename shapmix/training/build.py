@@ -30,7 +30,7 @@ from shapmix.training.options import TrainConfig
 from shapmix.training.state import Training
 from shapmix.training.step import TrainingStep, draws_on_host
 
-DEFERRED = 0.8  # of the epochs, before LDAM weights its classes, its paper's
+DEFERRED = 0.8  # of the epochs, before LDAM (as in its paper) and the action-aware loss (19 of 24, as published) weight classes
 
 MIXER_OPS = ("coalition_inputs", "mix_clips", "draw_plan", "saliency_update", "balanced_mix_loss")  # that `backend` is for
 

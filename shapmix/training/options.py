@@ -132,7 +132,7 @@ class TrainConfig(ComputeOptions, SplitOptions):
     """Number of frames that clips are resized to or sampled at; a multiple of 4."""
 
     sampler: Sampler = "instance"
-    """Sampling of an epoch: every clip once, classes by the square root of their size, classes uniformly, or the tail repeated."""
+    """Sampling of an epoch: instance takes every clip once; shapmix.data.order describes those that favour rare classes."""
     mix: Mix = "shapmix"
     """stmix is Shap-Mix without saliency, mixup blends whole clips; shapmix.mixing.mixers describes the others."""
     loss: Loss = "balanced"

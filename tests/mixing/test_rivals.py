@@ -8,7 +8,16 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from shapmix import ShapMix, load_layout
 from shapmix.draws.philox import random_words
-from shapmix.mixing.losses import LOSSES, Classes, class_balanced, class_weights, focal, ldam
+from shapmix.mixing.losses import (
+    LOSSES,
+    Classes,
+    action_aware,
+    class_balanced,
+    class_weights,
+    focal,
+    label_aware_smoothing,
+    ldam,
+)
 from shapmix.mixing.mixers import MIXERS, Draws, MixedBatch
 from shapmix.skeleton.layout import Layout, parse_layout
 
@@ -36,7 +45,13 @@ MANY = parse_layout(  # more joints than a draw has words at first
     + f"\n[parts]\nlegs = {NAMES[:70]}\narms = {NAMES[70:]}\n"
 )
 RIVALS = [name for name, mixer in MIXERS.items() if not mixer.on_device]
-PER_CLIP = {"class_balanced": class_balanced, "focal": focal, "ldam": ldam}
+PER_CLIP = {
+    "class_balanced": class_balanced,
+    "focal": focal,
+    "ldam": ldam,
+    "label_aware_smoothing": label_aware_smoothing,
+    "action_aware": action_aware,
+}
 PASTING = ("cutmix", "cmo", "skelemix", "partial_mixup")
 
 
