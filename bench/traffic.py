@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from shapmix.kernels import triton_unit
 from shapmix.kernels.triton_launch import Launch, record_launches
 from shapmix.networks import ctrgcn, ctrgcn_reference
+from shapmix.reference.coalition import CoalitionClips, coalition_inputs
 from shapmix.skeleton.layout import load_layout
 
 BANDWIDTH = 3.0e12  # bytes a second of an H100 SXM, as copies reach it
@@ -251,13 +252,22 @@ def label(layer: nn.Module, name: str, counted: TorchOps) -> None:
 
 
 def count(ours: bool, dtype: torch.dtype, clips: int, training: bool) -> tuple[list[Move], int]:
-    """The kernels of one forward pass, in training mode with its backward pass, and its peak of memory in bytes without weights."""
+    """The kernels of one pass, and its peak of memory in bytes without weights.
+
+    In training mode, forward and backward on `clips`; in eval mode, on as many rows of coalitions of half as many clips.
+    """
     with fake_network(ours, training) as (network, counted):
-        x = torch.empty(clips, 3, FRAMES, JOINTS, PEOPLE)
-        labels = torch.empty(clips, dtype=torch.int64)
+        x = torch.empty(clips if training else -(-clips // 2), 3, FRAMES, JOINTS, PEOPLE)
+        labels, parts = torch.empty(clips, dtype=torch.int64), torch.empty(JOINTS, dtype=torch.int64)
+        rows = CoalitionClips(x, torch.empty(x.shape[1:]), labels, labels, parts)
         with counted:
             with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                logits = network(x)
+                if training:
+                    logits = network(x)
+                elif ours:
+                    logits = network(rows)
+                else:
+                    logits = network(coalition_inputs(x[rows.samples], rows.mean_motion, rows.coalitions[None], parts))
             if training:
                 nn.functional.cross_entropy(logits.float(), labels).backward()
     return counted.moves, counted.peak

@@ -5,7 +5,7 @@
 
 from .branches import join_branches
 from .clips import sample_clips
-from .coalition import coalition_inputs, normalised_coalition_inputs
+from .coalition import coalition_inputs, expanded, normalised_coalition_inputs
 from .dispatch import BACKENDS, BackendError, unavailable
 from .graph import graph_conv
 from .loss import balanced_mix_loss
@@ -23,6 +23,7 @@ __all__ = [
     "batch_norm",
     "coalition_inputs",
     "draw_plan",
+    "expanded",
     "graph_conv",
     "join_branches",
     "layer_steps",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shapmix import reference
+from shapmix.reference.coalition import CoalitionClips
 
 from .checks import as_given, check_clips, check_tensor, in_planes, new_output
 from .op import Gradient, op
@@ -117,6 +118,13 @@ def normalised_coalition_inputs(
     for name, value in (("weight", weight), ("bias", bias)):
         check_tensor(name, value, (people, joints, channels), clips.dtype, clips.device)
     return new_output(out, (len(coalitions) * n * people, channels, frames, joints), clips)
+
+
+def expanded(rows: CoalitionClips, *, backend: str | None = None) -> Tensor:
+    """The rows [L, C, T, V, M] of clips under coalitions, by `coalition_inputs`, whose errors it raises."""
+    own, sets = rows.clips[rows.samples], rows.coalitions[None]
+    restored = rows.restored_frames
+    return coalition_inputs(own, rows.mean_motion, sets, rows.part_of_joint, restored_frames=restored, backend=backend)
 
 
 def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor) -> None:

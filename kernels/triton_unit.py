@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .triton_unit_clips import input_rows
 from .triton_unit_folded import folded_temporal_unit
 from .triton_unit_graph import folded_graph_unit, graph_unit, graph_unit_backward
 from .triton_unit_input import layer_input_backward
@@ -18,6 +19,7 @@ __all__ = [
     "folded_temporal_unit",
     "graph_unit",
     "graph_unit_backward",
+    "input_rows",
     "join_moments",
     "join_parts",
     "layer_input_backward",

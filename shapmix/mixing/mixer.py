@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from shapmix.kernels import BACKENDS, coalition_inputs
+from shapmix.kernels import BACKENDS, expanded
 from shapmix.mixing import official
 from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
 from shapmix.mixing.losses import LOSSES, Classes
@@ -17,9 +17,11 @@ from shapmix.mixing.marginals import Request
 from shapmix.mixing.mixers import MIXERS, Batch, MixedBatch, Pasting
 from shapmix.mixing.saliency import ClassSaliency
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion, whole_counts
+from shapmix.networks.ctrgcn import takes_coalitions
 from shapmix.networks.modes import in_eval_mode, isolated_eval_mode
 from shapmix.process.choices import check_choice
 from shapmix.reference import log_class_prior
+from shapmix.reference.coalition import CoalitionClips
 from shapmix.skeleton.layout import Layout
 
 Compat = Literal["default", "official"]
@@ -184,18 +186,13 @@ class ShapMix(nn.Module):
             combinations=None if counter is None else self.combinations,
         )
         found = estimator.propose(request)
-        device, mean_motion = clips.device, self.mean_motion.to(clips.dtype)
-        rows = coalition_inputs(
-            clips[found.samples.to(device)],
-            mean_motion,
-            found.coalitions[None].to(device),
-            self.part_of_joint,
-            restored_frames=self.restored_frames,
-            backend=self.backend,
-        )
+        index = torch.zeros(2, 1 + len(found.samples), dtype=torch.int64, device=clips.device)  # row 0 is the empty coalition
+        index[0, 1:], index[1, 1:] = found.samples, found.coalitions
+        rows = CoalitionClips(clips, self.mean_motion.to(clips.dtype), index[0], index[1], self.part_of_joint, self.restored_frames)
+        is_lazy = self.backend in (None, "auto", "triton") and takes_coalitions(network)
         with isolated_eval_mode(network) if counter is None else in_eval_mode(network):
-            logits = network(torch.cat([mean_motion[None], rows]))
-        check_logits("the network's result", logits, 1 + len(rows), len(self.class_counts))
+            logits = network(rows if is_lazy else expanded(rows, backend=self.backend))
+        check_logits("the network's result", logits, len(rows), len(self.class_counts))
         self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
 
     @property

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from shapmix.kernels import batch_norm, graph_conv, join_branches, layer_steps
+from shapmix.kernels import batch_norm, expanded, graph_conv, join_branches, layer_steps
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.backbones import backbone
 from shapmix.networks.ctrgcn_layer import can_be_fused, folded_layers, fused_layers, parts_of
 from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
+from shapmix.process.parallel import SharedForward
+from shapmix.reference.coalition import CoalitionClips
 
 CHANNELS_LAST = torch.channels_last
 CACHED_BYTES = 4 * 64 * 25 * 64 * 4  # activations of one layer per thread: four rows of the published network
@@ -124,7 +126,10 @@ class Layer(ctrgcn_reference.Layer):
 
 @backbone("ctrgcn", on_device=True, options=("widths", "halve", "graph_gain"))
 class CTRGCN(ctrgcn_reference.CTRGCN):
-    """Clips [N, C, T, V, M] -> logits [N, K]; arguments, parameters and state dict of the reference."""
+    """Clips [N, C, T, V, M] -> logits [N, K]; arguments, parameters and state dict of the reference.
+
+    Also takes `CoalitionClips`, whose rows are expanded only where the layers are not fused.
+    """
 
     graph_unit = GraphUnit
     temporal_unit = TemporalUnit
@@ -134,11 +139,11 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
         """Same as the reference, in channels-last memory."""
         return super().normalised(clips).contiguous(memory_format=CHANNELS_LAST)
 
-    def features(self, clips: Tensor) -> Tensor:
+    def features(self, clips: Tensor | CoalitionClips) -> Tensor:
         """Same as the reference."""
         if (steps := self.steps_on(clips)) is not None:
             return self._fused(steps, clips)
-        x = self.normalised(clips)
+        x = self.normalised(expanded(clips) if isinstance(clips, CoalitionClips) else clips)
         pooled = []
         for rows in x.split(self._rows_together(x)):
             for layer in self.layers:
@@ -146,8 +151,8 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
             pooled.append(rows.mean((2, 3)))
         return torch.cat(pooled).view(len(clips), clips.shape[4], -1).mean(1)
 
-    def steps_on(self, x: Tensor) -> Any:
-        """The kernels of fused layers for the back end of x, None where the layers run op by op.
+    def steps_on(self, clips: Tensor | CoalitionClips) -> Any:
+        """The kernels of fused layers for the back end of the clips, None where the layers run op by op.
 
         Layers run op by op in training with some modules in eval mode, in eval mode with gradients, inside torch.compile, and if a
         module has hooks or was replaced, since fused layers call no module.
@@ -156,21 +161,27 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
             return None
         if not self.training and torch.is_grad_enabled():
             return None
-        return layer_steps(x) if can_be_fused(self.layers, self.training) else None
+        if not can_be_fused(self.layers, self.data_bn, self.training):
+            return None
+        return layer_steps(clips.clips if isinstance(clips, CoalitionClips) else clips)
 
-    def _fused(self, steps: Any, clips: Tensor) -> Tensor:
+    def _fused(self, steps: Any, clips: Tensor | CoalitionClips) -> Tensor:
         """[N, C, T, V, M] -> [N, width of the last layer] in the parameters' dtype, through fused layers."""
         device = clips.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else clips.dtype
         with torch.autocast(device, enabled=False):
-            joints = self.normalised_joints(clips)  # [N * M, V, C, T]
-            rows = joints.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format)
             layers = [parts_of(layer) for layer in self.layers]
-            pooled = fused_layers(steps, layers, rows) if self.training else folded_layers(steps, layers, rows)
+            if self.training:
+                joints = self.normalised_joints(expanded(clips) if isinstance(clips, CoalitionClips) else clips)  # [N M, V, C, T]
+                rows = joints.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format)
+                pooled = fused_layers(steps, layers, rows)
+            else:
+                self.check_shape(clips.shape)
+                pooled = folded_layers(steps, layers, self.data_bn, clips, dtype)
             return pooled.view(len(clips), -1, *pooled.shape[1:]).mean((1, 2))
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def forward(self, clips: Tensor | CoalitionClips) -> Tensor:
         """Same as the reference; after fused layers, the product with the classes is in the parameters' dtype."""
         features = self.features(clips)
         enabled = torch.is_autocast_enabled(clips.device.type) and features.dtype != self.fc.weight.dtype
@@ -185,6 +196,16 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
         width = self.layers[0].gcn1.bn.num_features
         rows = CACHED_BYTES * torch.get_num_threads() // (width * x[0, 0].numel() * 4)
         return max(rows, 1 if torch.get_num_threads() > 1 else FEWEST_ROWS)
+
+
+def takes_coalitions(network: nn.Module) -> bool:
+    """Whether a network takes `CoalitionClips` in place of clips: CTR-GCN itself, alone or with its rows shared among processes.
+
+    A subclass or a hook may expect clips.
+    """
+    inner = network.network if isinstance(network, SharedForward) else network
+    hooks = [hook for each in (network, inner) for hook in (*each._forward_pre_hooks, *each._forward_hooks)]
+    return type(inner) is CTRGCN and not hooks
 
 
 def _merged(convs: Sequence[Any]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from shapmix.networks.synced_norm import SyncedBatchNorm, gathered, summed_copy
+from shapmix.reference.coalition import CoalitionClips
 from shapmix.reference.layer import Join, LayerBelow, Statistics
 
 LAYERS_JOINED = 5  # layers whose parts of gradients are added up in one launch
@@ -97,20 +98,29 @@ def parts_of(layer: Any) -> LayerParts:
     return LayerParts(fields, norms, skip[0].stride[0], with_down, residual)
 
 
-def can_be_fused(layers: Iterable[nn.Module], training: bool) -> bool:
-    """Whether the layers are what the steps compute: the modules as published, without hooks, all in the same mode."""
-    return all(_is_published(layer) and _is_plain(layer, training) for layer in layers)
+def can_be_fused(layers: Sequence[nn.Module], data_bn: nn.Module, training: bool) -> bool:
+    """Whether the layers are what the steps compute: the modules as published, without hooks, all in the same mode.
+
+    The steps take one eps and one momentum for all norms. In eval mode they compute the input norm too.
+    """
+    norms = [] if training else [data_bn]
+    for layer in layers:
+        try:
+            norms += [module for norm in parts_of(layer).norms.values() for module in norm.modules]
+        except (AttributeError, TypeError, ValueError):  # another module has other parts
+            return False
+    if not all(_is_norm(norm) for norm in norms):
+        return False
+    if len({norm.eps for norm in norms}) > 1 or len({norm.momentum for norm in norms}) > 1:
+        return False
+    return all(_is_plain(module, training) for module in (*layers, *([] if training else [data_bn])))
 
 
-def _is_published(layer: nn.Module) -> bool:
-    """Whether no module of a layer was replaced."""
-    try:
-        norms = [module for norm in parts_of(layer).norms.values() for module in norm.modules]
-    except (AttributeError, TypeError, ValueError):  # another module has other parts
+def _is_norm(norm: Any) -> bool:
+    """Whether a module is a batch norm with weights and running statistics."""
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, SyncedBatchNorm):
         return False
-    if not all(type(norm) in (nn.BatchNorm2d, SyncedBatchNorm) for norm in norms):
-        return False
-    return all(norm.running_mean is not None and norm.momentum is not None and norm.affine for norm in norms)
+    return norm.running_mean is not None and norm.momentum is not None and norm.affine
 
 
 def _is_plain(layer: nn.Module, training: bool) -> bool:
@@ -141,13 +151,13 @@ def packed(steps: Any, layers: Sequence[LayerParts], dtype: torch.dtype) -> list
     return views
 
 
-def norms_of(layers: Sequence[LayerParts], like: Tensor) -> tuple[Tensor, list[dict[str, Tensor]], list[Statistics]]:
+def norms_of(layers: Sequence[dict[str, Norm]], like: Tensor) -> tuple[Tensor, list[dict[str, Tensor]], list[Statistics]]:
     """One buffer for the norms [6, C] of all layers, views of it, and the modules whose statistics they are."""
-    flat = like.new_empty(sum(6 * norm.channels for layer in layers for norm in layer.norms.values()))
+    flat = like.new_empty(sum(6 * norm.channels for norms in layers for norm in norms.values()))
     views, modules, first = [], [], 0
-    for layer in layers:
+    for norms in layers:
         of_layer = {}
-        for name, norm in layer.norms.items():
+        for name, norm in norms.items():
             of_layer[name] = flat[first : first + 6 * norm.channels].view(6, norm.channels)
             at = first
             for module, bias in zip(norm.modules, norm.biases, strict=True):
@@ -367,7 +377,7 @@ def fused_layers(steps: Any, layers: Sequence[LayerParts], x: Tensor) -> Tensor:
     Updates the running statistics.
     """
     weights = packed(steps, layers, x.dtype)
-    flat, norms, modules = norms_of(layers, weights[0]["alpha"])
+    flat, norms, modules = norms_of([layer.norms for layer in layers], weights[0]["alpha"])
     passes = [Forward(steps, *of_layer) for of_layer in zip(layers, weights, norms, strict=True)]
     parameters = [parameter for parts in layers for parameter in parameters_of(parts)]
     pooled: Tensor = FusedLayers.apply(passes, x, *parameters)  # type: ignore[no-untyped-call]
@@ -380,12 +390,24 @@ def fused_layers(steps: Any, layers: Sequence[LayerParts], x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def folded_layers(steps: Any, layers: Sequence[LayerParts], x: Tensor) -> Tensor:
-    """All layers in eval mode, without gradients: x [R, T, V, C] contiguous -> the mean over the frames of the last layer."""
-    weights = packed(steps, layers, x.dtype)
-    pooled = x.mean(1, dtype=weights[0]["alpha"].dtype)
-    flat, all_norms, modules = norms_of(layers, weights[0]["alpha"])
-    steps.running_norms(flat, modules, layers[0].norms["y"].modules[0].eps)
+def folded_layers(
+    steps: Any, layers: Sequence[LayerParts], data_bn: Any, clips: Tensor | CoalitionClips, dtype: torch.dtype
+) -> Tensor:
+    """Input norm and all layers in eval mode, without gradients.
+
+    Args:
+        data_bn: norm of the M V C values of a frame.
+        clips: [N, C, T, V, M], or clips under coalitions.
+        dtype: of the activations.
+
+    Returns:
+        The mean over the frames of the last layer [N M, V, C], wide.
+    """
+    weights = packed(steps, layers, dtype)
+    every = [*(layer.norms for layer in layers), {"input": Norm([data_bn], [None])}]
+    flat, all_norms, modules = norms_of(every, weights[0]["alpha"])
+    steps.running_norms(flat, modules, data_bn.eps)
+    x, pooled = steps.input_rows(clips, all_norms.pop()["input"], dtype)
     for parts, w, norms in zip(layers, weights, all_norms, strict=True):
         factors = steps.relations(pooled, w["relation_weight"], w["relation_bias"], x.dtype)
         graph = (factors, w["w3"], w["b3"], w["w4"], w["b4"], w["alpha"], w["shared"])

@@ -195,15 +195,24 @@ class CTRGCN(nn.Module):
         Raises:
             ValueError: the clips do not match the shape that the network was built for.
         """
+        self.check_shape(clips.shape)
         n, channels, frames, joints, people = clips.shape
+        x = clips.permute(0, 4, 3, 1, 2).reshape(n, people * joints * channels, frames)  # [N, M V C, T]
+        y: Tensor = self.data_bn(x).view(n * people, joints, channels, frames)
+        return y
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """That clips of a shape (N, C, T, V, M) match the network.
+
+        Raises:
+            ValueError: they do not.
+        """
+        _, channels, _, joints, people = shape
         if (channels, joints, people) != self.input_shape:
             raise ValueError(
                 f"clips have (coordinates, joints, people) = {(channels, joints, people)}; "
                 f"this network was built for {self.input_shape} (layout '{self.layout_name}')"
             )
-        x = clips.permute(0, 4, 3, 1, 2).reshape(n, people * joints * channels, frames)  # [N, M V C, T]
-        y: Tensor = self.data_bn(x).view(n * people, joints, channels, frames)
-        return y
 
     def features(self, clips: Tensor) -> Tensor:
         """[N, C, T, V, M] -> [N, width of the last layer], pooled over frames, joints and people.

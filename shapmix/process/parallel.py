@@ -122,8 +122,8 @@ class SharedForward(nn.Module):
         super().__init__()
         self.network, self.autocast = network, autocast
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """[N, C, T, V, M] -> [N, K]."""
+    def forward(self, clips: Any) -> Tensor:
+        """[N, C, T, V, M], or rows of another kind that the network takes and that can be sliced -> [N, K]."""
         mine = clips[rank() :: ranks()]
         some = mine if len(mine) else clips[:1]  # with more processes than clips: forwarded for the shape only
         with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():

@@ -2,8 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CoalitionClips:
+    """Clips under coalitions, before they are expanded: row l is clip `samples[l]` under `coalitions[l]`.
+
+    Fused layers read the clips and coalitions themselves; `shapmix.kernels.expanded` makes the rows for everything else.
+
+    Attributes:
+        clips, mean_motion, part_of_joint, restored_frames: as in `coalition_inputs`.
+        samples: [L] int64 indices of clips.
+        coalitions: [L] int64 bit sets of parts.
+    """
+
+    clips: Tensor
+    mean_motion: Tensor
+    samples: Tensor
+    coalitions: Tensor
+    part_of_joint: Tensor
+    restored_frames: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, rows: slice) -> CoalitionClips:
+        """Some of the rows."""
+        return replace(self, samples=self.samples[rows], coalitions=self.coalitions[rows])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(L, C, T, V, M), as of the expanded rows."""
+        return len(self), *self.clips.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the clips."""
+        return self.clips.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the clips."""
+        return self.clips.device
 
 
 def coalition_inputs(

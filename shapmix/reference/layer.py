@@ -5,8 +5,8 @@ raw, with moments of its channels, and the kernel that reads it applies norm, sh
 
     pooled, x -> relations -> graph_unit -> y | reduce_branches -> z, o | temporal_branches -> o | finish_layer -> out, pooled
 
-where each | is a barrier at which `join_moments` makes a norm of the moments. In eval mode the norms are known, and
-`folded_graph_unit` and `folded_temporal_unit` are the whole layer.
+where each | is a barrier at which `join_moments` makes a norm of the moments. In eval mode the norms are known: `input_rows`
+makes x of the first layer from clips and coalitions, and `folded_graph_unit` and `folded_temporal_unit` are the whole layer.
 
 Shapes and dtypes, for all functions:
     R rows (clips times people), T frames (T' after the stride), V joints, C channels, Q = C / 4, S subsets, K relations.
@@ -28,6 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d
+
+from .coalition import CoalitionClips, coalition_inputs
 
 EPS = 1e-5
 KERNEL, POOL = 5, 3  # frames of the temporal convolutions, the second of which is dilated by 2, and of the maximum
@@ -486,6 +488,26 @@ def _pass(
 
 
 # Eval mode: the norms are known.
+
+
+def input_rows(clips: Tensor | CoalitionClips, norm: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The first layer's input: clips, masked by their coalitions, normalised, one row per person.
+
+    Args:
+        clips: [N, C, T, V, M], or clips under coalitions.
+        norm: [6, M V C] of the input, in the order of people, joints, coordinates.
+        dtype: of the activations.
+
+    Returns:
+        (x [N M, T, V, C] in `dtype`, its mean over the frames, in the dtype of the norm).
+    """
+    if isinstance(clips, CoalitionClips):
+        own, sets = clips.clips[clips.samples], clips.coalitions[None]
+        clips = coalition_inputs(own, clips.mean_motion, sets, clips.part_of_joint, restored_frames=clips.restored_frames)
+    n, channels, frames, joints, people = clips.shape
+    x = normalise(clips.permute(0, 2, 4, 3, 1).flatten(2), norm).view(n, frames, people, joints, channels)
+    rows = x.transpose(1, 2).flatten(0, 1).to(dtype).contiguous()
+    return rows, rows.mean(1, dtype=norm.dtype)
 
 
 def folded_graph_unit(

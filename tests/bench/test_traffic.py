@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 LIMITS = {  # launches and GB in bfloat16 at 128 clips, in training and in eval mode
     True: (200, 22.9),
-    False: (60, 4.0),
+    False: (36, 3.06),
 }
 LAYERS = [f"l{index + 1}" for index in range(len(traffic.WIDTHS))]
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block
-MODULES = ("folded", "graph", "input", "norm", "product", "relations", "temporal", "weights")
+MODULES = ("clips", "folded", "graph", "input", "norm", "product", "relations", "temporal", "weights")
 PRODUCTS = (  # kernels whose time is that of matrix products, so that they must use the tensor cores
     "graph_unit_kernel",
     "graph_unit_gradient_kernel",

@@ -80,6 +80,17 @@ def test_what_is_not_the_published_layer_runs_op_by_op() -> None:
     assert ours.steps_on(clips) is None, "a part in eval mode"
     ours.eval()
     assert ours.steps_on(clips) is None, "gradients in eval mode"
+    with torch.no_grad():
+        assert ours.steps_on(clips) is not None
+        handle = ours.data_bn.register_forward_hook(lambda *_: None)
+        assert ours.steps_on(clips) is None, "a hook on the input norm"
+        handle.remove()
+        ours.data_bn.eps = 1e-3
+        assert ours.steps_on(clips) is None, "norms of different eps"
     ours.train()
+    ours.layers[0].gcn1.bn.momentum = 0.5
+    assert ours.steps_on(clips) is None, "norms of different momentum"
+    ours.layers[0].gcn1.bn.momentum = 0.1
+    assert ours.steps_on(clips) is not None
     ours.layers[0].gcn1.bn = nn.Identity()
     assert ours.steps_on(clips) is None, "a norm was replaced"

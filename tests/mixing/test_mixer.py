@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
+from shapmix.kernels import coalition as kernels_coalition
 from shapmix.mixing import official
 from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.mixing.marginals import Request, draw_marginals
 from shapmix.mixing.mixer import Compat, ShapMix
 from shapmix.mixing.saliency import SALIENCY_START
+from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process.errors import DataError
+from shapmix.process.parallel import SharedForward
 from shapmix.reference import coalition_inputs, expected_marginals, label_probability
+from shapmix.reference import layer as steps
 from shapmix.shapley.game import PartGame
 from shapmix.skeleton.layout import load_layout
 
@@ -267,3 +271,31 @@ def test_mean_motion_leaves_out_what_is_not_finite(monkeypatch: pytest.MonkeyPat
     ):
         with pytest.raises(DataError, match="all 1 training clips are non-finite"):
             none()
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_fused_layers_read_clips_and_coalitions_themselves(shared: bool, counted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same table as from expanded rows, which are not made."""
+    torch.manual_seed(0)
+    network, (clips, labels) = CTRGCN(NTU, 4, widths=(8, 16), halve=[1], graph_gain=1.0), batch()
+    observed = SharedForward(network) if shared else network
+    monkeypatch.setattr(CTRGCN, "steps_on", lambda self, _clips: steps if not self.training else None)
+    counter = torch.tensor(1) if counted else None
+    tables = []
+    for backend in ("reference", None):
+        if backend is None:
+            monkeypatch.setattr(kernels_coalition, "coalition_inputs", None)
+        mixer = mixer_of(backend=backend)
+        mixer.observe(observed, clips, labels, 1, counter=counter)
+        tables.append(mixer.saliency)
+    torch.testing.assert_close(tables[1], tables[0], rtol=1e-4, atol=1e-7)
+    assert (tables[0] != SALIENCY_START).any()
+
+
+def test_a_hook_sees_expanded_rows() -> None:
+    network, (clips, labels), seen = CTRGCN(NTU, 4, widths=(8,)), batch(), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    mixer_of().observe(network, clips, labels, 1)
+    assert all(isinstance(rows, Tensor) for rows in seen)
+    assert seen

@@ -31,9 +31,11 @@ def lively(network: nn.Module) -> None:
 
 def fused(network: ctrgcn_reference.CTRGCN, clips: Tensor) -> Tensor:
     """The network's features, with the layers as steps."""
-    rows = network.normalised_joints(clips).permute(0, 3, 1, 2).contiguous()
     layers = [parts_of(layer) for layer in network.layers]
-    pooled = (fused_layers if network.training else folded_layers)(steps, layers, rows)
+    if network.training:
+        pooled = fused_layers(steps, layers, network.normalised_joints(clips).permute(0, 3, 1, 2).contiguous())
+    else:
+        pooled = folded_layers(steps, layers, network.data_bn, clips, clips.dtype)
     return pooled.mean(1).view(len(clips), clips.shape[4], -1).mean(1)
 
 
