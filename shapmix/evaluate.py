@@ -15,7 +15,7 @@ from shapmix.process.files import check_output_folder
 from shapmix.training import metrics
 from shapmix.training.ensemble import score_runs
 from shapmix.training.options import ConfigError
-from shapmix.training.scores import CALIBRATION_BINS, accuracy_of, calibration_error, save_scores, write_tables
+from shapmix.training.scores import accuracy_of, save_scores, write_tables
 from shapmix.training.trained import CheckpointOptions
 
 
@@ -81,8 +81,6 @@ def evaluate(config: EvaluateConfig) -> None:
         config.runs, config.checkpoint, device, crops=config.crops, weights=config.weights, fit=config.fit_weights
     )
     print(metrics.table({name: accuracy_of(each) for name, each in rows.items()}))
-    for name, each in rows.items():
-        print(f"{name}: calibration error {100 * calibration_error(each):.1f}% ({CALIBRATION_BINS} bins)")
     tables = config.tables()
     if tables is not None:
         write_tables(tables, whole, {"checkpoint": config.checkpoint, "views": views, "weights": weights.tolist()})

@@ -35,7 +35,8 @@ from shapmix.process.command import WRONG, read_options, run_command
 from shapmix.process.files import only_writer, write_whole
 from shapmix.process.signals import StopRequest, stop_requests
 from shapmix.training.grid import Cell, PlanError, only, read_plan, read_results, run_cells
-from shapmix.training.grid_table import pair_table, plot, summaries, table
+from shapmix.training.grid_table import COLUMNS, pair_table, plot, summaries, table
+from shapmix.training.metrics import Column
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ExperimentConfig:
     """Train only these rows; the table has all rows."""
     checkpoint: str = "last"
     """Checkpoint whose test accuracy is tabulated: last, or best on validation."""
+    columns: tuple[Column, ...] = COLUMNS
+    """Columns of the table; ece is the expected calibration error. A column that no result has is left out."""
     pairs: str | None = None
     """Add a table of paired differences between this row and each other row."""
     only_table: bool = False
@@ -87,7 +90,7 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
     for name, found in results.items():
         if config.checkpoint not in found["test"]:
             raise PlanError(f"checkpoint: cell '{name}' has no result of '{config.checkpoint}', only of {', '.join(found['test'])}")
-    text = table(cells, results, config.checkpoint)
+    text = table(cells, results, config.checkpoint, config.columns)
     if config.pairs is not None:
         text += "\n" + pair_table(cells, results, config.pairs, config.checkpoint)
     write_whole(config.out / "table.md", text)

@@ -44,7 +44,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     trained, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
     store, counts = splits.store, splits.class_counts()
     logits, labels = logits_of(network, sampler, splits.test, trained.batch_size, device), store.labels[splits.test]
-    accuracy, confusion = metrics.accuracy(logits, labels, counts), metrics.confusion_matrix(logits, labels)
+    accuracy, confusion = metrics.accuracy(logits.double().softmax(1), labels, counts), metrics.confusion_matrix(logits, labels)
     rows = read_metrics(run / "metrics.jsonl")
 
     about = (
@@ -59,7 +59,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
         "report.html",
         title=run.name,
         about=about,
-        buckets=[(name, _percent(value)) for name, value in accuracy.as_dict().items() if name != "clips"],
+        buckets=[(head, _percent(accuracy.as_dict()[name])) for name, head in metrics.HEADS.items()],
         classes=class_rows(store.class_names, counts, confusion),
         pictures=figures(store, rows, confusion, values, saliency),
         scenes=scenes,

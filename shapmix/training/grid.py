@@ -26,8 +26,7 @@ from shapmix.training.config import as_arguments, parse_config, parser_errors
 from shapmix.training.options import plain
 from shapmix.training.run_folder import commit, read_metrics, versions
 
-HEADS = {"top1": "top-1", "class_mean": "class mean", "many": "many", "medium": "medium", "few": "few"}
-COLUMNS = tuple(HEADS)
+ALWAYS = ("top1", "class_mean", "many", "medium", "few")  # the columns of every result; older ones have no other
 
 log = logging.getLogger("shapmix")
 
@@ -247,8 +246,10 @@ def reached(path: Path) -> dict[str, Any]:
     if not isinstance(test, dict) or not test:
         raise PlanError(f"{path}: not a result: it has no test accuracy; move it away to measure it again")
     for name, row in test.items():
-        if not isinstance(row, dict) or not all(isinstance(row.get(column, ""), (int, float, type(None))) for column in COLUMNS):
-            raise PlanError(f"{path}: not a result: the accuracies of '{name:.40}' are not those of {', '.join(COLUMNS)}")
+        if not isinstance(row, dict) or not all(isinstance(value, (int, float, type(None))) for value in row.values()):
+            raise PlanError(f"{path}: not a result: '{name:.40}' has a value that is no number")
+        if lacking := [column for column in ALWAYS if column not in row]:
+            raise PlanError(f"{path}: not a result: '{name:.40}' lacks {', '.join(lacking)}")
     return test
 
 

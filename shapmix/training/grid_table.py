@@ -11,7 +11,11 @@ from matplotlib.figure import Figure
 
 from shapmix.pictures.plots import save_figure
 from shapmix.shapley.interval import Interval, interval
-from shapmix.training.grid import COLUMNS, HEADS, Cell
+from shapmix.training.grid import ALWAYS, Cell
+from shapmix.training.metrics import HEADS, Column
+
+# of a table, where no others are asked for
+COLUMNS: tuple[Column, ...] = ("top1", "class_mean", "many", "medium", "few", "macro_f1", "worst_class", "ece")
 
 
 class Summary(NamedTuple):
@@ -32,7 +36,7 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
         mine = [cell for cell in cells if (cell.setting, cell.row) == (setting, row) and cell.name in results]
         reached = {cell.seed: results[cell.name] for cell in mine}
         found = list(reached.values())
-        columns = {column: interval([cell["test"][checkpoint][column] for cell in found]) for column in COLUMNS}
+        columns = {column: interval([cell["test"][checkpoint].get(column) for cell in found]) for column in HEADS}
         base = first.setdefault(setting, reached)
         both = [(reached[seed]["test"][checkpoint], base[seed]["test"][checkpoint]) for seed in reached if seed in base]
         gain = None if base is reached else interval([cell["class_mean"] - other["class_mean"] for cell, other in both])
@@ -44,23 +48,28 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
         yield Summary(setting, row, len(found), columns, gain, minutes)
 
 
-def table(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last") -> str:
-    """Markdown, one table per setting, without empty buckets; rows without a result are listed below it."""
+def table(
+    cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last", columns: Sequence[str] = COLUMNS
+) -> str:
+    """Markdown, one table per setting, without columns that no row has; rows without a result are listed below it.
+
+    A cell is empty where a result lacks the figure, as results of older versions may.
+    """
     lines: list[str] = []
     every = list(summaries(cells, results, checkpoint))
     for setting in dict.fromkeys(summary.setting for summary in every):
         rows = [summary for summary in every if summary.setting == setting]
         missing = [row.row for row in rows if not row.seeds]
-        columns = [name for name in COLUMNS if any(row.columns[name] for row in rows)] or COLUMNS
-        heads = ["", *(HEADS[name] for name in columns), f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
+        shown = [name for name in columns if any(row.columns[name] for row in rows)] or columns
+        heads = ["", *(HEADS[name] for name in shown), f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
         lines += [f"**{setting}**", "", _line(heads), "|---" * len(heads) + "|"]
         for row in rows:
             if not row.seeds:
                 continue
-            shown = [_shown(row.columns[name]) for name in columns]
+            values = [_shown(row.columns[name], missing="" if name not in ALWAYS else "n/a") for name in shown]
             gain = "" if row.gain is None else _shown(row.gain, "+.1f")
             minutes = ", ".join(f"{minutes:.0f} ({device})" for device, minutes in row.minutes.items())
-            lines.append(_line([row.row, *shown, gain, str(row.seeds), minutes]))
+            lines.append(_line([row.row, *values, gain, str(row.seeds), minutes]))
         if missing:
             lines += ["", f"No result yet: {', '.join(missing)}"]
         lines.append("")
@@ -114,8 +123,8 @@ def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_m
     save_figure(figure, path)
 
 
-def _shown(value: Interval, form: str = ".1f") -> str:
+def _shown(value: Interval, form: str = ".1f", missing: str = "n/a") -> str:
     if value is None:
-        return "n/a"
+        return missing
     middle, half = value
     return f"{100 * middle:{form}}" + ("" if half is None else f" ± {100 * half:.1f}")

@@ -1,4 +1,4 @@
-"""Accuracy of a long-tailed classifier: over clips, over classes, and over many-, medium- and few-shot classes."""
+"""Accuracy and calibration of a long-tailed classifier: over clips, over classes, over many-, medium- and few-shot classes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,41 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 from shapmix.data.longtail import buckets
 from shapmix.process.files import write_whole
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # prefixes that a spreadsheet may interpret as a formula, and the escape
-COLUMNS = ("top1", "top5", "class_mean", "many", "medium", "few")
+COLUMNS = ("top1", "top5", "class_mean", "many", "medium", "few", "macro_f1", "worst_class")
+Column = Literal[
+    "top1", "top5", "class_mean", "many", "medium", "few", "macro_f1", "worst_class", "ece", "ece_many", "ece_medium", "ece_few"
+]  # fmt: skip
+CALIBRATION = ("ece", "ece_many", "ece_medium", "ece_few")
+CALIBRATION_BINS = 15
+HEADS = {
+    **{name: name.replace("_", " ") for name in COLUMNS},
+    **{"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1"},
+    **{name: name.replace("_", " ").replace("ece", "ECE") for name in CALIBRATION},
+}
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracies between 0 and 1; None if a bucket has no tested class.
+    """Accuracies and calibration errors between 0 and 1; None if a bucket has no tested class.
 
-    many, medium and few are means over classes with more than 100, 20 to 100, and fewer than 20 training clips.
+    many, medium and few are means over classes with more than 100, 20 to 100, and fewer than 20 training clips. macro_f1 is the
+    mean over the tested classes of the harmonic mean of precision and recall, worst_class the lowest accuracy of a tested class.
+    ece is the expected calibration error (Guo et al., ICML 2017, equation 3, 15 bins): the mean absolute difference of confidence
+    and accuracy, over all clips and over those whose class is in a bucket.
     """
 
     clips: int
@@ -32,6 +51,12 @@ class Accuracy:
     many: float | None
     medium: float | None
     few: float | None
+    macro_f1: float
+    worst_class: float
+    ece: float | None
+    ece_many: float | None
+    ece_medium: float | None
+    ece_few: float | None
 
     def as_dict(self) -> dict[str, float | int | None]:
         return asdict(self)
@@ -47,10 +72,17 @@ def class_accuracy(confusion: Tensor) -> Tensor:
     return confusion.diag().double() / confusion.sum(1)
 
 
-def accuracy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
-    """Accuracy of logits [N, K] for labels [N]; class_counts [K] are those of the training set."""
-    num_classes = logits.shape[1]
-    by_class = class_accuracy(confusion_matrix(logits, labels))
+def class_f1(confusion: Tensor) -> Tensor:
+    """[K, K] -> [K] harmonic mean of precision and recall of each class; NaN for a class without clips."""
+    f1 = 2 * confusion.diag().double() / (confusion.sum(0) + confusion.sum(1))
+    return f1.where(confusion.sum(1) > 0, torch.nan)
+
+
+def accuracy(probabilities: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
+    """Accuracy of probabilities [N, K] for labels [N]; class_counts [K] are those of the training set."""
+    num_classes = probabilities.shape[1]
+    confusion = confusion_matrix(probabilities, labels)
+    by_class = class_accuracy(confusion)
     tested = ~by_class.isnan()
 
     def mean(members: Tensor) -> float | None:
@@ -58,15 +90,31 @@ def accuracy(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Accuracy:
         return float(by_class[chosen].mean()) if chosen.any() else None
 
     def top(k: int) -> float:
-        return float(multiclass_accuracy(logits, labels, num_classes=num_classes, average="micro", top_k=min(k, num_classes)))
+        k = min(k, num_classes)
+        return float(multiclass_accuracy(probabilities, labels, num_classes=num_classes, average="micro", top_k=k))
 
+    members = buckets(class_counts)._asdict()
     return Accuracy(
         clips=len(labels),
         top1=top(1),
         top5=top(5),
         class_mean=float(by_class[tested].mean()),
-        **{name: mean(members) for name, members in buckets(class_counts)._asdict().items()},
+        **{name: mean(each) for name, each in members.items()},
+        macro_f1=float(class_f1(confusion)[tested].mean()),
+        worst_class=float(by_class[tested].min()),
+        ece=calibration_error(probabilities, labels),
+        **{f"ece_{name}": calibration_error(probabilities, labels, each) for name, each in members.items()},
     )
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, members: Tensor | None = None) -> float | None:
+    """Expected calibration error of probabilities [N, K], of the clips whose class is in `members` [K] bool; None without clips."""
+    if members is not None:
+        chosen = members[labels]
+        probabilities, labels = probabilities[chosen], labels[chosen]
+    if not len(labels):
+        return None
+    return float(multiclass_calibration_error(probabilities, labels, num_classes=probabilities.shape[1], n_bins=CALIBRATION_BINS))
 
 
 def write_class_table(path: Path, confusion: Tensor, class_counts: Tensor, class_names: list[str]) -> None:
@@ -104,10 +152,15 @@ def write_csv(path: Path, rows: Iterable[Sequence[str | int | float]]) -> None:
 
 
 def table(rows: dict[str, Accuracy]) -> str:
-    """Aligned text table: one row per name, columns in percent, n/a if a bucket has no tested class."""
-    width = max(len(name) for name in rows)
-    lines = [" " * width + "".join(f"{column.replace('_', ' '):>12}" for column in COLUMNS)]
+    """Aligned text: accuracies, and below them calibration errors; one row per name, in percent, n/a without a tested class."""
+    accuracies = _aligned("", rows, COLUMNS)
+    return f"{accuracies}\n\n{_aligned(f'calibration error, {CALIBRATION_BINS} bins', rows, CALIBRATION)}"
+
+
+def _aligned(title: str, rows: dict[str, Accuracy], columns: Sequence[str]) -> str:
+    width = max(len(title), *(len(name) for name in rows))
+    lines = [f"{title:<{width}}" + "".join(f"{HEADS[column]:>12}" for column in columns)]
     for name, row in rows.items():
-        values = (row.as_dict()[column] for column in COLUMNS)
+        values = (row.as_dict()[column] for column in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{'n/a' if value is None else f'{100 * value:.1f}%':>12}" for value in values))
     return "\n".join(lines)

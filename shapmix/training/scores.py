@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
@@ -30,8 +29,6 @@ from shapmix.training.config import parse_config
 from shapmix.training.trained import Checkpoint
 
 log = logging.getLogger("shapmix")
-
-CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -175,23 +172,14 @@ def accuracy_of(scores: Scores) -> metrics.Accuracy:
     return metrics.accuracy(scores.probabilities, scores.labels, scores.class_counts)
 
 
-def calibration_error(scores: Scores) -> float:
-    """Expected calibration error: the mean absolute difference of confidence and accuracy, between 0 and 1."""
-    return float(
-        multiclass_calibration_error(
-            scores.probabilities, scores.labels, num_classes=scores.probabilities.shape[1], n_bins=CALIBRATION_BINS
-        )
-    )
-
-
 def write_tables(out: Path, scores: Scores, about: dict[str, object]) -> None:
-    """Writes `result.json` (accuracies, calibration error, `about`), `per_class.csv`, `confusion.csv`, `confusion.png`."""
+    """Writes `result.json` (accuracies, calibration errors, `about`), `per_class.csv`, `confusion.csv`, `confusion.png`."""
     out.mkdir(parents=True, exist_ok=True)
     confusion = metrics.confusion_matrix(scores.probabilities, scores.labels)
     metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
     plots.plot_confusion(out / "confusion.png", confusion, scores.class_names)
     metrics.write_confusion(out / "confusion.csv", confusion, scores.class_names)
-    result = {**accuracy_of(scores).as_dict(), "calibration_error": calibration_error(scores), **about}
+    result = {**accuracy_of(scores).as_dict(), **about}
     write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
 
 

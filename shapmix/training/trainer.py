@@ -297,8 +297,8 @@ class Trainer:
     def measure(self, clips: Tensor) -> tuple[metrics.Accuracy, Tensor]:
         """Accuracy and confusion matrix [K, K] of the evaluated network on clips [N] of the store."""
         logits = logits_of(self.evaluated, self.sampler, clips, self.config.batch_size, self.device)
-        labels = self.splits.store.labels[clips]
-        return metrics.accuracy(logits, labels, self.splits.class_counts()), metrics.confusion_matrix(logits, labels)
+        labels, probabilities = self.splits.store.labels[clips], logits.double().softmax(1)
+        return metrics.accuracy(probabilities, labels, self.splits.class_counts()), metrics.confusion_matrix(logits, labels)
 
     def draw(self) -> None:
         """Draws `saliency.png` and `mixed_clip.png` for the current state."""

@@ -37,7 +37,8 @@ def test_one_run_is_measured_as_its_training_did(runs: list[str], capsys: pytest
     out = Path(runs[0]) / "evaluation"
     result = json.loads((out / "result.json").read_text())
     assert {key: result[key] for key in logged} == pytest.approx(logged)
-    assert 0 <= result["calibration_error"] <= 1
+    assert 0 <= result["ece"] <= 1
+    assert {"macro_f1", "worst_class", "ece_many", "ece_medium", "ece_few"} <= set(logged)
     assert result["views"] == "single crop"
     assert "joint last, single crop" in printed
     with (out / "confusion.csv").open(newline="") as file:

@@ -17,7 +17,7 @@ import pytest
 
 from shapmix import experiment
 from shapmix.training import grid, grid_table
-from shapmix.training.grid import Cell, PlanError, only, read_plan
+from shapmix.training.grid import Cell, PlanError, only, reached, read_plan
 from shapmix.training.grid_table import interval, summaries, table
 from shapmix.training.options import ConfigError
 from tests import small_run
@@ -150,13 +150,67 @@ def test_intervals_are_students() -> None:
 
 def test_the_table_counts_what_is_there() -> None:
     cells = [Cell("one", "a", seed, {}) for seed in range(3)]
-    row = {"top1": 0.5, "class_mean": 0.4, "many": None, "medium": 0.3, "few": 0.2}
+    row = OLD
     each = [{"test": {"last": row}, "seconds": 120, "device": "cpu"}, {"test": {"last": row}, "seconds": None, "device": "cpu"}]
     each.append({"test": {"last": row}, "seconds": 60, "device": "cuda:1"})
     results = {cell.name: result for cell, result in zip(cells, each, strict=True)}
     (summary,) = summaries(cells, results)
     assert (summary.seeds, summary.minutes) == (3, {"cpu": 2.0, "cuda": 1.0})
     assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 3 | 2 (cpu), 1 (cuda) |" in table(cells, results)
+
+
+OLD = {"top1": 0.5, "class_mean": 0.4, "many": None, "medium": 0.3, "few": 0.2}
+NEW = {**OLD, "macro_f1": 0.45, "worst_class": 0.1, "ece": 0.25, "ece_many": None, "ece_medium": 0.2, "ece_few": 0.3}
+
+
+def test_figures_that_older_cells_lack_are_empty() -> None:
+    cells = [Cell("one", row, seed, {}) for seed in range(2) for row in "ab"]
+    old, new = OLD, NEW
+
+    def rows(*tests: dict[str, float | None], columns: tuple[str, ...] = grid_table.COLUMNS) -> list[str]:
+        results = {cell.name: {"test": {"last": test}, "seconds": None} for cell, test in zip(cells, tests, strict=True)}
+        return table(cells, results, columns=columns).splitlines()[2:6]
+
+    head, _, first, second = rows(old, new, old, new)  # seed by seed
+    assert head.startswith("|  | top-1 | class mean | medium | few | macro F1 | worst class | ECE | class mean less a's |")
+    assert first == "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  |  |  |  | 2 |  |"
+    assert second.startswith(
+        "| b | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 | 45.0 ± 0.0 | 10.0 ± 0.0 | 25.0 ± 0.0 | +0.0"
+    )
+    for missing in ((old, old, old, old), (old, old, old, new)):  # no row has the figure for all of its seeds
+        head, _, *both = rows(*missing)
+        assert "macro F1" not in head
+        assert [row.count("|") for row in both] == [head.count("|")] * 2
+    assert rows(old, new, old, new, columns=("few", "ece_few"))[0].startswith("|  | few | ECE few |")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**NEW, "ece": "low"}, "'shapmix last' has a value that is no number"),
+        ({**NEW, "many": [1]}, "'shapmix last' has a value that is no number"),
+        ({key: value for key, value in OLD.items() if key not in ("many", "few")}, "'shapmix last' lacks many, few"),
+    ],
+)
+def test_a_result_without_its_figures_is_refused(row: dict[str, object], message: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"test": {"shapmix last": row}}))
+    with pytest.raises(PlanError, match=f"result.json: not a result: {message}"):
+        reached(tmp_path / "result.json")
+    (tmp_path / "result.json").write_text(json.dumps({"test": {"shapmix last": OLD}}))
+    assert reached(tmp_path / "result.json") == {"shapmix last": OLD}
+
+
+def test_the_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cell,) = read_plan(written(tmp_path, "rows: {a: {mix: none}}"))
+    (tmp_path / "cells").mkdir()
+    result = {"options": {"mix": "none", "seed": 0}, "test": {"last": NEW}, "seconds": 1, "device": "cpu"}
+    (tmp_path / "cells" / f"{cell.name}.json").write_text(json.dumps(result))
+    command = [str(tmp_path / "plan.yaml"), "--out", str(tmp_path), "--only-table", "--columns"]
+    assert experiment.main([*command, "few", "ece_few"]) == 0
+    assert "|  | few | ECE few | class mean less a's" in (tmp_path / "table.md").read_text()
+    with pytest.raises(SystemExit):
+        experiment.main([*command, "fwe"])
+    assert "fwe" in capsys.readouterr().err
 
 
 def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

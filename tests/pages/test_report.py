@@ -36,7 +36,8 @@ def test_the_page_shows_what_the_run_reached(page: Path) -> None:
     reached = json.loads((page.parent / "result.json").read_text())["test"]["shapmix last"]
     (row,) = re.findall(r"<tbody><tr>((?:<td>[\d.na/%]+</td>)+)</tr></tbody>", text)
     shown = re.findall(r"<td>(.*?)</td>", row)
-    names = ("top1", "top5", "class_mean", "many", "medium", "few")
+    names = ("top1", "top5", "class_mean", "many", "medium", "few", "macro_f1", "worst_class")
+    names += ("ece", "ece_many", "ece_medium", "ece_few")
     assert shown == ["n/a" if reached[name] is None else f"{100 * reached[name]:.1f}%" for name in names]
     assert text.count('<td class="track">') == 24
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
