@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from bench.machine import commit, machine, peak_bytes
 from bench.timing import interleaved, quantiles
 from shapmix.networks import ctrgcn_reference
+from shapmix.networks.skeleton_graph import WIDTHS
 from shapmix.reference.coalition import coalition_inputs
 from shapmix.shapley.game import PartGame
 from shapmix.shapley.values import shapley_values
 from shapmix.skeleton.layout import Layout
+from shapmix.training.build import backbone_options
 from shapmix.training.trained import open_with_data
 
 CLIPS = 32
@@ -63,9 +65,7 @@ class Task:
             store.num_classes,
             num_people=store.num_people,
             in_channels=store.num_coordinates,
-            widths=config.network.widths,
-            halve=config.network.halve,
-            graph_gain=config.network.graph_gain,
+            **backbone_options(config),
         )
         eager.load_state_dict(ours.state_dict())
         chosen = splits.test[torch.linspace(0, len(splits.test) - 1, clips).long()]
@@ -73,7 +73,7 @@ class Task:
         self.layout: Layout = store.layout
         self.mean_motion: Tensor = mixer.mean_motion
         self.networks = {"ours": Counted(ours.eval()), "eager": Counted(eager.eval())}
-        self.about = {"dataset": config.dataset, "clip": list(self.clips.shape), "widths": list(config.network.widths)}
+        self.about = {"dataset": config.dataset, "clip": list(self.clips.shape), "widths": list(config.network.widths or WIDTHS)}
 
     def shapmix(self, network: Counted) -> Tensor:
         game = PartGame(network, self.layout, self.mean_motion)

@@ -25,6 +25,7 @@ from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.mixing.marginals import Request
 from shapmix.mixing.saliency import SALIENCY_SCALE, ClassSaliency
+from shapmix.networks.skeleton_graph import WIDTHS
 from shapmix.reference import expected_marginals
 from shapmix.reference.saliency import contexts
 from shapmix.shapley.game import PartGame
@@ -89,7 +90,8 @@ def read_truth(run: Path) -> tuple[Truth, dict[str, Any], Any]:
     store = splits.store
     game = PartGame(network, store.layout, mixer.mean_motion, "log_prob", restored_frames=mixer.restored_frames)
     tables = [game.table(sampler.training(part, step)) for step, part in enumerate(splits.train.split(64))]
-    about = {"dataset": config.dataset, "clips": len(splits.train), "widths": list(config.network.widths), "epochs": config.epochs}
+    widths = list(config.network.widths or WIDTHS)
+    about = {"dataset": config.dataset, "clips": len(splits.train), "widths": widths, "epochs": config.epochs}
     return Truth(torch.cat(tables), store.labels[splits.train], store.layout), about, config
 
 

@@ -6,11 +6,12 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from shapmix.process.choices import Registry
 
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
+Translation = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Backbone(NamedTuple):
@@ -19,12 +20,15 @@ class Backbone(NamedTuple):
     make: Callable[..., nn.Module]
     on_device: bool
     options: tuple[str, ...]
+    from_published: Translation | None = None
 
 
 BACKBONES = Registry[Backbone]("network.backbone")
 
 
-def backbone(name: str, *, on_device: bool = False, options: tuple[str, ...] = ()) -> Callable[[Make], Make]:
+def backbone(
+    name: str, *, on_device: bool = False, options: tuple[str, ...] = (), from_published: Translation | None = None
+) -> Callable[[Make], Make]:
     """Registers a function that makes a network for clips of a layout.
 
         @backbone("linear")
@@ -33,14 +37,15 @@ def backbone(name: str, *, on_device: bool = False, options: tuple[str, ...] = (
 
     Args:
         on_device: the network reads no value on the host, so that `--cuda-graph auto` holds it in a CUDA graph.
-        options: of `--network` that the function takes as well: widths, halve, graph_gain.
+        options: of `--network` that the function takes as well: widths, halve, graph_gain. One that is None is left out.
+        from_published: translates a published state dict of this network into ours; None: the names are the same, or there is none.
 
     Raises:
         ValueError: the name is taken.
     """
 
     def register(make: Make) -> Make:
-        BACKBONES.add(name, Backbone(make, on_device, options))
+        BACKBONES.add(name, Backbone(make, on_device, options, from_published))
         return make
 
     return register

@@ -99,12 +99,17 @@ def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
         found = find_backbone(name)
     except (ImportError, AttributeError) as error:
         raise RunError(f"network.backbone '{name}': {error}") from error
-    options = {option: getattr(config.network, option) for option in found.options}
     size = {"num_classes": store.num_classes, "num_people": store.num_people, "in_channels": store.num_coordinates}
-    network = found.make(layout=store.layout, **size, **options)
+    network = found.make(layout=store.layout, **size, **backbone_options(config))
     if not isinstance(network, nn.Module):
         raise RunError(f"network.backbone '{name}' made a {type(network).__name__}, not a torch module")
     return network
+
+
+def backbone_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of `--network` that the configured backbone takes; those that are None keep the backbone's own default."""
+    options = {option: getattr(config.network, option) for option in find_backbone(config.network.backbone).options}
+    return {option: value for option, value in options.items() if value is not None}
 
 
 def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int) -> ShapMix:

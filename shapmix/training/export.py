@@ -16,6 +16,7 @@ from shapmix.networks import ctrgcn_reference
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process.errors import ShapmixError
 from shapmix.process.files import check_output_file, whole_file
+from shapmix.training.build import backbone_options
 from shapmix.training.trained import Trained
 
 TOLERANCE = 1e-5  # of the logits, relative to the largest
@@ -76,14 +77,12 @@ def plain_network(trained: Trained) -> nn.Module:
     """The network without custom kernels, in eval mode."""
     network = trained.network
     if isinstance(network, CTRGCN):
-        options = trained.config.network
         plain = ctrgcn_reference.CTRGCN(
             trained.layout,
             len(trained.class_names),
             num_people=trained.num_people,
             in_channels=trained.mean_motion.shape[0],
-            widths=options.widths,
-            halve=options.halve,
+            **backbone_options(trained.config),
         )
         plain.load_state_dict(network.state_dict())
         return plain.eval()

@@ -17,6 +17,7 @@ from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import Compat
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.backbones import BACKBONES
+from shapmix.networks.skeleton_graph import WIDTHS
 from shapmix.process.command import ComputeOptions, RegisteredName
 from shapmix.process.errors import ShapmixError
 
@@ -40,8 +41,8 @@ class NetworkConfig:
     backbone: BackboneName = "ctrgcn"
     """A registered network, or a custom `module:function` that is called with layout, num_classes, num_people and in_channels and
     returns a module that maps clips [N, C, T, V, M] to logits [N, K]."""
-    widths: tuple[int, ...] = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
-    """Output channels of each layer, multiples of 8; the number of values is the depth."""
+    widths: tuple[int, ...] | None = None
+    """Output channels of each layer, multiples of 8; the number of values is the depth. None: as published with the backbone."""
     halve: tuple[int, ...] | None = None
     """Indices of the layers that halve the frames, from 0. None, or if only widths are set: the layers that change the width."""
     graph_gain: float = 1e-6
@@ -222,9 +223,9 @@ def check_config(config: TrainConfig) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None and not takes(one):
                 raise ConfigError(f"{key}: {words}, not {one:g}")
-    if not config.network.widths:
+    if config.network.widths == ():
         raise ConfigError("network.widths: at least one layer")
-    layers = len(config.network.widths)
+    layers = len(config.network.widths or WIDTHS)
     for layer in config.network.halve or ():
         if not 0 <= layer < layers:
             raise ConfigError(f"network.halve: {layer} is none of the {layers} layers, which are 0 to {layers - 1}")

@@ -20,7 +20,7 @@ def test_command_line_over_file_over_preset(tmp_path: Path) -> None:
     config = parse_config(["--config", str(file), "--epochs", "9", "--mix", "stmix"])
     assert (config.epochs, config.schedule.lr, config.network.widths, config.network.halve) == (9, 0.5, (8, 16), None)
     assert config.batch_size == parse_config([]).batch_size
-    assert parse_config(["--dataset", "nw-ucla", "--data-root", str(tmp_path)]).network.widths[-1] == 256
+    assert parse_config(["--dataset", "nw-ucla", "--data-root", str(tmp_path)]).network.widths is None  # the backbone's own
 
 
 def test_layers_that_halve_are_those_of_the_widths_beside_them(tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Backbones with published weights: recorded logits, any layout and size, training, bfloat16, saliency, and ONNX."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from shapmix import ShapMix, load_layout
+from shapmix.data.clips import Splits
+from shapmix.data.sampling import ClipSampler
+from shapmix.data.synthetic import make_synthetic
+from shapmix.networks.backbones import find_backbone
+from shapmix.networks.fold import Folded
+from shapmix.training.export import export
+from shapmix.training.options import NetworkConfig, TrainConfig
+from shapmix.training.trained import Trained
+
+NAMES = ["stgcnpp"]
+SMALL = {"widths": (16, 24), "halve": (1,)}
+RECORDED = Path(__file__).parent / "recorded"
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+
+
+def made(name: str, layout: str = "ntu25", classes: int = 5, people: int = 2, coordinates: int = 3, **size: object) -> nn.Module:
+    torch.manual_seed(0)
+    make = find_backbone(name).make
+    return make(layout=load_layout(layout), num_classes=classes, num_people=people, in_channels=coordinates, **size)
+
+
+def noise(key: str, shape: tuple[int, ...]) -> Tensor:
+    """Values from -1 to 1 that follow from the key: an integer hash, the same on every machine."""
+    x = torch.arange(math.prod(shape)) + zlib.crc32(key.encode())
+    for factor in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35):
+        x = x * factor & 0xFFFFFFFF
+        x = x ^ x >> 15
+    return (x.double() / 2**31 - 1).view(shape)
+
+
+def weight(key: str, shape: tuple[int, ...]) -> Tensor:
+    """A weight, or a statistic of a norm, of a size that keeps activations near 1."""
+    x = noise(key, shape)
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if key.endswith("running_var") or (len(shape) == 1 and key.endswith("weight")):
+        return 1 + 0.5 * x
+    return 0.5 * x if len(shape) < 2 else x * (1.5 / math.prod(shape[1:])) ** 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_state_gives_the_logits_of_the_published_network(name: str) -> None:
+    """`recorded/` has the keys, shapes and logits of the published network with these weights."""
+    recorded = json.loads((RECORDED / f"{name}.json").read_text())
+    state = {key: weight(key, tuple(shape)) for key, shape in recorded["shapes"].items()}
+    translate = find_backbone(name).from_published
+    assert translate is not None
+    expected = torch.tensor(recorded["logits"], dtype=torch.float64)
+    network = made(name, classes=expected.shape[1]).double().eval()
+    network.load_state_dict(translate(state))
+    with torch.no_grad():
+        logits = network(noise("clips", (2, 3, 12, 25, 2)))
+    assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-9
+
+
+def test_the_page_loads_a_published_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of docs/backbones.md, on a checkpoint with the published names."""
+    monkeypatch.chdir(tmp_path)
+    shapes = json.loads((RECORDED / "stgcnpp.json").read_text())["shapes"]
+    heads = {"cls_head.fc_cls.weight": [60, 256], "cls_head.fc_cls.bias": [60]}
+    torch.save({"state_dict": {key: weight(key, tuple(shape)).float() for key, shape in (shapes | heads).items()}}, "j.pth")
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    key = "backbone.gcn.9.tcn.transform.2.weight"
+    torch.testing.assert_close(found["network"].layers[9].tcn.transform[2].weight.detach(), weight(key, (256, 256, 1, 1)).float())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("layout", "people", "coordinates", "frames"),
+    [("penn13", 1, 2, 9), ("coco17", 2, 3, 8), ("coco17", 1, 2, 8), ("ucla20", 1, 3, 5), ("ntu25", 2, 3, 12)],
+)
+def test_any_layout_people_and_coordinates(name: str, layout: str, people: int, coordinates: int, frames: int) -> None:
+    network = made(name, layout, people=people, coordinates=coordinates, **SMALL)
+    clips = torch.randn(4, coordinates, frames, load_layout(layout).num_joints, people)
+    logits = network(clips)
+    assert logits.shape == (4, 5)
+    logits.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network(clips[:1]), network(clips)[:1], rtol=1e-4, atol=1e-5)  # clips are independent
+        torch.testing.assert_close(Folded(network).refresh()(clips), network(clips), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_close_to_float32(name: str) -> None:
+    network = made(name, **SMALL).eval()
+    clips = torch.randn(3, 3, 8, 25, 2)
+    with torch.no_grad():
+        plain = network(clips)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(clips)
+    assert half.dtype == torch.bfloat16
+    assert float((half.float() - plain).norm() / plain.norm()) < 0.05
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Splits, ClipSampler]:
+    """Four classes of the embedded data, in clips of 16 frames."""
+    splits = make_synthetic(num_classes=4, n_max=40, imbalance=2)
+    return splits, ClipSampler(splits.store, "crop", "joint", num_frames=16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_the_embedded_data_and_is_exported(name: str, embedded: tuple[Splits, ClipSampler], tmp_path: Path) -> None:
+    """The export itself checks that ONNX gives the same logits."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (`pip install 'shapmix[export]'`)")
+    splits, sampler = embedded
+    store = splits.store
+    clips, labels = sampler.evaluation(splits.train), store.labels[splits.train]
+    size = {"widths": (16, 24), "halve": (0, 1)}
+    network = made(name, store.layout.name, 4, store.num_people, store.num_coordinates, **size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        chosen = torch.randint(len(clips), (32,), generator=order)
+        loss = cross_entropy(network(clips[chosen]), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    with torch.no_grad():
+        right = network(sampler.evaluation(splits.test)).argmax(1) == store.labels[splits.test]
+    assert float(right.float().mean()) > 0.4  # 0.25 by chance, with a standard error of 0.05
+    config = TrainConfig(network=NetworkConfig(backbone=name, **size), num_frames=16)
+    trained = Trained(network, config, store.layout, list(store.class_names), clips.mean(0), store.scores)
+    assert export(trained, tmp_path / "network.onnx") <= 1e-5
+    assert (tmp_path / "network.onnx").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shap_mix_measures_and_mixes_with_it(name: str, embedded: tuple[Splits, ClipSampler]) -> None:
+    splits, sampler = embedded
+    clips, labels = sampler.evaluation(splits.train[:32]), splits.store.labels[splits.train[:32]]
+    network = made(name, splits.store.layout.name, 4, splits.store.num_people, splits.store.num_coordinates, **SMALL)
+    before = [buffer.clone() for buffer in network.buffers()]
+    mixer = ShapMix(splits.store.layout, splits.class_counts(), clips.mean(0))
+    mixer.observe(network, clips, labels, 0)
+    assert all(torch.equal(*pair) for pair in zip(before, network.buffers(), strict=True))
+    assert network.training
+    assert (mixer.saliency.abs().amax(1) > 0).any()
+    batch = mixer.mix(clips, labels, 0)
+    sum(mixer.loss(network(batch.clips), batch)).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
