@@ -137,7 +137,9 @@ def _weighted(weight: npt.NDArray[np.float64], generator: np.random.Generator) -
     return generator.choice(len(weight), len(weight), p=weight / weight.sum())
 
 
-def epoch_order(clips: Tensor, seed: int, epoch: int, *, labels: Tensor | None = None, sampler: str = "instance") -> Tensor:
+def epoch_order(
+    clips: Tensor, seed: int, epoch: int, *, labels: Tensor | None = None, sampler: str = "instance", repeat: int = 1
+) -> Tensor:
     """Clips in the order of one epoch.
 
     Args:
@@ -145,9 +147,10 @@ def epoch_order(clips: Tensor, seed: int, epoch: int, *, labels: Tensor | None =
         seed, epoch: determine all random draws.
         labels: [N] classes of the clips, required unless the sampler is `instance`.
         sampler: a name in `SAMPLERS`.
+        repeat: the sampler draws from this many copies of the clips, as if the data set were that much longer.
 
     Returns:
-        [N] indices; a sampler that repeats or skips clips returns a different number, the same in each epoch.
+        [N repeat] indices; a sampler that repeats or skips clips returns a different number, the same in each epoch.
 
     Raises:
         ValueError: an unknown sampler, or missing labels for a sampler that uses them.
@@ -155,8 +158,8 @@ def epoch_order(clips: Tensor, seed: int, epoch: int, *, labels: Tensor | None =
     found = SAMPLERS.find(sampler)
     if labels is None and found.by_class:
         raise ValueError(f"sampler '{sampler}' needs the classes of the clips; give labels")
-    given = np.zeros(len(clips), dtype=np.int64) if labels is None else labels.numpy()
-    return clips[torch.from_numpy(found.draw(given, np.random.default_rng((seed, epoch))))]
+    given = np.tile(np.zeros(len(clips), dtype=np.int64) if labels is None else labels.numpy(), repeat)
+    return clips[torch.from_numpy(found.draw(given, np.random.default_rng((seed, epoch))) % len(clips))]
 
 
 def epoch_batches(order: Tensor, batch_size: int, *, first: int = 0) -> Iterator[Tensor]:

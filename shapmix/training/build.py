@@ -1,4 +1,4 @@
-"""Builds what a configuration specifies: data, sampler, network, mixer, optimizer, schedule and training step."""
+"""Builds what a configuration specifies: data, sampler, network, mixer, optimizer and training step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shapmix.data import nw_ucla, synthetic
@@ -147,28 +146,20 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Builds the optimizer. Weight decay applies to all parameters, as published; `fused` selects torch's fused GPU kernel."""
-    schedule = config.schedule
+    """Builds the optimizer; `fused` selects torch's fused GPU kernel."""
+    schedule, weights = config.schedule, list(network.parameters())
+    groups: list[dict[str, Any]] = [{"params": weights}]
+    if schedule.decayed == "matrices":
+        of_one_axis = [weight for weight in weights if weight.dim() < 2]
+        groups = [{"params": [weight for weight in weights if weight.dim() > 1]}, {"params": of_one_axis, "weight_decay": 0.0}]
     options: dict[str, Any] = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": fused or None}
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), **options)
-    return torch.optim.SGD(network.parameters(), momentum=schedule.momentum, nesterov=True, **options)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
-    """Builds the learning rate schedule, which is stepped once per epoch."""
-    schedule, chain = config.schedule, list[LRScheduler]()
-    if schedule.warmup_epochs > 1:
-        chain.append(LinearLR(optimizer, 1 / schedule.warmup_epochs, total_iters=schedule.warmup_epochs - 1))
-    if schedule.decay == "step":
-        chain.append(MultiStepLR(optimizer, [round(share * config.epochs) for share in schedule.milestones], gamma=0.1))
-    else:
-        chain.append(CosineAnnealingLR(optimizer, config.epochs))
-    return ChainedScheduler(chain, optimizer)
+        return torch.optim.AdamW(groups, **options)
+    return torch.optim.SGD(groups, momentum=schedule.momentum, nesterov=schedule.nesterov, **options)
 
 
 def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int, device: torch.device) -> Training:
-    """Builds network, mixer, optimizer and schedule on the device for `steps` steps per epoch, before the first step."""
+    """Builds network, mixer and optimizer on the device for `steps` steps per epoch, before the first step."""
     network = make_network(config, splits.store).to(device)
     if parallel.ranks() > 1 and config.sync_batchnorm:
         sync_norms(network)
@@ -179,7 +170,7 @@ def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, ste
     if config.compile:
         network.compile()
     mixer = make_mixer(config, splits, sampler, steps).to(device)
-    return Training(network, mixer, optimizer, make_scheduler(optimizer, config), average)
+    return Training(network, mixer, optimizer, average)
 
 
 def make_step(
@@ -199,13 +190,15 @@ def make_step(
     if reason is None:
         given = sampler.pipeline != "crop" or store.frames.device != device
         parts = (run.network, run.mixer, run.optimizer, sampler, config.batch_size)
-        return TrainingStep(*parts, clips_given=given, autocast=autocast), "CUDA graph: on"
+        step = TrainingStep(*parts, clips_given=given, autocast=autocast, clip_norm=config.schedule.clip_norm)
+        return step, "CUDA graph: on"
     try:
         rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
     except ValueError as error:
         raise RunError(f"{error}; change one of them") from error
-    step = EagerStep(run, store.labels, rows, autocast, sync_batchnorm=config.sync_batchnorm)
-    return step, f"CUDA graph: off ({reason})"
+    clip_norm, synced = config.schedule.clip_norm, config.sync_batchnorm
+    eager = EagerStep(run, store.labels, rows, autocast, sync_batchnorm=synced, clip_norm=clip_norm)
+    return eager, f"CUDA graph: off ({reason})"
 
 
 def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> str | None:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shapmix.mixing.mixers import MixedBatch
 from shapmix.process import parallel
 from shapmix.training.state import Training
-from shapmix.training.step import StepResult, copied, largest_gradient, restore_unless, step_buffers
+from shapmix.training.step import StepResult, clip_gradients, copied, largest_gradient, restore_unless, step_buffers
 
 
 class EagerStep:
@@ -24,13 +24,22 @@ class EagerStep:
         autocast: dtype of `torch.autocast` for the network, or None.
         sync_batchnorm: several processes: BatchNorm is over the clips of all; otherwise every process takes the statistics of
             process 0.
+        clip_norm: largest norm of the gradient of all weights, None for no limit.
     """
 
     takes_clips = True
 
     def __init__(
-        self, run: Training, labels: Tensor, rows: list[Tensor], autocast: torch.dtype | None, *, sync_batchnorm: bool
+        self,
+        run: Training,
+        labels: Tensor,
+        rows: list[Tensor],
+        autocast: torch.dtype | None,
+        *,
+        sync_batchnorm: bool,
+        clip_norm: float | None = None,
     ) -> None:
+        self.clip_norm = clip_norm
         self.run, self.labels, self.rows, self.autocast, self.sync_batchnorm = run, labels, rows, autocast, sync_batchnorm
         self.model = parallel.averaged_gradients(run.network, broadcast_buffers=sync_batchnorm)
         self.observer = parallel.SharedForward(run.network, autocast)
@@ -53,6 +62,7 @@ class EagerStep:
         gradient = largest_gradient(run.optimizer)
         finite = (clean + mixed + gradient).isfinite()
         if finite:
+            clip_gradients(run.optimizer, self.clip_norm)
             run.optimizer.step()
         else:
             restore_unless(finite, before)

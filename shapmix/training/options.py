@@ -54,17 +54,26 @@ class ScheduleConfig:
     """Optimizer and learning rate: linear warm-up, then a step or cosine schedule."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd uses Nesterov momentum, as published."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    nesterov: bool = True
+    """Nesterov momentum, as published."""
     weight_decay: float = 4e-4
-    """Applied to every parameter."""
+    decayed: Literal["all", "matrices"] = "all"
+    """Weights that weight_decay applies to. all, as published; matrices leaves out biases, norms and other weights of one axis."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of all weights; a gradient above is scaled down to it. None, as published: no limit."""
     warmup_epochs: int = 5
+    """Epochs in which the learning rate rises linearly, the last of which has the peak; a cosine begins after them."""
     decay: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Fractions of the epochs after which a step schedule divides the learning rate by 10."""
+    per: Literal["epoch", "step"] = "epoch"
+    """Whether a cosine changes the learning rate after every epoch or after every training step."""
+    final: float = 0.0
+    """Fraction of lr at which a cosine ends."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,8 @@ class TrainConfig(ComputeOptions, SplitOptions):
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
 
     epochs: int = 100
+    repeat: int = 1
+    """Passes over the training clips per epoch, shuffled together."""
     batch_size: int = 64
     """Global batch size over all processes and passes; at least 3. The learning rate refers to this batch size."""
     accumulate: int = 1
@@ -192,7 +203,8 @@ def _at_least(least: float) -> Callable[[float], bool]:
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it takes a value, and what it takes
     **dict.fromkeys(
         (
-            *("num_people", "min_frames", "n_max", "batch_size", "epochs", "accumulate", "eval_every", "picture_every", "threads"),
+            *("num_people", "min_frames", "n_max", "batch_size", "epochs", "repeat", "accumulate", "eval_every"),
+            *("picture_every", "threads"),
             *("patience", "checkpoint.keep", "checkpoint.every_steps"),
         ),
         (_at_least(1), "must be at least 1"),
@@ -207,6 +219,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it 
     "schedule.weight_decay": (_at_least(0), "at least 0"),
     "schedule.warmup_epochs": (_at_least(0), "at least 0"),
     "schedule.milestones": (lambda value: 0 <= value <= 1, "each a share of the epochs, between 0 and 1"),
+    "schedule.clip_norm": (lambda value: 0 < value < inf, "above 0"),
+    "schedule.final": (lambda value: 0 <= value <= 1, "a share of lr, from 0 to 1"),
     "saliency.temperature": (lambda value: 0 < value < inf, "above 0"),
     "saliency.decay": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "saliency.warmup_epochs": (_at_least(0), "at least 0"),
@@ -229,8 +243,7 @@ def check_config(config: TrainConfig) -> None:
     for layer in config.network.halve or ():
         if not 0 <= layer < layers:
             raise ConfigError(f"network.halve: {layer} is none of the {layers} layers, which are 0 to {layers - 1}")
-    if config.schedule.optimizer == "sgd" and not 0 < config.schedule.momentum < 1:  # Nesterov's needs one
-        raise ConfigError(f"schedule.momentum: above 0 and below 1, not {config.schedule.momentum:g}")
+    _check_schedule(config.schedule)
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
     if config.imbalance is not None and config.train_list is not None:
@@ -254,6 +267,15 @@ def check_config(config: TrainConfig) -> None:
             f"saliency.warmup_epochs: Shap-Mix would begin after epoch {config.saliency.warmup_epochs} of {config.epochs}; "
             "lower it, or choose --mix stmix"
         )
+
+
+def _check_schedule(schedule: ScheduleConfig) -> None:
+    if schedule.optimizer == "sgd" and not (0 if schedule.nesterov else -1) < schedule.momentum < 1:  # Nesterov's needs one
+        raise ConfigError(f"schedule.momentum: above 0 and below 1, not {schedule.momentum:g}")
+    if schedule.decay == "step" and schedule.per == "step":
+        raise ConfigError("schedule.per: a step schedule changes between epochs; omit it, or choose --schedule.decay cosine")
+    if schedule.decay == "step" and schedule.final:
+        raise ConfigError("schedule.final: a step schedule ends at its last milestone; omit it, or choose --schedule.decay cosine")
 
 
 # What --resume may change: how, where and how long a run goes on. Any other option is what the run computes, and is kept.

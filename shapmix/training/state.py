@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 import shapmix
@@ -60,7 +58,6 @@ class Training:
     network: nn.Module
     mixer: ShapMix
     optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
     average: AveragedModel | None
     progress: Progress = field(default_factory=Progress)
 
@@ -68,11 +65,6 @@ class Training:
     def evaluated(self) -> nn.Module:
         """The network that is evaluated: the average of the weights if there is one."""
         return self.network if self.average is None else self.average.module
-
-    @property
-    def learning_rate(self) -> float:
-        rate: float = self.optimizer.param_groups[0]["lr"]
-        return rate
 
     def what_is_not_finite(self, loss: float, step: str) -> str:
         """Describes a non-finite step: its loss, or the first weights with a non-finite gradient."""
@@ -146,12 +138,12 @@ def restore(state: dict[str, Any], config: TrainConfig, run: Training, data: str
             raise CheckpointError(f"{where}: not a checkpoint of this trainer: 'averaged_steps' is not a number")
         load_weights(run.average.module, state["network"], where)
         run.average.n_averaged.copy_(state["averaged_steps"])
-    _restore_optimizer(state["optimizer"], run, state["epoch"])
+    _restore_optimizer(state["optimizer"], run)
     run.progress = Progress(**{name: state[name] for name in PROGRESS})
 
 
-def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None:
-    """Restores the optimizer's state; its options and learning rate follow the configuration, whose epochs may have changed."""
+def _restore_optimizer(saved: dict[str, Any], run: Training) -> None:
+    """Restores the optimizer's state; its options follow the configuration."""
     groups = run.optimizer.state_dict()["param_groups"]
     try:
         if not set(saved["state"]) <= {number for group in groups for number in group["params"]}:
@@ -166,10 +158,6 @@ def _restore_optimizer(saved: dict[str, Any], run: Training, epoch: int) -> None
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"the run's checkpoint: the optimizer's state belongs to a different network: {reason}") from error
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # these epochs are already trained
-        for _ in range(epoch):
-            run.scheduler.step()
 
 
 def _check_average(name: str, value: Any, parameter: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import sample_clips
@@ -53,6 +53,7 @@ class TrainingStep:
         clips_given: clips come with every call, made elsewhere; for other pipelines, and for recordings too large for the device.
         autocast: element type of `torch.autocast` for the network, None for none; the losses are float32 or float64.
         capture: as a CUDA graph; None captures on a GPU.
+        clip_norm: largest norm of the gradient of all weights, None for no limit.
 
     Where the loss or a gradient is not finite, the step is left out: weights, optimizer, the network's buffers and the mixer's
     tables are what they were. With a `fused=True` optimizer nothing is read back for it.
@@ -75,6 +76,7 @@ class TrainingStep:
         clips_given: bool = False,
         autocast: torch.dtype | None = None,
         capture: bool | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         device = mixer.saliency.device
         if sampler.pipeline != "crop" and not clips_given:
@@ -85,7 +87,7 @@ class TrainingStep:
         if self.capture:
             check_capturable(optimizer, device)
         self.network, self.mixer, self.optimizer, self.sampler = network, mixer, optimizer, sampler
-        self.autocast, self.takes_clips = autocast, clips_given
+        self.autocast, self.takes_clips, self.clip_norm = autocast, clips_given, clip_norm
         self.observer = SharedForward(network, autocast)
         self.device = device
         store = sampler.store
@@ -186,8 +188,10 @@ class TrainingStep:
         """Runs the optimizer step if loss and gradients are finite."""
         if not self._fused:
             if finite:
+                clip_gradients(self.optimizer, self.clip_norm)
                 self.optimizer.step()
             return
+        clip_gradients(self.optimizer, self.clip_norm)
         start_momentum(self.optimizer)
         with self._following_device(finite):
             self.optimizer.step()
@@ -260,8 +264,24 @@ def _concatenated(tensors: list[Tensor]) -> Tensor:
 
 def largest_gradient(optimizer: torch.optim.Optimizer) -> Tensor:
     """0-dim: the largest absolute value of the gradients; non-finite if any gradient is."""
+    return get_total_norm([parameter.grad for parameter in _with_gradient(optimizer)], float("inf"))
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float | None) -> None:
+    """Scales the gradients, so that the norm of all of them together is at most `largest`; None leaves them as they are.
+
+    Nothing is read on the host. Gradients that are not finite stay as they are, so that the first of them can be named.
+    """
+    if largest is not None:
+        parameters = _with_gradient(optimizer)
+        norm = get_total_norm([parameter.grad for parameter in parameters])
+        clip_grads_with_norm_(parameters, largest, torch.where(norm.isfinite(), norm, 0))
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The optimizer's parameters that have a gradient."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], float("inf"))
+    return [parameter for parameter in parameters if parameter.grad is not None]
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:

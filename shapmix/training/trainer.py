@@ -34,6 +34,7 @@ from shapmix.training.config import changed_on_resume, parse_config, save_config
 from shapmix.training.example_mix import draw_mixing
 from shapmix.training.options import TrainConfig
 from shapmix.training.run_folder import data_hash, forget_later_epochs, new_run_dir, of_process_0, record_start, write_result
+from shapmix.training.schedule import describe_schedule, learning_rate, set_learning_rate
 from shapmix.training.scores import logits_of
 from shapmix.training.state import Progress, deterministic, restore, seed_all, snapshot
 
@@ -97,10 +98,15 @@ class Trainer:
 
     def steps_of_an_epoch(self) -> int:
         """Whole batches of an epoch."""
-        clips = len(epoch_order(self.splits.train, self.config.seed, 0, labels=self.labels, sampler=self.config.sampler))
+        clips = len(self.order(0))
         if clips < self.config.batch_size:
             raise RunError(f"batch_size {self.config.batch_size} is more than the {clips} training clips of an epoch; lower it")
         return clips // self.config.batch_size
+
+    def order(self, epoch: int) -> Tensor:
+        """Indices of the training clips of an epoch, in their order."""
+        config = self.config
+        return epoch_order(self.splits.train, config.seed, epoch, labels=self.labels, sampler=config.sampler, repeat=config.repeat)
 
     # The run's directory
 
@@ -119,6 +125,7 @@ class Trainer:
             record_start(self.run_dir / "environment.jsonl", self.data, self.device, changed)
             forget_later_epochs(self.run_dir / "metrics.jsonl", self.run.progress.epoch)
         log.info("%s; %s; %s", self.describe(), self.where, self.how)
+        log.info("%s", describe_schedule(config, self.steps))
 
     @property
     def checkpoints(self) -> Path:
@@ -179,16 +186,15 @@ class Trainer:
             progress.show_figures(line, pace, self.config, self.run.progress, self.steps)
             saved = self.save_where_due(saved)
         done = self.run.progress
-        row = {**done.means(self.config.batch_size), "epoch": done.epoch + 1, "lr": self.run.learning_rate, **pace.rates()}
-        self.run.scheduler.step()
+        rate = learning_rate(self.config, (done.epoch + 1) * self.steps - 1, self.steps)  # of the epoch's last step
+        row = {**done.means(self.config.batch_size), "epoch": done.epoch + 1, "lr": rate, **pace.rates()}
         self.run.progress = Progress(done.epoch + 1, 0, done.best, done.best_epoch)
         return row
 
     def batches(self) -> Iterator[tuple[Tensor | None, Tensor, int]]:
         """(clips, their indices, step) of the rest of the epoch; clips are None if the step samples them."""
         config, done = self.config, self.run.progress
-        order = epoch_order(self.splits.train, config.seed, done.epoch, labels=self.labels, sampler=config.sampler)
-        left = epoch_batches(order, config.batch_size, first=done.batch)
+        left = epoch_batches(self.order(done.epoch), config.batch_size, first=done.batch)
         numbered = ((chosen, done.epoch * self.steps + number) for number, chosen in enumerate(left, start=done.batch))
         if self.step.takes_clips:
             yield from training_batches(self.sampler, numbered, self.device)
@@ -203,6 +209,7 @@ class Trainer:
         """
         done = self.run.progress
         seed_all(self.config.seed, number, parallel.rank())
+        set_learning_rate(self.run.optimizer, learning_rate(self.config, number, self.steps))
         found = self.step(chosen, number, clips)
         clean, mixed, right, gradient = torch.stack([value.double() for value in found]).tolist()  # synchronises with the host
         if isfinite(clean + mixed + gradient):

@@ -26,7 +26,7 @@ from shapmix.data.order import epoch_batches, epoch_order, passes
 from shapmix.process import files
 from shapmix.process.signals import stop_requests
 from shapmix.skeleton.layout import LayoutError
-from shapmix.training.build import load_splits, make_mixer, make_network, make_optimizer, make_sampler, make_scheduler
+from shapmix.training.build import load_splits, make_mixer, make_network, make_optimizer, make_sampler
 from shapmix.training.checkpoint import (
     CheckpointError,
     kept_checkpoints,
@@ -411,7 +411,7 @@ def test_ctrl_c_while_a_command_imports(name: str, tmp_path: Path) -> None:
 def made(config: TrainConfig, splits: Splits) -> Training:
     network, sampler = make_network(config, splits.store), make_sampler(config, splits.store)
     optimizer = make_optimizer(network, config)
-    return Training(network, make_mixer(config, splits, sampler, 1), optimizer, make_scheduler(optimizer, config), None)
+    return Training(network, make_mixer(config, splits, sampler, 1), optimizer, None)
 
 
 def mutated(state: Any, generator: random.Random) -> Any:
