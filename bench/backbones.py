@@ -49,6 +49,9 @@ PUBLISHED: dict[str, Published] = {
     "ctrgcn": Published(
         "1.46", "2.0", "[SkeletonLLM, table 5](https://github.com/wangzy01/SkeletonLLM_Rebuttal)", classes=120, frames=64
     ),
+    "dgstgcn": Published(
+        "1.701", "2.54", "no figure found; [PYSKL](https://github.com/kennymckormick/pyskl)'s code, counted with fvcore"
+    ),
     "stgcn": Published("3.1", "5.7", f"[MMAction2]({MMACTION}/stgcn/metafile.yml)"),
     "stgcnpp": Published("1.4", "2.96", f"[MMAction2]({MMACTION}/stgcnpp/README.md)"),
 }

@@ -1,4 +1,4 @@
-"""Networks for skeleton clips: CTR-GCN with fused kernels, ST-GCN, ST-GCN++, AAGCN and attention.
+"""Networks for skeleton clips: CTR-GCN with fused kernels, ST-GCN, ST-GCN++, DG-STGCN, AAGCN and attention.
 
 Each maps clips [N, C, T, V, M] of any layout to logits [N, K], and is one function or class that `backbone` registers in its file.
 """
@@ -6,7 +6,8 @@ Each maps clips [N, C, T, V, M] of any layout to logits [N, K], and is one funct
 from shapmix.networks.aagcn import aagcn
 from shapmix.networks.attention import attention
 from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.networks.dgstgcn import dgstgcn
 from shapmix.networks.stgcn import stgcn
 from shapmix.networks.stgcnpp import stgcnpp
 
-__all__ = ["CTRGCN", "aagcn", "attention", "stgcn", "stgcnpp"]
+__all__ = ["CTRGCN", "aagcn", "attention", "dgstgcn", "stgcn", "stgcnpp"]

@@ -24,7 +24,7 @@ from shapmix.training.export import export
 from shapmix.training.options import NetworkConfig, TrainConfig
 from shapmix.training.trained import Trained
 
-NAMES = ["stgcnpp"]
+NAMES = ["dgstgcn", "stgcnpp"]
 SMALL = {"widths": (16, 24), "halve": (1,)}
 RECORDED = Path(__file__).parent / "recorded"
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
