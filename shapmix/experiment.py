@@ -13,9 +13,10 @@ rows:
 seeds: [0, 1, 2]
 ```
 
-Every cell is a run in a separate process. Results are stored in `FOLDER/cells/`, one small file per cell; a restarted grid trains
-only cells without a result, and resumes interrupted runs. A cell that was trained with different options than the plan is an error.
-Failed cells are listed with the end of their log and do not stop the others.
+Every cell is a run in a separate process: on this machine, as a SLURM job or as a task of a Ray cluster (`--on`). Results are
+stored in `FOLDER/cells/`, one small file per cell; a restarted grid trains only cells without a result and resumes interrupted
+runs. A cell that was trained with different options than the plan is an error. Failed cells are listed with the end of their log;
+the others go on. A plan may also name ensembles of its settings, published results, and the hashes of its training lists.
 
 The table has means over the seeds with 95% intervals, and the paired difference of each row's class mean to the first row: rows of
 one seed share their training clips, so these differences vary less than the accuracies.
@@ -31,16 +32,21 @@ from typing import Annotated
 
 import tyro
 
-from shapmix.process.command import WRONG, read_options, run_command
+from shapmix.experiments.cells import ensembles, measure_ensembles, read_results
+from shapmix.experiments.engines import ENGINES, EngineOptions, train_cells
+from shapmix.experiments.forecast import forecast
+from shapmix.experiments.plan import Cell, PlanError, check_lists, only, read_plan
+from shapmix.experiments.tables import COLUMNS, pair_table, plot, summaries, table
+from shapmix.process.command import WRONG, RegisteredName, read_options, run_command
+from shapmix.process.device import choose_device
 from shapmix.process.files import only_writer, write_whole
 from shapmix.process.signals import StopRequest, stop_requests
-from shapmix.training.grid import Cell, PlanError, only, read_plan, read_results, run_cells
-from shapmix.training.grid_table import COLUMNS, pair_table, plot, summaries, table
 from shapmix.training.metrics import Column
+from shapmix.training.trained import CheckpointOptions
 
 
-@dataclass(frozen=True)
-class ExperimentConfig:
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(EngineOptions, CheckpointOptions):
     """Train a grid of runs, or tabulate its results."""
 
     plan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PLAN.yaml")]
@@ -49,18 +55,20 @@ class ExperimentConfig:
     """Folder of cells, runs, table and plot; may contain an unfinished run of the same grid."""
     data_root: Path | None = None
     """Folder of the data set; overrides the plan."""
-    devices: tuple[str, ...] = ("auto",)
-    """Devices, each with one run at a time; `cpu cpu` runs two, with half of the cores each."""
+    set: tuple[str, ...] = ()
+    """KEY=VALUE options of the trainer that every cell gets, such as epochs=2 network.widths=[8,16]."""
+    on: Annotated[str, RegisteredName(ENGINES)] = "local"
+    """Where cells are trained: in processes on this machine, as SLURM jobs, or as tasks of a Ray cluster."""
     rows: tuple[str, ...] = ()
     """Train only these rows; the table has all rows."""
-    checkpoint: str = "last"
-    """Checkpoint whose test accuracy is tabulated: last, or best on validation."""
     columns: tuple[Column, ...] = COLUMNS
     """Columns of the table; ece is the expected calibration error. A column that no result has is left out."""
     pairs: str | None = None
     """Add a table of paired differences between this row and each other row."""
     only_table: bool = False
     """Only write the table; train nothing."""
+    dry_run: bool = False
+    """Measure a few steps of each kind of cell on each of --devices, print the hours of the grid, and write nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,22 +85,30 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
         InUseError: another process trains a grid in this folder.
         Interruption: stopped by a signal.
     """
-    cells = read_plan(config.plan, config.data_root)
-    read_results(cells, config.out)  # checks existing results against the plan before hours of training
+    plan = read_plan(config.plan, config.data_root, config.set)
+    results = read_results(plan, config.out)  # checks existing results against the plan before hours of training
     if config.pairs is not None:
-        only(cells, [config.pairs])
+        only(plan.cells, [config.pairs])
+    wanted = only(plan.cells, config.rows)
+    if not config.only_table:
+        check_lists(plan)
+    if config.dry_run:
+        print(forecast(plan, [cell for cell in wanted if cell.name not in results], config.devices, request))
+        return []
     failed: list[Cell] = []
     if not config.only_table:
         config.out.mkdir(parents=True, exist_ok=True)
         with only_writer(config.out, config.out / "lock"):
-            failed = run_cells(only(cells, config.rows), config.out, config.devices, request)
-    results = read_results(cells, config.out)
+            failed = train_cells(wanted, config.out, config.on, config, request)
+            measure_ensembles(plan, config.out, config.checkpoint, choose_device(config.devices[0]))
+    results = read_results(plan, config.out)
     for name, found in results.items():
         if config.checkpoint not in found["test"]:
             raise PlanError(f"checkpoint: cell '{name}' has no result of '{config.checkpoint}', only of {', '.join(found['test'])}")
-    text = table(cells, results, config.checkpoint, config.columns)
+    cells = [*plan.cells, *(cell for cell, _ in ensembles(plan))]
+    text = table(cells, results, config.checkpoint, config.columns, published=plan.published, source=plan.source)
     if config.pairs is not None:
-        text += "\n" + pair_table(cells, results, config.pairs, config.checkpoint)
+        text += "\n" + pair_table(plan.cells, results, config.pairs, config.checkpoint)
     write_whole(config.out / "table.md", text)
     plot(config.out / "table.png", list(summaries(cells, results, config.checkpoint)))
     print(text)

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from shapmix import experiment
-from shapmix.training import grid, grid_table
-from shapmix.training.grid import Cell, PlanError, only, reached, read_plan
-from shapmix.training.grid_table import interval, summaries, table
+from shapmix import evaluate, experiment
+from shapmix.experiments import cells as grid
+from shapmix.experiments import tables
+from shapmix.experiments.cells import reached
+from shapmix.experiments.plan import Cell, PlanError, only, read_plan
+from shapmix.experiments.tables import interval, summaries, table
 from shapmix.training.options import ConfigError
 from tests import small_run
 
@@ -111,7 +113,7 @@ settings:
   subject 3: {split: subject, test-values: [3]}
 rows: {a: {mix: none}}
 """
-    cells = read_plan(written(tmp_path, plan))
+    cells = read_plan(written(tmp_path, plan)).cells
     assert [cell.setting for cell in cells] == ["fold 1", "fold 2", "subject 3"]
     assert cells[2].options["test-values"] == [3]
     with pytest.raises(ConfigError, match="setting 'fold 2', row 'a': fold: i/k such as 1/5"):
@@ -119,13 +121,13 @@ rows: {a: {mix: none}}
 
 
 def test_cells_are_ordered_seed_by_seed(tmp_path: Path) -> None:
-    cells = read_plan(written(tmp_path, "settings: {x: {epochs: 7}, y: {}}\nrows: {a: {mix: none}, b: {}}\nseeds: [3, 4]"))
+    cells = read_plan(written(tmp_path, "settings: {x: {epochs: 7}, y: {}}\nrows: {a: {mix: none}, b: {}}\nseeds: [3, 4]")).cells
     assert [cell.name for cell in cells] == [f"{s}-{r}-seed-{n}" for n in (3, 4) for s in "xy" for r in "ab"]
     assert cells[0].options == {"epochs": 7, "mix": "none", "seed": 3}
 
 
 def test_rows_can_be_trained_before_others(tmp_path: Path) -> None:
-    cells = read_plan(written(tmp_path, "rows: {a: {mix: none}, b: {mix: none}}\nseeds: [3, 4]"))
+    cells = read_plan(written(tmp_path, "rows: {a: {mix: none}, b: {mix: none}}\nseeds: [3, 4]")).cells
     assert [cell.name for cell in only(cells, ["b"])] == ["all-b-seed-3", "all-b-seed-4"]
     assert only(cells, ()) == cells
     with pytest.raises(PlanError, match="the plan has no row 'c'; it has a, b"):
@@ -134,8 +136,8 @@ def test_rows_can_be_trained_before_others(tmp_path: Path) -> None:
 
 def test_the_data_may_lie_elsewhere(tmp_path: Path) -> None:
     plan = written(tmp_path, "base: {dataset: nw-ucla, data_root: there}\nrows: {a: {mix: none}}")
-    assert read_plan(plan)[0].options["data_root"] == "there"
-    (cell,) = read_plan(plan, Path("here"))
+    assert read_plan(plan).cells[0].options["data_root"] == "there"
+    (cell,) = read_plan(plan, Path("here")).cells
     assert cell.options == {"dataset": "nw-ucla", "data-root": "here", "mix": "none", "seed": 0}
 
 
@@ -167,7 +169,7 @@ def test_figures_that_older_cells_lack_are_empty() -> None:
     cells = [Cell("one", row, seed, {}) for seed in range(2) for row in "ab"]
     old, new = OLD, NEW
 
-    def rows(*tests: dict[str, float | None], columns: tuple[str, ...] = grid_table.COLUMNS) -> list[str]:
+    def rows(*tests: dict[str, float | None], columns: tuple[str, ...] = tables.COLUMNS) -> list[str]:
         results = {cell.name: {"test": {"last": test}, "seconds": None} for cell, test in zip(cells, tests, strict=True)}
         return table(cells, results, columns=columns).splitlines()[2:6]
 
@@ -226,7 +228,7 @@ def test_rows_are_compared_at_the_same_seeds() -> None:
     reached = {("a", 0): 0.2, ("a", 1): 0.6, ("a", 2): 0.9, ("b", 0): 0.3, ("b", 1): 0.72}
     cells = [Cell("one", row, seed, {}) for seed in range(3) for row in "ab"]
     results = {
-        cell.name: {"test": {"last": dict.fromkeys(grid_table.COLUMNS, reached[cell.row, cell.seed])}, "seconds": None}
+        cell.name: {"test": {"last": dict.fromkeys(tables.COLUMNS, reached[cell.row, cell.seed])}, "seconds": None}
         for cell in cells
         if (cell.row, cell.seed) in reached
     }
@@ -243,15 +245,15 @@ def test_a_row_is_paired_with_each_other_one_over_all_settings() -> None:
     cells = [Cell(setting, row, seed, {}) for row, setting, seed in reached]
     tests = [{"last": {"class_mean": value, "few": None if row == "b" else value}} for (row, *_), value in reached.items()]
     results = {cell.name: {"test": test} for cell, test in zip(cells, tests, strict=True)}
-    text = grid_table.pair_table(cells, results, "a")
+    text = tables.pair_table(cells, results, "a")
     assert text.splitlines()[2:] == ["| b | +5.0 ± 190.6 | n/a | 1 of 2 pairs |"]  # 12.706 times 0.15; c shares no seed with a
 
 
 def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "rows: {a: {epochs: 7, mix: none, picture-every: 3}}\n"
-    (cell,) = read_plan(written(tmp_path, rows))
+    (cell,) = read_plan(written(tmp_path, rows)).cells
     options = {"epochs": 7, "mix": "none", "seed": 0}
-    test = {"last": dict.fromkeys(grid_table.COLUMNS, 0.5)}
+    test = {"last": dict.fromkeys(tables.COLUMNS, 0.5)}
     (tmp_path / "cells").mkdir()
     path = tmp_path / "cells" / f"{cell.name}.json"
     path.write_text(json.dumps({"options": options, "test": test, "seconds": 1, "device": "cpu"}))
@@ -259,6 +261,57 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 2
     assert f"{path} was trained with epochs 8, but the plan has 7; rename the row" in capsys.readouterr().err
+
+
+STREAMS = """
+base: {network: {widths: [8]}, num_frames: 8, batch_size: 8, mix: none, epochs: 2}
+settings: {joint: {}, bone: {stream: bone}}
+rows: {plain: {loss: ce}}
+ensembles: {both: [joint, bone]}
+"""
+
+
+@pytest.mark.usefixtures("small_cells")
+def test_an_ensemble_is_measured_once_its_runs_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_run.make_small_runs(monkeypatch.setattr, small_run.make_small())
+    plan, out = written(tmp_path, STREAMS), tmp_path / "out"
+    assert experiment.main([str(plan), "--out", str(out), "--devices", "cpu", "--set", "epochs=1"]) == 0
+    content = json.loads((out / "cells" / "both-plain-seed-0.json").read_text())
+    assert content["members"] == ["joint-plain-seed-0", "bone-plain-seed-0"]
+    evaluated = tmp_path / "evaluated"
+    runs = [str(out / "runs" / name) for name in content["members"]]
+    assert evaluate.main([*runs, "--out", str(evaluated)]) == 0
+    expected = json.loads((evaluated / "result.json").read_text())
+    assert content["test"]["last"]["class_mean"] == expected["class_mean"]
+    assert "**both**" in (out / "table.md").read_text()
+    assert json.loads((out / "cells" / "joint-plain-seed-0.json").read_text())["options"]["epochs"] == 1
+    capsys.readouterr()
+    plan.write_text(STREAMS.replace("[joint, bone]", "[bone, joint]"))
+    assert experiment.main([str(plan), "--out", str(out), "--set", "epochs=1", "--only-table"]) == 2
+    assert "has other members than the plan's 'both'" in capsys.readouterr().err
+
+
+def test_a_dry_run_measures_steps_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_run.make_small_runs(monkeypatch.setattr, small_run.make_small())
+    plan, out = written(tmp_path, STREAMS.replace("epochs: 2", "epochs: 100") + "seeds: [0, 1]\n"), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert experiment.main([str(plan), "--out", str(out), "--dry-run", "--devices", "cpu", "cpu"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    said = capsys.readouterr().out
+    assert said.startswith("4 of 4 cells have no result.\n")
+    clips = len(small_run.make_small().train)
+    (row,) = [line for line in said.splitlines() if line.startswith("| joint | plain |")]
+    _, _, _, runs, device, steps, milliseconds, hours, _ = (cell.strip() for cell in row.split("|"))
+    assert (runs, device, int(steps)) == ("2", "cpu", 100 * (clips // 8))
+    assert float(milliseconds) > 0
+    assert float(hours) >= round(int(steps) * float(milliseconds) / 3.6e6, 2) - 0.01
+    assert "All on one cpu: " in said
+    assert "On cpu, cpu together: about " in said
 
 
 ENDLESS = """

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from shapmix.experiments.cells import ALWAYS
+from shapmix.experiments.plan import Cell
 from shapmix.pictures.plots import save_figure
 from shapmix.shapley.interval import Interval, interval
-from shapmix.training.grid import ALWAYS, Cell
 from shapmix.training.metrics import HEADS, Column
 
 # of a table, where no others are asked for
@@ -49,30 +50,47 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
 
 
 def table(
-    cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoint: str = "last", columns: Sequence[str] = COLUMNS
+    cells: list[Cell],
+    results: Mapping[str, dict[str, Any]],
+    checkpoint: str = "last",
+    columns: Sequence[str] = COLUMNS,
+    *,
+    published: Mapping[str, Mapping[str, float]] | None = None,
+    source: str | None = None,
 ) -> str:
     """Markdown, one table per setting, without columns that no row has; rows without a result are listed below it.
 
     A cell is empty where a result lacks the figure, as results of older versions may.
+
+    Args:
+        published: setting -> row -> published top-1 accuracy in percent: a column of the settings that have one, in which rows
+            without a result stand too.
+        source: where the published figures stand, which a line below the tables says.
     """
+    published = published or {}
     lines: list[str] = []
     every = list(summaries(cells, results, checkpoint))
     for setting in dict.fromkeys(summary.setting for summary in every):
         rows = [summary for summary in every if summary.setting == setting]
-        missing = [row.row for row in rows if not row.seeds]
+        stated = published.get(setting, {})
+        missing = [row.row for row in rows if not row.seeds and row.row not in stated]
         shown = [name for name in columns if any(row.columns[name] for row in rows)] or columns
-        heads = ["", *(HEADS[name] for name in shown), f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
+        heads = ["", *(["published top-1"] if stated else []), *(HEADS[name] for name in shown)]
+        heads += [f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
         lines += [f"**{setting}**", "", _line(heads), "|---" * len(heads) + "|"]
         for row in rows:
-            if not row.seeds:
+            if row.row in missing:
                 continue
+            theirs = [f"{stated[row.row]:.1f}" if row.row in stated else ""] if stated else []
             values = [_shown(row.columns[name], missing="" if name not in ALWAYS else "n/a") for name in shown]
             gain = "" if row.gain is None else _shown(row.gain, "+.1f")
             minutes = ", ".join(f"{minutes:.0f} ({device})" for device, minutes in row.minutes.items())
-            lines.append(_line([row.row, *values, gain, str(row.seeds), minutes]))
+            lines.append(_line([row.row, *theirs, *values, gain, str(row.seeds), minutes]))
         if missing:
             lines += ["", f"No result yet: {', '.join(missing)}"]
         lines.append("")
+    if any(published.values()):
+        lines += [f"Published: {source}", ""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,1 @@
+"""Experiments: a plan of runs, the engines that train them, and the tables of their results."""

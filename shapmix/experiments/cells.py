@@ -1,0 +1,215 @@
+"""Results of a grid: trains its cells, measures its ensembles, and reads what was reached."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shapmix.experiments.plan import Cell, Plan, PlanError, settled
+from shapmix.process.errors import RunError
+from shapmix.process.files import write_whole
+from shapmix.process.signals import PARENT, StopRequest
+from shapmix.training.config import as_arguments
+from shapmix.training.ensemble import score_runs
+from shapmix.training.options import plain
+from shapmix.training.run_folder import commit, read_metrics, versions
+from shapmix.training.scores import accuracy_of
+from shapmix.training.trained import Checkpoint
+
+ALWAYS = ("top1", "class_mean", "many", "medium", "few")  # the columns of every result; older ones have no other
+
+log = logging.getLogger("shapmix")
+
+
+def result_of(cell: Cell, out: Path) -> Path:
+    """File of a cell's result; it exists once the cell is done."""
+    return out / "cells" / f"{cell.name}.json"
+
+
+def log_of(cell: Cell, out: Path) -> Path:
+    """What a cell's training said."""
+    return out / "logs" / f"{cell.name}.txt"
+
+
+def train_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRequest) -> bool:
+    """Trains or resumes a cell and writes its result; returns False if it failed, with the reason in its log."""
+    run, logged = out / "runs" / cell.name, log_of(cell, out)
+    begun = (run / "config.yaml").exists()
+    where = ["--resume", str(run)] if begun else ["--run-dir", str(run)]
+    here = ["--device", device, "--threads", str(threads)]
+    command = [sys.executable, "-m", "shapmix.train", *as_arguments(cell.options), *where, *here]
+    begin = time.monotonic()
+    code = run_child(command, logged, request)
+    if code and request.signal:
+        return False
+    if code:
+        log.warning("%s failed with exit code %d; the end of %s:\n%s", cell.name, code, logged, _end(logged))
+        return False
+    try:
+        test, rows = reached(run / "result.json"), read_metrics(run / "metrics.jsonl")
+    except (PlanError, RunError) as error:
+        log.warning("%s has no result: %s", cell.name, error)
+        return False
+    content = {
+        "setting": cell.setting,
+        "row": cell.row,
+        "seed": cell.seed,
+        "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
+        "test": {name.split()[-1]: accuracy for name, accuracy in test.items()},
+        "epochs": len(rows),
+        "seconds": None if begun else round(time.monotonic() - begin),
+        "device": device,
+        "threads": threads,
+        "commit": commit(),
+        "versions": versions(),
+    }
+    write_whole(result_of(cell, out), json.dumps(content, indent=1) + "\n")
+    return True
+
+
+def run_child(command: Sequence[str], logged: Path, request: StopRequest) -> int:
+    """Runs a command, which ends with this process, and appends what it says to a file; returns its exit code.
+
+    A requested stop is forwarded to the command, which may need time to save.
+    """
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    with logged.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    asked = False
+    try:
+        while True:
+            try:
+                return child.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                if request.signal and not asked:
+                    child.terminate()
+                    asked = True
+    finally:  # an engine that cancels or requeues a cell raises in here
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+
+
+def _end(path: Path, lines: int = 5) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def measure_ensembles(plan: Plan, out: Path, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Writes the result of each ensemble whose runs have ended and that has none yet, for each row and seed.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, RunError: the runs cannot be read, or are not of the same clips.
+    """
+    for average, cells in ensembles(plan):
+        path = result_of(average, out)
+        runs = [out / "runs" / cell.name for cell in cells]
+        ended = all(result_of(cell, out).exists() and run.exists() for cell, run in zip(cells, runs, strict=True))
+        before = _read_object(path)["test"] if path.exists() else {}
+        if not ended or checkpoint in before:
+            continue
+        log.info("measuring the ensemble '%s' of %s, seed %d", average.setting, average.row, average.seed)
+        found = accuracy_of(score_runs(runs, checkpoint, device).whole)
+        content = {
+            "setting": average.setting,
+            "row": average.row,
+            "seed": average.seed,
+            "options": {},
+            "members": [cell.name for cell in cells],
+            "test": {**before, checkpoint: found.as_dict()},
+            "seconds": None,
+            "device": str(device),
+        }
+        write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def ensembles(plan: Plan) -> list[tuple[Cell, list[Cell]]]:
+    """Each ensemble of a row and seed, as a cell of its own without options, with the cells that it averages."""
+    index = {(cell.setting, cell.row, cell.seed): cell for cell in plan.cells}
+    pairs = dict.fromkeys((cell.row, cell.seed) for cell in plan.cells)
+    return [
+        (Cell(name, row, seed, {}), [index[setting, row, seed] for setting in settings])
+        for name, settings in plan.ensembles.items()
+        for row, seed in pairs
+    ]
+
+
+def read_results(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
+    """The results of the finished cells and of the measured ensembles, by name.
+
+    Raises:
+        PlanError: a cell was trained with different options, or an ensemble has other members.
+    """
+    results = {}
+    for ensemble, members in ensembles(plan):
+        path = result_of(ensemble, out)
+        if path.exists():
+            found = results[ensemble.name] = read_cell(path)
+            if found.get("members") != [cell.name for cell in members]:
+                raise PlanError(f"{path} has other members than the plan's '{ensemble.setting}'; move it away to measure it again")
+    for cell in plan.cells:
+        path = result_of(cell, out)
+        if not path.exists():
+            continue
+        found = results[cell.name] = read_cell(path)
+        now = settled(cell.options)
+        then = settled({**{key: value for key, value in cell.options.items() if _is_data_root(key)}, **found["options"]})
+        for key in now:
+            if now[key] != then[key]:
+                raise PlanError(
+                    f"{path} was trained with {key} {then[key]}, but the plan has {now[key]}; rename the row or the setting, or "
+                    "move the cell and its run"
+                )
+    return results
+
+
+def read_cell(path: Path) -> dict[str, Any]:
+    """The result of a cell, as written by `train_cell`.
+
+    Raises:
+        PlanError: the file is not the result of a cell.
+    """
+    content = _read_object(path)
+    known = isinstance(content.get("options"), dict) and isinstance(content.get("device", ""), str)
+    if not known or not isinstance(content.get("seconds"), (int, float, type(None))):
+        raise PlanError(f"{path}: not the result of a cell; move it away to train the cell again")
+    return {**content, "test": reached(path)}
+
+
+def reached(path: Path) -> dict[str, Any]:
+    """Checkpoint -> column -> accuracy, from a run's `result.json` or the file of a cell.
+
+    Raises:
+        PlanError: the file is not a result.
+    """
+    test = _read_object(path).get("test")
+    if not isinstance(test, dict) or not test:
+        raise PlanError(f"{path}: not a result: it has no test accuracy; move it away to measure it again")
+    for name, row in test.items():
+        if not isinstance(row, dict) or not all(isinstance(value, (int, float, type(None))) for value in row.values()):
+            raise PlanError(f"{path}: not a result: '{name:.40}' has a value that is no number")
+        if lacking := [column for column in ALWAYS if column not in row]:
+            raise PlanError(f"{path}: not a result: '{name:.40}' lacks {', '.join(lacking)}")
+    return test
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise PlanError(f"{path}: not a result: a {type(content).__name__}")
+    return content
+
+
+def _is_data_root(key: str) -> bool:
+    return key.replace("-", "_") == "data_root"

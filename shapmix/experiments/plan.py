@@ -1,0 +1,204 @@
+"""A plan of experiments: settings, rows and seeds of a grid, ensembles of its settings, published results, and lists of clips."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from shapmix.data.sources.bounded import line_of_name
+from shapmix.process.errors import ShapmixError
+from shapmix.training.config import as_arguments, parse_config, parser_errors
+
+IRRELEVANT = (
+    "data_root",
+    "preset",
+    "config",
+    "run_dir",
+    "picture_every",
+    "device",
+    "threads",
+    "checkpoint",
+    "cuda_graph",
+)  # options that do not affect the result of a run
+KEYS = ("base", "settings", "rows", "seeds", "ensembles", "published", "lists")
+
+
+class Cell(NamedTuple):
+    """One run of the grid."""
+
+    setting: str
+    row: str
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^\w.]+", "-", f"{self.setting} {self.row} seed {self.seed}".lower())
+
+
+class PlanError(ShapmixError, ValueError):
+    """A plan cannot be run; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid of runs and what its table adds to their results.
+
+    Attributes:
+        cells: ordered by seed, so that an interrupted grid has complete tables of fewer seeds.
+        ensembles: name -> settings whose runs of one row and seed are averaged.
+        published: setting or ensemble -> row -> top-1 accuracy in percent, as its authors published it.
+        source: where the published figures stand.
+        lists: setting -> SHA-256 of its training list (names, one a line).
+    """
+
+    cells: list[Cell]
+    ensembles: dict[str, list[str]] = field(default_factory=dict)
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    source: str | None = None
+    lists: dict[str, str] = field(default_factory=dict)
+
+
+def read_plan(path: Path, data_root: Path | None = None, changes: Sequence[str] = ()) -> Plan:
+    """Reads a plan from a YAML file.
+
+    Args:
+        data_root: overrides the data root of the plan.
+        changes: `key=value` options of the trainer that every cell gets, such as `epochs=2`.
+
+    Raises:
+        PlanError: the file is not a plan, two cells have the same name, or a part of it names what it does not have.
+        ConfigError: an option is invalid for the trainer.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(plan, dict) or set(plan) - set(KEYS) or not plan.get("rows"):
+        raise PlanError(f"{path}: a plan is a mapping of rows and optionally {', '.join(key for key in KEYS if key != 'rows')}")
+    settings, rows = plan.get("settings") or {"all": {}}, plan["rows"]
+    for name, options in {"base": plan.get("base") or {}, **settings, **rows}.items():
+        if not isinstance(options, dict):
+            raise PlanError(f"{path}: '{name}' is a {type(options).__name__}, not options of the trainer")
+    given = _changes(changes) | ({} if data_root is None else {"data-root": str(data_root)})
+    cells = [
+        Cell(setting, row, seed, _merged(plan.get("base") or {}, of_setting, of_row, {"seed": seed}, given))
+        for seed in plan.get("seeds") or [0]
+        for setting, of_setting in settings.items()
+        for row, of_row in rows.items()
+    ]
+    _check_cells(path, cells)
+    ensembles = _ensembles(path, plan.get("ensembles") or {}, settings)
+    published, source = _published(path, plan.get("published") or {}, {**settings, **ensembles}, rows)
+    lists = plan.get("lists") or {}
+    if not isinstance(lists, dict) or not set(lists) <= set(settings):
+        raise PlanError(f"{path}: lists: SHA-256 of training lists by setting; the settings are {', '.join(settings)}")
+    return Plan(cells, ensembles, published, source, lists)
+
+
+def _merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Options of all parts, the later wins; a group (such as `network`) keeps the options that a later part does not name."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            other = key.replace("-", "_") if "-" in key else key.replace("_", "-")
+            before = merged.pop(other, merged.get(key))
+            merged[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _changes(changes: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for change in changes:
+        key, sign, value = change.partition("=")
+        if not sign or not key:
+            raise PlanError(f"set: '{change}' is no KEY=VALUE, such as epochs=2 or network.widths=[16,32]")
+        group, dot, name = key.rpartition(".")
+        found = _merged(found, {group: {name: yaml.safe_load(value)}} if dot else {key: yaml.safe_load(value)})
+    return found
+
+
+def _check_cells(path: Path, cells: list[Cell]) -> None:
+    names = [cell.name for cell in cells]
+    for cell in cells:
+        if names.count(cell.name) > 1:
+            raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
+        with parser_errors(f"{path}: setting '{cell.setting}', row '{cell.row}'"):
+            parse_config(list(as_arguments(cell.options)))
+
+
+def _ensembles(path: Path, ensembles: Any, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    if not isinstance(ensembles, dict):
+        raise PlanError(f"{path}: ensembles: a mapping of names to lists of settings")
+    for name, members in ensembles.items():
+        if name in settings:
+            raise PlanError(f"{path}: ensembles: '{name}' is the name of a setting; rename one")
+        if not isinstance(members, list) or len(members) < 2:
+            raise PlanError(f"{path}: ensembles: '{name}' is a list of two settings or more")
+        for member in members:
+            if member not in settings:
+                raise PlanError(f"{path}: ensembles: '{name}' has no setting '{member}'; the plan has {', '.join(settings)}")
+    return ensembles
+
+
+def _published(
+    path: Path, published: Any, settings: Mapping[str, Any], rows: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, float]], str | None]:
+    """Setting -> row -> percent, and the source."""
+    if not isinstance(published, dict):
+        raise PlanError(f"{path}: published: a mapping of settings to rows and percentages, with their source")
+    source = published.get("source")
+    if published and not isinstance(source, str):
+        raise PlanError(f"{path}: published: say where the figures stand, as source")
+    found = {name: value for name, value in published.items() if name != "source"}
+    for setting, figures in found.items():
+        if setting not in settings or not isinstance(figures, dict):
+            raise PlanError(
+                f"{path}: published: '{setting}' is no setting with percentages by row; settings: {', '.join(settings)}"
+            )
+        for row, figure in figures.items():
+            if row not in rows or not isinstance(figure, (int, float)) or not 0 <= figure <= 100:
+                raise PlanError(f"{path}: published: {setting}: '{row}: {figure}' is no row of the plan with a percentage")
+    return found, source
+
+
+def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
+    """The cells of these rows, or all cells if no row is given.
+
+    Raises:
+        PlanError: the plan does not have a row.
+    """
+    names = list(dict.fromkeys(cell.row for cell in cells))
+    for row in rows:
+        if row not in names:
+            raise PlanError(f"the plan has no row '{row}'; it has {', '.join(names)}")
+    return [cell for cell in cells if not rows or cell.row in rows]
+
+
+def settled(options: dict[str, Any]) -> dict[str, Any]:
+    """All trainer options that affect the result of a run, with their values."""
+    every = asdict(parse_config(list(as_arguments(options))))
+    return {key: value for key, value in every.items() if key not in IRRELEVANT}
+
+
+def check_lists(plan: Plan) -> None:
+    """Checks the training list of every setting whose hash the plan names.
+
+    Raises:
+        PlanError: a setting without a list, or another list.
+        DataError: a list that cannot be read.
+    """
+    for setting, wanted in plan.lists.items():
+        options = next(cell.options for cell in plan.cells if cell.setting == setting)
+        path = parse_config(list(as_arguments(options))).train_list
+        if path is None:
+            raise PlanError(f"lists: setting '{setting}' has no train-list")
+        found = hashlib.sha256("\n".join(line_of_name(path)).encode()).hexdigest()
+        if found != wanted:
+            raise PlanError(f"lists: setting '{setting}': {path} is another list: its names have SHA-256 {found}, not {wanted}")
