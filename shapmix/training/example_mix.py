@@ -35,8 +35,10 @@ def draw_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSa
 def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> MixExample | None:
     """The first clip in the order of an epoch in which the rarer class keeps, or brings, the parts that its saliency ranks first.
 
-    Without saliency the first that pastes a window; None where no clip of the epoch is one.
+    Without saliency the first that pastes a window; None where no clip of the epoch is one, or none are mixed.
     """
+    if config.mix == "none":
+        return None
     sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
     mixer = deepcopy(mixer).cpu()
     favourite = layout.combinations[mixer.saliency.argmax(1)]  # [K]
