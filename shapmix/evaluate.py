@@ -14,7 +14,7 @@ from shapmix.process.command import ComputeOptions, read_options, run_command, s
 from shapmix.process.files import check_output_folder
 from shapmix.training import metrics
 from shapmix.training.ensemble import score_runs
-from shapmix.training.options import ConfigError
+from shapmix.training.options import Adjustment, ConfigError, check_range
 from shapmix.training.scores import accuracy_of, save_scores, write_tables
 from shapmix.training.trained import CheckpointOptions
 
@@ -31,6 +31,9 @@ class EvaluateConfig(CheckpointOptions, ComputeOptions):
     """Weight of each run's probabilities; None: equal weights."""
     fit_weights: bool = False
     """Fit the weights on validation clips."""
+    logit_adjustment: Adjustment | None = None
+    """Post-hoc logit adjustment: tau, validation to choose it on each run's validation clips, or None for that of the run's own
+    test; 0 turns it off."""
     save_scores: Path | None = None
     """An .npz with names, labels and probabilities of the test clips."""
     out: Path | None = None
@@ -57,6 +60,7 @@ class EvaluateConfig(CheckpointOptions, ComputeOptions):
             raise ConfigError(f"weights: {len(self.weights)} given for {len(self.runs)} runs")
         if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
             raise ConfigError("weights: must be non-negative and not all 0")
+        check_range("logit_adjustment", self.logit_adjustment)
         if self.save_scores is not None:
             if self.save_scores.suffix != ".npz":
                 raise ConfigError(f"save_scores: the file is an .npz, not '{self.save_scores}'")
@@ -78,7 +82,13 @@ def evaluate(config: EvaluateConfig) -> None:
     config.check()
     device = start_computing(config)
     rows, whole, weights, views = score_runs(
-        config.runs, config.checkpoint, device, crops=config.crops, weights=config.weights, fit=config.fit_weights
+        config.runs,
+        config.checkpoint,
+        device,
+        crops=config.crops,
+        weights=config.weights,
+        fit=config.fit_weights,
+        adjustment=config.logit_adjustment,
     )
     print(metrics.table({name: accuracy_of(each) for name, each in rows.items()}))
     tables = config.tables()

@@ -22,6 +22,7 @@ from shapmix.process.files import check_output_file, write_whole
 from shapmix.shapley.explanation import explain
 from shapmix.shapley.game import PartGame
 from shapmix.training import metrics
+from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.example_mix import MixExample, example_mix
 from shapmix.training.run_folder import read_metrics
 from shapmix.training.scores import logits_of
@@ -43,16 +44,22 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     check_output_file(path)
     trained, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
     store, counts = splits.store, splits.class_counts()
-    logits, labels = logits_of(network, sampler, splits.test, trained.batch_size, device), store.labels[splits.test]
-    accuracy, confusion = metrics.accuracy(logits.double().softmax(1), labels, counts), metrics.confusion_matrix(logits, labels)
+
+    def score(clips: Tensor) -> Tensor:
+        return logits_of(network, sampler, clips, trained.batch_size, device).double().softmax(1)
+
+    tau, labels = find_tau(trained.logit_adjustment, splits, score), store.labels[splits.test]
+    probabilities = adjusted(score(splits.test), counts, tau)
+    accuracy, confusion = metrics.accuracy(probabilities, labels, counts), metrics.confusion_matrix(probabilities, labels)
     rows = read_metrics(run / "metrics.jsonl")
 
     about = (
         f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
         f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint"
     )
+    about += f"; logits adjusted with tau {tau:g}" if tau else ""
     scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), up=store.up)
-    scenes += worst_confusions(splits, sampler, logits.argmax(1), labels, confusion)
+    scenes += worst_confusions(splits, sampler, probabilities.argmax(1), labels, confusion)
     values = part_values(network, mixer, splits, sampler, device)
     saliency = mixer.saliency if trained.mix == "shapmix" else None
     page = render(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shapmix.training.options import Adjustment
 from shapmix.training.scores import Scores, align, fit_weights, open_member, weight_clips
 from shapmix.training.trained import Checkpoint
 
@@ -31,16 +32,18 @@ def score_runs(
     crops: int = 1,
     weights: Sequence[float] | None = None,
     fit: bool = False,
+    adjustment: Adjustment | None = None,
 ) -> Measured:
     """Scores of the test clips for each run, and for the average of their probabilities weighted with `weights`.
 
-    Without `weights` the runs are weighted equally; with `fit` the weights are fitted on validation clips.
+    Without `weights` the runs are weighted equally; with `fit` the weights are fitted on validation clips. The logits of each run
+    are adjusted (`adjustment`; None: as in the run's own test) with its own class counts, before they are averaged.
 
     Raises:
         ConfigError, CheckpointError, DataError: a run cannot be read.
         RunError: the runs have different clips, labels or classes.
     """
-    members = [open_member(run, checkpoint, crops, device) for run in runs]
+    members = [open_member(run, checkpoint, crops, device, adjustment) for run in runs]
     tests = align([member.score(member.splits.test) for member in members], runs)
     shares = torch.tensor(weights or [1.0] * len(tests), dtype=torch.float64)
     if fit:
@@ -49,11 +52,15 @@ def score_runs(
         shares = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
     shares = shares / shares.sum()
     views = "single crop" if crops == 1 else f"{crops} crops"
-    rows = {f"{run.name} {checkpoint}, {views}": test for run, test in zip(runs, tests, strict=True)}
+    titles = [
+        f"{run.name} {checkpoint}, {views}{f', tau {member.tau:g}' if member.tau else ''}"
+        for run, member in zip(runs, members, strict=True)
+    ]
+    rows = dict(zip(titles, tests, strict=True))
     whole = tests[0]
     if len(tests) > 1:
         mixed = torch.einsum("r,rnk->nk", shares, torch.stack([each.probabilities for each in tests]))
-        whole = replace(whole, probabilities=mixed)
+        whole = replace(whole, probabilities=mixed, tau=None)
         shown = " ".join(f"{share:.3f}" for share in shares.tolist())
         rows[f"ensemble ({'fitted' if fit else 'given' if weights else 'equal'} weights {shown})"] = whole
     return Measured(rows, whole, shares, views)

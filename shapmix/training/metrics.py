@@ -57,6 +57,8 @@ class Accuracy:
     ece_many: float | None
     ece_medium: float | None
     ece_few: float | None
+    tau: float | None = None
+    """Of post-hoc logit adjustment, None without it."""
 
     def as_dict(self) -> dict[str, float | int | None]:
         return asdict(self)

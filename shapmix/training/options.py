@@ -23,6 +23,7 @@ from shapmix.process.errors import ShapmixError
 
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
+Adjustment = float | Literal["validation"]
 
 
 Mix = Annotated[str, RegisteredName(MIXERS)]
@@ -172,6 +173,8 @@ class TrainConfig(ComputeOptions, SplitOptions):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: float | None = None
     """Decay per step of an exponential moving average of the weights, such as 0.999; the average is evaluated."""
+    logit_adjustment: Adjustment | None = None
+    """Post-hoc logit adjustment of the final test (not of training): tau, or validation to choose it on the validation clips."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the network runs under torch.autocast; weights, losses and saliency stay float32."""
     force: bool = False
@@ -200,7 +203,7 @@ def _at_least(least: float) -> Callable[[float], bool]:
     return lambda value: least <= value < inf
 
 
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it takes a value, and what it takes
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it takes a value, and what it takes
     **dict.fromkeys(
         (
             *("num_people", "min_frames", "n_max", "batch_size", "epochs", "repeat", "accumulate", "eval_every"),
@@ -213,6 +216,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it 
     "ema": (lambda value: 0 < value < 1, "a decay between 0 and 1"),
     "blend_probability": (lambda value: 0 <= value <= 1, "a share of the batches, between 0 and 1"),
     **dict.fromkeys(("seed", "split_seed"), (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1")),
+    "logit_adjustment": (lambda value: value == "validation" or 0 <= value < inf, "a tau of at least 0, or validation"),
     "network.widths": (lambda value: value >= 8 and value % 8 == 0, "each a multiple of 8"),
     "network.graph_gain": (isfinite, "a finite number"),
     "schedule.lr": (lambda value: 0 < value < inf, "above 0"),
@@ -228,15 +232,20 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # key -> whether it 
 }
 
 
+def check_range(key: str, value: Any) -> None:
+    """Raises ConfigError where a value, or one of a tuple, is not what `RANGES` says that the option takes; None always is."""
+    takes, words = RANGES[key]
+    for one in value if isinstance(value, tuple) else (value,):
+        if one is not None and not takes(one):
+            raise ConfigError(f"{key}: {words}, not {one:g}")
+
+
 def check_config(config: TrainConfig) -> None:
     """Raises ConfigError where values are out of range or contradict each other."""
     if config.mix != "none" and config.batch_size < 3:
         raise ConfigError(f"batch_size: mixing needs at least 3 clips in a batch, not {config.batch_size}")
-    for key, (takes, words) in RANGES.items():
-        value = attrgetter(key)(config)
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is not None and not takes(one):
-                raise ConfigError(f"{key}: {words}, not {one:g}")
+    for key in RANGES:
+        check_range(key, attrgetter(key)(config))
     if config.network.widths == ():
         raise ConfigError("network.widths: at least one layer")
     layers = len(config.network.widths or WIDTHS)
@@ -286,6 +295,7 @@ FREE_ON_RESUME = frozenset(
         *("checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep"),
         *("device", "threads", "backend", "cuda_graph", "compile", "deterministic"),  # the same numbers up to rounding
         "force",  # in bf16 as before
+        "logit_adjustment",  # of the final test alone
     )
 )
 

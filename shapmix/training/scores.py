@@ -23,9 +23,11 @@ from shapmix.process.errors import RunError
 from shapmix.process.files import whole_file, write_whole
 from shapmix.process.parallel import SharedForward
 from shapmix.training import metrics
+from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.build import PRECISIONS, load_splits, make_network, make_sampler
 from shapmix.training.checkpoint import load_checkpoint, load_weights
 from shapmix.training.config import parse_config
+from shapmix.training.options import Adjustment
 from shapmix.training.trained import Checkpoint
 
 log = logging.getLogger("shapmix")
@@ -42,6 +44,8 @@ class Scores:
     class_names: list[str]
     lengths: Tensor
     """[N] int64 recorded frames; clips with the same name but different lengths are different clips."""
+    tau: float | None = None
+    """Of post-hoc logit adjustment, None without it."""
 
 
 class Member(NamedTuple):
@@ -53,25 +57,34 @@ class Member(NamedTuple):
     batch_size: int
     crops: int
     device: torch.device
+    tau: float = 0.0
+
+    def probabilities(self, clips: Tensor) -> Tensor:
+        """[N, K] of the store's clips [N], without adjustment of the logits."""
+        return predict_views(self.forward, self.sampler, clips, self.batch_size, self.crops, self.device)
 
     def score(self, clips: Tensor) -> Scores:
         """Scores of the store's clips [N]."""
-        store = self.splits.store
+        store, counts = self.splits.store, self.splits.class_counts()
         return Scores(
             [store.names[clip] for clip in clips.tolist()],
             store.labels[clips],
-            predict_views(self.forward, self.sampler, clips, self.batch_size, self.crops, self.device),
-            self.splits.class_counts(),
+            adjusted(self.probabilities(clips), counts, self.tau),
+            counts,
             store.class_names,
             store.lengths[clips],
+            self.tau or None,
         )
 
 
-def open_member(run: Path, checkpoint: Checkpoint, crops: int, device: torch.device) -> Member:
-    """Reads a run's checkpoint and data.
+def open_member(
+    run: Path, checkpoint: Checkpoint, crops: int, device: torch.device, adjustment: Adjustment | None = None
+) -> Member:
+    """Reads a run's checkpoint and data; without `adjustment`, logits are adjusted as in the run's own test.
 
     Raises:
         ConfigError, CheckpointError, DataError: the run cannot be read.
+        RunError: there are no validation clips to choose the tau of logit adjustment on.
     """
     trained = parse_config(["--config", str(run / "config.yaml")])
     splits = load_splits(trained)
@@ -85,7 +98,9 @@ def open_member(run: Path, checkpoint: Checkpoint, crops: int, device: torch.dev
         log.warning("%s: was trained in bf16, of which this CPU has no products; it is measured in fp32, which is faster here", run)
         precision = None
     forward = SharedForward(network.to(device), precision)
-    return Member(splits, forward, make_sampler(trained, store), trained.batch_size, crops, device)
+    member = Member(splits, forward, make_sampler(trained, store), trained.batch_size, crops, device)
+    asked = trained.logit_adjustment if adjustment is None else adjustment
+    return member._replace(tau=find_tau(asked, splits, member.probabilities))
 
 
 def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]:
@@ -169,7 +184,7 @@ def fit_weights(probabilities: Tensor, labels: Tensor, steps: int = 200) -> Tens
 
 def accuracy_of(scores: Scores) -> metrics.Accuracy:
     """The same accuracies as in training."""
-    return metrics.accuracy(scores.probabilities, scores.labels, scores.class_counts)
+    return replace(metrics.accuracy(scores.probabilities, scores.labels, scores.class_counts), tau=scores.tau)
 
 
 def write_tables(out: Path, scores: Scores, about: dict[str, object]) -> None:

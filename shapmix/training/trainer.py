@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -28,6 +28,7 @@ from shapmix.process.errors import RunError
 from shapmix.process.files import append_line, named
 from shapmix.process.signals import Interruption, StopRequest
 from shapmix.training import metrics, progress
+from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.build import PRECISIONS, make_sampler, make_step, make_training
 from shapmix.training.checkpoint import CheckpointError, load_checkpoint, load_newest, load_weights, save_checkpoint
 from shapmix.training.config import changed_on_resume, parse_config, save_config
@@ -277,7 +278,7 @@ class Trainer:
     def test(self) -> Result:
         """Measures the last and the best checkpoint on the test split, and writes the result."""
         parallel.shared(None)  # barrier: process 0 has written the checkpoints
-        store, counts = self.splits.store, self.splits.class_counts()
+        config, store, counts = self.config, self.splits.store, self.splits.class_counts()
         reached = {}
         for name in ("last", "best"):
             path = self.checkpoints / f"{name}.pt"
@@ -289,7 +290,10 @@ class Trainer:
                 log.warning("%s; the result is of the last checkpoint alone", error)
                 continue
             load_weights(self.run.evaluated, state["network"], path)
-            reached[name], confusion = self.measure(self.splits.test)
+            tau = find_tau(config.logit_adjustment, self.splits, self.probabilities)
+            if tau:
+                log.info("%s.pt: logits adjusted with tau %g", name, tau)
+            reached[name], confusion = self.measure(self.splits.test, tau)
             if parallel.rank() == 0:
                 table, picture = self.run_dir / f"per_class_{name}.csv", self.run_dir / f"confusion_{name}.png"
                 with named(table):
@@ -298,14 +302,19 @@ class Trainer:
                     plots.plot_confusion(picture, confusion, store.class_names)
         if parallel.rank() == 0:
             self.draw()
-            write_result(self.run_dir, self.config, reached)
+            write_result(self.run_dir, config, reached)
         return Result(self.run_dir, reached, self.run.mixer.saliency.cpu())
 
-    def measure(self, clips: Tensor) -> tuple[metrics.Accuracy, Tensor]:
-        """Accuracy and confusion matrix [K, K] of the evaluated network on clips [N] of the store."""
-        logits = logits_of(self.evaluated, self.sampler, clips, self.config.batch_size, self.device)
-        labels, probabilities = self.splits.store.labels[clips], logits.double().softmax(1)
-        return metrics.accuracy(probabilities, labels, self.splits.class_counts()), metrics.confusion_matrix(logits, labels)
+    def measure(self, clips: Tensor, tau: float = 0.0) -> tuple[metrics.Accuracy, Tensor]:
+        """Accuracy and confusion matrix [K, K] of the evaluated network on clips [N] of the store, adjusted with tau."""
+        labels, counts = self.splits.store.labels[clips], self.splits.class_counts()
+        probabilities = adjusted(self.probabilities(clips), counts, tau)
+        found = replace(metrics.accuracy(probabilities, labels, counts), tau=tau or None)
+        return found, metrics.confusion_matrix(probabilities, labels)
+
+    def probabilities(self, clips: Tensor) -> Tensor:
+        """[N, K] float64 of the evaluated network on clips [N] of the store."""
+        return logits_of(self.evaluated, self.sampler, clips, self.config.batch_size, self.device).double().softmax(1)
 
     def draw(self) -> None:
         """Draws `saliency.png` and `mixed_clip.png` for the current state."""
