@@ -56,8 +56,9 @@ def op(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declares the decorated function as an op, registered as torch.ops.shapmix.<name>.
 
-    The function takes tensors, dataclasses of tensors, numbers and strings, a keyword `backend` and, if it returns one tensor,
-    optionally a keyword `out`. Kernels and the registered op receive dataclasses as their fields, everything by name.
+    The function takes tensors, dataclasses of tensors (or None for one whose tensors are optional), numbers and strings, a keyword
+    `backend` and, if it returns one tensor, optionally a keyword `out`. Kernels and the registered op receive dataclasses as their
+    fields, everything by name.
 
     Args:
         reference: computes the outputs from the same arguments.
@@ -111,11 +112,11 @@ class Op:
         self.takes_out = "out" in parameters and parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY
         self.options = {"backend", "out"} if self.takes_out else {"backend"}
         arguments = {name: hints[name] for name in self.names if name not in self.options}
-        self.plans: dict[str, Any] = {name: kind for name, kind in arguments.items() if is_dataclass(kind)}
-        self.fields = {name: tuple(field.name for field in fields(kind)) for name, kind in self.plans.items()}
+        self.plans = {name: plan for name, kind in arguments.items() if (plan := _plan_type(kind))}
+        self.fields = {name: tuple(field.name for field in fields(plan)) for name, plan in self.plans.items()}
         flat: dict[str, Any] = {}
         for name, kind in arguments.items():
-            flat |= dict.fromkeys(self.fields[name], Tensor) if name in self.fields else {name: kind}
+            flat |= get_type_hints(self.plans[name]) if name in self.plans else {name: kind}
         self.flat = tuple(flat)
         self.tensors = tuple(name for name, kind in flat.items() if kind in (Tensor, Tensor | None))
         self.layouts = tuple((name, layouts[name]) for name in self.tensors if name in layouts)
@@ -227,7 +228,7 @@ class Op:
         for name, parts in self.fields.items():
             plan = flat.pop(name)
             for part in parts:
-                flat[part] = getattr(plan, part)
+                flat[part] = None if plan is None else getattr(plan, part)
         return flat
 
     def _structured(self, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +236,8 @@ class Op:
         found = {}
         for name in self.names:
             if name in self.plans:
-                found[name] = self.plans[name](*(flat[part] for part in self.fields[name]))
+                parts = [flat[part] for part in self.fields[name]]
+                found[name] = None if all(part is None for part in parts) else self.plans[name](*parts)
             elif name not in self.options:
                 found[name] = flat[name]
         return found
@@ -296,6 +298,11 @@ class _Recorded(torch.autograd.Function):
                 given = [torch.zeros_like(given[0]) if grad is None else grad for grad in grads]
             grads = (torch.stack(given) if given else None,)
         return None, None, *ctx.op.backward(ctx, *grads)
+
+
+def _plan_type(kind: Any) -> Any:
+    """The dataclass that an argument is, or may be; None for other arguments."""
+    return next((each for each in (kind, *get_args(kind)) if is_dataclass(each)), None)
 
 
 def _elements(values: Tensor) -> tuple[Tensor, ...]:
