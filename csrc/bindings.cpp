@@ -14,6 +14,19 @@ namespace {
 
 const std::vector<Dtype> kWide = {Dtype::kFloat32, Dtype::kFloat64};
 
+// The type of reals is that of sums.
+AugmentPlan augment_plan(Fields& fields, Dtype reals) {
+  AugmentPlan plan{};
+  plan.reversed = fields.optional_tensor("reversed", 1).of<bool>();
+  plan.pace = fields.optional_tensor("pace", 2).of(reals);
+  plan.source = fields.optional_tensor("source", 2).of<std::int64_t>();
+  plan.linear = fields.optional_tensor("linear", 3).of(reals);
+  plan.jitter = fields.optional_tensor("jitter", 1).of(reals);
+  plan.jitter_key = fields.optional_tensor("jitter_key", 1).of<std::int64_t>();
+  plan.kept = fields.optional_tensor("kept", 2).of<bool>();
+  return plan;
+}
+
 // The fields that a check of the values reads; the angles have the type of sums.
 SampleJob crops_of(Fields& fields, const Array& frames) {
   SampleJob job{};
@@ -30,6 +43,7 @@ SampleJob crops_of(Fields& fields, const Array& frames) {
   job.plan.length = fields.tensor("length", 1).of<std::int64_t>();
   job.dtype = sum_dtype(frames.dtype());
   job.plan.angles = fields.tensor("angles", 2).of(job.dtype);
+  job.augment = augment_plan(fields, job.dtype);
   job.parents = fields.tensor("parents", 1).of<std::int64_t>();
   return job;
 }

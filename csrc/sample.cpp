@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "parallel.h"
+#include "philox.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -15,7 +16,7 @@ namespace shapmix {
 namespace {
 
 // A clip passes through two layouts. Resizing reads recorded frames [M, V, C] as whole rows and writes one block per person,
-// [M][T, V, C]; rotation then runs over T x V contiguous joints and writes planes [C][T, V, M].
+// [M][T, V, C]; rotation and augmentation then run over T x V contiguous joints and write planes [C][T, V, M].
 
 struct Layout {
   std::int64_t frames;
@@ -44,28 +45,43 @@ struct Crop {
   std::int64_t length;
 };
 
+// A sample's row of the augmentation plan; null and defaults: that change is not made.
+template <class Real>
+struct Augment {
+  bool reversed = false;
+  const Real* pace = nullptr;            // speed and shift
+  const std::int64_t* source = nullptr;  // [V]
+  const Real* linear = nullptr;          // [C, C]
+  Real jitter = 0;
+  std::uint64_t jitter_key = 0;
+  bool moves = false;          // whether joints are swapped, multiplied or jittered
+  const bool* kept = nullptr;  // [V]
+};
+
 template <class Real>
 SHAPMIX_SIMD_BODY void blend_rows(Real* __restrict out, const Real* before, const Real* after, Real weight_before,
                                   Real weight_after, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) out[i] = before[i] * weight_before + after[i] * weight_after;
 }
 
-// Half-pixel centres (align_corners=False), with positions and weights as in torch's CPU kernel. A crop of the clip's length is
-// copied without arithmetic.
+// Half-pixel centres (align_corners=False), with positions and weights as in torch's CPU kernel. A crop of the clip's length at its
+// own speed is copied without arithmetic.
 template <class Real>
-SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Layout& clip) {
+SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Augment<Real>& augment, const Layout& clip) {
   const std::int64_t width = clip.body();
   const Real scale = static_cast<Real>(crop.length) / static_cast<Real>(clip.frames);
   for (std::int64_t t = 0; t < clip.frames; ++t) {
-    if (crop.length == clip.frames) {
-      const Real* from = crop.first + t * clip.recorded_frame();
+    const std::int64_t shown = augment.reversed ? clip.frames - 1 - t : t;
+    if (crop.length == clip.frames && augment.pace == nullptr) {
+      const Real* from = crop.first + shown * clip.recorded_frame();
       for (std::int64_t m = 0; m < clip.people; ++m) {
         std::memcpy(people + m * clip.person() + t * width, from + m * width, static_cast<std::size_t>(width) * sizeof(Real));
       }
       continue;
     }
-    const Real centre = scale * (static_cast<Real>(t) + Real(0.5)) - Real(0.5);
-    const Real position = centre < 0 ? Real(0) : centre;
+    const Real middle = scale * (static_cast<Real>(shown) + Real(0.5));
+    const Real centre = (augment.pace ? augment.pace[0] * middle + augment.pace[1] : middle) - Real(0.5);
+    const Real position = centre < 0 ? Real(0) : std::min(centre, static_cast<Real>(crop.length - 1));
     const std::int64_t before = std::min(static_cast<std::int64_t>(position), crop.length - 1);
     const std::int64_t after = std::min(before + 1, crop.length - 1);
     const Real weight = std::min(position - static_cast<Real>(before), Real(1));
@@ -118,6 +134,60 @@ SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restric
   }
 }
 
+std::int64_t byte_sum(std::uint32_t word) { return (word & 0xFF) + (word >> 8 & 0xFF) + (word >> 16 & 0xFF) + (word >> 24); }
+
+// The noise of the coordinates of the joint at `place` in [T, V, M], as in shapmix.reference.clips.jitter_noise.
+template <class Real>
+void add_noise(Real* coordinates, std::int64_t channels, const Augment<Real>& augment, std::int64_t place) {
+  constexpr std::int64_t kMean = 8 * 255 / 2;
+  const Real unit = augment.jitter / static_cast<Real>(std::sqrt(8 * 65535.0 / 12));
+  for (std::int64_t c = 0; c < channels; c += 2) {
+    const auto [word] = random_words(augment.jitter_key, 0, 0, static_cast<std::uint32_t>(place), static_cast<std::uint32_t>(c / 2));
+    coordinates[c] += static_cast<Real>(byte_sum(word[0]) + byte_sum(word[1]) - kMean) * unit;
+    if (c + 1 < channels) coordinates[c + 1] += static_cast<Real>(byte_sum(word[2]) + byte_sum(word[3]) - kMean) * unit;
+  }
+}
+
+// Writes the coordinates of every joint to their planes, swapped, rotated, multiplied and jittered. At most kMostAxes coordinates.
+template <class Real>
+SHAPMIX_SIMD_BODY void spread_moved(Real* planes, const Real* people, const Rotation<Real>* rotation, const Augment<Real>& augment,
+                                    const Layout& clip) {
+  const std::int64_t channels = clip.channels;
+  Real turned[kMostAxes], moved[kMostAxes];
+  for (std::int64_t t = 0; t < clip.frames; ++t) {
+    for (std::int64_t joint = 0; joint < clip.joints; ++joint) {
+      const std::int64_t shown = augment.source ? augment.source[joint] : joint;
+      for (std::int64_t m = 0; m < clip.people; ++m) {
+        const Real* from = people + m * clip.person() + t * clip.body() + shown * channels;
+        const std::int64_t place = t * clip.row() + joint * clip.people + m;
+        bool present = false;
+        for (std::int64_t c = 0; c < channels; ++c) {
+          const Real* row = rotation ? rotation->row[c] : nullptr;
+          turned[c] = row ? row[0] * from[0] + row[1] * from[1] + row[2] * from[2] : from[c];
+          present = present || turned[c] != 0;
+        }
+        for (std::int64_t c = 0; c < channels; ++c) {
+          const Real* row = augment.linear ? augment.linear + c * channels : nullptr;
+          moved[c] = row ? row[0] * turned[0] : turned[c];
+          for (std::int64_t other = 1; row && other < channels; ++other) moved[c] += row[other] * turned[other];
+        }
+        if (augment.jitter != 0 && present) add_noise(moved, channels, augment, place);
+        for (std::int64_t c = 0; c < channels; ++c) planes[c * clip.plane() + place] = moved[c];
+      }
+    }
+  }
+}
+
+// Sets the joints that are not kept to zero.
+template <class Real>
+void drop(Real* planes, const bool* kept, const Layout& clip) {
+  for (std::int64_t row = 0; row < clip.channels * clip.frames; ++row) {
+    for (std::int64_t joint = 0; joint < clip.joints; ++joint) {
+      if (!kept[joint]) std::fill_n(planes + row * clip.row() + joint * clip.people, clip.people, Real(0));
+    }
+  }
+}
+
 // `parents` [T, V, M]: the parent of each joint, for one plane. Joint by joint, because a gather over a frame is slower.
 template <int kPeople, class Real>
 SHAPMIX_SIMD_BODY void take_parents(Real* __restrict parents, const Real* __restrict plane, const std::int64_t* parent_of,
@@ -160,11 +230,13 @@ SHAPMIX_SIMD_BODY void to_motion(Real* planes, const Layout& clip) {
 
 // `people` [M, T, V, C] and `parents` [T, V, M] are scratch memory.
 template <class Real>
-SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const SampleJob& job,
-                                   Real* people, Real* parents) {
+SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const Augment<Real>& augment,
+                                   const SampleJob& job, Real* people, Real* parents) {
   const Layout clip = layout(job);
-  resize(people, crop, clip);
-  if (rotation) {
+  resize(people, crop, augment, clip);
+  if (augment.moves) {
+    spread_moved(out, people, rotation, augment, clip);
+  } else if (rotation) {
     spread_three<true>(out, people, *rotation, clip);
   } else if (clip.channels == 3) {
     spread_three<false>(out, people, Rotation<Real>{}, clip);
@@ -173,16 +245,17 @@ SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rota
   }
   if (job.bone) to_bones(out, parents, job.parents, clip);
   if (job.motion) to_motion(out, clip);
+  if (augment.kept) drop(out, augment.kept, clip);
 }
 
-SHAPMIX_SIMD_CLONES void sample(float* out, const Crop<float>& crop, const Rotation<float>* rotation, const SampleJob& job,
-                                float* people, float* parents) {
-  sample_clip(out, crop, rotation, job, people, parents);
+SHAPMIX_SIMD_CLONES void sample(float* out, const Crop<float>& crop, const Rotation<float>* rotation, const Augment<float>& augment,
+                                const SampleJob& job, float* people, float* parents) {
+  sample_clip(out, crop, rotation, augment, job, people, parents);
 }
 
-SHAPMIX_SIMD_CLONES void sample(double* out, const Crop<double>& crop, const Rotation<double>* rotation, const SampleJob& job,
-                                double* people, double* parents) {
-  sample_clip(out, crop, rotation, job, people, parents);
+SHAPMIX_SIMD_CLONES void sample(double* out, const Crop<double>& crop, const Rotation<double>* rotation,
+                                const Augment<double>& augment, const SampleJob& job, double* people, double* parents) {
+  sample_clip(out, crop, rotation, augment, job, people, parents);
 }
 
 template <class Real>
@@ -219,6 +292,23 @@ bool turns(const Real* angles) {
 }
 
 template <class Real>
+Augment<Real> augment_of(const SampleJob& job, std::int64_t row) {
+  const AugmentPlan& plan = job.augment;
+  Augment<Real> found;
+  found.reversed = plan.reversed && plan.reversed[row];
+  if (plan.pace) found.pace = static_cast<const Real*>(plan.pace) + 2 * row;
+  if (plan.source) found.source = plan.source + row * job.joints;
+  if (plan.linear) found.linear = static_cast<const Real*>(plan.linear) + row * job.channels * job.channels;
+  if (plan.jitter) {
+    found.jitter = static_cast<const Real*>(plan.jitter)[row];
+    found.jitter_key = static_cast<std::uint64_t>(plan.jitter_key[row]);
+  }
+  if (plan.kept) found.kept = plan.kept + row * job.joints;
+  found.moves = plan.moves();
+  return found;
+}
+
+template <class Real>
 void run(const SampleJob& job, int threads) {
   const auto* frames = static_cast<const Real*>(job.frames);
   const auto* angles = static_cast<const Real*>(job.plan.angles);
@@ -235,7 +325,8 @@ void run(const SampleJob& job, int threads) {
       const Crop<Real> crop = {frames + first * clip.recorded_frame(), job.plan.length[row]};
       const bool turned = turns(angles + 3 * row);
       const Rotation<Real> rotation = turned ? clockwise(angles + 3 * row) : Rotation<Real>{};
-      sample(out + row * clip.clip(), crop, turned ? &rotation : nullptr, job, people.of(worker), parents.of(worker));
+      sample(out + row * clip.clip(), crop, turned ? &rotation : nullptr, augment_of<Real>(job, row), job, people.of(worker),
+             parents.of(worker));
     }
   });
 }
@@ -266,6 +357,9 @@ void check_crops(const SampleJob& job) {
     check_range("plan.start", row, job.plan.start[row], 0, recorded - 1, "the crop's first frame");
     check_range("plan.length", row, job.plan.length[row], 1, recorded - job.plan.start[row], "the crop's length from its start");
     job.dtype == Dtype::kFloat64 ? check_turnable<double>(job, row) : check_turnable<float>(job, row);
+  }
+  for (std::int64_t at = 0; job.augment.source && at < job.samples * job.joints; ++at) {
+    check_range("augment.source", at, job.augment.source[at], 0, job.joints - 1, "the joint that a joint shows");
   }
 }
 

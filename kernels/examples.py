@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shapmix import reference
 from shapmix.draws.crops import draw_crops
-from shapmix.reference import CropPlan, MixPlan, log_class_prior
+from shapmix.reference import AugmentPlan, CropPlan, MixPlan, log_class_prior
 from shapmix.skeleton.layout import Layout, load_layout
 
 from .checks import DTYPES, SUM_DTYPES, sum_dtype
@@ -257,7 +257,7 @@ def nbytes(values: Iterable[object]) -> int:
     for value in values:
         if isinstance(value, Tensor):
             found += value.nbytes
-        elif isinstance(value, MixPlan | CropPlan):
+        elif isinstance(value, MixPlan | CropPlan | AugmentPlan):
             found += nbytes(vars(value).values())
     return found
 
@@ -278,19 +278,25 @@ def _sample_clips(batch: Batch) -> Arguments:
 
 
 def _sample_tolerance(arguments: Arguments, expected: list[Tensor]) -> list[Tensor | float]:
-    """Two weights, two products, a sum, three 3x3 rotations, sines; the position between two frames is rounded at the crop's
-    length; each difference doubles the error."""
-    frames = arguments["frames"]
-    position = int(arguments["plan"].length.max()) * torch.finfo(sum_dtype(frames.dtype)).eps
+    """Two weights, two products, a sum, three 3x3 rotations, sines, a matrix, noise; the position between two frames is rounded at
+    the crop's length, times the speed; each difference doubles the error."""
+    frames, augment = arguments["frames"], arguments.get("augment") or AugmentPlan()
+    largest, furthest = float(frames.abs().max()), float(arguments["plan"].length.max())
+    if augment.pace is not None:
+        furthest = 2 * (furthest * max(1.0, float(augment.pace[:, 0].max())) + float(augment.pace[:, 1].abs().max()))
+    if augment.linear is not None:
+        largest *= max(1.0, 2 * float(augment.linear.abs().sum(2).max()))
+    if augment.jitter is not None:
+        largest += 5 * float(augment.jitter.max())
     doublings = {"joint": 0, "bone": 1, "motion": 1, "bone_motion": 2}[arguments["stream"]]
-    return [(24 * _eps(frames) + position) * float(frames.abs().max()) * 2**doublings]
+    return [(24 * _eps(frames) + furthest * torch.finfo(sum_dtype(frames.dtype)).eps) * largest * 2**doublings]
 
 
 def _sample_bytes(arguments: Arguments) -> int:
     """Reads at most two recorded frames per frame of the clip."""
     frames, plan, num_frames = (arguments[name] for name in ("frames", "plan", "num_frames"))
     read = int(plan.length.clamp(max=2 * num_frames).sum())
-    return (read + len(plan.clip) * num_frames) * frames[0].nbytes + nbytes([plan])
+    return (read + len(plan.clip) * num_frames) * frames[0].nbytes + nbytes([plan, arguments.get("augment")])
 
 
 def _coalition_inputs(batch: Batch) -> Arguments:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import degrees
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from shapmix.data.clips import ClipStore
+from shapmix.draws.augment import MOST_AXES, AugmentConfig, Sides, draw_augment, mirror_all
 from shapmix.draws.crops import (
     MAX_DEGREES,
     MAX_ROTATION,
@@ -22,14 +25,15 @@ from shapmix.draws.crops import (
     even_frames,
     middle_segments,
 )
-from shapmix.draws.plans import CropPlan, FramePlan
+from shapmix.draws.plans import AugmentPlan, CropPlan, FramePlan
 from shapmix.kernels import sample_clips
 from shapmix.process.choices import check_choice
 from shapmix.process.errors import DataError
-from shapmix.reference.clips import Stream, pick_frames, sample_frames, turn
+from shapmix.reference.clips import Stream, pick_frames, sample_frames
 
 Pipeline = Literal["crop", "frames", "segments"]
 NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "skip_bone_motion"]
+OF_PIXELS = 20.0  # coordinates in metres, in a box or of a normalised image are smaller
 DEVICE_SHARE = 0.5  # fraction of the free GPU memory that recordings may use; the rest is for the network
 
 
@@ -45,6 +49,7 @@ class ClipSampler:
             frame minus this one (skip_bone_motion is also called "km").
         num_frames: T.
         seed: of the random training views.
+        augment: changes of training views; off by default.
 
     Only 3D coordinates are rotated, with or without a score. 2D poses are not: published recipes do not rotate them, an in-plane
     rotation would discard the direction of gravity, and an out-of-plane one needs depth. The other steps work for any number of
@@ -52,6 +57,8 @@ class ClipSampler:
 
     Raises:
         ValueError: an unknown pipeline or stream, or a pipeline that would treat confidence scores as coordinates.
+        DataError: an augmentation that does not fit the clips: a layout without left-right pairs is mirrored, coordinates that are
+            not centred are multiplied, or clips without three coordinates are rotated.
     """
 
     store: ClipStore
@@ -59,55 +66,125 @@ class ClipSampler:
     stream: NetworkStream
     num_frames: int
     seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         check_choice("pipeline", self.pipeline, get_args(Pipeline))
         check_choice("stream", self.stream, get_args(NetworkStream))
         if self.store.scores and self.pipeline != "segments":
             raise ValueError(f"pipeline '{self.pipeline}' would treat the confidence score as a coordinate; choose 'segments'")
+        self._check_augment()
 
     @property
     def turns(self) -> bool:
-        """Whether training rotates the clips: if the coordinates, without a score, are x, y and z."""
+        """Whether training may rotate the clips: if the coordinates, without a score, are x, y and z."""
         return self.store.dimension == 3
 
+    @cached_property
+    def sides(self) -> Sides:
+        """Left and right, and the parts of the skeleton, on the device of the store's frames."""
+        layout = self.store.layout
+        axis = layout.sideways(self.store.dimension)
+        sides = Sides(torch.tensor(layout.flips), axis, layout.part_of_joint, layout.num_parts)
+        return sides.to(self.store.frames.device)
+
     def training(self, clips: Tensor, step: int) -> Tensor:
-        """Randomly cropped (or frame-sampled) and rotated clips: indices [N] -> [N, C, T, V, M]; a function of (seed, step)."""
+        """Random training views: indices [N] -> [N, C, T, V, M]; a function of (seed, step).
+
+        They are cropped (or frame-sampled), rotated and augmented.
+        """
         clips, lengths = self._chosen(clips)
         if self.pipeline == "crop":
-            return self._cropped(self.crops(clips, lengths, step))
-        picked = self._picked(self._frames(clips, lengths, step, turned=self.turns))
+            crops = self.crops(clips, lengths, step)
+            return self._cropped(crops, self.augmentation(crops.length, step))
+        augment = self.augmentation(lengths, step)
+        angles = None
         if self.pipeline == "segments" and self.turns:
-            return turn(picked, draw_rotations(clips, seed=self.seed, step=step))
-        return picked
+            angles = draw_rotations(clips, seed=self.seed, step=step, max_rotation=self._largest_rotation)
+        return self._picked(self._frames(clips, lengths, step, turned=self.turns), augment, angles)
 
-    def evaluation(self, clips: Tensor) -> Tensor:
-        """The deterministic evaluation view: indices [N] -> [N, C, T, V, M]."""
+    def evaluation(self, clips: Tensor, *, mirrored: bool = False) -> Tensor:
+        """The deterministic evaluation view: indices [N] -> [N, C, T, V, M]; `mirrored` swaps left and right.
+
+        Raises:
+            DataError: mirrored clips of a layout without left-right pairs, or that are not centred.
+        """
         clips, lengths = self._chosen(clips)
+        augment = self._mirror(len(clips)) if mirrored else None
         if self.pipeline == "crop":
-            return self._cropped(centre_crops(clips, lengths))
+            return self._cropped(centre_crops(clips, lengths), augment)
         pick = middle_segments if self.pipeline == "segments" else even_frames
-        return self._picked(pick(clips, lengths, num_frames=self.num_frames))
+        return self._picked(pick(clips, lengths, num_frames=self.num_frames), augment)
 
-    def crop(self, clips: Tensor, number: int) -> Tensor:
-        """View `number` of multi-crop evaluation: cropped (or frame-sampled) as in training, but neither rotated nor scaled."""
+    def crop(self, clips: Tensor, number: int, *, mirrored: bool = False) -> Tensor:
+        """View `number` of multi-crop evaluation: cropped (or frame-sampled) as in training, but neither rotated nor augmented.
+
+        `mirrored` swaps left and right, with the errors of `evaluation`.
+        """
         clips, lengths = self._chosen(clips)
+        augment = self._mirror(len(clips)) if mirrored else None
         if self.pipeline == "crop":
             crops = self.crops(clips, lengths, number)
-            return self._cropped(replace(crops, angles=torch.zeros_like(crops.angles)))
+            return self._cropped(replace(crops, angles=torch.zeros_like(crops.angles)), augment)
         picked = self._frames(clips, lengths, number, turned=False)
-        return self._picked(replace(picked, scale=torch.ones_like(picked.scale)))
+        return self._picked(replace(picked, scale=torch.ones_like(picked.scale)), augment)
 
     def crops(self, clips: Tensor, lengths: Tensor, step: int | Tensor) -> CropPlan:
         """Training crops of pipeline "crop" for indices and lengths [N]; a `step` tensor on their device avoids a host sync."""
-        rotation = MAX_ROTATION if self.turns else 0.0
+        rotation = self._largest_rotation if self.turns else 0.0
         return draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_rotation=rotation)
+
+    def augmentation(self, lengths: Tensor, step: int | Tensor) -> AugmentPlan | None:
+        """The augmentation of training views of crops or recordings of `lengths` [N] frames; None if all of it is off."""
+        return draw_augment(self.augment, self.sides, lengths, dimension=self.store.dimension, seed=self.seed, step=step)
+
+    @property
+    def _largest_rotation(self) -> float:
+        return MAX_ROTATION if self.augment.rotation is None else self.augment.rotation
+
+    def _mirror(self, clips: int) -> AugmentPlan:
+        self._check_mirror("mirrored")
+        self._check_centred("mirrored")
+        return mirror_all(self.sides, clips, self.store.dimension)
+
+    def _check_augment(self) -> None:
+        augment, dimension = self.augment, self.store.dimension
+        if augment.mirror:
+            self._check_mirror("augment.mirror")
+        if augment.moves_coordinates:
+            self._check_centred("augment.mirror, scale, stretch and shear")
+        if augment.rotation and not self.turns:
+            raise DataError(f"augment.rotation: only clips of 3 coordinates are rotated, and these have {dimension}; leave it out")
+        if dimension > MOST_AXES and (augment.moves_coordinates or augment.jitter):
+            raise DataError(f"augment: coordinates are changed for up to {MOST_AXES}, and these clips have {dimension}")
+
+    def _check_mirror(self, option: str) -> None:
+        layout = self.store.layout
+        if layout.flips == tuple(range(layout.num_joints)):
+            raise DataError(
+                f"{option}: layout '{layout.name}' has no left-right pairs, so its clips cannot be mirrored; leave {option} out, "
+                'or add the pairs to a copy of its file (flips = [["left_hand", "right_hand"], ...]) and prepare the data with it'
+            )
+
+    def _check_centred(self, option: str) -> None:
+        if self.pipeline != "frames" and self._is_of_pixels:  # the frames of that pipeline are in a box
+            raise DataError(
+                f"{option}: coordinates are multiplied about zero, and these clips have coordinates beyond {OF_PIXELS:g}, such as "
+                "pixels from the corner of an image; subtract the middle of the image and divide by its size before preparing "
+                f"them, or leave {option} out"
+            )
+
+    @cached_property
+    def _is_of_pixels(self) -> bool:
+        return bool((self.store.frames[..., : self.store.dimension].abs().amax() > OF_PIXELS).item())
 
     def _frames(self, clips: Tensor, lengths: Tensor, step: int, *, turned: bool) -> FramePlan:
         if self.pipeline == "segments":
             return draw_segments(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step)
-        degrees = MAX_DEGREES if turned else 0
-        return draw_frames(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_degrees=degrees)
+        largest = MAX_DEGREES if self.augment.rotation is None else round(degrees(self.augment.rotation))
+        return draw_frames(
+            clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_degrees=largest if turned else 0
+        )
 
     @property
     def bones(self) -> tuple[Tensor, Stream]:
@@ -125,16 +202,17 @@ class ClipSampler:
         clips = clips.to(self.store.frames.device)
         return clips, self.store.lengths[clips]
 
-    def _cropped(self, plan: CropPlan) -> Tensor:
-        frames, offsets, (parents, stream) = self.store.frames, self.store.offsets, self.bones
-        return sample_clips(frames, offsets, plan, parents.to(frames.device), stream=stream, num_frames=self.num_frames)
-
-    def _picked(self, plan: FramePlan) -> Tensor:
+    def _cropped(self, plan: CropPlan, augment: AugmentPlan | None) -> Tensor:
         frames, offsets, (parents, stream) = self.store.frames, self.store.offsets, self.bones
         parents = parents.to(frames.device)
+        return sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=self.num_frames, augment=augment)
+
+    def _picked(self, plan: FramePlan, augment: AugmentPlan | None, angles: Tensor | None = None) -> Tensor:
+        store, (parents, stream) = self.store, self.bones
+        frames, offsets, parents = store.frames, store.offsets, parents.to(store.frames.device)
         if self.pipeline == "segments":
-            return pick_frames(frames, offsets, plan, parents, stream=stream, scores=self.store.scores)
-        return sample_frames(frames, offsets, plan, parents, self.store.layout.centre, stream=stream)
+            return pick_frames(frames, offsets, plan, parents, stream=stream, scores=store.scores, angles=angles, augment=augment)
+        return sample_frames(frames, offsets, plan, parents, store.layout.centre, stream=stream, augment=augment)
 
 
 def resident(sampler: ClipSampler, device: torch.device) -> tuple[ClipSampler, str]:

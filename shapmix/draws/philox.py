@@ -16,8 +16,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Ten rounds on [..., 4] int64 counters of 32-bit words, with a key of two such words; same shape."""
+def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
+    """Ten rounds on [..., 4] int64 counters of 32-bit words, with a key of two such words (or of two tensors [...]); same shape."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     for _ in range(10):

@@ -42,6 +42,34 @@ class FramePlan:
 
 
 @dataclass(frozen=True)
+class AugmentPlan:
+    """How training clips are changed, one row per sample; made by `shapmix.draws.augment`. None: that change is not made.
+
+    The order is fixed: `reversed` and `pace` when frames are picked, the rotation of the pipeline, `source` and `linear`, `jitter`,
+    the conversion to the stream, `kept`.
+
+    Attributes:
+        reversed: [N] bool, clips that are played backwards.
+        pace: [N, 2] floating point: speed, and a shift in frames. Output frame t of T, taken from L recorded frames, shows the
+            position speed * (t + 1/2) * L / T + shift - 1/2, at least 0 and at most L - 1.
+        source: [N, V] int64, the joint whose coordinates each joint shows: its counterpart in a mirrored clip.
+        linear: [N, D, D] floating point, the matrix that coordinates are multiplied by, without the score; a missing joint, at
+            zero, stays there.
+        jitter: [N] floating point, standard deviation of the noise that is added to the coordinates of joints that are not missing,
+            without the score; given with `jitter_key` [N] int64, the Philox key of the sample's noise.
+        kept: [N, V] bool; the others are zero in the network's input, with their score.
+    """
+
+    reversed: Tensor | None = None
+    pace: Tensor | None = None
+    source: Tensor | None = None
+    linear: Tensor | None = None
+    jitter: Tensor | None = None
+    jitter_key: Tensor | None = None
+    kept: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class MixPlan:
     """Input of `mix_clips`, one row per sample; made by `draw_plan`.
 

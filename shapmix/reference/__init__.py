@@ -3,7 +3,7 @@
 The kernels have the same names and signatures, and are tested and benchmarked against these functions.
 """
 
-from shapmix.draws.plans import CropPlan, FramePlan, MixPlan
+from shapmix.draws.plans import AugmentPlan, CropPlan, FramePlan, MixPlan
 from shapmix.reference.branches import join_branches
 from shapmix.reference.clips import Stream, pick_frames, sample_clips, sample_frames, to_stream
 from shapmix.reference.coalition import coalition_inputs, normalised_coalition_inputs
@@ -15,6 +15,7 @@ from shapmix.reference.plan import draw_plan
 from shapmix.reference.saliency import average_in, expected_marginals, label_probability, marginals, saliency_update
 
 __all__ = [
+    "AugmentPlan",
     "CropPlan",
     "FramePlan",
     "MixPlan",

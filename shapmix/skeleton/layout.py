@@ -86,6 +86,14 @@ class Layout:
             return axis, -1 if self.up.startswith("-") else 1
         return 1, -1 if dimension == 2 else 1
 
+    def sideways(self, dimension: int) -> int:
+        """Index of the left-right axis, which a mirrored clip negates: x, or y where x points up; see `upward`.
+
+        With a third axis there are two horizontal ones, and mirroring along either gives the same poses up to a turn about the
+        vertical.
+        """
+        return 1 if self.upward(dimension)[0] == 0 and dimension > 1 else 0
+
     def wrong_dimension(self, coordinates: int, *, scores: bool) -> str | None:
         """Why clips of so many coordinates, the last a score with `scores`, do not fit, and what to do; None if they fit."""
         dimension = coordinates - int(scores)

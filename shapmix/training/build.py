@@ -84,7 +84,7 @@ def read_splits(config: TrainConfig) -> Splits:
 def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
     """The sampling pipeline that is common for this kind of data set."""
     pipeline: Pipeline = "segments" if store.scores else "frames" if store.layout.name == "ucla20" else "crop"
-    return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed)
+    return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed, augment=config.augment)
 
 
 def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:

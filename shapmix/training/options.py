@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from math import inf, isfinite
+from math import inf, isfinite, pi
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from shapmix.data.order import SAMPLERS
 from shapmix.data.pools import SplitOptions
 from shapmix.data.sampling import NetworkStream
+from shapmix.draws.augment import AugmentConfig
 from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import Compat
@@ -154,6 +155,7 @@ class TrainConfig(ComputeOptions, SplitOptions):
     """official reproduces the published code where it differs from its paper."""
     baselines: tuple[Baseline, ...] = ()
     """Also train the same network without mixing (plain: cross-entropy; balanced: adjusted logits) and compare all in a table."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
 
@@ -229,6 +231,16 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it ta
     "saliency.decay": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "saliency.warmup_epochs": (_at_least(0), "at least 0"),
     "checkpoint.every_minutes": (_at_least(0), "at least 0"),
+    **dict.fromkeys(
+        ("augment.mirror", "augment.reverse", "augment.part_drop"), (lambda value: 0 <= value <= 1, "a probability, from 0 to 1")
+    ),
+    "augment.joint_drop": (lambda value: 0 <= value < 1, "a probability, at least 0 and below 1"),
+    **dict.fromkeys(
+        ("augment.scale", "augment.stretch", "augment.speed"),
+        (lambda value: 0 < value < inf, "the least and the largest factor, above 0"),
+    ),
+    **dict.fromkeys(("augment.shear", "augment.jitter"), (_at_least(0), "at least 0")),
+    "augment.rotation": (lambda value: 0 <= value <= pi, "radians, from 0 to pi"),
 }
 
 
@@ -246,6 +258,10 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"batch_size: mixing needs at least 3 clips in a batch, not {config.batch_size}")
     for key in RANGES:
         check_range(key, attrgetter(key)(config))
+    for name in ("scale", "stretch", "speed"):
+        low, high = getattr(config.augment, name)
+        if low > high:
+            raise ConfigError(f"augment.{name}: the least factor comes first, not {low:g} {high:g}")
     if config.network.widths == ():
         raise ConfigError("network.widths: at least one layer")
     layers = len(config.network.widths or WIDTHS)

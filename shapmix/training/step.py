@@ -182,7 +182,8 @@ class TrainingStep:
         frames = self.sampler.num_frames
         lengths = self.lengths[self.chosen]
         plan = self.sampler.crops(self.chosen, lengths, self.number)
-        return sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=frames)
+        augment = self.sampler.augmentation(plan.length, self.number)
+        return sample_clips(self.frames, self.offsets, plan, self.parents, stream=self.stream, num_frames=frames, augment=augment)
 
     def _update(self, finite: Tensor) -> None:
         """Runs the optimizer step if loss and gradients are finite."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from shapmix.data.clips import ClipStore, Splits, join_clips
 from shapmix.data.sampling import ClipSampler
+from shapmix.draws.augment import AugmentConfig
 from shapmix.mixing.mixer import ShapMix
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout, parse_layout
@@ -69,7 +70,7 @@ class Trained:
         return join_clips(fitted, [0] * len(fitted), names, self.layout, self.class_names, scores=self.scores)
 
     def sampler(self, store: ClipStore) -> ClipSampler:
-        return make_sampler(self.config, store)
+        return make_sampler(replace(self.config, augment=AugmentConfig()), store)  # nothing is trained
 
 
 def open_run(run: Path, checkpoint: Checkpoint = "last", device: torch.device = CPU) -> Trained:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from shapmix.reference import CropPlan, MixPlan
+from shapmix.reference import AugmentPlan, CropPlan, MixPlan
 from tests.proofs import INTERPRETED
 
 REAL = (torch.float32, torch.float64)
@@ -43,7 +43,7 @@ def moved(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _moved(device: torch.device, value: Any) -> Any:
-    if isinstance(value, (MixPlan, CropPlan)):
+    if isinstance(value, (MixPlan, CropPlan, AugmentPlan)):
         return type(value)(**moved(device, vars(value)))
     return value.to(device) if isinstance(value, Tensor) else value
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from shapmix.draws.augment import AugmentConfig, Sides, draw_augment
 from shapmix.kernels.examples import Batch, Shape, example
-from shapmix.reference import CropPlan, MixPlan, Stream
+from shapmix.reference import AugmentPlan, CropPlan, MixPlan, Stream
+from shapmix.skeleton.layout import load_layout
 from tests.kernels.backends import moved
 from tests.proofs import CPU
 
@@ -51,6 +53,7 @@ class CropProblem(NamedTuple):
     parents: Tensor
     stream: Stream
     num_frames: int
+    augment: AugmentPlan | None = None
 
     def on(self, device: torch.device) -> CropProblem:
         return CropProblem(**moved(device, self._asdict()))
@@ -59,6 +62,28 @@ class CropProblem(NamedTuple):
 def crop_problem(n: int = 64, dtype: torch.dtype = torch.float32) -> CropProblem:
     """A batch large enough that every thread gets work."""
     return CropProblem(**example("sample_clips", Batch(Shape("crops", "ntu25", (n, 3, 64, 25, 2), 7), dtype, CPU)))
+
+
+EVERYTHING = AugmentConfig(
+    mirror=0.5,
+    scale=(0.8, 1.2),
+    stretch=(0.9, 1.1),
+    shear=0.3,
+    jitter=0.05,
+    reverse=0.5,
+    speed=(0.5, 2.0),
+    part_drop=0.5,
+    joint_drop=0.2,
+)
+
+
+def augment_plan(n: int, config: AugmentConfig = EVERYTHING, *, dimension: int = 3, seed: int = 0) -> AugmentPlan:
+    """Of n crops of 20 frames of NTU skeletons."""
+    layout = load_layout("ntu25")
+    sides = Sides(torch.tensor(layout.flips), 0, layout.part_of_joint, layout.num_parts)
+    plan = draw_augment(config, sides, torch.full((n,), 20), dimension=dimension, seed=seed, step=0)
+    assert plan is not None
+    return plan
 
 
 def plan_arguments(**changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from shapmix import kernels
 from shapmix.kernels import dispatch
 from shapmix.networks.ctrgcn import CTRGCN
-from shapmix.reference import CropPlan, MixPlan
+from shapmix.reference import AugmentPlan, CropPlan, MixPlan
 from shapmix.skeleton.layout import load_layout
-from tests.kernels.examples import crop_problem, graph_arguments, loss_arguments, mix_problem, plan_arguments, update_arguments
+from tests.kernels.examples import (
+    augment_plan,
+    crop_problem,
+    graph_arguments,
+    loss_arguments,
+    mix_problem,
+    plan_arguments,
+    update_arguments,
+)
 
 NTU = load_layout("ntu25")
 
@@ -55,8 +64,7 @@ def mix_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 
 
 def crop_arguments() -> dict[str, Any]:
-    frames, offsets, plan, parents, stream, num_frames = crop_problem(3)
-    return {"frames": frames, "offsets": offsets, "plan": plan, "parents": parents, "stream": stream, "num_frames": num_frames}
+    return crop_problem(3)._replace(augment=augment_plan(3))._asdict()
 
 
 CALLS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -78,7 +86,7 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Applies a function to every tensor of an argument or result."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, MixPlan | CropPlan):
+    if isinstance(value, MixPlan | CropPlan | AugmentPlan):
         return type(value)(**changed(vars(value), change))
     if isinstance(value, dict):
         return {name: changed(each, change) for name, each in value.items()}
@@ -369,7 +377,8 @@ def test_a_triton_launch_takes_any_number_of_samples(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "sample_kernel", Recorder())
     names = ("offsets", "clip", "start", "length", "parents")
     nothing = dict.fromkeys(names, torch.empty(0, dtype=torch.int64, device="meta"))
+    off = dict.fromkeys(field.name for field in fields(AugmentPlan))
     out = torch.empty(70_000, 3, 64, 25, 2, device="meta")
     angles = torch.empty(0, 3, device="meta")
-    module.sample_clips(out=out, frames=out, angles=angles, stream="joint", num_frames=64, **nothing)
+    module.sample_clips(out=out, frames=out, angles=angles, stream="joint", num_frames=64, **nothing, **off)
     assert grids == [(13 * 70_000,)]

@@ -21,7 +21,15 @@ from shapmix.kernels import (
 )
 from shapmix.reference import CropPlan
 from shapmix.reference.plan import window_range
-from tests.kernels.examples import MixProblem, crop_problem, loss_arguments, mix_problem, plan_arguments, update_arguments
+from tests.kernels.examples import (
+    MixProblem,
+    augment_plan,
+    crop_problem,
+    loss_arguments,
+    mix_problem,
+    plan_arguments,
+    update_arguments,
+)
 
 NORM = torch.linspace(-1, 2, 16, dtype=torch.float64).view(2, 4, 2)
 
@@ -102,7 +110,16 @@ def arguments_of(op: str) -> tuple[Any, ...]:
         return (clips, *plan_of(problem), part_of_joint, None)
     if op == "sample_clips":
         crops = crop_problem(3)
-        return (crops.frames, crops.offsets, *vars(crops.plan).values(), crops.parents, "bone", 64, None)
+        return (
+            crops.frames,
+            crops.offsets,
+            *vars(crops.plan).values(),
+            crops.parents,
+            "bone",
+            64,
+            *vars(augment_plan(3)).values(),
+            None,
+        )
     if op == "draw_plan":
         named = plan_arguments()
         labels, saliency, priority, combinations, joints, num_frames, seed, step = named.values()

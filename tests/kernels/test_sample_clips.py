@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shapmix import reference
+from shapmix.draws.augment import AugmentConfig, Sides, draw_augment
 from shapmix.kernels import sample_clips
 from shapmix.kernels.examples import Batch, Shape, agree, example
-from shapmix.reference import CropPlan, Stream
+from shapmix.reference import AugmentPlan, CropPlan, Stream
 from shapmix.reference.clips import STREAMS
 from tests.kernels.backends import FEW, MANY, REAL, TRITON, on_backends, same_bits, uniform_integers
 from tests.kernels.examples import CropProblem, crop_problem
@@ -37,14 +38,32 @@ def problems(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> CropProblem:
     if draw(st.booleans()):
         plan = replace(plan, angles=torch.zeros_like(plan.angles))
     parents = uniform_integers(generator, 0, v - 1, v)
-    return problem._replace(frames=frames, plan=plan, parents=parents, stream=draw(st.sampled_from(STREAMS)))
+    problem = problem._replace(frames=frames, plan=plan, parents=parents, stream=draw(st.sampled_from(STREAMS)))
+    return problem._replace(augment=draw(augmentations(plan.length, v, size[1], seed)))
+
+
+RANGES = st.tuples(st.sampled_from([0.4, 1.0]), st.sampled_from([1.0, 2.5]))
+
+
+@st.composite
+def augmentations(draw: st.DrawFn, lengths: torch.Tensor, joints: int, channels: int, seed: int) -> AugmentPlan | None:
+    """Any of them on or off; every second joint is the counterpart of the next."""
+    share = st.sampled_from([0.0, 0.5, 1.0])
+    names = ("mirror", "shear", "jitter", "reverse", "part_drop", "joint_drop")
+    config = AugmentConfig(
+        **{name: draw(share) for name in names}, **{name: draw(RANGES) for name in ("scale", "stretch", "speed")}
+    )
+    pairs = torch.arange(joints) ^ 1
+    flips = torch.where(pairs < joints, pairs, torch.arange(joints))
+    sides = Sides(flips, draw(st.integers(0, channels - 1)), torch.arange(joints) % 2, 2)
+    return draw_augment(config, sides, lengths, dimension=channels, seed=seed, step=draw(st.integers(0, 5)))
 
 
 def check_against_reference(problem: CropProblem, backend: str) -> None:
-    frames, offsets, plan, parents, stream, num_frames = problem.on(DEVICE_OF[backend])
-    expected = reference.sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames)
+    arguments = problem.on(DEVICE_OF[backend])._asdict()
+    expected = reference.sample_clips(**arguments)
     poisoned = torch.full_like(expected, torch.nan)
-    found = sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend, out=poisoned)
+    found = sample_clips(**arguments, backend=backend, out=poisoned)
     assert found is poisoned
     assert agree("sample_clips", problem._asdict(), [found], [expected])
 
@@ -74,7 +93,7 @@ def test_a_crop_of_the_right_length_is_copied(backend: str) -> None:
     for dtype in REAL if backend == "cpp" else TRITON:
         problem = crop_problem(4, dtype)
         still = CropPlan(torch.arange(4), torch.tensor([0, 3, 5, 1]), torch.full((4,), 24), torch.zeros(4, 3))
-        frames, offsets, plan, parents, _, _ = problem._replace(plan=still).on(DEVICE_OF[backend])
+        frames, offsets, plan, parents, *_ = problem._replace(plan=still).on(DEVICE_OF[backend])
         found = sample_clips(frames, offsets, plan, parents, num_frames=24, backend=backend)
         for row in range(4):
             first = int(offsets[row] + plan.start[row])
@@ -154,6 +173,31 @@ ERRORS: dict[str, tuple[Callable[[CropProblem], CropProblem], type[Exception], s
         ValueError,
         r"offsets\[3\] is 25",
     ),
+    "a source outside": (
+        lambda p: p._replace(augment=AugmentPlan(source=torch.tensor([[0, 1, 2, 3], [0, 1, 4, 3], [0, 1, 2, 3]]))),
+        ValueError,
+        r"augment.source\[6\] is 4; .* 0..3",
+    ),
+    "a matrix too small": (
+        lambda p: p._replace(augment=AugmentPlan(linear=torch.eye(2).expand(3, 2, 2))),
+        ValueError,
+        r"augment.linear has shape \[3, 2, 2\]; give \[3, 3, 3\]",
+    ),
+    "kept as numbers": (
+        lambda p: p._replace(augment=AugmentPlan(kept=torch.ones(3, 4))),
+        TypeError,
+        "augment.kept is torch.float32; give torch.bool",
+    ),
+    "jitter without its key": (
+        lambda p: p._replace(augment=AugmentPlan(jitter=torch.ones(3))),
+        ValueError,
+        "augment has one of jitter and jitter_key; give both",
+    ),
+    "five coordinates to move": (
+        lambda p: p._replace(frames=torch.zeros(24, 2, 4, 5), augment=AugmentPlan(source=torch.zeros(3, 4, dtype=torch.int64))),
+        ValueError,
+        "frames have 5 coordinates; augment.source, linear and jitter take at most 4",
+    ),
     "turned in two dimensions": (
         lambda p: p._replace(frames=p.frames[..., :2]),
         ValueError,
@@ -168,6 +212,5 @@ def test_bad_arguments_are_named(case: str, backend: str) -> None:
     spoil, error, message = ERRORS[case]
     plan = CropPlan(torch.arange(3), torch.tensor([0, 1, 2]), torch.tensor([8, 4, 5]), torch.full((3, 3), 0.1))
     good = CropProblem(torch.randn(24, 2, 4, 3), torch.tensor([0, 8, 16, 24]), plan, torch.tensor([0, 0, 1, 2]), "joint", 8)
-    frames, offsets, plan, parents, stream, num_frames = spoil(good)
     with pytest.raises(error, match=message):
-        sample_clips(frames, offsets, plan, parents, stream=stream, num_frames=num_frames, backend=backend)
+        sample_clips(**spoil(good)._asdict(), backend=backend)

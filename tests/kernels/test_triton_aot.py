@@ -49,6 +49,7 @@ class Kernel(NamedTuple):
 CLIPS = {"ROW": 50, "PEOPLE": 2, "BLOCK": 1024}
 STRIDES = ("clip_sample_stride", "clip_channel_stride", "mean_channel_stride", "set_stride", "coalition_sample_stride")
 ROWS = {"SUM": "sums", "BLOCK": 64}
+SAMPLED = {"ROW": 50, "PEOPLE": 2, "CHANNELS": 3, "BONE": True, "MOTION": True, "SUM": "sums", "BLOCK": 256}
 KERNELS = {
     "coalition_kernel": Kernel(
         "triton_mixing",
@@ -77,8 +78,21 @@ KERNELS = {
         elements=("out", "frames"),
         sums=("angles",),
         numbers=("num_frames",),
-        constants={"ROW": 50, "PEOPLE": 2, "CHANNELS": 3, "BONE": True, "MOTION": True, "SUM": "sums", "BLOCK": 256},
+        constants=SAMPLED,
+        absent=("reversed", "pace", "source", "linear", "jitter", "jitter_key", "kept"),
     ),
+    **{
+        f"sample_kernel, {dimension} coordinates augmented": Kernel(
+            "triton_clips",
+            function="sample_kernel",
+            elements=("out", "frames"),
+            sums=("angles", "pace", "linear", "jitter"),
+            others={"reversed": "*u8", "kept": "*u8"},
+            numbers=("num_frames",),
+            constants=SAMPLED | {"CHANNELS": dimension},
+        )
+        for dimension in (2, 3)
+    },
     "draw_kernel": Kernel(
         "triton_plan",
         elements=("saliency",),
@@ -193,7 +207,7 @@ KERNELS |= {
     f"{name} of ones": kernel._replace(function=kernel.function or name, ones=True, dtypes=("fp32",), archs=(90,))
     for name, kernel in KERNELS.items()
     # the only number of sample_kernel is not specialised, so it would be the same kernel; a width is 1 or a multiple of 16
-    if name != "sample_kernel" and not name.endswith(", aligned")
+    if not name.startswith("sample_kernel") and not name.endswith(", aligned")
 }
 CONFIGS = [(name, dtype, arch) for name, kernel in KERNELS.items() for dtype, arch in product(kernel.dtypes, kernel.archs)]
 
