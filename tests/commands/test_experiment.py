@@ -203,7 +203,7 @@ def test_a_result_without_its_figures_is_refused(row: dict[str, object], message
 
 
 def test_the_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (cell,) = read_plan(written(tmp_path, "rows: {a: {mix: none}}"))
+    (cell,) = read_plan(written(tmp_path, "rows: {a: {mix: none}}")).cells
     (tmp_path / "cells").mkdir()
     result = {"options": {"mix": "none", "seed": 0}, "test": {"last": NEW}, "seconds": 1, "device": "cpu"}
     (tmp_path / "cells" / f"{cell.name}.json").write_text(json.dumps(result))
