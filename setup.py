@@ -150,7 +150,15 @@ if wanted_nvcc():
 setup(
     version=version(),
     packages=find_packages(include=["shapmix", "shapmix.*"]),
-    package_data={"shapmix": ["skeleton/layouts/*.toml", "training/presets/*.yaml", "pages/templates/*.html", "py.typed"]},
+    package_data={
+        "shapmix": [
+            "skeleton/layouts/*.toml",
+            "training/presets/*.yaml",
+            "training/presets/stage2/*.yaml",
+            "pages/templates/*.html",
+            "py.typed",
+        ]
+    },
     ext_modules=native,
     cmdclass={"build_ext": CMakeBuild},
 )

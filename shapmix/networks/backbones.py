@@ -39,6 +39,7 @@ def backbone(
         on_device: the network reads no value on the host, so that `--cuda-graph auto` holds it in a CUDA graph.
         options: of `--network` that the function takes as well: widths, halve, graph_gain. One that is None is left out.
         from_published: translates a published state dict of this network into ours; None: the names are the same, or there is none.
+            `shapmix.networks.published` says what it gets and returns.
 
     Raises:
         ValueError: the name is taken.

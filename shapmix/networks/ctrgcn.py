@@ -124,7 +124,7 @@ class Layer(ctrgcn_reference.Layer):
         return y
 
 
-@backbone("ctrgcn", on_device=True, options=("widths", "halve", "graph_gain"))
+@backbone("ctrgcn", on_device=True, options=("widths", "halve", "graph_gain"), from_published=ctrgcn_reference.from_published)
 class CTRGCN(ctrgcn_reference.CTRGCN):
     """Clips [N, C, T, V, M] -> logits [N, K]; arguments, parameters and state dict of the reference.
 
@@ -230,7 +230,14 @@ def _folded_call(x: Tensor, conv: Any, norm: Any) -> Tensor:
 
 
 def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
-    """Several `nn.BatchNorm2d` in training mode on consecutive channels, as one call; updates their running statistics."""
+    """Several `nn.BatchNorm2d` in training mode on consecutive channels, as one call; updates their running statistics.
+
+    A norm in eval mode, one that is frozen, uses its statistics and keeps them; all are then called one by one.
+    """
+    if not all(norm.training for norm in norms):
+        y = torch.cat([norm(part) for norm, part in zip(norms, x.split([norm.num_features for norm in norms], 1), strict=True)], 1)
+        y = y if shortcut is None else y + shortcut
+        return torch.relu(y) if rectify else y
     weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
     if isinstance(norms[0], SyncedBatchNorm):
         y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)

@@ -6,6 +6,7 @@ Source: Chen et al., "Channel-wise Topology Refinement Graph Convolution", ICCV 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -17,6 +18,20 @@ from shapmix.skeleton.layout import Layout
 
 SUBSETS = 3  # graphs per layer: self, inward, outward
 RELATION_CHANNELS = 8  # in the first layer; an eighth of the input channels in the others
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as published with the paper, whose names are ours.
+
+    Raises:
+        ValueError: they are those of PYSKL's variant, which has a ReLU between the temporal branches and the shortcut.
+    """
+    if any(re.fullmatch(r"(backbone\.)?net\.\d+\.gcn1\.A", name) for name in state):
+        raise ValueError(
+            "it is PYSKL's variant of CTR-GCN, which has one ReLU more in each layer, so that its weights compute something else "
+            "in CTR-GCN as published; take the weights of CTR-GCN's or Shap-Mix's authors"
+        )
+    return state
 
 
 class RelationGC(nn.Module):

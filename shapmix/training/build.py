@@ -21,6 +21,8 @@ from shapmix.mixing import official
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.backbones import find_backbone
+from shapmix.networks.frozen import freeze
+from shapmix.networks.head import head_of, scale_classes
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
 from shapmix.process.errors import RunError
@@ -102,6 +104,11 @@ def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
     network = found.make(layout=store.layout, **size, **backbone_options(config))
     if not isinstance(network, nn.Module):
         raise RunError(f"network.backbone '{name}' made a {type(network).__name__}, not a torch module")
+    if config.network.class_scale:
+        try:
+            scale_classes(network, store.num_classes)
+        except ValueError as error:
+            raise RunError(f"network.class_scale: {error}") from error
     return network
 
 
@@ -124,7 +131,8 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         motion = official.mean_motion(store.frames, store.offsets, splits.train, config.num_frames)
     else:
         motion = mean_motion(sampler, splits.train)
-    warmup = config.saliency.warmup_epochs
+    given = config.saliency_from is not None
+    warmup = 0 if given else config.saliency.warmup_epochs
     return ShapMix(
         store.layout,
         splits.class_counts(),
@@ -138,7 +146,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         decay=config.saliency.decay,
         warmup_steps=warmup * steps,
         # the published code's averaging begins one epoch after its contexts do
-        replace_steps=(warmup + 1 if config.compat == "official" else warmup) * steps,
+        replace_steps=(warmup + 1 if config.compat == "official" and not given else warmup) * steps,
         deferred_steps=int(DEFERRED * config.epochs) * steps,
         seed=config.seed,
         backend=None if config.backend == "auto" else config.backend,
@@ -146,8 +154,8 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Builds the optimizer; `fused` selects torch's fused GPU kernel."""
-    schedule, weights = config.schedule, list(network.parameters())
+    """Builds the optimizer of the parameters that are not frozen; `fused` selects torch's fused GPU kernel."""
+    schedule, weights = config.schedule, [weight for weight in network.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": weights}]
     if schedule.decayed == "matrices":
         of_one_axis = [weight for weight in weights if weight.dim() < 2]
@@ -161,6 +169,11 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = Fal
 def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int, device: torch.device) -> Training:
     """Builds network, mixer and optimizer on the device for `steps` steps per epoch, before the first step."""
     network = make_network(config, splits.store).to(device)
+    if config.freeze:
+        try:
+            freeze(network, config.freeze, head_of(network, splits.store.num_classes))
+        except ValueError as error:
+            raise RunError(str(error)) from error
     if parallel.ranks() > 1 and config.sync_batchnorm:
         sync_norms(network)
     optimizer = make_optimizer(network, config, fused=device.type == "cuda")

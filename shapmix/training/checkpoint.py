@@ -82,6 +82,11 @@ def load_newest(path: Path, *, layout: str, class_names: list[str]) -> dict[str,
     return None
 
 
+def is_checkpoint(content: bytes) -> bool:
+    """Whether a file with this content ends as `save_checkpoint` ends it, damaged or not."""
+    return content[-_TRAILER_LENGTH:].startswith(_TRAILER)
+
+
 def load_checkpoint(path: Path, *, layout: str, class_names: list[str]) -> dict[str, Any]:
     """Reads a checkpoint and checks its layout and classes.
 

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tyro
 import yaml
 
 from shapmix.process.command import program
 from shapmix.process.files import write_whole
-from shapmix.training.options import FREE_ON_RESUME, NOT_SAVED, ConfigError, TrainConfig, check_config, options, plain
+from shapmix.training.options import FREE_ON_RESUME, NOT_SAVED, ConfigError, Stage2, TrainConfig, check_config, options, plain
+from shapmix.training.weights import run_of
 
 DESCRIPTION = """Train a skeleton network with Shap-Mix.
 
@@ -26,6 +27,7 @@ the values that result."""
 LARGEST_FILE, MOST_KEYS = 1 << 20, 1000  # bytes and keys of a configuration
 OPTIONS = frozenset(options(TrainConfig()))
 PRESETS = Path(__file__).parent / "presets"
+OF_A_START = ("init_from", "stage2", "reset", "freeze", "saliency_from", "baselines")  # those of a first stage are not the second's
 
 
 def presets() -> list[str]:
@@ -45,6 +47,8 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     early.add_argument("--resume", type=Path)
     early.add_argument("--dataset")
     early.add_argument("--preset")
+    early.add_argument("--init-from", type=Path)
+    early.add_argument("--stage2")
     early.add_argument("--run-dir")
     known, _ = early.parse_known_args(argv)
     if known.resume is not None and known.run_dir is not None:
@@ -55,6 +59,8 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     if known.config is not None:
         files.append(known.config)
     given = [(str(path), _read_yaml(path)) for path in files]
+    if known.init_from is not None and known.resume is None:
+        given = [*_of_first_stage(known.init_from, known.stage2), *given]
     dataset = known.dataset or next((values["dataset"] for _, values in reversed(given) if "dataset" in values), "synthetic")
     name = known.preset or dataset
     if known.preset is not None and known.preset not in presets():
@@ -64,7 +70,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         place = 1 if known.preset is not None and known.resume is not None else 0
         given.insert(place, (f"preset {name}", _read_yaml(PRESETS / f"{name}.yaml")))
     config = TrainConfig()
-    for name, values in given:
+    for name, values in _with_second_stage(given, known.stage2):
         network = values.get("network")
         halves = isinstance(network, dict) and "halve" in network
         config = _of_these_widths(_parse_file(name, values, config), config, halves)
@@ -76,6 +82,37 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     config = _of_these_widths(config, given_above, any(argument.startswith("--network.halve") for argument in argv))
     check_config(config)
     return config
+
+
+def _of_first_stage(path: Path, stage2: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """What a run takes over from the run directory whose weights it starts from: its network, and with a second stage all of it."""
+    run = run_of(path)
+    if run is None:
+        return []
+    values = _read_yaml(run / "config.yaml")
+    if stage2 is None:
+        values = {key: value for key, value in values.items() if key == "network"}
+    return [(str(run / "config.yaml"), {key: value for key, value in values.items() if key not in OF_A_START})]
+
+
+def _with_second_stage(given: list[tuple[str, dict[str, Any]]], stage2: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files with the preset of a second stage: before the file that names it, and after all of them if the command line does.
+
+    Raises:
+        ConfigError: an unknown stage.
+    """
+    for name, values in given:
+        if stage2 is None and isinstance(values.get("stage2"), str):
+            yield _second_stage(values["stage2"], f"{name}: ")
+        yield name, values
+    if stage2 is not None:
+        yield _second_stage(stage2, "")
+
+
+def _second_stage(name: str, where: str) -> tuple[str, dict[str, Any]]:
+    if name not in get_args(Stage2):
+        raise ConfigError(f"{where}stage2: '{name}' is unknown; give one of {', '.join(get_args(Stage2))}")
+    return f"preset {name}", _read_yaml(PRESETS / "stage2" / f"{name}.yaml")
 
 
 def _of_these_widths(config: TrainConfig, before: TrainConfig, halves: bool) -> TrainConfig:

@@ -25,6 +25,7 @@ from shapmix.process.errors import ShapmixError
 DatasetName = Literal["synthetic", "nw-ucla", "store"]
 Baseline = Literal["plain", "balanced"]
 Adjustment = float | Literal["validation"]
+Stage2 = Literal["crt", "lws"]
 
 
 Mix = Annotated[str, RegisteredName(MIXERS)]
@@ -49,6 +50,8 @@ class NetworkConfig:
     """Indices of the layers that halve the frames, from 0. None, or if only widths are set: the layers that change the width."""
     graph_gain: float = 1e-6
     """Initial BatchNorm weight of the graph units; the published 1e-6 suits long runs, 1 suits short runs of small networks."""
+    class_scale: bool = False
+    """Learnable weight scaling: the head multiplies the logit of each class by a learned factor, which starts at 1."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,21 @@ class TrainConfig(ComputeOptions, SplitOptions):
     """Run directory to resume. Its configuration is kept; some options, such as --epochs, may be changed."""
     run_dir: Path | None = None
     """Output directory; must be new. Default: the next free runs/DATASET-MIX-N."""
+
+    init_from: Path | None = None
+    """Start from the weights of a run directory, a checkpoint, or a published file: a state dict of this network, from PYSKL too.
+    A head of other classes is reset. With a run directory, --network is that of the run. Resuming does not read it again."""
+    stage2: Stage2 | None = None
+    """Second stage of training for --init-from: crt trains a new head, lws a factor per class; everything else is frozen. It sets
+    reset, freeze, sampler, mix, loss, epochs and schedule; with a run directory, all other options are those of the run."""
+    reset: tuple[str, ...] = ()
+    """Weights that --init-from leaves at their initial values: head, or names or modules such as l10 or *.PA."""
+    freeze: tuple[str, ...] = ()
+    """Weights that are not trained: backbone (all but the head), or names or modules such as l1 or *.bn. Frozen BatchNorms keep
+    their running statistics."""
+    saliency_from: Path | None = None
+    """Start from the class saliency of a run directory, a checkpoint, or a published .npy table [classes, combinations]; there is
+    then no warm-up of the saliency."""
 
     dataset: DatasetName = "synthetic"
     """synthetic is generated from the seed; nw-ucla is read from --data-root; store is a folder written by shapmix.prepare."""
@@ -271,6 +289,10 @@ def check_config(config: TrainConfig) -> None:
     _check_schedule(config.schedule)
     if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
+    if config.init_from is None:
+        for key in ("stage2", "reset", "freeze"):
+            if getattr(config, key):
+                raise ConfigError(f"{key}: there are no trained weights; give --init-from FILE")
     if config.imbalance is not None and config.train_list is not None:
         raise ConfigError("imbalance and train_list both choose the training clips; give one")
     wrong = config.contradiction()
@@ -287,7 +309,7 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError("data_root and train_list are for data sets on disk; dataset 'synthetic' is generated")
     if config.dataset != "synthetic" and config.data_root is None:
         raise ConfigError(f"data_root: dataset '{config.dataset}' is read from a folder; give --data-root DIR")
-    if MIXERS[config.mix].guided and config.saliency.warmup_epochs >= config.epochs:
+    if MIXERS[config.mix].guided and config.saliency_from is None and config.saliency.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"saliency.warmup_epochs: Shap-Mix would begin after epoch {config.saliency.warmup_epochs} of {config.epochs}; "
             "lower it, or choose --mix stmix"

@@ -150,14 +150,18 @@ def data_hash(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def record_start(path: Path, data: str, device: torch.device, changed: dict[str, tuple[Any, Any]]) -> None:
-    """Appends the environment of this start of the run, and changed options (option -> [before, now]), as one JSON line."""
+def record_start(
+    path: Path, data: str, device: torch.device, changed: dict[str, tuple[Any, Any]], started_from: dict[str, dict[str, str]]
+) -> None:
+    """Appends the environment of this start of the run, changed options (option -> [before, now]), and the files of weights that
+    it read (option -> file and SHA-256), as one JSON line."""
     content = {
         "versions": versions(),
         "commit": commit(),
         "data_sha256": data,
         "processes": parallel.ranks(),
         "changed": changed,
+        "started_from": started_from,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "environment": {key: value for key, value in os.environ.items() if key.startswith(("SHAPMIX_", "OMP_", "CUBLAS_"))},

@@ -21,6 +21,7 @@ from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import resident, training_batches
 from shapmix.mixing.mixers import MIXERS
+from shapmix.networks.frozen import hold_frozen
 from shapmix.pictures import plots
 from shapmix.process import parallel
 from shapmix.process.device import choose_device
@@ -37,6 +38,7 @@ from shapmix.training.options import TrainConfig
 from shapmix.training.run_folder import data_hash, forget_later_epochs, new_run_dir, of_process_0, record_start, write_result
 from shapmix.training.schedule import describe_schedule, learning_rate, set_learning_rate
 from shapmix.training.scores import logits_of
+from shapmix.training.start import start
 from shapmix.training.state import Progress, deterministic, restore, seed_all, snapshot
 
 log = logging.getLogger("shapmix")
@@ -90,8 +92,9 @@ class Trainer:
         self.sampler, self.where = resident(make_sampler(config, splits.store), self.device)
         self.run = make_training(config, splits, self.sampler, self.steps, self.device)
         self.data = data_hash(splits)
-        if config.resume is not None:
-            self.restore(config.resume)
+        self.started_from: dict[str, dict[str, str]] = {}
+        if config.resume is None or not self.restore(config.resume):
+            self.started_from = start(self.run, config, splits.store)
         self.step, self.how = make_step(config, self.run, self.sampler, self.device)
         self.evaluated = parallel.SharedForward(self.run.evaluated, PRECISIONS[config.precision])
         self.run_dir = Path()  # open_run_dir
@@ -123,7 +126,7 @@ class Trainer:
             for key, (before, now) in changed.items():
                 log.info("%s: from here on %s, before %s", key, now, before)
             save_config(config, written)
-            record_start(self.run_dir / "environment.jsonl", self.data, self.device, changed)
+            record_start(self.run_dir / "environment.jsonl", self.data, self.device, changed, self.started_from)
             forget_later_epochs(self.run_dir / "metrics.jsonl", self.run.progress.epoch)
         log.info("%s; %s; %s", self.describe(), self.where, self.how)
         log.info("%s", describe_schedule(config, self.steps))
@@ -137,15 +140,16 @@ class Trainer:
         if parallel.rank() == 0:
             save_checkpoint(self.checkpoints / name, snapshot(self.config, self.splits, self.run, self.data), keep=keep)
 
-    def restore(self, run_dir: Path) -> None:
-        """Restores the newest checkpoint of a run, if there is one."""
+    def restore(self, run_dir: Path) -> bool:
+        """Restores the newest checkpoint of a run; whether there is one."""
         store = self.splits.store
         state = load_newest(run_dir / "checkpoints" / "last.pt", layout=store.layout.name, class_names=store.class_names)
         if state is None:
             log.info("%s: stopped before its first checkpoint; starting from the beginning", run_dir)
-        else:
-            restore(state, self.config, self.run, self.data)
-            self.check_best(run_dir / "checkpoints" / "best.pt")
+            return False
+        restore(state, self.config, self.run, self.data)
+        self.check_best(run_dir / "checkpoints" / "best.pt")
+        return True
 
     def check_best(self, path: Path) -> None:
         """If a resumed run has no valid `best.pt`, logs it; the best of the following epochs replaces it."""
@@ -179,6 +183,8 @@ class Trainer:
     def train_epoch(self) -> dict[str, Any]:
         """Trains the rest of the current epoch; returns its row of `metrics.jsonl`."""
         self.run.network.train()
+        if self.config.freeze:
+            hold_frozen(self.run.network)
         pace, saved = progress.Pace(), time.monotonic()
         line = progress.progress_line(self.batches(), self.config, self.run.progress, self.steps)
         for clips, chosen, number in pace.timed(line):
@@ -331,9 +337,11 @@ class Trainer:
         """One line that summarises the run."""
         config, splits = self.config, self.splits
         counts = splits.class_counts()
-        size = sum(parameter.numel() for parameter in self.run.network.parameters())
+        parameters = list(self.run.network.parameters())
+        trained, size = (sum(each.numel() for each in some) for some in ([p for p in parameters if p.requires_grad], parameters))
+        count = f"{size / 1e3:.0f}k" if trained == size else f"{trained:,} trained of {size:,}"
         return (
             f"{config.dataset}: {len(splits.train)} training clips ({int(counts.max())} to {int(counts.min())} a class), "
             f"{len(splits.val)} validation, {len(splits.test)} test; mix {config.mix}, loss {config.loss}; "
-            f"{size / 1e3:.0f}k parameters on {self.device}, {torch.get_num_threads()} threads"
+            f"{count} parameters on {self.device}, {torch.get_num_threads()} threads"
         )

@@ -1,0 +1,76 @@
+"""The head of a network, its last linear layer: where it is, and the classifiers that are made of a trained one.
+
+Source: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition, ICLR 2020, section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def head_of(network: nn.Module, num_classes: int) -> str:
+    """Name of the last module whose own weight has a row per class.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = ""
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if name and isinstance(weight, Tensor) and weight.dim() >= 2 and len(weight) == num_classes:
+            found = name
+    if not found:
+        raise ValueError(f"no layer of the network has {num_classes} outputs, so its head is unknown; give patterns of names")
+    return found
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer with a learned factor per class on its logits (learnable weight scaling)."""
+
+    scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., K]."""
+        return super().forward(x) * self.scale
+
+
+def scale_classes(network: nn.Module, num_classes: int) -> None:
+    """Makes the head of a network a `ScaledLinear`, in place, with factors of 1: the logits stay the same.
+
+    Raises:
+        ValueError: the head is not a plain linear layer.
+    """
+    name = head_of(network, num_classes)
+    head: Any = network.get_submodule(name)
+    if type(head) is not nn.Linear:
+        raise ValueError(f"the head '{name}' is a {type(head).__name__}; a factor per class needs a torch.nn.Linear")
+    head.__class__ = ScaledLinear
+    head.scale = nn.Parameter(torch.ones_like(head.weight[:, 0]))
+
+
+def fold_scale(state: dict[str, Tensor], head: str) -> bool:
+    """Multiplies the factors of a `ScaledLinear` in a state dict into its weight and bias, in place; whether there were any."""
+    scale = state.pop(f"{head}.scale", None)
+    if scale is None:
+        return False
+    state[f"{head}.weight"] = state[f"{head}.weight"] * scale[:, None]
+    if f"{head}.bias" in state:
+        state[f"{head}.bias"] = state[f"{head}.bias"] * scale
+    return True
+
+
+@torch.no_grad()
+def tau_normalise(head: nn.Linear, tau: float) -> None:
+    """Divides the weight [K, D] of every class by its norm to the power of `tau`, in place, and leaves the bias out, as published.
+
+    A `tau` of 0 changes nothing, the bias included.
+    """
+    if tau == 0:
+        return
+    norms = head.weight.norm(dim=1, keepdim=True).clamp(min=torch.finfo(head.weight.dtype).tiny)
+    head.weight.div_(norms.pow(tau))
+    if head.bias is not None:
+        head.bias.zero_()
