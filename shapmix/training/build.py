@@ -209,8 +209,8 @@ def make_step(
         rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
     except ValueError as error:
         raise RunError(f"{error}; change one of them") from error
-    clip_norm, synced = config.schedule.clip_norm, config.sync_batchnorm
-    eager = EagerStep(run, store.labels, rows, autocast, sync_batchnorm=synced, clip_norm=clip_norm)
+    clip_norm, sam, synced = config.schedule.clip_norm, config.schedule.sam, config.sync_batchnorm
+    eager = EagerStep(run, store.labels, rows, autocast, sync_batchnorm=synced, clip_norm=clip_norm, sam=sam)
     return eager, f"CUDA graph: off ({reason})"
 
 
@@ -222,6 +222,8 @@ def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> s
         return "several processes exchange their gradients"
     if config.accumulate > 1:
         return f"a step is {config.accumulate} passes"
+    if config.schedule.sam is not None:
+        return "SAM passes every batch twice"
     if config.compile:
         return "--compile"
     return draws_on_host(mixer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shapmix.mixing.mixers import MixedBatch
 from shapmix.process import parallel
+from shapmix.training.sam import moved_along_gradient
 from shapmix.training.state import Training
 from shapmix.training.step import StepResult, clip_gradients, copied, largest_gradient, restore_unless, step_buffers
 
@@ -25,6 +26,7 @@ class EagerStep:
         sync_batchnorm: several processes: BatchNorm is over the clips of all; otherwise every process takes the statistics of
             process 0.
         clip_norm: largest norm of the gradient of all weights, None for no limit.
+        sam: the radius rho of sharpness-aware minimization, None for the plain step.
     """
 
     takes_clips = True
@@ -38,8 +40,9 @@ class EagerStep:
         *,
         sync_batchnorm: bool,
         clip_norm: float | None = None,
+        sam: float | None = None,
     ) -> None:
-        self.clip_norm = clip_norm
+        self.clip_norm, self.sam = clip_norm, sam
         self.run, self.labels, self.rows, self.autocast, self.sync_batchnorm = run, labels, rows, autocast, sync_batchnorm
         self.model = parallel.averaged_gradients(run.network, broadcast_buffers=sync_batchnorm)
         self.observer = parallel.SharedForward(run.network, autocast)
@@ -56,10 +59,13 @@ class EagerStep:
         run.mixer.observe(self.observer, clips, labels, number)
         batch = run.mixer.mix(clips, labels, number)
         run.optimizer.zero_grad(set_to_none=True)
-        logits, clean, mixed = self.forward_backward(batch)
+        with nullcontext() if self.sam is None else same_random_numbers_after(clips.device):
+            logits, clean, mixed = self.forward_backward(batch)
         if parallel.ranks() > 1 and not self.sync_batchnorm:
             parallel.copy_buffers(run.network)
         gradient = largest_gradient(run.optimizer)
+        if self.sam is not None and (clean + mixed + gradient).isfinite():
+            gradient = self.gradient_nearby(batch, self.sam)
         finite = (clean + mixed + gradient).isfinite()
         if finite:
             clip_gradients(run.optimizer, self.clip_norm)
@@ -68,6 +74,23 @@ class EagerStep:
             restore_unless(finite, before)
         right = (logits[: len(labels)].argmax(1) == labels).sum()
         return StepResult(clean, mixed, right, gradient)
+
+    def gradient_nearby(self, batch: MixedBatch, rho: float) -> Tensor:
+        """Replaces the gradients by those of the same batch at weights that are `rho` further along them.
+
+        The buffers of the network, such as BatchNorm's running statistics, stay those of the first pass: they belong to the
+        weights that are evaluated. The gradients of all passes and processes are summed before the weights are moved.
+
+        Returns:
+            0-dim: the largest |gradient|; NaN if the loss there is not finite.
+        """
+        run = self.run
+        before = copied(step_buffers(run.network, run.mixer))
+        with moved_along_gradient(run.optimizer, rho):
+            run.optimizer.zero_grad(set_to_none=True)
+            _, clean, mixed = self.forward_backward(batch)
+        restore_unless(torch.zeros_like(clean, dtype=torch.bool), before)
+        return largest_gradient(run.optimizer).where((clean + mixed).isfinite(), torch.nan)
 
     def forward_backward(self, batch: MixedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the batch's loss; returns logits [2N, K] and both losses of the whole batch, the same on every process.
@@ -96,3 +119,8 @@ class EagerStep:
         every = parallel.summed(every)
         clean, mixed = mixer.loss(every, batch)
         return every, clean, mixed
+
+
+def same_random_numbers_after(device: torch.device) -> AbstractContextManager[None]:
+    """A context after which torch's generators are as before: the pass that follows draws the same, such as dropout's masks."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -70,6 +70,8 @@ class ScheduleConfig:
     """Weights that weight_decay applies to. all, as published; matrices leaves out biases, norms and other weights of one axis."""
     clip_norm: float | None = None
     """Largest norm of the gradient of all weights; a gradient above is scaled down to it. None, as published: no limit."""
+    sam: float | None = None
+    """Sharpness-aware minimization: the radius rho, such as 0.05. A step passes its batch twice, in twice the time. None: off."""
     warmup_epochs: int = 5
     """Epochs in which the learning rate rises linearly, the last of which has the peak; a cosine begins after them."""
     decay: Literal["step", "cosine"] = "step"
@@ -240,6 +242,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it ta
     "network.widths": (lambda value: value >= 8 and value % 8 == 0, "each a multiple of 8"),
     "network.graph_gain": (isfinite, "a finite number"),
     "schedule.lr": (lambda value: 0 < value < inf, "above 0"),
+    "schedule.sam": (lambda value: 0 < value < inf, "a radius above 0"),
     "schedule.weight_decay": (_at_least(0), "at least 0"),
     "schedule.warmup_epochs": (_at_least(0), "at least 0"),
     "schedule.milestones": (lambda value: 0 <= value <= 1, "each a share of the epochs, between 0 and 1"),

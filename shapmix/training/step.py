@@ -265,7 +265,7 @@ def _concatenated(tensors: list[Tensor]) -> Tensor:
 
 def largest_gradient(optimizer: torch.optim.Optimizer) -> Tensor:
     """0-dim: the largest absolute value of the gradients; non-finite if any gradient is."""
-    return get_total_norm([parameter.grad for parameter in _with_gradient(optimizer)], float("inf"))
+    return get_total_norm([parameter.grad for parameter in with_gradient(optimizer)], float("inf"))
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float | None) -> None:
@@ -274,12 +274,12 @@ def clip_gradients(optimizer: torch.optim.Optimizer, largest: float | None) -> N
     Nothing is read on the host. Gradients that are not finite stay as they are, so that the first of them can be named.
     """
     if largest is not None:
-        parameters = _with_gradient(optimizer)
+        parameters = with_gradient(optimizer)
         norm = get_total_norm([parameter.grad for parameter in parameters])
         clip_grads_with_norm_(parameters, largest, torch.where(norm.isfinite(), norm, 0))
 
 
-def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
+def with_gradient(optimizer: torch.optim.Optimizer) -> list[Any]:
     """The optimizer's parameters that have a gradient."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     return [parameter for parameter in parameters if parameter.grad is not None]

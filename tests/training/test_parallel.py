@@ -127,6 +127,19 @@ def test_two_processes_train_as_one(one: tuple[Path, list[dict]], two: tuple[Pat
         assert sorted(mine["rows"] + theirs["rows"]) == list(range(12)), step
 
 
+@pytest.mark.slow
+def test_sam_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """The weights are moved along the gradient of the whole batch, not along that of a process's clips."""
+    options = ["--schedule.sam", "0.05", "--epochs", "2"]
+    alone = run(1, tmp_path / "one", *options, double=True)[0]
+    first, second = run(2, tmp_path / "two", *options, double=True)
+    assert len(alone) == len(first) == 2 * 2 * STEPS  # two passes a step
+    expected = torch.tensor([step["loss"] for step in alone], dtype=torch.float64)
+    for steps in (first, second):
+        torch.testing.assert_close(torch.tensor([step["loss"] for step in steps], dtype=torch.float64), expected, atol=1e-6, rtol=0)
+    assert (expected[::2] - expected[1::2]).abs().min() > 1e-4  # the second pass is at other weights
+
+
 def test_each_test_clip_counts_once(one: tuple[Path, list[dict]], two: tuple[Path, list[list[dict]]]) -> None:
     results = [json.loads((folder / "run/result.json").read_text())["test"]["shapmix last"] for folder, _ in (one, two)]
     assert results[0]["clips"] == results[1]["clips"]
