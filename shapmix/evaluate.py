@@ -17,16 +17,15 @@ from shapmix.training.ensemble import score_runs
 from shapmix.training.options import Adjustment, ConfigError, check_range
 from shapmix.training.scores import accuracy_of, save_scores, write_tables
 from shapmix.training.trained import CheckpointOptions
+from shapmix.training.views import ViewOptions
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(CheckpointOptions, ComputeOptions):
+class EvaluateConfig(CheckpointOptions, ViewOptions, ComputeOptions):
     """Measure runs on their test split; several runs are an ensemble."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run directories."""
-    crops: int = 1
-    """Views of a clip whose probabilities are averaged; 1 is the view of the training log."""
     weights: tuple[float, ...] | None = None
     """Weight of each run's probabilities; None: equal weights."""
     fit_weights: bool = False
@@ -52,8 +51,7 @@ class EvaluateConfig(CheckpointOptions, ComputeOptions):
         """
         if not self.runs:
             raise ConfigError("runs: give at least one run directory")
-        if self.crops < 1:
-            raise ConfigError(f"crops: at least 1, not {self.crops}")
+        self.check_views()
         if self.weights is not None and self.fit_weights:
             raise ConfigError("weights and fit_weights both choose the weights; give one")
         if self.weights is not None and len(self.weights) != len(self.runs):
@@ -85,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> None:
         config.runs,
         config.checkpoint,
         device,
-        crops=config.crops,
+        views=config,
         weights=config.weights,
         fit=config.fit_weights,
         adjustment=config.logit_adjustment,

@@ -29,10 +29,11 @@ from shapmix.process.files import check_output_file
 from shapmix.training.options import ConfigError
 from shapmix.training.prediction import Prediction, describe, predict, recordings_of, write_predictions
 from shapmix.training.trained import CheckpointOptions, open_run
+from shapmix.training.views import ViewOptions
 
 
 @dataclass(frozen=True)
-class PredictConfig(CheckpointOptions, ComputeOptions):
+class PredictConfig(CheckpointOptions, ViewOptions, ComputeOptions):
     """Predict the classes of recordings, with the contribution of each body part."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -77,12 +78,16 @@ def predict_files(config: PredictConfig) -> int:
         value = getattr(config, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option.replace('_', '-')}: must be at least 1, not {value}")
+    config.check_views()
     if config.out is not None:
         if config.out.suffix not in (".json", ".csv"):
             raise ConfigError(f"--out: must end in .json or .csv, not '{config.out.name}'")
         check_output_file(config.out)
     trained = open_run(config.run, config.checkpoint, start_computing(config))
-    classify = partial(predict, trained, top=config.top, parts=config.parts, window=config.window, stride=config.stride)
+    views = config.views(trained.config)
+    classify = partial(
+        predict, trained, top=config.top, parts=config.parts, window=config.window, stride=config.stride, views=views
+    )
     total = failed = 0
     kept: list[Prediction] = []
     for file in config.files:

@@ -119,20 +119,21 @@ class ClipSampler:
     def crop(self, clips: Tensor, number: int, *, mirrored: bool = False) -> Tensor:
         """View `number` of multi-crop evaluation: cropped (or frame-sampled) as in training, but neither rotated nor augmented.
 
+        The random numbers are the same for all clips, so a view depends on neither the batch nor the other clips of the store.
         `mirrored` swaps left and right, with the errors of `evaluation`.
         """
         clips, lengths = self._chosen(clips)
         augment = self._mirror(len(clips)) if mirrored else None
         if self.pipeline == "crop":
-            crops = self.crops(clips, lengths, number)
+            crops = self.crops(clips, lengths, number, alike=True)
             return self._cropped(replace(crops, angles=torch.zeros_like(crops.angles)), augment)
-        picked = self._frames(clips, lengths, number, turned=False)
+        picked = self._frames(clips, lengths, number, turned=False, alike=True)
         return self._picked(replace(picked, scale=torch.ones_like(picked.scale)), augment)
 
-    def crops(self, clips: Tensor, lengths: Tensor, step: int | Tensor) -> CropPlan:
+    def crops(self, clips: Tensor, lengths: Tensor, step: int | Tensor, *, alike: bool = False) -> CropPlan:
         """Training crops of pipeline "crop" for indices and lengths [N]; a `step` tensor on their device avoids a host sync."""
         rotation = self._largest_rotation if self.turns else 0.0
-        return draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_rotation=rotation)
+        return draw_crops(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_rotation=rotation, alike=alike)
 
     def augmentation(self, lengths: Tensor, step: int | Tensor) -> AugmentPlan | None:
         """The augmentation of training views of crops or recordings of `lengths` [N] frames; None if all of it is off."""
@@ -178,12 +179,13 @@ class ClipSampler:
     def _is_of_pixels(self) -> bool:
         return bool((self.store.frames[..., : self.store.dimension].abs().amax() > OF_PIXELS).item())
 
-    def _frames(self, clips: Tensor, lengths: Tensor, step: int, *, turned: bool) -> FramePlan:
+    def _frames(self, clips: Tensor, lengths: Tensor, step: int, *, turned: bool, alike: bool = False) -> FramePlan:
+        frames, seed = self.num_frames, self.seed
         if self.pipeline == "segments":
-            return draw_segments(clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step)
+            return draw_segments(clips, lengths, num_frames=frames, seed=seed, step=step, alike=alike)
         largest = MAX_DEGREES if self.augment.rotation is None else round(degrees(self.augment.rotation))
         return draw_frames(
-            clips, lengths, num_frames=self.num_frames, seed=self.seed, step=step, max_degrees=largest if turned else 0
+            clips, lengths, num_frames=frames, seed=seed, step=step, max_degrees=largest if turned else 0, alike=alike
         )
 
     @property

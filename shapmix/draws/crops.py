@@ -29,6 +29,7 @@ def draw_crops(
     step: int | Tensor,
     shortest: float = 0.5,
     max_rotation: float = MAX_ROTATION,
+    alike: bool = False,
 ) -> CropPlan:
     """Training crops of the NTU feeder: a fraction U[shortest, 1] of each clip, at least T frames if it has them, and a rotation.
 
@@ -36,13 +37,19 @@ def draw_crops(
         clips: [N] int64 indices.
         lengths: [N] int64, frames of each clip.
         max_rotation: radians about each axis; must be 0 unless the coordinates are x, y and z.
+        alike: all clips have the random numbers of the first, so that a crop does not depend on a clip's place in the batch.
     """
-    words = random_words(seed, _CROP, step, len(clips), 8, clips.device)
+    words = _words(seed, step, len(clips), 8, clips.device, alike)
     share = shortest + (1 - shortest) * uniform(words[:, 0])
     length = (lengths * share).long().clamp(min=num_frames).minimum(lengths)
     start = integers(words[:, 1], 0, lengths - length)
     angles = (uniform(words[:, 2:5]) * 2 - 1) * max_rotation
     return CropPlan(clips, start, length, angles)
+
+
+def _words(seed: int, step: int | Tensor, rows: int, words: int, device: torch.device | None, alike: bool) -> Tensor:
+    """[rows, words] random words of a crop or a selection of frames; the same in every row if `alike`."""
+    return random_words(seed, _CROP, step, 1 if alike else rows, words, device).expand(rows, words)
 
 
 def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> CropPlan:
@@ -52,7 +59,14 @@ def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> Crop
 
 
 def draw_frames(
-    clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int, max_degrees: int = MAX_DEGREES
+    clips: Tensor,
+    lengths: Tensor,
+    *,
+    num_frames: int,
+    seed: int,
+    step: int,
+    max_degrees: int = MAX_DEGREES,
+    alike: bool = False,
 ) -> FramePlan:
     """Random views of the NW-UCLA feeder: integer degrees U{-60..60} about x and y, scale U(0.5, 1.5), sorted frames.
 
@@ -62,11 +76,12 @@ def draw_frames(
         clips: [N] int64 indices.
         lengths: [N] int64, frames of each clip.
         max_degrees: must be 0 unless the coordinates are x, y and z.
+        alike: as in `draw_crops`.
     """
-    words = random_words(seed, _CROP, step, len(clips), 4)
+    words = _words(seed, step, len(clips), 4, None, alike)
     frames = np.empty((len(clips), num_frames), dtype=np.int64)
     for row, length in enumerate(lengths.tolist()):
-        drawn = np.random.default_rng((seed, step, row)).choice(length * 100, num_frames, replace=False)
+        drawn = np.random.default_rng((seed, step, 0 if alike else row)).choice(length * 100, num_frames, replace=False)
         frames[row] = np.sort(drawn) // 100
     angles = integers(words[:, :2], -max_degrees, max_degrees).double()
     return FramePlan(clips, torch.from_numpy(frames), angles, 0.5 + uniform(words[:, 2]))
@@ -77,12 +92,14 @@ def draw_rotations(clips: Tensor, *, seed: int, step: int | Tensor, max_rotation
     return (uniform(random_words(seed, _TURN, step, len(clips), 4, clips.device)[:, :3]) * 2 - 1) * max_rotation
 
 
-def draw_segments(clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor) -> FramePlan:
-    """A uniformly drawn frame from each of T equal segments of a clip; a clip shorter than T repeats frames.
+def draw_segments(
+    clips: Tensor, lengths: Tensor, *, num_frames: int, seed: int, step: int | Tensor, alike: bool = False
+) -> FramePlan:
+    """A uniformly drawn frame from each of T equal segments of a clip; a clip shorter than T repeats frames. `alike`: `draw_crops`.
 
     Source: the uniform sampling of 2D poses in pyskl.
     """
-    words = random_words(seed, _CROP, step, len(clips), -(-num_frames // 4) * 4, clips.device)
+    words = _words(seed, step, len(clips), -(-num_frames // 4) * 4, clips.device, alike)
     return _segments(clips, lengths, uniform(words[:, :num_frames]))
 
 

@@ -25,8 +25,9 @@ from shapmix.training import metrics
 from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.example_mix import MixExample, example_mix
 from shapmix.training.run_folder import read_metrics
-from shapmix.training.scores import logits_of
+from shapmix.training.schedule import describe_schedule, steps_of_an_epoch
 from shapmix.training.trained import CPU, Checkpoint, open_with_data
+from shapmix.training.views import Views, predict_views
 
 WORST = 3  # number of confusions shown
 
@@ -44,9 +45,10 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     check_output_file(path)
     trained, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
     store, counts = splits.store, splits.class_counts()
+    views = Views.of_run(trained)
 
     def score(clips: Tensor) -> Tensor:
-        return logits_of(network, sampler, clips, trained.batch_size, device).double().softmax(1)
+        return predict_views(network, sampler, clips, trained.batch_size, device, views)
 
     tau, labels = find_tau(trained.logit_adjustment, splits, score), store.labels[splits.test]
     probabilities = adjusted(score(splits.test), counts, tau)
@@ -55,7 +57,8 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
 
     about = (
         f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
-        f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint"
+        f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint, {views}; "
+        f"{describe_schedule(trained, steps_of_an_epoch(trained, splits))}"
     )
     about += f"; logits adjusted with tau {tau:g}" if tau else ""
     scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), up=store.up)

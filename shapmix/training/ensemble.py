@@ -13,6 +13,7 @@ from torch import Tensor
 from shapmix.training.options import Adjustment
 from shapmix.training.scores import Scores, align, fit_weights, open_member, weight_clips
 from shapmix.training.trained import Checkpoint
+from shapmix.training.views import AS_IN_THE_RUN, ViewOptions
 
 
 class Measured(NamedTuple):
@@ -29,7 +30,7 @@ def score_runs(
     checkpoint: Checkpoint,
     device: torch.device,
     *,
-    crops: int = 1,
+    views: ViewOptions = AS_IN_THE_RUN,
     weights: Sequence[float] | None = None,
     fit: bool = False,
     adjustment: Adjustment | None = None,
@@ -43,7 +44,7 @@ def score_runs(
         ConfigError, CheckpointError, DataError: a run cannot be read.
         RunError: the runs have different clips, labels or classes.
     """
-    members = [open_member(run, checkpoint, crops, device, adjustment) for run in runs]
+    members = [open_member(run, checkpoint, device, views, adjustment) for run in runs]
     tests = align([member.score(member.splits.test) for member in members], runs)
     shares = torch.tensor(weights or [1.0] * len(tests), dtype=torch.float64)
     if fit:
@@ -51,10 +52,10 @@ def score_runs(
         validations = align([member.score(clips) for member, clips in zip(members, chosen, strict=True)], runs)
         shares = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
     shares = shares / shares.sum()
-    views = "single crop" if crops == 1 else f"{crops} crops"
+    seen = [str(member.views) for member in members]
     titles = [
-        f"{run.name} {checkpoint}, {views}{f', tau {member.tau:g}' if member.tau else ''}"
-        for run, member in zip(runs, members, strict=True)
+        f"{run.name} {checkpoint}, {each}{f', tau {member.tau:g}' if member.tau else ''}"
+        for run, each, member in zip(runs, seen, members, strict=True)
     ]
     rows = dict(zip(titles, tests, strict=True))
     whole = tests[0]
@@ -63,4 +64,4 @@ def score_runs(
         whole = replace(whole, probabilities=mixed, tau=None)
         shown = " ".join(f"{share:.3f}" for share in shares.tolist())
         rows[f"ensemble ({'fitted' if fit else 'given' if weights else 'equal'} weights {shown})"] = whole
-    return Measured(rows, whole, shares, views)
+    return Measured(rows, whole, shares, ", ".join(dict.fromkeys(seen)))

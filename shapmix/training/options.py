@@ -190,6 +190,11 @@ class TrainConfig(ComputeOptions, SplitOptions):
     """Distributed training: BatchNorm over the clips of all processes, so that results match those of one process."""
     eval_every: int = 1
     """Epochs between evaluations on the validation split."""
+    test_clips: int = 1
+    """Views of a clip in the final test, whose probabilities are averaged: 1 is the centre of the clip, more are random crops or
+    selections of frames, the same ones for all clips. Validation has 1."""
+    test_mirror: bool = False
+    """Also average over each of these views with left and right swapped."""
     patience: int | None = None
     """Early stopping after this many evaluations without improvement."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -228,7 +233,7 @@ def _at_least(least: float) -> Callable[[float], bool]:
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it takes a value, and what it takes
     **dict.fromkeys(
         (
-            *("num_people", "min_frames", "n_max", "batch_size", "epochs", "repeat", "accumulate", "eval_every"),
+            *("num_people", "min_frames", "n_max", "batch_size", "epochs", "repeat", "accumulate", "eval_every", "test_clips"),
             *("picture_every", "threads"),
             *("patience", "checkpoint.keep", "checkpoint.every_steps"),
         ),
@@ -333,6 +338,7 @@ FREE_ON_RESUME = frozenset(
     (
         *("data_root", "train_list"),  # where the data lies: that it is the same is checked by its hash
         *("epochs", "eval_every", "patience", "non_finite", "baselines", "picture_every"),
+        *("test_clips", "test_mirror"),
         *("checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep"),
         *("device", "threads", "backend", "cuda_graph", "compile", "deterministic"),  # the same numbers up to rounding
         "force",  # in bf16 as before

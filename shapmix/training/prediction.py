@@ -34,6 +34,7 @@ from shapmix.shapley.game import PartGame
 from shapmix.skeleton.layout import Layout, LayoutError, layout_text, layout_toml, parse_layout
 from shapmix.training.metrics import write_csv
 from shapmix.training.trained import Trained
+from shapmix.training.views import ONE_VIEW, Views, mean_over_views
 
 log = logging.getLogger("shapmix")
 
@@ -204,11 +205,13 @@ def predict(
     parts: bool = True,
     window: int | None = None,
     stride: int | None = None,
+    views: Views = ONE_VIEW,
 ) -> list[Prediction]:
-    """Predictions for a recording [T, M, V, C]: one, or one per window.
+    """Predictions for a recording [T, M, V, C]: one, or one per window; of the mean probabilities of its views.
 
     Windows start every `stride` frames; the last one ends with the recording. A recording shorter than a window is one clip.
     Windows of zeros, in which nobody is present, have no prediction.
+    The values of the parts are those of the evaluation view.
     `first_frame` is the number of the first frame, for `begin` and `end`; `person` is recorded in the predictions.
 
     Raises:
@@ -228,15 +231,17 @@ def predict(
             return []
     names = [f"{name} [{begin}:{begin + length}]" for begin in begins]
     store = trained.store([recording[begin : begin + length] for begin in begins], names)
-    clips = trained.sampler(store).evaluation(torch.arange(len(begins))).to(trained.device)
-    with torch.no_grad():
-        probability = torch.cat([trained.network(part).float().softmax(1) for part in clips.split(16)])
+    sampler, windows = trained.sampler(store), torch.arange(len(begins))
+    probability = torch.cat(
+        [mean_over_views(trained.network, views.of(sampler, part), trained.device) for part in windows.split(16)]
+    )
     best = probability.topk(min(top, probability.shape[1]), dim=1)
     shares: list[dict[str, float]] = [{} for _ in begins]
     without: list[float | None] = [None] * len(begins)
     if parts:
         game = PartGame(trained.network, trained.layout, trained.mean_motion.to(trained.device))
-        found = explain(game, clips, best.indices[:, 0], names)
+        clips = sampler.evaluation(windows).to(trained.device)
+        found = explain(game, clips, best.indices[:, 0].to(trained.device), names)
         shares = [dict(zip(trained.layout.parts, row, strict=True)) for row in found.parts.tolist()]
         without = list(found.base_values.tolist())
     return [

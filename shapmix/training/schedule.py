@@ -1,12 +1,34 @@
-"""The learning rate, a function of the step alone, so that a resumed run needs no state of a scheduler."""
+"""The steps of a run, and the learning rate as a function of the step alone, so that resuming needs no state of a scheduler."""
 
 from __future__ import annotations
 
 from math import cos, pi
 
 import torch
+from torch import Tensor
 
+from shapmix.data.clips import Splits
+from shapmix.data.order import epoch_order
+from shapmix.process.errors import RunError
 from shapmix.training.options import TrainConfig
+
+
+def order_of(config: TrainConfig, splits: Splits, epoch: int) -> Tensor:
+    """Indices of the training clips of an epoch, in their order."""
+    labels = splits.store.labels[splits.train]
+    return epoch_order(splits.train, config.seed, epoch, labels=labels, sampler=config.sampler, repeat=config.repeat)
+
+
+def steps_of_an_epoch(config: TrainConfig, splits: Splits) -> int:
+    """Whole batches of an epoch.
+
+    Raises:
+        RunError: the clips do not fill one.
+    """
+    clips = len(order_of(config, splits, 0))
+    if clips < config.batch_size:
+        raise RunError(f"batch_size {config.batch_size} is more than the {clips} training clips of an epoch; lower it")
+    return clips // config.batch_size
 
 
 def milestones(config: TrainConfig) -> list[int]:

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
-from shapmix.networks.modes import isolated_eval_mode
 from shapmix.pictures import plots
 from shapmix.process import cpu
 from shapmix.process.errors import RunError
@@ -29,6 +28,7 @@ from shapmix.training.checkpoint import load_checkpoint, load_weights
 from shapmix.training.config import parse_config
 from shapmix.training.options import Adjustment
 from shapmix.training.trained import Checkpoint
+from shapmix.training.views import AS_IN_THE_RUN, ViewOptions, Views, predict_views
 
 log = logging.getLogger("shapmix")
 
@@ -55,13 +55,13 @@ class Member(NamedTuple):
     forward: SharedForward
     sampler: ClipSampler
     batch_size: int
-    crops: int
+    views: Views
     device: torch.device
     tau: float = 0.0
 
     def probabilities(self, clips: Tensor) -> Tensor:
         """[N, K] of the store's clips [N], without adjustment of the logits."""
-        return predict_views(self.forward, self.sampler, clips, self.batch_size, self.crops, self.device)
+        return predict_views(self.forward, self.sampler, clips, self.batch_size, self.device, self.views)
 
     def score(self, clips: Tensor) -> Scores:
         """Scores of the store's clips [N]."""
@@ -78,7 +78,11 @@ class Member(NamedTuple):
 
 
 def open_member(
-    run: Path, checkpoint: Checkpoint, crops: int, device: torch.device, adjustment: Adjustment | None = None
+    run: Path,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    views: ViewOptions = AS_IN_THE_RUN,
+    adjustment: Adjustment | None = None,
 ) -> Member:
     """Reads a run's checkpoint and data; without `adjustment`, logits are adjusted as in the run's own test.
 
@@ -98,7 +102,7 @@ def open_member(
         log.warning("%s: was trained in bf16, of which this CPU has no products; it is measured in fp32, which is faster here", run)
         precision = None
     forward = SharedForward(network.to(device), precision)
-    member = Member(splits, forward, make_sampler(trained, store), trained.batch_size, crops, device)
+    member = Member(splits, forward, make_sampler(trained, store), trained.batch_size, views.views(trained), device)
     asked = trained.logit_adjustment if adjustment is None else adjustment
     return member._replace(tau=find_tau(asked, splits, member.probabilities))
 
@@ -123,19 +127,6 @@ def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]
     if not chosen:
         raise RunError(f"{', '.join(map(str, runs))} have no validation clip that no run trains on; give --weights")
     return [torch.tensor([clips[name] for name in chosen]) for clips in index]
-
-
-@torch.no_grad()
-def predict_views(
-    forward: SharedForward, sampler: ClipSampler, clips: Tensor, batch_size: int, crops: int, device: torch.device
-) -> Tensor:
-    """[N, K] float64 probabilities, averaged over `crops` views of each clip."""
-    total: list[Tensor] = []
-    with isolated_eval_mode(forward):
-        for part in clips.split(batch_size):
-            views = [sampler.evaluation(part)] if crops == 1 else [sampler.crop(part, number) for number in range(crops)]
-            total.append(sum((forward(view.to(device)).double().softmax(1).cpu() for view in views), torch.zeros(())) / crops)
-    return torch.cat(total)
 
 
 def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
@@ -209,10 +200,3 @@ def save_scores(path: Path, scores: Scores) -> None:
             probabilities=scores.probabilities.numpy(),
             class_names=np.array(scores.class_names),
         )
-
-
-@torch.no_grad()
-def logits_of(network: nn.Module, sampler: ClipSampler, clips: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    """Logits [N, K] of the evaluation views of `clips` [N], on the CPU."""
-    with isolated_eval_mode(network):
-        return torch.cat([network(sampler.evaluation(part).to(device)).float().cpu() for part in clips.split(batch_size)])

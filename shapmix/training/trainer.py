@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from shapmix.data.clips import Splits
-from shapmix.data.order import epoch_batches, epoch_order
+from shapmix.data.order import epoch_batches
 from shapmix.data.sampling import resident, training_batches
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.frozen import hold_frozen
@@ -36,10 +36,10 @@ from shapmix.training.config import changed_on_resume, parse_config, save_config
 from shapmix.training.example_mix import draw_mixing
 from shapmix.training.options import TrainConfig
 from shapmix.training.run_folder import data_hash, forget_later_epochs, new_run_dir, of_process_0, record_start, write_result
-from shapmix.training.schedule import describe_schedule, learning_rate, set_learning_rate
-from shapmix.training.scores import logits_of
+from shapmix.training.schedule import describe_schedule, learning_rate, order_of, set_learning_rate, steps_of_an_epoch
 from shapmix.training.start import start
 from shapmix.training.state import Progress, deterministic, restore, seed_all, snapshot
+from shapmix.training.views import ONE_VIEW, Views, predict_views
 
 log = logging.getLogger("shapmix")
 
@@ -87,9 +87,9 @@ class Trainer:
         torch.manual_seed(config.seed)  # of the weights
         self.config, self.splits, self.request = config, splits, request
         self.device = choose_device(config.device)
-        self.labels = splits.store.labels[splits.train]
-        self.steps = self.steps_of_an_epoch()
+        self.steps = steps_of_an_epoch(config, splits)
         self.sampler, self.where = resident(make_sampler(config, splits.store), self.device)
+        Views.of_run(config).check(self.sampler)
         self.run = make_training(config, splits, self.sampler, self.steps, self.device)
         self.data = data_hash(splits)
         self.started_from: dict[str, dict[str, str]] = {}
@@ -99,18 +99,6 @@ class Trainer:
         self.evaluated = parallel.SharedForward(self.run.evaluated, PRECISIONS[config.precision])
         self.run_dir = Path()  # open_run_dir
         self.board: SummaryWriter | None = None
-
-    def steps_of_an_epoch(self) -> int:
-        """Whole batches of an epoch."""
-        clips = len(self.order(0))
-        if clips < self.config.batch_size:
-            raise RunError(f"batch_size {self.config.batch_size} is more than the {clips} training clips of an epoch; lower it")
-        return clips // self.config.batch_size
-
-    def order(self, epoch: int) -> Tensor:
-        """Indices of the training clips of an epoch, in their order."""
-        config = self.config
-        return epoch_order(self.splits.train, config.seed, epoch, labels=self.labels, sampler=config.sampler, repeat=config.repeat)
 
     # The run's directory
 
@@ -201,7 +189,7 @@ class Trainer:
     def batches(self) -> Iterator[tuple[Tensor | None, Tensor, int]]:
         """(clips, their indices, step) of the rest of the epoch; clips are None if the step samples them."""
         config, done = self.config, self.run.progress
-        left = epoch_batches(self.order(done.epoch), config.batch_size, first=done.batch)
+        left = epoch_batches(order_of(config, self.splits, done.epoch), config.batch_size, first=done.batch)
         numbered = ((chosen, done.epoch * self.steps + number) for number, chosen in enumerate(left, start=done.batch))
         if self.step.takes_clips:
             yield from training_batches(self.sampler, numbered, self.device)
@@ -296,10 +284,11 @@ class Trainer:
                 log.warning("%s; the result is of the last checkpoint alone", error)
                 continue
             load_weights(self.run.evaluated, state["network"], path)
-            tau = find_tau(config.logit_adjustment, self.splits, self.probabilities)
+            views = Views.of_run(config)
+            tau = find_tau(config.logit_adjustment, self.splits, partial(self.probabilities, views=views))
             if tau:
                 log.info("%s.pt: logits adjusted with tau %g", name, tau)
-            reached[name], confusion = self.measure(self.splits.test, tau)
+            reached[name], confusion = self.measure(self.splits.test, tau, views)
             if parallel.rank() == 0:
                 table, picture = self.run_dir / f"per_class_{name}.csv", self.run_dir / f"confusion_{name}.png"
                 with named(table):
@@ -311,16 +300,16 @@ class Trainer:
             write_result(self.run_dir, config, reached)
         return Result(self.run_dir, reached, self.run.mixer.saliency.cpu())
 
-    def measure(self, clips: Tensor, tau: float = 0.0) -> tuple[metrics.Accuracy, Tensor]:
+    def measure(self, clips: Tensor, tau: float = 0.0, views: Views = ONE_VIEW) -> tuple[metrics.Accuracy, Tensor]:
         """Accuracy and confusion matrix [K, K] of the evaluated network on clips [N] of the store, adjusted with tau."""
         labels, counts = self.splits.store.labels[clips], self.splits.class_counts()
-        probabilities = adjusted(self.probabilities(clips), counts, tau)
+        probabilities = adjusted(self.probabilities(clips, views), counts, tau)
         found = replace(metrics.accuracy(probabilities, labels, counts), tau=tau or None)
         return found, metrics.confusion_matrix(probabilities, labels)
 
-    def probabilities(self, clips: Tensor) -> Tensor:
-        """[N, K] float64 of the evaluated network on clips [N] of the store."""
-        return logits_of(self.evaluated, self.sampler, clips, self.config.batch_size, self.device).double().softmax(1)
+    def probabilities(self, clips: Tensor, views: Views) -> Tensor:
+        """[N, K] float64 of the evaluated network on clips [N] of the store, averaged over their views."""
+        return predict_views(self.evaluated, self.sampler, clips, self.config.batch_size, self.device, views)
 
     def draw(self) -> None:
         """Draws `saliency.png` and `mixed_clip.png` for the current state."""

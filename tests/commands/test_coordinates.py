@@ -118,7 +118,7 @@ def test_a_run_predicts_evaluates_and_is_exported(
     found = json.loads(capsys.readouterr().out)
     assert sum(chance for _, chance in found["classes"]) == pytest.approx(1, abs=1e-5)
     assert sum(found["parts"].values()) + found["without"] == pytest.approx(found["classes"][0][1], abs=1e-5)
-    assert evaluate.main([str(run), "--crops", "2", "--device", "cpu"]) == 0
+    assert evaluate.main([str(run), "--test-clips", "2", "--device", "cpu"]) == 0
     ending = ".onnx" if kind.scores else ".pt2"
     assert export.main([str(run), str(tmp_path / f"network{ending}")]) == 0
 

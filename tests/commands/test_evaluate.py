@@ -52,7 +52,7 @@ def test_several_crops_are_named_and_differ(runs: list[str], tmp_path: Path, cap
     scores = []
     for crops in ("1", "3"):
         file = tmp_path / f"{crops}.npz"
-        assert evaluate.main([runs[0], "--crops", crops, "--save-scores", str(file), "--out", str(tmp_path)]) == 0
+        assert evaluate.main([runs[0], "--test-clips", crops, "--save-scores", str(file), "--out", str(tmp_path)]) == 0
         scores.append(np.load(file)["probabilities"])
     assert "joint last, 3 crops" in capsys.readouterr().out
     assert scores[0].shape == scores[1].shape
@@ -126,7 +126,7 @@ def test_weights_are_fitted_on_validation_only(runs: list[str], monkeypatch: pyt
         (["--weights", "1", "2"], "weights: 2 given for 1 runs"),
         (["--weights", "1", "--fit-weights"], "weights and fit_weights both choose"),
         (["--weights", "-1"], "weights: must be non-negative"),
-        (["--crops", "0"], "crops: at least 1"),
+        (["--test-clips", "0"], "test_clips: must be at least 1"),
         (["--save-scores", "x.csv"], "the file is an .npz"),
     ],
 )

@@ -36,7 +36,7 @@ def moved(splits: Splits, *arguments: str, resident: bool = False) -> tuple[list
     config = parse_config([*TINY, *PLAIN, "--schedule.lr", "0.5", *arguments])
     trainer = Trainer(config, splits, StopRequest())
     before = [weight.detach().clone() for weight in trainer.run.network.parameters()]
-    chosen = trainer.order(0)[:8]
+    chosen = splits.train[:8]
     if resident:
         parts = (trainer.run.network, trainer.run.mixer, trainer.run.optimizer, trainer.sampler, 8)
         TrainingStep(*parts, clip_norm=config.schedule.clip_norm)(chosen, 0)
