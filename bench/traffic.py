@@ -1,4 +1,4 @@
-"""Memory traffic and launches of CTR-GCN on a GPU, counted without one: `python -m bench.traffic --dtype bf16 --mode step`.
+"""Memory traffic and launches of a network on a GPU, counted without one: `python -m bench.traffic --dtype bf16 --mode step`.
 
 A pass runs on fake tensors. Every operation of torch is counted as torch launches it on a GPU, and every Triton kernel by what its
 launch declares. The time of a launch is predicted as the largest of: its bytes over the memory bandwidth that its kind of kernel
@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 from shapmix.kernels import triton_unit
 from shapmix.kernels.triton_launch import Launch, record_launches
-from shapmix.networks import ctrgcn, ctrgcn_reference
+from shapmix.networks import aagcn, ctrgcn, ctrgcn_reference, stgcn
+from shapmix.networks.ctrgcn import takes_coalitions
 from shapmix.reference.coalition import CoalitionClips, coalition_inputs
 from shapmix.skeleton.layout import load_layout
 
@@ -45,6 +46,7 @@ EFFICIENCY = {  # share of the bandwidth
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FOREACH = {1: 110, 2: 64, 3: 48, 4: 36}  # tensors of one launch, by the number of lists
+BACKBONES = {"ctrgcn": ctrgcn.CTRGCN, "stgcn": stgcn, "aagcn": aagcn}
 FRAMES, JOINTS, PEOPLE, CLASSES = 64, 25, 2, 60
 WIDTHS = (64,) * 4 + (128,) * 3 + (256,) * 3
 
@@ -104,7 +106,7 @@ class TorchOps(TorchDispatchMode):
         for tensor in written:
             self._hold(tensor)
         if name not in FREE and not self._is_view(func, read, written):
-            self._record(name, args, read, written)
+            self._record(func, name, args, read, written)
         return out
 
     def _hold(self, tensor: Tensor) -> None:
@@ -133,7 +135,7 @@ class TorchOps(TorchDispatchMode):
     def _add(self, kind: str, name: str, read: int, written: int, like: Tensor, flops: int = 0, launches: int = 1) -> None:
         self.moves.append(Move(kind, name, self.layer, read, written, flops, like.dtype, launches))
 
-    def _record(self, name: str, args: Any, read: list[Tensor], written: list[Tensor]) -> None:
+    def _record(self, func: Any, name: str, args: Any, read: list[Tensor], written: list[Tensor]) -> None:
         if name.startswith("_foreach"):
             lists = [values for values in args if isinstance(values, (list, tuple))]
             launches = -(-len(lists[0]) // FOREACH[min(len(lists) + (not name.endswith("_")), 4)])
@@ -143,6 +145,8 @@ class TorchOps(TorchDispatchMode):
             self._convolution(args[0], args[1], args[2], written[0])
         elif name == "convolution_backward":
             self._convolution_backward(args[0], args[1], args[2], args[-1])
+        elif func.namespace == "shapmix":
+            self._norm_op(name, read, written)
         elif "batch_norm" in name:
             self._batch_norm(name, args, read, written)
         elif name in PRODUCTS:
@@ -189,6 +193,14 @@ class TorchOps(TorchDispatchMode):
         times, launches = (2, 2) if training else (1, 1)
         self._add("norm", "batch norm", times * bytes_of(read[:1]), bytes_of(written[:1]), read[0], launches=launches)
 
+    def _norm_op(self, name: str, read: list[Tensor], written: list[Tensor]) -> None:
+        """The op `batch_norm` or its gradient: all is read for the sums and for the result, but a shortcut only for the latter."""
+        assert name in ("batch_norm", "batch_norm_backward"), name
+        activations = [tensor for tensor in read if tensor.dim() == 4]
+        summed = activations if name == "batch_norm_backward" else activations[:1]
+        results = [tensor for tensor in written if tensor.dim() == 4]
+        self._add("norm", f"own {name}", bytes_of(activations + summed), bytes_of(results), activations[0], launches=3)
+
 
 class LabelledSteps:
     """The steps of fused layers, with their launches under the layer's name."""
@@ -220,19 +232,21 @@ def move_of(launch: Launch, layer: str) -> Move:
 
 
 @contextmanager
-def fake_network(ours: bool, training: bool) -> Iterator[tuple[nn.Module, TorchOps]]:
+def fake_network(ours: bool, training: bool, backbone: str) -> Iterator[tuple[nn.Module, TorchOps]]:
     """The published network on fake tensors, and what records its passes."""
     counted = TorchOps()
-    layout = load_layout("ntu25")
-    kind: Any = ctrgcn.CTRGCN if ours else ctrgcn_reference.CTRGCN
+    is_fused = ours and backbone == "ctrgcn"
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network = kind(layout, CLASSES, num_people=PEOPLE, widths=WIDTHS).train(training)
-        if ours:
+        make: Any = BACKBONES[backbone] if ours or backbone != "ctrgcn" else ctrgcn_reference.CTRGCN
+        network = make(load_layout("ntu25"), CLASSES, num_people=PEOPLE).train(training)
+        if is_fused:
             steps = LabelledSteps(triton_unit, counted)
             network.steps_on = lambda _x: steps
-        else:
-            for index, layer in enumerate(network.layers):
-                label(layer, f"l{index + 1}", counted)
+        for index, layer in enumerate([] if is_fused else network.layers):
+            label(layer, f"l{index + 1}", counted)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and not ours:
+                module.register_forward_hook(lambda *_: None)  # norms with hooks run as modules
         yield network, counted
 
 
@@ -251,12 +265,12 @@ def label(layer: nn.Module, name: str, counted: TorchOps) -> None:
     layer.register_full_backward_hook(leave)
 
 
-def count(ours: bool, dtype: torch.dtype, clips: int, training: bool) -> tuple[list[Move], int]:
+def count(ours: bool, dtype: torch.dtype, clips: int, training: bool, backbone: str = "ctrgcn") -> tuple[list[Move], int]:
     """The kernels of one pass, and its peak of memory in bytes without weights.
 
     In training mode, forward and backward on `clips`; in eval mode, on as many rows of coalitions of half as many clips.
     """
-    with fake_network(ours, training) as (network, counted):
+    with fake_network(ours, training, backbone) as (network, counted):
         x = torch.empty(clips if training else -(-clips // 2), 3, FRAMES, JOINTS, PEOPLE)
         labels, parts = torch.empty(clips, dtype=torch.int64), torch.empty(JOINTS, dtype=torch.int64)
         rows = CoalitionClips(x, torch.empty(x.shape[1:]), labels, labels, parts)
@@ -264,7 +278,7 @@ def count(ours: bool, dtype: torch.dtype, clips: int, training: bool) -> tuple[l
             with torch.set_grad_enabled(training), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 if training:
                     logits = network(x)
-                elif ours:
+                elif ours and takes_coalitions(network):
                     logits = network(rows)
                 else:
                     logits = network(coalition_inputs(x[rows.samples], rows.mean_motion, rows.coalitions[None], parts))
@@ -345,11 +359,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--clips", type=int, default=128)
     parser.add_argument("--mode", choices=["train", "coalitions", "step"], default="train")
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="ctrgcn")
     options = parser.parse_args(arguments)
     dtype, passes = DTYPES[options.dtype], passes_of(options.mode, options.clips)
     floor = sum(floor_bytes(dtype, clips, training) for clips, training in passes) / BANDWIDTH
     for ours in (False, True):
-        counted = [count(ours, dtype, clips, training) for clips, training in passes]
+        counted = [count(ours, dtype, clips, training, options.backbone) for clips, training in passes]
         moves, peak = [move for each, _ in counted for move in each], max(peak for _, peak in counted)
         print(f"{'shapmix' if ours else 'reference, eager'}, {options.dtype}, {options.mode}: launches, moved, predicted")
         print(*table(moves, lambda move: f"{move.kind}: {move.name}", least=2e-5), sep="\n")
@@ -357,7 +372,8 @@ def main(arguments: list[str] | None = None) -> None:
         total = total_of(moves)
         line = f"{total.launches} launches, {total.bytes_moved / 1e9:.1f} GB, predicted {total.seconds * 1e3:.1f} ms"
         print(f"peak of memory, without weights: {peak / 1e9:.2f} GB")
-        print(f"{'total' if ours else 'reference'}: {line}, floor {floor * 1e3:.1f} ms")
+        of_floor = f", floor {floor * 1e3:.1f} ms" if options.backbone == "ctrgcn" else ""
+        print(f"{'total' if ours else 'reference'}: {line}{of_floor}")
 
 
 if __name__ == "__main__":

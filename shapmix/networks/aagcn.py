@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from shapmix.networks.backbones import backbone
-from shapmix.networks.skeleton_graph import SkeletonNetwork, shortcut, temporal_conv
+from shapmix.networks.fused_norm import can_be_fused, normalised
+from shapmix.networks.skeleton_graph import (
+    SkeletonNetwork,
+    added_shortcut,
+    aggregated,
+    finished,
+    norms_of,
+    rows_product,
+    shortcut,
+    temporal_conv,
+)
 from shapmix.skeleton.layout import Layout
 
 
@@ -25,6 +37,8 @@ class AdaptiveGraph(nn.Module):
         self.down = shortcut(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and can_be_fused(self, [self.norm, *norms_of(self.down)]):
+            return self._fused(x)
         y: Tensor | None = None
         for subset, (theta, phi, features) in enumerate(zip(self.theta, self.phi, self.features, strict=True)):
             a, b = theta(x), phi(x)
@@ -32,6 +46,20 @@ class AdaptiveGraph(nn.Module):
             part = torch.einsum("nctv,nvw->nctw", features(x), self.graphs[subset] + self.alpha * alike)
             y = part if y is None else y + part
         return torch.relu(self.norm(y) + self.down(x))
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """All convolutions of the joints' features as one product, and one for the sum over subsets and joints."""
+        convs: list[Any] = [*self.theta, *self.phi, *self.features]
+        rows = rows_product(x, torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]))
+        n, frames, joints, _ = rows.shape
+        subsets, inner = len(self.theta), convs[0].out_channels
+        a, b, features = rows.split([subsets * inner, subsets * inner, rows.shape[3] - 2 * subsets * inner], -1)
+        a, b = (part.reshape(n, frames, joints, subsets, inner) for part in (a, b))
+        alike = torch.tanh(torch.einsum("ntvsc,ntwsc->nsvw", a, b) / (inner * frames))
+        y = aggregated(features.contiguous(), self.graphs + self.alpha * alike)
+        added = added_shortcut(x, self.down)
+        assert added is not None
+        return normalised(y, [self.norm], shortcut=added.to(y.dtype))
 
 
 class Attention(nn.Module):
@@ -48,9 +76,9 @@ class Attention(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + x * torch.sigmoid(self.joints(x.mean(2)))[:, :, None]
-        x = x + x * torch.sigmoid(self.frames(x.mean(3)))[..., None]
-        return x + x * torch.sigmoid(self.channels(x.mean((2, 3))))[..., None, None]
+        x = x * (1 + torch.sigmoid(self.joints(x.mean(2))))[:, :, None]
+        x = x * (1 + torch.sigmoid(self.frames(x.mean(3))))[..., None]
+        return x * (1 + torch.sigmoid(self.channels(x.mean((2, 3)))))[..., None, None]
 
 
 class Layer(nn.Module):
@@ -63,7 +91,11 @@ class Layer(nn.Module):
         self.residual = shortcut(channels, width, stride) if residual else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.tcn(self.gcn(x))
+        y = self.gcn(x)
+        tcn: Any = self.tcn
+        if self.training and can_be_fused(self, [tcn[1], *norms_of(self.residual)]):
+            return finished(y, tcn, self.residual, x)
+        y = self.tcn(y)
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
-from shapmix.kernels import batch_norm, expanded, graph_conv, join_branches, layer_steps
+from shapmix.kernels import expanded, graph_conv, join_branches, layer_steps
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.backbones import backbone
 from shapmix.networks.ctrgcn_layer import can_be_fused, folded_layers, fused_layers, parts_of
-from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
+from shapmix.networks.fused_norm import normalised
 from shapmix.process.parallel import SharedForward
 from shapmix.reference.coalition import CoalitionClips
 
@@ -47,9 +47,9 @@ class GraphUnit(ctrgcn_reference.GraphUnit):
         products = [conv.conv3 for conv in subsets]
         graphs = (terms, relation_weight, relation_bias, self.PA)
         if self.training:
-            shortcut = x if isinstance(down, nn.Identity) else _normalised(down[0](x), [down[1]], rectify=False)
+            shortcut = x if isinstance(down, nn.Identity) else normalised(down[0](x), [down[1]], rectify=False)
             y = graph_conv(conv2d(x, *_merged(products)), *graphs)
-            return _normalised(y, [self.bn], shortcut=shortcut.to(y.dtype))
+            return normalised(y, [self.bn], shortcut=shortcut.to(y.dtype))
 
         # the sum is linear in the output channels of conv3, so the norm after the sum folds into conv3
         scale, offset = _affine(self.bn)
@@ -87,10 +87,10 @@ class TemporalUnit(ctrgcn_reference.TemporalUnit):
         narrow, wide, pool, skip = branches
         begin, end = [narrow, wide, pool], [narrow[3].bn, wide[3].bn, pool[4], skip[1]]
         if self.training:
-            reduced = _normalised(conv2d(x, *_merged([branch[0] for branch in begin])), [branch[1] for branch in begin])
+            reduced = normalised(conv2d(x, *_merged([branch[0] for branch in begin])), [branch[1] for branch in begin])
             a, b, c = reduced.chunk(3, 1)
             y = torch.cat([narrow[3].conv(a), wide[3].conv(b), pool[3](c), skip[0](x)], 1)
-            return _normalised(y, end, shortcut=None if shortcut is None else shortcut.to(y.dtype))
+            return normalised(y, end, shortcut=None if shortcut is None else shortcut.to(y.dtype))
 
         weights, biases = zip(*(_folded(branch[0], branch[1]) for branch in begin), strict=True)
         reduced = conv2d(x, torch.cat(weights), torch.cat(biases)).relu_()
@@ -117,7 +117,7 @@ class Layer(ctrgcn_reference.Layer):
         elif isinstance(residual, nn.Identity):
             shortcut = x
         elif self.training:
-            shortcut = _normalised(residual.conv(x), [residual.bn], rectify=False)
+            shortcut = normalised(residual.conv(x), [residual.bn], rectify=False)
         else:
             shortcut = _folded_call(x, residual.conv, residual.bn)
         y: Tensor = self.tcn1(self.gcn1(x), shortcut)
@@ -227,33 +227,3 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 def _folded_call(x: Tensor, conv: Any, norm: Any) -> Tensor:
     return conv2d(x, *_folded(conv, norm), conv.stride, conv.padding, conv.dilation)
-
-
-def _normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
-    """Several `nn.BatchNorm2d` in training mode on consecutive channels, as one call; updates their running statistics.
-
-    A norm in eval mode, one that is frozen, uses its statistics and keeps them; all are then called one by one.
-    """
-    if not all(norm.training for norm in norms):
-        y = torch.cat([norm(part) for norm, part in zip(norms, x.split([norm.num_features for norm in norms], 1), strict=True)], 1)
-        y = y if shortcut is None else y + shortcut
-        return torch.relu(y) if rectify else y
-    weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
-    if isinstance(norms[0], SyncedBatchNorm):
-        y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)
-        y = y if shortcut is None else y + shortcut
-        y = torch.relu(y) if rectify else y
-        correction = (all_rows / (all_rows - 1).clamp(min=1)).to(variance.dtype)  # on the device: no host read
-    else:
-        lowest = torch.full_like(bias.detach(), 0.0 if rectify else -torch.inf)
-        y, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=norms[0].eps)
-        rows = x.numel() // x.shape[1]
-        correction = variance.new_full((), rows / max(rows - 1, 1))
-    with torch.no_grad():
-        unbiased = variance * correction
-        widths = [norm.num_features for norm in norms]
-        for norm, new_mean, new_var in zip(norms, mean.split(widths), unbiased.split(widths), strict=True):
-            norm.running_mean.lerp_(new_mean, norm.momentum)
-            norm.running_var.lerp_(new_var, norm.momentum)
-            norm.num_batches_tracked.add_(1)
-    return y

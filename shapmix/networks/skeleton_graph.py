@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from shapmix.networks.fused_norm import normalised
 from shapmix.skeleton.layout import Layout
 
 WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)  # ST-GCN and its successors
@@ -79,3 +83,50 @@ def temporal_conv(channels: int, width: int, size: int = 9, stride: int = 1) -> 
 def shortcut(channels: int, width: int, stride: int) -> nn.Module:
     """Identity if the shapes agree, else a 1x1 convolution and BatchNorm."""
     return nn.Identity() if channels == width and stride == 1 else temporal_conv(channels, width, 1, stride)
+
+
+def rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution as a product of rows: x [N, C, T, V], weight [C', C, 1, 1] -> [N, T, V, C'] contiguous."""
+    return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
+
+
+def aggregated(features: Tensor, graphs: Tensor) -> Tensor:
+    """Sum over subsets and joints of features, as one product.
+
+    Args:
+        features: [N, T, V, S C'], subsets first.
+        graphs: [S, V, W], or [N, S, V, W] of each clip: the weight of joint v in joint w.
+
+    Returns:
+        [N, C', T, W] in channels-last memory.
+    """
+    n, frames, joints, _ = features.shape
+    subsets = graphs.shape[-3]
+    wide = graphs.transpose(-3, -1).flatten(-2).to(features.dtype)  # [..., W, V S]
+    wide = wide.expand(n, *wide.shape[-2:])[:, None].expand(n, frames, -1, -1).flatten(0, 1)
+    y = torch.bmm(wide, features.view(n * frames, joints * subsets, -1))
+    return y.view(n, frames, joints, -1).permute(0, 3, 1, 2)
+
+
+def norms_of(module: nn.Module | None) -> list[nn.Module]:
+    """The BatchNorm of a `shortcut`, none if it is the identity."""
+    return [] if module is None or isinstance(module, nn.Identity) else list(module.children())[1:]
+
+
+def added_shortcut(x: Tensor, module: Any) -> Tensor | None:
+    """The `shortcut` of x in training mode, None without one."""
+    if module is None or isinstance(module, nn.Identity):
+        return None if module is None else x
+    conv, norm = module
+    return normalised(conv(x), [norm], rectify=False)
+
+
+def finished(y: Tensor, temporal: Any, residual: Any, x: Tensor, *, dropout: nn.Module | None = None) -> Tensor:
+    """The end of a layer in training mode: temporal convolution of y, plus the residual of the layer's input x, rectified."""
+    conv, norm = temporal
+    y, added = conv(y), added_shortcut(x, residual)
+    added = None if added is None else added.to(y.dtype)
+    if dropout is None or (type(dropout) is nn.Dropout and dropout.p == 0):
+        return normalised(y, [norm], shortcut=added)
+    y = dropout(normalised(y, [norm], rectify=False))
+    return torch.relu(y if added is None else y + added)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from shapmix.networks.backbones import backbone
-from shapmix.networks.skeleton_graph import SkeletonNetwork, shortcut, temporal_conv
+from shapmix.networks.fused_norm import can_be_fused, normalised
+from shapmix.networks.skeleton_graph import SkeletonNetwork, aggregated, finished, norms_of, rows_product, shortcut, temporal_conv
 from shapmix.skeleton.layout import Layout
 
 
@@ -23,11 +26,20 @@ class Layer(nn.Module):
         self.residual = shortcut(channels, width, stride) if residual else None
 
     def forward(self, x: Tensor) -> Tensor:
+        tcn: Any = self.tcn
+        if self.training and can_be_fused(self, [tcn[0], tcn[2][1], *norms_of(self.residual)]):
+            y = normalised(self._aggregated(x), [tcn[0]])
+            return finished(y, tcn[2], self.residual, x, dropout=tcn[3])
         n, _, frames, joints = x.shape
         features = self.gcn(x).view(n, len(self.graphs), -1, frames, joints)
         y = torch.einsum("nsctv,svw->nctw", features, self.graphs * self.edge_importance)
         y = self.tcn(y)
         return torch.relu(y if self.residual is None else y + self.residual(x))
+
+    def _aggregated(self, x: Tensor) -> Tensor:
+        """[N, C, T, V] -> [N, C', T, V] in channels-last memory: two products without copies of activations between them."""
+        features = rows_product(x, self.gcn.weight, self.gcn.bias)
+        return aggregated(features, self.graphs * self.edge_importance)
 
 
 @backbone("stgcn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from shapmix import load_layout, networks, train
+from shapmix.networks import fused_norm
 from shapmix.networks.fold import Folded
 
 MAKERS = [networks.stgcn, networks.aagcn, networks.attention]
@@ -66,3 +68,53 @@ def test_the_trainer_takes_them(tmp_path: object) -> None:
     options = ["--num-frames", "8", "--n-max", "8", "--imbalance", "4", "--batch-size", "8", "--epochs", "1", "--mix", "none"]
     options += ["--network.backbone", "stgcn", "--threads", "1", "--run-dir", f"{tmp_path}/run"]
     assert train.main(options) == 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("make", MAKERS)
+def test_fused_norms_are_the_modules(make: Callable[..., nn.Module], dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training pass with gradients and running statistics, against the same network whose norms are modules."""
+    if dropout and make is not networks.stgcn:
+        pytest.skip("it has no dropout")
+    options = {"dropout": dropout} if dropout else {}
+    torch.manual_seed(0)
+    ours = make(load_layout("coco17"), 5, num_people=2, **options).double()
+    for parameter in ours.parameters():
+        if not parameter.any():  # gates and alpha, which begin at zero
+            nn.init.normal_(parameter, 0, 0.2)
+    theirs, clips = copy.deepcopy(ours), torch.randn(2, 3, 9, 17, 2, dtype=torch.float64)
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x.sin() if self.p else x)  # draws in the order of memory
+    calls = []
+    original = fused_norm.batch_norm
+    monkeypatch.setattr(fused_norm, "batch_norm", lambda *given, **options: calls.append(1) or original(*given, **options))
+    results = []
+    for network in (ours, theirs):
+        if network is theirs:
+            monkeypatch.setattr(fused_norm, "_is_plain_norm", lambda _norm: False)
+        logits = network(clips)
+        logits.square().sum().backward()
+        results.append((logits.detach(), len(calls)))
+    (found, fused), (expected, after) = results
+    assert fused == after
+    assert fused >= 8
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-7, atol=1e-9 * max(1.0, float(a.grad.abs().max())), msg=name)
+    for (name, a), b in zip(theirs.named_buffers(), ours.buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("make", [networks.stgcn, networks.aagcn])
+def test_hooks_and_frozen_norms_are_respected(make: Callable[..., nn.Module]) -> None:
+    network = make(load_layout("coco17"), 5, num_people=1)
+    clips, seen = torch.randn(2, 3, 8, 17, 1), []
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    handles = [norm.register_forward_hook(lambda *_: seen.append(1)) for norm in norms]
+    network(clips)
+    assert len(seen) == len(norms)
+    for handle, norm in zip(handles, norms, strict=True):
+        handle.remove()
+        norm.eval()
+    before = [norm.running_mean.clone() for norm in norms]
+    network(clips)
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))

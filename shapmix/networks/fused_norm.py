@@ -1,0 +1,69 @@
+"""BatchNorms in training mode with shortcut and ReLU in the same pass: the op `batch_norm` in place of a network's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shapmix.kernels import batch_norm
+from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
+
+
+def can_be_fused(layer: nn.Module, norms: Sequence[nn.Module]) -> bool:
+    """Whether a layer in training mode may compute some of its norms with `normalised`, and call no other of its modules.
+
+    That is so for BatchNorms in training mode with running statistics, without hooks on any part of the layer, and without other
+    convolutions in place of its own.
+    """
+    return all(map(_is_plain_norm, norms)) and all(_is_plain(part) for part in layer.modules() if part is not layer)
+
+
+def _is_plain_norm(norm: Any) -> bool:
+    if type(norm) not in (nn.BatchNorm2d, SyncedBatchNorm) or not norm.training:
+        return False
+    return norm.affine and norm.running_mean is not None and norm.momentum is not None
+
+
+def _is_plain(part: nn.Module) -> bool:
+    if isinstance(part, nn.Conv2d) and type(part) is not nn.Conv2d:
+        return False
+    return not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+
+
+def normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
+    """Several BatchNorms in training mode on consecutive channels of x [N, C, T, V], as one call; updates running statistics.
+
+    Args:
+        rectify: with a ReLU.
+        shortcut: [N, C, T, V] in the dtype of x, added before the ReLU.
+
+    A norm in eval mode, one that is frozen, uses its statistics and keeps them; all are then called one by one.
+    """
+    if not all(norm.training for norm in norms):
+        y = torch.cat([norm(part) for norm, part in zip(norms, x.split([norm.num_features for norm in norms], 1), strict=True)], 1)
+        y = y if shortcut is None else y + shortcut
+        return torch.relu(y) if rectify else y
+    weight, bias = norms[0].weight, norms[0].bias
+    if len(norms) > 1:
+        weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    if isinstance(norms[0], SyncedBatchNorm):
+        y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)
+        y = y if shortcut is None else y + shortcut
+        y = torch.relu(y) if rectify else y
+        correction = (all_rows / (all_rows - 1).clamp(min=1)).to(variance.dtype)  # on the device: no host read
+    else:
+        lowest = torch.full_like(bias.detach(), 0.0 if rectify else -torch.inf)
+        y, mean, variance = batch_norm(x, weight, bias, lowest, shortcut=shortcut, eps=norms[0].eps)
+        rows = x.numel() // x.shape[1]
+        correction = variance.new_full((), rows / max(rows - 1, 1))
+    with torch.no_grad():
+        unbiased = variance * correction
+        widths = [norm.num_features for norm in norms]
+        for norm, new_mean, new_var in zip(norms, mean.split(widths), unbiased.split(widths), strict=True):
+            norm.running_mean.lerp_(new_mean, norm.momentum)
+            norm.running_var.lerp_(new_var, norm.momentum)
+            norm.num_batches_tracked.add_(1)
+    return y
