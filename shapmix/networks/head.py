@@ -62,15 +62,21 @@ def fold_scale(state: dict[str, Tensor], head: str) -> bool:
     return True
 
 
-@torch.no_grad()
-def tau_normalise(head: nn.Linear, tau: float) -> None:
-    """Divides the weight [K, D] of every class by its norm to the power of `tau`, in place, and leaves the bias out, as published.
+def tau_weight(head: nn.Linear, tau: float) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of a tau-normalised head: the weight [K, D] of every class divided by its norm to the power of `tau`.
 
-    A `tau` of 0 changes nothing, the bias included.
+    The bias is left out, as published; a `tau` of 0 changes nothing, the bias included.
     """
     if tau == 0:
-        return
+        return head.weight, head.bias
     norms = head.weight.norm(dim=1, keepdim=True).clamp(min=torch.finfo(head.weight.dtype).tiny)
-    head.weight.div_(norms.pow(tau))
-    if head.bias is not None:
+    return head.weight / norms.pow(tau), None
+
+
+@torch.no_grad()
+def tau_normalise(head: nn.Linear, tau: float) -> None:
+    """tau-normalises a head, in place; a bias that is left out is 0."""
+    weight, bias = tau_weight(head, tau)
+    head.weight.copy_(weight)
+    if bias is None and head.bias is not None:
         head.bias.zero_()

@@ -34,17 +34,19 @@ def score_runs(
     weights: Sequence[float] | None = None,
     fit: bool = False,
     adjustment: Adjustment | None = None,
+    tau_norm: Adjustment | None = None,
 ) -> Measured:
     """Scores of the test clips for each run, and for the average of their probabilities weighted with `weights`.
 
     Without `weights` the runs are weighted equally; with `fit` the weights are fitted on validation clips. The logits of each run
-    are adjusted (`adjustment`; None: as in the run's own test) with its own class counts, before they are averaged.
+    are adjusted (`adjustment`; None: as in the run's own test) with its own class counts, before they are averaged. With `tau_norm`
+    the head of each run is tau-normalised.
 
     Raises:
         ConfigError, CheckpointError, DataError: a run cannot be read.
         RunError: the runs have different clips, labels or classes.
     """
-    members = [open_member(run, checkpoint, device, views, adjustment) for run in runs]
+    members = [open_member(run, checkpoint, device, views, adjustment, tau_norm) for run in runs]
     tests = align([member.score(member.splits.test) for member in members], runs)
     shares = torch.tensor(weights or [1.0] * len(tests), dtype=torch.float64)
     if fit:
@@ -53,10 +55,7 @@ def score_runs(
         shares = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
     shares = shares / shares.sum()
     seen = [str(member.views) for member in members]
-    titles = [
-        f"{run.name} {checkpoint}, {each}{f', tau {member.tau:g}' if member.tau else ''}"
-        for run, each, member in zip(runs, seen, members, strict=True)
-    ]
+    titles = [f"{run.name} {checkpoint}, {each}{member.adapted}" for run, each, member in zip(runs, seen, members, strict=True)]
     rows = dict(zip(titles, tests, strict=True))
     whole = tests[0]
     if len(tests) > 1:

@@ -27,6 +27,7 @@ from shapmix.training.build import PRECISIONS, load_splits, make_network, make_s
 from shapmix.training.checkpoint import load_checkpoint, load_weights
 from shapmix.training.config import parse_config
 from shapmix.training.options import Adjustment
+from shapmix.training.tau_norm import normalise_head
 from shapmix.training.trained import Checkpoint
 from shapmix.training.views import AS_IN_THE_RUN, ViewOptions, Views, predict_views
 
@@ -58,6 +59,13 @@ class Member(NamedTuple):
     views: Views
     device: torch.device
     tau: float = 0.0
+    tau_norm: float | None = None
+
+    @property
+    def adapted(self) -> str:
+        """What was done to the trained network or its logits, for a title."""
+        parts = [f", tau-norm {self.tau_norm:g}"] if self.tau_norm is not None else []
+        return "".join([*parts, f", tau {self.tau:g}"] if self.tau else parts)
 
     def probabilities(self, clips: Tensor) -> Tensor:
         """[N, K] of the store's clips [N], without adjustment of the logits."""
@@ -83,8 +91,10 @@ def open_member(
     device: torch.device,
     views: ViewOptions = AS_IN_THE_RUN,
     adjustment: Adjustment | None = None,
+    tau_norm: Adjustment | None = None,
 ) -> Member:
-    """Reads a run's checkpoint and data; without `adjustment`, logits are adjusted as in the run's own test.
+    """Reads a run's checkpoint and data; without `adjustment`, logits are adjusted as in the run's own test. With `tau_norm` the
+    head is tau-normalised.
 
     Raises:
         ConfigError, CheckpointError, DataError: the run cannot be read.
@@ -101,8 +111,11 @@ def open_member(
     if precision is not None and device.type == "cpu" and cpu.multiplies_bf16() is False:
         log.warning("%s: was trained in bf16, of which this CPU has no products; it is measured in fp32, which is faster here", run)
         precision = None
-    forward = SharedForward(network.to(device), precision)
-    member = Member(splits, forward, make_sampler(trained, store), trained.batch_size, views.views(trained), device)
+    sampler = make_sampler(trained, store)
+    network.to(device)
+    tau = None if tau_norm is None else normalise_head(network, tau_norm, splits, sampler, trained.batch_size)
+    forward = SharedForward(network, precision)
+    member = Member(splits, forward, sampler, trained.batch_size, views.views(trained), device, tau_norm=tau)
     asked = trained.logit_adjustment if adjustment is None else adjustment
     return member._replace(tau=find_tau(asked, splits, member.probabilities))
 
