@@ -17,6 +17,7 @@ from bench.tables import markdown
 from shapmix import networks
 from shapmix.networks.backbones import BACKBONES
 from shapmix.networks.ctrgcn_reference import CTRGCN
+from shapmix.networks.protogcn import CONTRAST_WIDTH, PROTOTYPES, WIDTHS
 from shapmix.skeleton.layout import load_layout
 
 MILLION, BILLION = 10**6, 10**9
@@ -32,6 +33,7 @@ class Published(NamedTuple):
         classes, frames: those that the figures belong to.
         source: where they are published, or why there is none.
         millions, billions: the figures' units; some sources count in powers of 1024.
+        left_out: FLOPs of the published count that a forward pass in eval mode does not need.
     """
 
     parameters: str | None
@@ -41,6 +43,18 @@ class Published(NamedTuple):
     frames: int = 100
     millions: int = MILLION
     billions: int = BILLION
+    left_out: int = 0
+
+
+def _left_out_of_protogcn() -> int:
+    """The published count is of the training loss, and two products of each layer are before the time mean instead of after."""
+    joints, before_mean = 25, 0
+    inputs, frames = (COORDINATES, *WIDTHS[:-1]), (100,) * 5 + (50,) * 3 + (25,) * 2
+    for channels, width, length in zip(inputs, WIDTHS, frames, strict=True):
+        before_mean += 2 * channels * width * (length - 1) * joints * PEOPLE
+    last, pairs = WIDTHS[-1], joints**2
+    prototypes = pairs * last * (2 * PROTOTYPES + last + 2)
+    return before_mean + prototypes + (pairs + 60) * CONTRAST_WIDTH
 
 
 MMACTION = "https://github.com/open-mmlab/mmaction2/blob/main/configs/skeleton"
@@ -51,6 +65,14 @@ PUBLISHED: dict[str, Published] = {
     ),
     "dgstgcn": Published(
         "1.701", "2.54", "no figure found; [PYSKL](https://github.com/kennymckormick/pyskl)'s code, counted with fvcore"
+    ),
+    "protogcn": Published(
+        "4.1436",
+        "7.23",
+        "[its authors](https://github.com/firework8/ProtoGCN/issues/11)",
+        millions=2**20,
+        billions=2**30,
+        left_out=_left_out_of_protogcn(),
     ),
     "stgcn": Published("3.1", "5.7", f"[MMAction2]({MMACTION}/stgcn/metafile.yml)"),
     "stgcnpp": Published("1.4", "2.96", f"[MMAction2]({MMACTION}/stgcnpp/README.md)"),

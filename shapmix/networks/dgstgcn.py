@@ -72,16 +72,7 @@ class FusedTemporal(MultiScaleTemporal):
         return y[..., : self.joints] + y[..., self.joints :] * self.add_coeff
 
 
-def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of PYSKL -> ours. Its weights of the mean joint have room for 25 joints, whatever the layout has."""
-    ours = from_pyskl(state)
-    for key in [key for key in ours if key.endswith(".tcn.add_coeff")]:
-        graphs = ours[key.removesuffix("tcn.add_coeff") + "gcn.A"]
-        ours[key] = ours[key][: graphs.shape[-1]]
-    return ours
-
-
-@backbone("dgstgcn", options=("widths", "halve"), from_published=from_published)
+@backbone("dgstgcn", options=("widths", "halve"), from_published=from_pyskl)
 def dgstgcn(
     layout: Layout,
     num_classes: int,

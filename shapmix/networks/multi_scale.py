@@ -6,6 +6,7 @@ fused op does not apply here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ DILATIONS = (1, 2, 3, 4)  # of the branches with a convolution over three frames
 PUBLISHED_PREFIXES = {"backbone.data_bn.": "data_bn.", "backbone.gcn.": "layers.", "cls_head.fc_cls.": "fc."}
 
 
-def from_pyskl(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of PYSKL and of networks built on it -> ours. Names inside a layer are the same; other keys are kept."""
-    renamed = {}
+def from_pyskl(state: dict[str, Tensor], prefixes: Mapping[str, str] = PUBLISHED_PREFIXES) -> dict[str, Tensor]:
+    """State dict of PYSKL and of networks built on it -> ours. Names inside a layer are the same; other keys are kept.
+
+    PYSKL's weights of the mean joint have room for 25 joints, of which the layout's are taken.
+    """
+    ours = {}
     for key, value in state.items():
-        theirs = next((prefix for prefix in PUBLISHED_PREFIXES if key.startswith(prefix)), "")
-        renamed[PUBLISHED_PREFIXES.get(theirs, "") + key.removeprefix(theirs)] = value
-    return renamed
+        theirs = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+        if key.endswith(".tcn.add_coeff"):
+            value = value[: state[key.removesuffix("tcn.add_coeff") + "gcn.A"].shape[-1]]
+        ours[prefixes.get(theirs, "") + key.removeprefix(theirs)] = value
+    return ours
 
 
 class MultiScaleNetwork(SkeletonNetwork):
@@ -53,7 +59,11 @@ class Layer(nn.Module):
             self.residual = TemporalConv(channels, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.tcn(self.gcn(x))
+        return self.after_graph_unit(x, self.gcn(x))
+
+    def after_graph_unit(self, x: Tensor, y: Tensor) -> Tensor:
+        """The layer's output for input x, where y is the output of its graph unit."""
+        y = self.tcn(y)
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
 

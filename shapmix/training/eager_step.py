@@ -12,7 +12,7 @@ from shapmix.mixing.mixers import MixedBatch
 from shapmix.process import parallel
 from shapmix.training.sam import moved_along_gradient
 from shapmix.training.state import Training
-from shapmix.training.step import StepResult, clip_gradients, copied, largest_gradient, restore_unless, step_buffers
+from shapmix.training.step import StepResult, auxiliary_loss, clip_gradients, copied, largest_gradient, restore_unless, step_buffers
 
 
 class EagerStep:
@@ -110,8 +110,9 @@ class EagerStep:
                 if not whole:
                     placed = logits.new_zeros(len(batch.clips), logits.shape[1]).index_copy(0, both, logits)
                 clean, mixed = mixer.loss(placed, batch)
+                loss = clean + mixed + auxiliary_loss(self.run.network, batch, both)
                 # DistributedDataParallel averages gradients over processes, but the batch needs their sum
-                ((clean + mixed) * parallel.ranks()).backward()
+                (loss * parallel.ranks()).backward()
             every = placed.detach() if every is None else every + placed.detach()
         assert every is not None
         if len(self.rows) == 1 and parallel.ranks() == 1:

@@ -19,7 +19,7 @@ from shapmix.kernels import sample_clips
 from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
 from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import ShapMix
-from shapmix.mixing.mixers import MIXERS
+from shapmix.mixing.mixers import MIXERS, MixedBatch
 from shapmix.process.parallel import SharedForward
 
 WARM_UP = 3  # warm-up steps on a side stream before capture, as recommended by torch; Triton compiles in them
@@ -169,7 +169,7 @@ class TrainingStep:
         logits = logits.to(clips.dtype)
         clean, mixed = mixer.loss(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = clean + mixed
+        loss = clean + mixed + auxiliary_loss(self.network, batch)
         loss.backward()
         gradient = largest_gradient(self.optimizer)
         finite = (loss.detach() + gradient).isfinite()
@@ -297,6 +297,15 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
             state = optimizer.state[parameter]
             if parameter.requires_grad and state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def auxiliary_loss(network: nn.Module, batch: MixedBatch, rows: Tensor | None = None) -> Tensor | float:
+    """What a network such as ProtoGCN adds to the loss of its logits, after it has forwarded these rows of the batch; else 0."""
+    own: Any = getattr(network, "auxiliary_loss", None)
+    if own is None:
+        return 0.0
+    loss: Tensor = own(batch.labels, batch.labels[batch.partner], batch.share, rows)
+    return loss
 
 
 def draws_on_host(mixer: ShapMix) -> str | None:

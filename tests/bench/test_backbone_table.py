@@ -23,7 +23,8 @@ def test_figures_are_the_published_ones(name: str) -> None:
     if published.parameters is not None:
         assert as_published(size.parameters, published.millions, published.parameters) == published.parameters
     if published.flops is not None:
-        assert as_published(size.flops, published.billions, published.flops) == published.flops
+        counted = size.flops + published.left_out
+        assert as_published(counted, published.billions, published.flops) == published.flops
 
 
 def test_the_page_has_the_table_as_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -14,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from shapmix import ShapMix, load_layout
+from shapmix import ShapMix, load_layout, train
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.synthetic import make_synthetic
 from shapmix.networks.backbones import find_backbone
 from shapmix.networks.fold import Folded
+from shapmix.networks.protogcn import ProtoGCN
 from shapmix.training.export import export
 from shapmix.training.options import NetworkConfig, TrainConfig
+from shapmix.training.step import auxiliary_loss
 from shapmix.training.trained import Trained
 
-NAMES = ["dgstgcn", "stgcnpp"]
+NAMES = ["dgstgcn", "protogcn", "stgcnpp"]
 SMALL = {"widths": (16, 24), "halve": (1,)}
 RECORDED = Path(__file__).parent / "recorded"
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
@@ -93,7 +96,10 @@ def test_any_layout_people_and_coordinates(name: str, layout: str, people: int, 
     clips = torch.randn(4, coordinates, frames, load_layout(layout).num_joints, people)
     logits = network(clips)
     assert logits.shape == (4, 5)
-    logits.square().sum().backward()
+    loss = logits.square().sum()
+    if name == "protogcn":
+        loss = loss + network.auxiliary_loss(torch.arange(4), torch.arange(4), torch.zeros(4))
+    loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
     network.eval()
     with torch.no_grad():
@@ -159,5 +165,77 @@ def test_shap_mix_measures_and_mixes_with_it(name: str, embedded: tuple[Splits, 
     assert network.training
     assert (mixer.saliency.abs().amax(1) > 0).any()
     batch = mixer.mix(clips, labels, 0)
-    sum(mixer.loss(network(batch.clips), batch)).backward()
+    loss = sum(mixer.loss(network(batch.clips), batch)) + auxiliary_loss(network, batch)
+    loss.backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_protogcns_contrastive_loss_is_the_published_one() -> None:
+    recorded = json.loads((RECORDED / "protogcn.json").read_text())
+    found = find_backbone("protogcn")
+    network = made("protogcn", classes=7).double().train()
+    network.load_state_dict(found.from_published({key: weight(key, tuple(shape)) for key, shape in recorded["shapes"].items()}))
+    network.contrast.classes.copy_(noise("classes", (7, 256)))
+    network.prototypes.dropout.p = 0.0
+    network(noise("clips", (2, 3, 12, 25, 2)))
+    labels = torch.tensor(recorded["labels"])
+    loss = network.auxiliary_loss(labels, labels, torch.zeros(2))
+    assert float(loss.detach()) == pytest.approx(0.2 * recorded["contrastive_loss"], rel=1e-9)
+    moved = (network.contrast.classes - noise("classes", (7, 256))).abs().amax(1) > 0
+    assert moved.tolist() == [False] * 6 + [True]  # of the two clips, one is classified correctly, as class 6
+
+
+def test_protogcns_auxiliary_loss_adds_up_over_passes_and_mixes_labels() -> None:
+    network = made("protogcn", **SMALL).double()
+    network.prototypes.dropout.p = 0.0
+    clips, labels, partners = torch.randn(8, 3, 8, 25, 2).double(), torch.arange(4), torch.tensor([1, 2, 3, 0])
+    share = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.eval()  # statistics of a batch would differ between passes
+    before = network.contrast.classes.clone()
+
+    def loss_of(rows: list[int], own: Tensor = labels, other: Tensor = partners) -> float:
+        network.contrast.classes.copy_(before)
+        network(clips[rows])
+        return float(network.auxiliary_loss(own, other, share, torch.tensor(rows)).detach())
+
+    mixed = [4, 5, 6, 7]  # they leave the averages of the classes unchanged
+    assert loss_of(mixed) == pytest.approx(loss_of([4, 5]) + loss_of([6, 7]))
+    separate = [loss_of([4 + row], own=own) for own in (labels, partners) for row in range(4)]
+    same = [loss_of([4 + row], own=own, other=own) for own in (labels, partners) for row in range(4)]
+    expected = sum((1 - float(share[row])) * same[row] + float(share[row]) * same[4 + row] for row in range(4))
+    assert loss_of(mixed) == pytest.approx(expected)
+    assert sum(separate[:4]) == pytest.approx(expected)
+    assert torch.equal(network.contrast.classes, before)
+
+
+def test_protogcns_auxiliary_loss_belongs_to_a_pass_in_training_mode() -> None:
+    network = made("protogcn", **SMALL)
+    labels, clips = torch.arange(2), torch.randn(2, 3, 8, 25, 2)
+    network.eval()(clips)
+    with pytest.raises(RuntimeError, match="call the network first, in training mode"):
+        network.auxiliary_loss(labels, labels, torch.zeros(2))
+    network.train()(clips)
+    copied = copy.deepcopy(network)  # the kept tensors are not copied
+    assert network.last_pass is not None
+    assert copied.last_pass is None
+
+
+@pytest.mark.usefixtures("small_runs")
+@pytest.mark.parametrize(("more", "rows"), [([], 16), (["--accumulate", "2"], 8)])
+def test_the_trainer_adds_protogcns_loss(more: list[str], rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    plain = ProtoGCN.auxiliary_loss
+
+    def noted(self: ProtoGCN, *arguments: Tensor) -> Tensor:
+        loss = plain(self, *arguments)
+        assert loss.requires_grad
+        taken.append((len(arguments[0]), len(arguments[3])))
+        return loss
+
+    monkeypatch.setattr(ProtoGCN, "auxiliary_loss", noted)
+    options = ["--num-frames", "8", "--batch-size", "8", "--epochs", "1", "--threads", "1", "--network.widths", "8", "16"]
+    options += ["--network.backbone", "protogcn", "--saliency.warmup-epochs", "0", "--device", "cpu"]
+    assert train.main([*options, *more, "--run-dir", f"{tmp_path}/run"]) == 0
+    assert set(taken) == {(8, rows)}
