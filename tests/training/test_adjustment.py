@@ -133,11 +133,14 @@ def test_a_run_that_was_adjusted_is_evaluated_so(runs: tuple[Path, Path], capsys
     assert f"<td>{100 * figures(runs[1])['ece']:.1f}%</td>" in text
 
 
-def test_a_finished_run_can_be_tested_again_with_another_tau(runs: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finished_run_can_be_tested_again_with_another_tau(
+    runs: tuple[Path, Path], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     caplog.set_level("INFO", logger="shapmix")
     assert train.main(["--resume", str(runs[0]), "--logit-adjustment", "0.5"]) == 0
     assert figures(runs[0])["tau"] == 0.5
     assert "last.pt: logits adjusted with tau 0.5" in caplog.text
+    assert "none last, tau 0.5  " in capsys.readouterr().out
     assert train.main(["--resume", str(runs[0]), "--logit-adjustment", "None"]) == 0
     assert figures(runs[0])["tau"] is None
 

@@ -200,9 +200,13 @@ def test_statistics_are_of_the_first_pass_on_every_process(monkeypatch: pytest.M
     assert (step.run.network.norm.running_mean == 7).all()
 
 
+TAIL = ["--loss", "action_aware", "--sampler", "tail_third", "--precision", "bf16", "--force"]
+
+
 @pytest.mark.usefixtures("small_data", "no_pictures")
-def test_a_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = [*TINY, "--checkpoint.every-steps", "2"]
+@pytest.mark.parametrize("more", [[], TAIL], ids=["fp32", "bf16, weighted classes, repeated clips"])
+def test_a_run_resumes_bit_for_bit(more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*TINY, *more, "--checkpoint.every-steps", "2"]
     assert train.main([*options, "--run-dir", "whole"]) == 0
     step, calls = EagerStep.forward_backward, count()
 
@@ -218,7 +222,7 @@ def test_a_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("network", "mixer"):
         for name, value in whole[part].items():
             assert torch.equal(value, cut[part][name]), name
-    assert train.main([*TINY, "--schedule.sam", "None", "--run-dir", "plain"]) == 0
+    assert train.main([*TINY, *more, "--schedule.sam", "None", "--run-dir", "plain"]) == 0
     plain = torch.load("plain/checkpoints/last.pt", weights_only=True)
     assert not torch.equal(plain["network"]["fc.weight"], whole["network"]["fc.weight"])
 
