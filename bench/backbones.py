@@ -60,6 +60,9 @@ def _left_out_of_protogcn() -> int:
 MMACTION = "https://github.com/open-mmlab/mmaction2/blob/main/configs/skeleton"
 
 PUBLISHED: dict[str, Published] = {
+    "blockgcn": Published(
+        "1.373", "2.013", "paper: 1.3 M; [its code](https://github.com/ZhouYuxuanYX/BlockGCN), counted likewise", frames=64
+    ),
     "ctrgcn": Published(
         "1.46", "2.0", "[SkeletonLLM, table 5](https://github.com/wangzy01/SkeletonLLM_Rebuttal)", classes=120, frames=64
     ),

@@ -42,7 +42,7 @@ def work(network: CTRGCN, frames: int, joints: int) -> tuple[float, float]:
     """FLOPs and bytes (float32) of the fused layers for one person of a clip."""
     operations = moved = 0.0
     for layer in network.layers:
-        unit, stride = layer.gcn1, layer.tcn1.branches[3][0].stride[0]  # type: ignore[index]
+        unit, stride = layer.gcn1, layer.tcn1.branches[3][0].stride[0]
         conv: Any = unit.convs[0]
         before, width, relations, subsets = conv.conv3.in_channels, conv.conv3.out_channels, conv.conv4.in_channels, len(unit.convs)
         after = -(-frames // stride)

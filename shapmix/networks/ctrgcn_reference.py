@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,11 +112,11 @@ class Layer(nn.Module):
     """Graph unit, temporal unit and residual: [N, C, T, V] -> [N, C', T / stride, V]."""
 
     def __init__(
-        self, gcn1: GraphUnit, tcn1: TemporalUnit, in_channels: int, out_channels: int, stride: int, *, residual: bool
+        self, gcn1: nn.Module, tcn1: nn.Module, in_channels: int, out_channels: int, stride: int, *, residual: bool
     ) -> None:
         super().__init__()
-        self.gcn1 = gcn1
-        self.tcn1 = tcn1
+        self.gcn1: Any = gcn1
+        self.tcn1: Any = tcn1
         self.residual: nn.Module | None = None
         if residual and in_channels == out_channels and stride == 1:
             self.residual = nn.Identity()

@@ -130,3 +130,22 @@ def finished(y: Tensor, temporal: Any, residual: Any, x: Tensor, *, dropout: nn.
         return normalised(y, [norm], shortcut=added)
     y = dropout(normalised(y, [norm], rectify=False))
     return torch.relu(y if added is None else y + added)
+
+
+def hops(layout: Layout) -> Tensor:
+    """[V, V] int64: the number of bones between each two joints.
+
+    A hand tip hangs from the hand, as the thumb beside it does: published networks that count bones do so, although their graph of
+    NTU RGB+D is otherwise that of CTR-GCN, where the tip hangs from the thumb.
+    """
+    near = torch.eye(layout.num_joints)
+    for child, parent in layout.edges:
+        if layout.joints[child].endswith("hand_tip") and layout.joints[parent].endswith("thumb"):
+            parent = layout.parents[parent]
+        near[child, parent] = near[parent, child] = 1
+    reached = torch.eye(layout.num_joints)
+    distance = torch.zeros(layout.num_joints, layout.num_joints, dtype=torch.int64)
+    while not reached.all():
+        distance += reached == 0
+        reached = ((reached @ near) > 0).float()
+    return distance
