@@ -84,8 +84,16 @@ def read_splits(config: TrainConfig) -> Splits:
 
 
 def make_sampler(config: TrainConfig, store: ClipStore) -> ClipSampler:
-    """The sampling pipeline that is common for this kind of data set."""
+    """The configured sampling pipeline, or the one that is common for this kind of data set.
+
+    Raises:
+        RunError: the pipeline cannot take clips with scores.
+    """
     pipeline: Pipeline = "segments" if store.scores else "frames" if store.layout.name == "ucla20" else "crop"
+    if config.pipeline != "auto":
+        pipeline = config.pipeline
+    if store.scores and pipeline != "segments":
+        raise RunError(f"pipeline: '{pipeline}' would treat the confidence score as a coordinate; choose segments")
     return ClipSampler(store, pipeline, config.stream, config.num_frames, seed=config.seed, augment=config.augment)
 
 

@@ -115,9 +115,8 @@ class TrainConfig(ComputeOptions, SplitOptions):
     """Train a skeleton network with Shap-Mix; `DESCRIPTION` says where values come from."""
 
     preset: str | None = None
-    """A recipe: kinetics, ntu120, ntu120-lt, ntu60, ntu60-lt, nw-ucla, nw-ucla-lt, synthetic; None: the one named like the data
-    set. nw-ucla-lt, ntu60-lt and ntu120-lt are the paper's recipe for long-tailed lists. ntu60, ntu120 and kinetics apply that to
-    every training clip; it is not the recipe published for the balanced benchmarks."""
+    """A published recipe: kinetics, ntu120, ntu120-lt, ntu120-lt-brl, ntu60, ntu60-lt, ntu60-lt-brl, nw-ucla, nw-ucla-lt; or
+    synthetic. None: the one named like the data set. Each names its source in its file; the page Recipes lists them."""
     config: Path | None = None
     """YAML file with any of the options below (nested as here)."""
     resume: Path | None = None
@@ -163,6 +162,9 @@ class TrainConfig(ComputeOptions, SplitOptions):
     num_frames: int = 64
     """Number of frames that clips are resized to or sampled at; a multiple of 4."""
 
+    pipeline: Literal["auto", "crop", "frames", "segments"] = "auto"
+    """How clips become num_frames frames: crop and resize them (NTU), draw frames of all (NW-UCLA), or one frame from each of
+    num_frames segments (PYSKL). auto: segments of clips with scores, frames of layout ucla20, crop of the others."""
     sampler: Sampler = "instance"
     """Sampling of an epoch: instance takes every clip once; shapmix.data.order describes those that favour rare classes."""
     mix: Mix = "shapmix"

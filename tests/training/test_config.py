@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
-from shapmix.training.config import PRESETS, changed_on_resume, parse_config, save_config
+from shapmix.training.config import changed_on_resume, parse_config, save_config
 from shapmix.training.options import FREE_ON_RESUME, NOT_SAVED, ConfigError, TrainConfig, options
 
 
@@ -115,20 +114,6 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str
     with pytest.raises(ConfigError, match=message) as error:
         parse_config(["--config", str(file)])
     assert str(error.value).startswith(str(file))
-
-
-@pytest.mark.parametrize("name", ["ntu60", "ntu120", "kinetics"])
-def test_presets_of_full_lists_say_whose_recipe_they_apply(name: str) -> None:
-    text = (PRESETS / f"{name}.yaml").read_text()
-    said = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-    assert "every training clip" in said
-    assert "applied to the full list" in said
-    assert "It is not the recipe published for the balanced benchmark." in said
-    values = yaml.safe_load(text)
-    assert values.get("imbalance") is None
-    if name != "kinetics":
-        of_tail = yaml.safe_load((PRESETS / f"{name}-lt.yaml").read_text())
-        assert {**values, "imbalance": 100, "n_max": 600} == of_tail
 
 
 def test_a_new_option_is_kept_on_resume_unless_it_is_listed() -> None:

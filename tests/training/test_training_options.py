@@ -27,7 +27,6 @@ from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process import device
 from shapmix.process.errors import RunError
 from shapmix.training import baselines, build, metrics, trainer
-from shapmix.training.config import parse_config, presets
 from shapmix.training.eager_step import EagerStep
 
 TINY = ["--num-frames", "8", "--network.widths", "8", "--batch-size", "8", "--epochs", "3", "--threads", "1", "--device", "cpu"]
@@ -296,14 +295,6 @@ def test_deterministic_is_of_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == {(True, False)}
     assert not torch.are_deterministic_algorithms_enabled()
     assert fills.fill_uninitialized_memory
-
-
-@pytest.mark.parametrize("preset", [name for name in presets() if name != "synthetic"])
-def test_every_preset_is_a_configuration(preset: str, tmp_path: Path) -> None:
-    config = parse_config(["--preset", preset, "--data-root", str(tmp_path), "--compat", "official"])
-    assert config.compat == "official"
-    assert config.schedule.lr == 0.1
-    assert (config.imbalance is not None) == preset.endswith("-lt")
 
 
 def test_an_unknown_preset_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
