@@ -7,11 +7,11 @@ clips. It is for networks trained with plain cross-entropy; a loss that adjusts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss
+from torch.nn.functional import cross_entropy
 
 from shapmix.data.clips import Splits
 from shapmix.process.errors import RunError
@@ -36,19 +36,24 @@ def adjusted(probabilities: Tensor, class_counts: Tensor, tau: float) -> Tensor:
 
 
 def choose_tau(probabilities: Tensor, labels: Tensor, class_counts: Tensor) -> float:
-    """The tau of 0, 0.1, ..., 3 with the highest class mean on probabilities [N, K] of clips with labels [N].
+    """The best tau (`best_tau`) of 0, 0.1, ..., 3 on probabilities [N, K] of clips with labels [N]."""
+    return best_tau(TAUS, lambda tau: adjusted(probabilities, class_counts, tau).clamp(min=1e-12).log(), labels)
+
+
+def best_tau(taus: Sequence[float], logits: Callable[[float], Tensor], labels: Tensor) -> float:
+    """The tau with the highest class mean of `logits(tau)` [N, K] for labels [N].
 
     Few clips give the same class mean to many values; of these it is the one with the lowest log loss, averaged over classes.
     """
-    clips = torch.bincount(labels, minlength=len(class_counts))
-    weight = torch.where(clips > 0, 1 / clips, 0).to(probabilities)  # every class as much
 
     def badness(tau: float) -> tuple[float, float]:
-        found = adjusted(probabilities, class_counts, tau)
+        found = logits(tau)
+        clips = torch.bincount(labels, minlength=found.shape[1])
+        every_class_alike = torch.where(clips > 0, 1 / clips, 0).to(found)
         by_class = metrics.class_accuracy(metrics.confusion_matrix(found, labels))
-        return -float(by_class.nanmean()), float(nll_loss(found.clamp(min=1e-12).log(), labels, weight))
+        return -float(by_class.nanmean()), float(cross_entropy(found, labels, every_class_alike))
 
-    return min(TAUS, key=badness)
+    return min(taus, key=badness)
 
 
 def find_tau(asked: Adjustment | None, splits: Splits, score: Callable[[Tensor], Tensor]) -> float:

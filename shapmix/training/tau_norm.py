@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.networks.head import ScaledLinear, head_of, tau_normalise, tau_weight
 from shapmix.networks.modes import isolated_eval_mode
 from shapmix.process.errors import RunError
-from shapmix.training import metrics
+from shapmix.training.adjustment import best_tau
 from shapmix.training.options import Adjustment
 
 TAUS = tuple(number / 10 for number in range(11))  # the paper's range
@@ -51,20 +50,13 @@ def normalise_head(network: nn.Module, asked: Adjustment, splits: Splits, sample
 
 @torch.no_grad()
 def choose_tau(head: nn.Linear, features: Tensor, labels: Tensor) -> float:
-    """The tau of 0, 0.1, ..., 1 with the highest class mean on features [N, D] of clips with labels [N].
+    """The best tau (`adjustment.best_tau`) of 0, 0.1, ..., 1 on features [N, D] of clips with labels [N]."""
 
-    Of several it is the one with the lowest log loss, averaged over classes.
-    """
-    clips = torch.bincount(labels, minlength=len(head.weight))
-    share = torch.where(clips > 0, 1 / clips, 0).to(features)
-
-    def badness(tau: float) -> tuple[float, float]:
+    def logits(tau: float) -> Tensor:
         weight, bias = tau_weight(head, tau)
-        logits = features @ weight.to(features).T + (0 if bias is None else bias.to(features))
-        by_class = metrics.class_accuracy(metrics.confusion_matrix(logits, labels))
-        return -float(by_class.nanmean()), float(cross_entropy(logits, labels, share))
+        return features @ weight.to(features).T + (0 if bias is None else bias.to(features))
 
-    return min(TAUS, key=badness)
+    return best_tau(TAUS, logits, labels)
 
 
 @torch.no_grad()
