@@ -27,7 +27,7 @@ PREFIXES = PUBLISHED_PREFIXES | {
     "backbone.prn.": "prototypes.",
     "backbone.post.": "prototypes.post.",
     "backbone.bn.": "prototypes.bn.",
-    "cls_head.csc_loss.cl_fc.": "contrast.project.",
+    "cls_head.csc_loss.cl_fc.": "project.",
 }
 
 
@@ -48,36 +48,20 @@ class Prototypes(nn.Module):
         return torch.relu(self.bn(self.post(rebuilt))).mean(1).flatten(1)
 
 
-class Contrast(nn.Module):
-    """Compares reconstructions with a moving average of each class, of the clips that were classified correctly."""
-
-    def __init__(self, pairs: int, num_classes: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(pairs, CONTRAST_WIDTH)
-        self.classes: Tensor
-        self.register_buffer("classes", torch.randn(num_classes, CONTRAST_WIDTH))
-
-    def updated(self, features: Tensor, right: Tensor) -> Tensor:
-        """The averages [K, H] after projected features [R, H]; `right` [R, K] is 1 where a row counts for a class.
-
-        Classes without a row are unchanged.
-        """
-        count = right.sum(0).unsqueeze(1)
-        mean = right.T @ features / count.clamp(min=1)
-        return torch.where(count > 0, MOMENTUM * self.classes + (1 - MOMENTUM) * mean, self.classes)
-
-    def scores(self, features: Tensor, classes: Tensor) -> Tensor:
-        """[N, K]: cosine similarities over the temperature."""
-        return normalize(features, dim=1) @ normalize(classes, dim=1).T / TEMPERATURE
-
-
 class ProtoGCN(MultiScaleNetwork):
-    """Clips [N, C, T, V, M] -> logits [N, K]; in training, `auxiliary_loss` belongs to the last forward pass."""
+    """Clips [N, C, T, V, M] -> logits [N, K]; in training, `auxiliary_loss` belongs to the last forward pass.
+
+    A moving average of each class, of the projected reconstructions of clips that were classified correctly, is a buffer of the
+    classifier, with whose classes it begins anew.
+    """
 
     def __init__(self, layout: Layout, num_classes: int, *, widths: Sequence[int], **options: Any) -> None:
         super().__init__(layout, num_classes, widths=widths, **options)
+        classifier: Any = self._modules.pop("fc")
         self.prototypes = Prototypes(widths[-1])
-        self.contrast = Contrast(layout.num_joints**2, num_classes)
+        self.project = nn.Linear(layout.num_joints**2, CONTRAST_WIDTH)
+        classifier.register_buffer("averages", torch.randn(num_classes, CONTRAST_WIDTH))
+        self.fc = classifier  # the last module, also where there are as many classes as prototypes
         self.last_pass: tuple[Tensor, Tensor] | None = None
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -90,7 +74,7 @@ class ProtoGCN(MultiScaleNetwork):
         logits = self.classified(x, clips)
         joints = clips.shape[3]
         of_clips = graphs.reshape(len(clips), clips.shape[4], -1, joints, joints).mean(1)
-        self.last_pass = self.contrast.project(self.prototypes(of_clips)), logits.detach()
+        self.last_pass = self.project(self.prototypes(of_clips)), logits.detach()
         return logits
 
     def auxiliary_loss(self, labels: Tensor, partners: Tensor, share: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -110,16 +94,17 @@ class ProtoGCN(MultiScaleNetwork):
         if self.last_pass is None:
             raise RuntimeError("auxiliary_loss belongs to a forward pass: call the network first, in training mode")
         (features, logits), self.last_pass = self.last_pass, None
-        features = features.to(self.contrast.classes.dtype)
+        averages: Any = self.fc.averages
+        features = features.to(averages.dtype)
         rows = torch.arange(len(features), device=features.device) if rows is None else rows
         mixed, clips = rows >= len(labels), rows % len(labels)
         own, other = labels[clips], partners[clips]
         counts = (own == logits.argmax(1)) & ~mixed
         right = (own.unsqueeze(1) == torch.arange(logits.shape[1], device=own.device)) & counts.unsqueeze(1)
-        classes = self.contrast.updated(features, right.to(features.dtype))
+        moved = _moved(averages, features, right.to(features.dtype))
         with torch.no_grad():
-            self.contrast.classes.copy_(classes)
-        scores = self.contrast.scores(features, classes)
+            averages.copy_(moved)
+        scores = normalize(features, dim=1) @ normalize(moved, dim=1).T / TEMPERATURE
         of_other = share[clips].to(scores.dtype) * mixed
         losses = [cross_entropy(scores, targets, reduction="none") for targets in (own, other)]
         return CONTRAST_WEIGHT * torch.lerp(losses[0], losses[1], of_other).sum() / len(labels)
@@ -129,11 +114,18 @@ class ProtoGCN(MultiScaleNetwork):
         return self.__dict__ | {"last_pass": None}
 
 
+def _moved(averages: Tensor, features: Tensor, right: Tensor) -> Tensor:
+    """Averages [K, H] after features [R, H]; `right` [R, K] is 1 where a row counts. Classes without a row stay the same."""
+    count = right.sum(0).unsqueeze(1)
+    mean = right.T @ features / count.clamp(min=1)
+    return torch.where(count > 0, MOMENTUM * averages + (1 - MOMENTUM) * mean, averages)
+
+
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published state dict -> ours. The published code does not save the averages of the classes; they start at zero."""
     ours = from_pyskl(state, PREFIXES)
     if "fc.weight" in ours:
-        ours["contrast.classes"] = ours["fc.weight"].new_zeros(len(ours["fc.weight"]), CONTRAST_WIDTH)
+        ours["fc.averages"] = ours["fc.weight"].new_zeros(len(ours["fc.weight"]), CONTRAST_WIDTH)
     return ours
 
 

@@ -21,16 +21,28 @@ from shapmix.data.sampling import ClipSampler
 from shapmix.data.synthetic import make_synthetic
 from shapmix.networks.backbones import find_backbone
 from shapmix.networks.fold import Folded
+from shapmix.networks.head import head_of
 from shapmix.networks.protogcn import ProtoGCN
+from shapmix.training.build import make_network
+from shapmix.training.config import parse_config
 from shapmix.training.export import export
 from shapmix.training.options import NetworkConfig, TrainConfig
+from shapmix.training.start import load_network
 from shapmix.training.step import auxiliary_loss
 from shapmix.training.trained import Trained
+from shapmix.training.weights import read_weights
 
 NAMES = ["dgstgcn", "protogcn", "stgcnpp"]
 SMALL = {"widths": (16, 24), "halve": (1,)}
 RECORDED = Path(__file__).parent / "recorded"
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Splits, ClipSampler]:
+    """Four classes of the embedded data, in clips of 16 frames."""
+    splits = make_synthetic(num_classes=4, n_max=40, imbalance=2)
+    return splits, ClipSampler(splits.store, "crop", "joint", num_frames=16)
 
 
 def made(name: str, layout: str = "ntu25", classes: int = 5, people: int = 2, coordinates: int = 3, **size: object) -> nn.Module:
@@ -87,6 +99,20 @@ def test_the_page_loads_a_published_checkpoint(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_run_starts_from_a_published_checkpoint(name: str, tmp_path: Path, embedded: tuple[Splits, ClipSampler]) -> None:
+    """Of another number of classes: only the classifier, and the averages of its classes, are new."""
+    recorded, store = json.loads((RECORDED / f"{name}.json").read_text()), embedded[0].store
+    file = tmp_path / "published.pth"
+    torch.save({"state_dict": {key: weight(key, tuple(shape)).float() for key, shape in recorded["shapes"].items()}}, file)
+    config = parse_config(["--network.backbone", name, "--network.widths", "None", "--init-from", str(file)])
+    network = make_network(config, store)
+    loaded = load_network(network, read_weights(file), config, store)
+    assert set(loaded.anew) == {key for key in network.state_dict() if key.startswith("fc.")}
+    assert set(loaded.anew.values()) == {"7 classes there, 4 here"}
+    assert not [key for key in loaded.left if not key.startswith("fc.")]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("layout", "people", "coordinates", "frames"),
     [("penn13", 1, 2, 9), ("coco17", 2, 3, 8), ("coco17", 1, 2, 8), ("ucla20", 1, 3, 5), ("ntu25", 2, 3, 12)],
@@ -117,13 +143,6 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
             half = network(clips)
     assert half.dtype == torch.bfloat16
     assert float((half.float() - plain).norm() / plain.norm()) < 0.05
-
-
-@pytest.fixture(scope="module")
-def embedded() -> tuple[Splits, ClipSampler]:
-    """Four classes of the embedded data, in clips of 16 frames."""
-    splits = make_synthetic(num_classes=4, n_max=40, imbalance=2)
-    return splits, ClipSampler(splits.store, "crop", "joint", num_frames=16)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,14 +194,21 @@ def test_protogcns_contrastive_loss_is_the_published_one() -> None:
     found = find_backbone("protogcn")
     network = made("protogcn", classes=7).double().train()
     network.load_state_dict(found.from_published({key: weight(key, tuple(shape)) for key, shape in recorded["shapes"].items()}))
-    network.contrast.classes.copy_(noise("classes", (7, 256)))
+    network.fc.averages.copy_(noise("classes", (7, 256)))
     network.prototypes.dropout.p = 0.0
     network(noise("clips", (2, 3, 12, 25, 2)))
     labels = torch.tensor(recorded["labels"])
     loss = network.auxiliary_loss(labels, labels, torch.zeros(2))
     assert float(loss.detach()) == pytest.approx(0.2 * recorded["contrastive_loss"], rel=1e-9)
-    moved = (network.contrast.classes - noise("classes", (7, 256))).abs().amax(1) > 0
+    moved = (network.fc.averages - noise("classes", (7, 256))).abs().amax(1) > 0
     assert moved.tolist() == [False] * 6 + [True]  # of the two clips, one is classified correctly, as class 6
+
+
+@pytest.mark.parametrize("classes", [256, 400])
+def test_protogcns_head_is_its_classifier(classes: int) -> None:
+    """Also with as many classes as prototypes, or as the contrastive loss has features."""
+    network = made("protogcn", classes=classes, **SMALL)
+    assert head_of(network, classes) == "fc"
 
 
 def test_protogcns_auxiliary_loss_adds_up_over_passes_and_mixes_labels() -> None:
@@ -193,10 +219,10 @@ def test_protogcns_auxiliary_loss_adds_up_over_passes_and_mixes_labels() -> None
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.eval()  # statistics of a batch would differ between passes
-    before = network.contrast.classes.clone()
+    before = network.fc.averages.clone()
 
     def loss_of(rows: list[int], own: Tensor = labels, other: Tensor = partners) -> float:
-        network.contrast.classes.copy_(before)
+        network.fc.averages.copy_(before)
         network(clips[rows])
         return float(network.auxiliary_loss(own, other, share, torch.tensor(rows)).detach())
 
@@ -207,7 +233,7 @@ def test_protogcns_auxiliary_loss_adds_up_over_passes_and_mixes_labels() -> None
     expected = sum((1 - float(share[row])) * same[row] + float(share[row]) * same[4 + row] for row in range(4))
     assert loss_of(mixed) == pytest.approx(expected)
     assert sum(separate[:4]) == pytest.approx(expected)
-    assert torch.equal(network.contrast.classes, before)
+    assert torch.equal(network.fc.averages, before)
 
 
 def test_protogcns_auxiliary_loss_belongs_to_a_pass_in_training_mode() -> None:
