@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "host_device.h"
+#include "simd.h"
 
 namespace shapmix {
 
@@ -29,6 +30,42 @@ SHAPMIX_HOST_DEVICE inline RandomWords random_words(std::uint64_t seed, std::uin
     key1 += 0xBB67AE85;
   }
   return c;
+}
+
+// Words of kWordLanes consecutive rows, with loops over the lanes, which compilers vectorise.
+inline constexpr int kWordLanes = 64;
+struct WordLanes {
+  std::uint32_t word[4][kWordLanes];
+};
+
+SHAPMIX_SIMD_BODY void random_word_lanes(WordLanes& c, std::uint64_t seed, std::uint32_t purpose, std::uint32_t step,
+                                         std::uint32_t row, std::uint32_t block) {
+  for (int lane = 0; lane < kWordLanes; ++lane) {
+    c.word[0][lane] = row + static_cast<std::uint32_t>(lane);
+    c.word[1][lane] = block;
+    c.word[2][lane] = step;
+    c.word[3][lane] = purpose;
+  }
+  auto key0 = static_cast<std::uint32_t>(seed);
+  auto key1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    for (int lane = 0; lane < kWordLanes; ++lane) {
+      const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c.word[0][lane];
+      const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * c.word[2][lane];
+      c.word[0][lane] = static_cast<std::uint32_t>(p1 >> 32) ^ c.word[1][lane] ^ key0;
+      c.word[1][lane] = static_cast<std::uint32_t>(p1);
+      c.word[2][lane] = static_cast<std::uint32_t>(p0 >> 32) ^ c.word[3][lane] ^ key1;
+      c.word[3][lane] = static_cast<std::uint32_t>(p0);
+    }
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
+}
+
+// Sum of the four bytes of a word.
+SHAPMIX_SIMD_BODY std::int32_t byte_sum(std::uint32_t word) {
+  const std::uint32_t pairs = (word & 0x00FF00FF) + (word >> 8 & 0x00FF00FF);
+  return static_cast<std::int32_t>((pairs & 0xFFFF) + (pairs >> 16));
 }
 
 // Uniform in the open interval (0, 1).

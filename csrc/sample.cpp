@@ -52,7 +52,8 @@ struct Augment {
   const Real* pace = nullptr;            // speed and shift
   const std::int64_t* source = nullptr;  // [V]
   const Real* linear = nullptr;          // [C, C]
-  Real jitter = 0;
+  bool jitter = false;
+  Real unit = 0;  // factor of the noise, which are whole numbers
   std::uint64_t jitter_key = 0;
   bool moves = false;          // whether joints are swapped, multiplied or jittered
   const bool* kept = nullptr;  // [V]
@@ -134,48 +135,128 @@ SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restric
   }
 }
 
-std::int64_t byte_sum(std::uint32_t word) { return (word & 0xFF) + (word >> 8 & 0xFF) + (word >> 16 & 0xFF) + (word >> 24); }
-
-// The noise of the coordinates of the joint at `place` in [T, V, M], as in shapmix.reference.clips.jitter_noise.
+// The joint whose coordinates a joint shows, and whether these are anything but zero.
 template <class Real>
-void add_noise(Real* coordinates, std::int64_t channels, const Augment<Real>& augment, std::int64_t place) {
-  constexpr std::int64_t kMean = 8 * 255 / 2;
-  const Real unit = augment.jitter / static_cast<Real>(std::sqrt(8 * 65535.0 / 12));
-  for (std::int64_t c = 0; c < channels; c += 2) {
-    const auto [word] = random_words(augment.jitter_key, 0, 0, static_cast<std::uint32_t>(place), static_cast<std::uint32_t>(c / 2));
-    coordinates[c] += static_cast<Real>(byte_sum(word[0]) + byte_sum(word[1]) - kMean) * unit;
-    if (c + 1 < channels) coordinates[c + 1] += static_cast<Real>(byte_sum(word[2]) + byte_sum(word[3]) - kMean) * unit;
-  }
+SHAPMIX_SIMD_BODY const Real* shown(const Real* body, std::int64_t joint, const Augment<Real>& augment, std::int64_t channels) {
+  return body + (augment.source ? augment.source[joint] : joint) * channels;
 }
 
-// Writes the coordinates of every joint to their planes, swapped, rotated, multiplied and jittered. At most kMostAxes coordinates.
 template <class Real>
-SHAPMIX_SIMD_BODY void spread_moved(Real* planes, const Real* people, const Rotation<Real>* rotation, const Augment<Real>& augment,
-                                    const Layout& clip) {
-  const std::int64_t channels = clip.channels;
-  Real turned[kMostAxes], moved[kMostAxes];
+SHAPMIX_SIMD_BODY bool present(const Real* joint, std::int64_t channels) {
+  bool found = false;
+  for (std::int64_t c = 0; c < channels; ++c) found |= joint[c] != 0;
+  return found;
+}
+
+// Writes the three coordinates of the joint that every joint shows to their planes, multiplied, and the factor of its noise to
+// `unit` [T, V, M]: 0 for a missing joint.
+template <int kPeople, bool kJitter, class Real>
+SHAPMIX_SIMD_BODY void spread_shown(Real* __restrict planes, Real* __restrict unit, const Real* people,
+                                    const Rotation<Real>& matrix, const Augment<Real>& augment, const Layout& clip) {
+  const std::int64_t num_people = kPeople > 0 ? kPeople : clip.people;
+  const auto& r = matrix.row;
+  Real* __restrict y = planes + clip.plane();
+  Real* __restrict z = y + clip.plane();
   for (std::int64_t t = 0; t < clip.frames; ++t) {
     for (std::int64_t joint = 0; joint < clip.joints; ++joint) {
-      const std::int64_t shown = augment.source ? augment.source[joint] : joint;
-      for (std::int64_t m = 0; m < clip.people; ++m) {
-        const Real* from = people + m * clip.person() + t * clip.body() + shown * channels;
-        const std::int64_t place = t * clip.row() + joint * clip.people + m;
-        bool present = false;
-        for (std::int64_t c = 0; c < channels; ++c) {
-          const Real* row = rotation ? rotation->row[c] : nullptr;
-          turned[c] = row ? row[0] * from[0] + row[1] * from[1] + row[2] * from[2] : from[c];
-          present = present || turned[c] != 0;
-        }
-        for (std::int64_t c = 0; c < channels; ++c) {
-          const Real* row = augment.linear ? augment.linear + c * channels : nullptr;
-          moved[c] = row ? row[0] * turned[0] : turned[c];
-          for (std::int64_t other = 1; row && other < channels; ++other) moved[c] += row[other] * turned[other];
-        }
-        if (augment.jitter != 0 && present) add_noise(moved, channels, augment, place);
-        for (std::int64_t c = 0; c < channels; ++c) planes[c * clip.plane() + place] = moved[c];
+      const Real* from = shown(people + t * clip.body(), joint, augment, 3);
+      for (std::int64_t m = 0; m < num_people; ++m, from += clip.person()) {
+        const std::int64_t to = t * clip.row() + joint * num_people + m;
+        planes[to] = r[0][0] * from[0] + r[0][1] * from[1] + r[0][2] * from[2];
+        y[to] = r[1][0] * from[0] + r[1][1] * from[1] + r[1][2] * from[2];
+        z[to] = r[2][0] * from[0] + r[2][1] * from[1] + r[2][2] * from[2];
+        if (kJitter) unit[to] = present(from, 3) ? augment.unit : Real(0);
       }
     }
   }
+}
+
+template <bool kJitter, class Real>
+SHAPMIX_SIMD_BODY void spread_three_shown(Real* planes, Real* unit, const Real* people, const Rotation<Real>& matrix,
+                                          const Augment<Real>& augment, const Layout& clip) {
+  switch (clip.people) {
+    case 1: return spread_shown<1, kJitter>(planes, unit, people, matrix, augment, clip);
+    case 2: return spread_shown<2, kJitter>(planes, unit, people, matrix, augment, clip);
+    default: return spread_shown<0, kJitter>(planes, unit, people, matrix, augment, clip);
+  }
+}
+
+// The same for any number of coordinates; without a matrix they are copied.
+template <class Real>
+SHAPMIX_SIMD_BODY void spread_any_shown(Real* __restrict planes, Real* __restrict unit, const Real* __restrict people,
+                                        const Augment<Real>& augment, const Layout& clip) {
+  const std::int64_t channels = clip.channels;
+  for (std::int64_t t = 0; t < clip.frames; ++t) {
+    for (std::int64_t joint = 0; joint < clip.joints; ++joint) {
+      const Real* from = shown(people + t * clip.body(), joint, augment, channels);
+      for (std::int64_t m = 0; m < clip.people; ++m, from += clip.person()) {
+        const std::int64_t to = t * clip.row() + joint * clip.people + m;
+        for (std::int64_t c = 0; c < channels; ++c) {
+          const Real* row = augment.linear ? augment.linear + c * channels : nullptr;
+          Real value = row ? row[0] * from[0] : from[c];
+          for (std::int64_t other = 1; row && other < channels; ++other) value += row[other] * from[other];
+          planes[c * clip.plane() + to] = value;
+        }
+        if (augment.jitter) unit[to] = present(from, channels) ? augment.unit : Real(0);
+      }
+    }
+  }
+}
+
+// Adds the noise, as in shapmix.reference.clips.jitter_noise. `unit` [T, V, M]: its factor of every joint.
+template <class Real>
+SHAPMIX_SIMD_BODY void add_noise_of(Real* planes, const Real* __restrict unit, const Augment<Real>& augment, const Layout& clip) {
+  constexpr std::int32_t kMean = 8 * 255 / 2;
+  WordLanes words;
+  std::int32_t noise[2][kWordLanes];
+  for (std::int64_t c = 0; c < clip.channels; c += 2) {
+    for (std::int64_t begin = 0; begin < clip.plane(); begin += kWordLanes) {
+      random_word_lanes(words, augment.jitter_key, 0, 0, static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(c / 2));
+      for (int lane = 0; lane < kWordLanes; ++lane) {
+        noise[0][lane] = byte_sum(words.word[0][lane]) + byte_sum(words.word[1][lane]) - kMean;
+        noise[1][lane] = byte_sum(words.word[2][lane]) + byte_sum(words.word[3][lane]) - kMean;
+      }
+      const std::int64_t count = std::min<std::int64_t>(kWordLanes, clip.plane() - begin);
+      for (std::int64_t axis = c; axis < std::min(c + 2, clip.channels); ++axis) {
+        Real* __restrict to = planes + axis * clip.plane() + begin;
+        for (std::int64_t lane = 0; lane < count; ++lane) {
+          to[lane] += static_cast<Real>(noise[axis - c][lane]) * unit[begin + lane];
+        }
+      }
+    }
+  }
+}
+
+// `rotation` is given for three coordinates; `unit` [T, V, M] is scratch memory.
+template <class Real>
+SHAPMIX_SIMD_BODY void spread_moved_of(Real* planes, Real* unit, const Real* people, const Rotation<Real>* rotation,
+                                       const Augment<Real>& augment, const Layout& clip) {
+  if (clip.channels != 3) {
+    spread_any_shown(planes, unit, people, augment, clip);
+  } else if (augment.jitter) {
+    spread_three_shown<true>(planes, unit, people, *rotation, augment, clip);
+  } else {
+    spread_three_shown<false>(planes, unit, people, *rotation, augment, clip);
+  }
+}
+
+// Functions of their own: inlined into `sample`, their loops and those of clips that are not augmented are slower.
+SHAPMIX_SIMD_CLONES void add_noise(float* planes, const float* unit, const Augment<float>& augment, const Layout& clip) {
+  add_noise_of(planes, unit, augment, clip);
+}
+
+SHAPMIX_SIMD_CLONES void add_noise(double* planes, const double* unit, const Augment<double>& augment, const Layout& clip) {
+  add_noise_of(planes, unit, augment, clip);
+}
+
+SHAPMIX_SIMD_CLONES void spread_moved(float* planes, float* unit, const float* people, const Rotation<float>* rotation,
+                                      const Augment<float>& augment, const Layout& clip) {
+  spread_moved_of(planes, unit, people, rotation, augment, clip);
+}
+
+SHAPMIX_SIMD_CLONES void spread_moved(double* planes, double* unit, const double* people, const Rotation<double>* rotation,
+                                      const Augment<double>& augment, const Layout& clip) {
+  spread_moved_of(planes, unit, people, rotation, augment, clip);
 }
 
 // Sets the joints that are not kept to zero.
@@ -228,14 +309,15 @@ SHAPMIX_SIMD_BODY void to_motion(Real* planes, const Layout& clip) {
   }
 }
 
-// `people` [M, T, V, C] and `parents` [T, V, M] are scratch memory.
+// `rotation` is given where three coordinates are moved. `people` [M, T, V, C] and `parents` [T, V, M] are scratch memory.
 template <class Real>
 SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const Augment<Real>& augment,
                                    const SampleJob& job, Real* people, Real* parents) {
   const Layout clip = layout(job);
   resize(people, crop, augment, clip);
   if (augment.moves) {
-    spread_moved(out, people, rotation, augment, clip);
+    spread_moved(out, parents, people, rotation, augment, clip);
+    if (augment.jitter) add_noise(out, parents, augment, clip);
   } else if (rotation) {
     spread_three<true>(out, people, *rotation, clip);
   } else if (clip.channels == 3) {
@@ -270,6 +352,18 @@ Rotation<Real> operator*(const Rotation<Real>& a, const Rotation<Real>& b) {
 }
 
 template <class Real>
+Rotation<Real> matrix(const Real* rows) {
+  Rotation<Real> found;
+  std::memcpy(found.row, rows, sizeof(found.row));
+  return found;
+}
+
+template <class Real>
+Rotation<Real> identity() {
+  return {{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+}
+
+template <class Real>
 Rotation<Real> clockwise_about(int axis, Real angle) {
   const int after = (axis + 1) % 3;
   const int before = (axis + 2) % 3;
@@ -300,7 +394,8 @@ Augment<Real> augment_of(const SampleJob& job, std::int64_t row) {
   if (plan.source) found.source = plan.source + row * job.joints;
   if (plan.linear) found.linear = static_cast<const Real*>(plan.linear) + row * job.channels * job.channels;
   if (plan.jitter) {
-    found.jitter = static_cast<const Real*>(plan.jitter)[row];
+    found.jitter = true;
+    found.unit = static_cast<const Real*>(plan.jitter)[row] / static_cast<Real>(std::sqrt(8 * 65535.0 / 12));
     found.jitter_key = static_cast<std::uint64_t>(plan.jitter_key[row]);
   }
   if (plan.kept) found.kept = plan.kept + row * job.joints;
@@ -317,15 +412,18 @@ void run(const SampleJob& job, int threads) {
 
   const int workers = workers_for(job.samples, job.samples * clip.clip() * static_cast<std::int64_t>(sizeof(Real)), threads);
   const Scratch<Real> people(workers, clip.clip());
-  const Scratch<Real> parents(workers, job.bone ? clip.plane() : 0);
+  const Scratch<Real> parents(workers, job.bone || job.augment.jitter ? clip.plane() : 0);
 
   parallel_for(job.samples, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       const std::int64_t first = job.offsets[job.plan.clip[row]] + job.plan.start[row];
       const Crop<Real> crop = {frames + first * clip.recorded_frame(), job.plan.length[row]};
+      const Augment<Real> augment = augment_of<Real>(job, row);
+      const bool moves = augment.moves && clip.channels == 3;
       const bool turned = turns(angles + 3 * row);
-      const Rotation<Real> rotation = turned ? clockwise(angles + 3 * row) : Rotation<Real>{};
-      sample(out + row * clip.clip(), crop, turned ? &rotation : nullptr, augment_of<Real>(job, row), job, people.of(worker),
+      Rotation<Real> rotation = turned ? clockwise(angles + 3 * row) : moves ? identity<Real>() : Rotation<Real>{};
+      if (moves && augment.linear) rotation = turned ? matrix(augment.linear) * rotation : matrix(augment.linear);
+      sample(out + row * clip.clip(), crop, turned || moves ? &rotation : nullptr, augment, job, people.of(worker),
              parents.of(worker));
     }
   });
