@@ -150,8 +150,9 @@ class ClipSampler:
 
     def _check_augment(self) -> None:
         augment, dimension = self.augment, self.store.dimension
-        if augment.mirror:
-            self._check_mirror("augment.mirror")
+        for option in ("mirror", "swap"):
+            if getattr(augment, option):
+                self._check_mirror(f"augment.{option}")
         if augment.moves_coordinates:
             self._check_centred("augment.mirror, scale, stretch and shear")
         if augment.rotation and not self.turns:

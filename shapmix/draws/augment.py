@@ -15,7 +15,7 @@ MOST_AXES = 4  # coordinates of a joint that can be augmented, without a score
 
 # The random words of a sample. Each augmentation has its own, so that its draw does not depend on which others are on.
 _MIRROR, _SCALE, _STRETCH, _SHEAR = 0, 1, slice(2, 6), slice(6, 18)
-_REVERSE, _SPEED, _SHIFT, _LOSES, _LOST, _KEY = 18, 19, 20, 21, 22, slice(23, 25)
+_REVERSE, _SPEED, _SHIFT, _LOSES, _LOST, _KEY, _SWAP = 18, 19, 20, 21, 22, slice(23, 25), 25
 _WORDS = 28
 
 Range = tuple[float, float]  # the least and the largest value that is drawn
@@ -33,6 +33,8 @@ class AugmentConfig:
     mirror: float = 0.0
     """Probability that a clip is mirrored: left and right joints are swapped by the layout's flips, and x is negated (y where x
     points up)."""
+    swap: float = 0.0
+    """Probability that left and right joints are swapped and the coordinates stay, as AimCLR and BRL do; mirror negates x too."""
     scale: Range = ONE
     """Range of a factor of all coordinates, one per clip."""
     stretch: Range = ONE
@@ -66,7 +68,7 @@ class AugmentConfig:
     @property
     def on(self) -> bool:
         """Whether there is an `AugmentPlan` to draw; the rotation belongs to the plans of crops and frames."""
-        return self.moves_coordinates or self.retimes or bool(self.jitter or self.part_drop or self.joint_drop)
+        return self.moves_coordinates or self.retimes or bool(self.swap or self.jitter or self.part_drop or self.joint_drop)
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,14 @@ def draw_augment(
         return None
     n, device = len(lengths), lengths.device
     words = random_words(seed, _AUGMENT, step, n, _WORDS, device)
-    flipped = uniform(words[:, _MIRROR]) < config.mirror
-    source = torch.where(flipped[:, None], sides.flips, torch.arange(len(sides.flips), device=device)) if config.mirror else None
+    mirrored, swapped = uniform(words[:, _MIRROR]) < config.mirror, uniform(words[:, _SWAP]) < config.swap
+    flipped = (mirrored ^ swapped)[:, None]
+    source = torch.where(flipped, sides.flips, torch.arange(len(sides.flips), device=device))
     return AugmentPlan(
         reversed=uniform(words[:, _REVERSE]) < config.reverse if config.reverse else None,
         pace=_pace(config.speed, words, lengths) if config.speed != ONE else None,
-        source=source,
-        linear=_linear(config, words, flipped, sides.axis, dimension) if config.moves_coordinates else None,
+        source=source if config.mirror or config.swap else None,
+        linear=_linear(config, words, mirrored, sides.axis, dimension) if config.moves_coordinates else None,
         jitter=torch.full((n,), config.jitter, dtype=torch.float64, device=device) if config.jitter else None,
         jitter_key=_key(words) if config.jitter else None,
         kept=_kept(config, sides, words, seed, step) if config.part_drop or config.joint_drop else None,
@@ -125,11 +128,11 @@ def mirror_all(sides: Sides, clips: int, dimension: int) -> AugmentPlan:
     return AugmentPlan(source=sides.flips.expand(clips, -1), linear=torch.diag_embed(torch.where(axis, -ones, ones)))
 
 
-def _linear(config: AugmentConfig, words: Tensor, flipped: Tensor, axis: int, dimension: int) -> Tensor:
+def _linear(config: AugmentConfig, words: Tensor, mirrored: Tensor, axis: int, dimension: int) -> Tensor:
     """[N, D, D] float64: mirror, then scale and stretch, then shear."""
     factor = _between(words[:, _STRETCH][:, :dimension], config.stretch) * _between(words[:, _SCALE], config.scale)[:, None]
-    mirrored = flipped[:, None] & (torch.arange(dimension, device=words.device) == axis)
-    factor = torch.where(mirrored, -factor, factor)
+    negated = mirrored[:, None] & (torch.arange(dimension, device=words.device) == axis)
+    factor = torch.where(negated, -factor, factor)
     # words of the off-diagonal of a 4 x 4 matrix, a row after the other
     share = torch.zeros(len(words), MOST_AXES * MOST_AXES, dtype=torch.float64, device=words.device)
     off = uniform(words[:, _SHEAR]) * 2 - 1

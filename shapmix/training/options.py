@@ -260,7 +260,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it ta
     "saliency.warmup_epochs": (_at_least(0), "at least 0"),
     "checkpoint.every_minutes": (_at_least(0), "at least 0"),
     **dict.fromkeys(
-        ("augment.mirror", "augment.reverse", "augment.part_drop"), (lambda value: 0 <= value <= 1, "a probability, from 0 to 1")
+        ("augment.mirror", "augment.swap", "augment.reverse", "augment.part_drop"),
+        (lambda value: 0 <= value <= 1, "a probability, from 0 to 1"),
     ),
     "augment.joint_drop": (lambda value: 0 <= value < 1, "a probability, at least 0 and below 1"),
     **dict.fromkeys(

@@ -21,6 +21,7 @@ ONE_HAND = ("hand21", "shrec22")
 STILL = AugmentConfig(rotation=0.0)
 ALONE: dict[str, dict[str, Any]] = {
     "mirror": {"mirror": 0.5},
+    "swap": {"swap": 0.5},
     "scale": {"scale": (0.7, 1.4)},
     "stretch": {"stretch": (0.7, 1.4)},
     "shear": {"shear": 0.4},
@@ -115,7 +116,7 @@ def test_the_left_right_axis_is_horizontal() -> None:
 
 
 @pytest.mark.parametrize("pipeline", ["crop", "frames", "segments"])
-@pytest.mark.parametrize("name", ["mirror", "reverse"])
+@pytest.mark.parametrize("name", ["mirror", "swap", "reverse"])
 def test_a_probability_is_a_share_of_the_clips(name: str, pipeline: Pipeline) -> None:
     plain, always = sampler(pipeline), sampler(pipeline, **{name: 1.0})
     sometimes = sampler(pipeline, **{name: 0.5})
@@ -231,7 +232,8 @@ def test_a_draw_does_not_depend_on_the_others(name: str) -> None:
     """Alone it draws what it draws with all others on; matrices are compared where the others do nothing."""
     others: dict[str, Any] = {}
     for other, options in ALONE.items():
-        others |= options if other not in ("mirror", "scale", "stretch", "shear") or other == name else {}
+        joined = ("mirror", "swap", "scale", "stretch", "shear")  # in one field of the plan
+        others |= options if other not in joined or other == name else {}
     alone, together = drawn(plan_of(AugmentConfig(**ALONE[name]))), drawn(plan_of(AugmentConfig(**others)))
     for field in alone.keys() - {"kept"}:
         assert torch.equal(alone[field], together[field])
@@ -246,6 +248,17 @@ def test_the_factors_of_a_matrix_are_drawn_apart() -> None:
     )
     assert both is not None
     torch.testing.assert_close(both, shear @ stretch @ scale @ mirror)
+    plans = [plan_of(AugmentConfig(mirror=mirror, swap=swap)) for mirror, swap in ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5))]
+    flipped = [plan.source[:, 4] == 8 for plan in plans]
+    assert torch.equal(flipped[0], flipped[1] ^ flipped[2])
+    assert not torch.equal(flipped[1], flipped[2])
+
+
+def test_swapped_joints_keep_their_coordinates() -> None:
+    swapped = sampler(swap=1.0).training(CHOSEN, 1)
+    assert torch.equal(swapped, sampler().training(CHOSEN, 1)[:, :, :, list(load_layout("ntu25").flips)])
+    with pytest.raises(DataError, match=r"augment\.swap: layout 'hand21' has no left-right pairs"):
+        sampler(of=store("hand21"), swap=0.5)
 
 
 def test_draws_are_functions_of_seed_and_step() -> None:

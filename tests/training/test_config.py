@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shapmix.draws.augment import AugmentConfig
 from shapmix.training.config import changed_on_resume, parse_config, save_config
 from shapmix.training.options import FREE_ON_RESUME, NOT_SAVED, ConfigError, TrainConfig, options
 
@@ -36,6 +37,17 @@ def test_layers_that_halve_are_those_of_the_widths_beside_them(tmp_path: Path) -
     file.write_text("network: {halve: [3]}\n")
     with pytest.raises(ConfigError, match=r"^network\.halve: 3 is none of the 3 layers"):
         parse_config(["--config", str(file)])
+
+
+def test_augmentation_is_read_saved_and_kept_on_resume(tmp_path: Path) -> None:
+    config = parse_config(["--augment.mirror", "0.5", "--augment.stretch", "0.9", "1.1", "--augment.rotation", "0.2"])
+    assert config.augment == AugmentConfig(mirror=0.5, stretch=(0.9, 1.1), rotation=0.2)
+    assert parse_config([]).augment == AugmentConfig()
+    save_config(config, tmp_path / "config.yaml")
+    again = parse_config(["--resume", str(tmp_path)])
+    assert again.augment == config.augment
+    with pytest.raises(ConfigError, match=r"augment.mirror: the run was started with 0.5 and cannot go on with 0.2"):
+        changed_on_resume(again, parse_config(["--resume", str(tmp_path), "--augment.mirror", "0.2"]))
 
 
 def test_a_saved_configuration_is_read_back(tmp_path: Path) -> None:
@@ -85,6 +97,12 @@ def test_an_unknown_key_in_a_file_names_the_file_and_the_nearest(tmp_path: Path,
         (["--data-root", "x"], "dataset 'synthetic' is generated"),
         (["--epochs", "2", "--saliency.warmup-epochs", "2"], "saliency.warmup_epochs: Shap-Mix would begin after"),
         (["--blend-probability", "1.5"], "blend_probability: a share of the batches, between 0 and 1, not 1.5"),
+        (["--augment.mirror", "1.5"], "augment.mirror: a probability, from 0 to 1, not 1.5"),
+        (["--augment.joint-drop", "1"], "augment.joint_drop: a probability, at least 0 and below 1, not 1"),
+        (["--augment.scale", "0", "1"], "augment.scale: the least and the largest factor, above 0, not 0"),
+        (["--augment.speed", "1.2", "0.8"], "augment.speed: the least factor comes first, not 1.2 0.8"),
+        (["--augment.jitter", "-1"], "augment.jitter: at least 0, not -1"),
+        (["--augment.rotation", "4"], "augment.rotation: radians, from 0 to pi, not 4"),
         (["--epochs", "0"], "epochs: must be at least 1, not 0"),
         (["--threads", "0"], "threads: must be at least 1, not 0"),
         (["--n-max", "0"], "n_max: must be at least 1, not 0"),

@@ -64,6 +64,9 @@ def linear(*, layout, num_classes, num_people, in_channels):
 """
 
 
+AUGMENT = ["--augment.mirror", "0.5", "--augment.stretch", "0.9", "1.1", "--augment.jitter", "0.01", "--augment.joint-drop", "0.05"]
+
+
 def launch(
     processes: int, folder: Path, arguments: list[str], double: bool = False, hold_at: int | None = None
 ) -> subprocess.Popen[str]:
@@ -101,13 +104,13 @@ def run(processes: int, folder: Path, *arguments: str, double: bool = False) -> 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp("one")
-    return folder, run(1, folder, double=True)[0]
+    return folder, run(1, folder, *AUGMENT, double=True)[0]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict]]]:
     folder = tmp_path_factory.mktemp("two")
-    return folder, run(2, folder, double=True)
+    return folder, run(2, folder, *AUGMENT, double=True)
 
 
 def test_two_processes_train_as_one(one: tuple[Path, list[dict]], two: tuple[Path, list[list[dict]]]) -> None:

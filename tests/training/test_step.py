@@ -18,6 +18,7 @@ from shapmix.data.clips import Splits
 from shapmix.data.order import epoch_batches, epoch_order
 from shapmix.data.sampling import ClipSampler, mean_motion
 from shapmix.data.synthetic import make_synthetic
+from shapmix.draws.augment import AugmentConfig
 from shapmix.mixing import mixers
 from shapmix.mixing.estimators import drawn_on_device
 from shapmix.mixing.mixer import ShapMix
@@ -26,6 +27,10 @@ from shapmix.training import step
 from shapmix.training.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
 
 FRAMES, BATCH, STEPS = 16, 8, 4
+EVERYTHING = AugmentConfig(
+    mirror=0.5, swap=0.5, scale=(0.9, 1.1), stretch=(0.9, 1.1), shear=0.1, rotation=0.2, jitter=0.01, reverse=0.5,
+    speed=(0.8, 1.2), part_drop=0.2, joint_drop=0.1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ class Setup:
     def __init__(self, splits: Splits, mode: str, device: str = "cpu", *, fused: bool = True, **options: Any) -> None:
         store = splits.store
         torch.manual_seed(0)
-        self.sampler = ClipSampler(store, "crop", "joint", FRAMES, seed=3)
+        self.sampler = ClipSampler(store, "crop", "joint", FRAMES, seed=3, augment=options.pop("augment", AugmentConfig()))
         self.network: nn.Module = CTRGCN(
             store.layout, store.num_classes, num_people=store.num_people, in_channels=3, widths=(8, 16), halve=(1,)
         ).to(device)
@@ -60,7 +65,15 @@ class Setup:
 @pytest.mark.parametrize("estimator", drawn_on_device())
 @pytest.mark.parametrize("mode", ["shapmix", "stmix", "mixup", "none"])
 def test_it_is_the_plain_loop_bit_for_bit(splits: Splits, mode: str, estimator: str, clips_given: bool) -> None:
-    theirs, ours = Setup(splits, mode, estimator=estimator), Setup(splits, mode, estimator=estimator)
+    check_plain_loop(splits, mode, clips_given=clips_given, estimator=estimator)
+
+
+def test_augmented_it_is_the_plain_loop_bit_for_bit(splits: Splits) -> None:
+    check_plain_loop(splits, "shapmix", clips_given=False, augment=EVERYTHING)
+
+
+def check_plain_loop(splits: Splits, mode: str, *, clips_given: bool, **options: Any) -> None:
+    theirs, ours = Setup(splits, mode, **options), Setup(splits, mode, **options)
     step = ours.step(clips_given=clips_given)
     batches = epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 1, 0), BATCH)
     for number, chosen in enumerate(batches):
@@ -96,7 +109,7 @@ class NoHostReads(TorchDispatchMode):
 @pytest.mark.parametrize("estimator", drawn_on_device())
 @pytest.mark.parametrize("number", [0, 1])
 def test_nothing_is_read_back(splits: Splits, number: int, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(splits, "shapmix", estimator=estimator)
+    setup = Setup(splits, "shapmix", estimator=estimator, augment=EVERYTHING)
     setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
     # the C++ back end takes the step's number by value, from memory that is the host's
