@@ -37,6 +37,7 @@ class Classes(NamedTuple):
     log_prior: Tensor
     deferred: bool  # whether the part of the training is reached in which LDAM and the action-aware loss weight their classes
     backend: str | None = None
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes
 
 
 MixLoss = Callable[[Tensor, MixedBatch, Classes], tuple[Tensor, Tensor]]
@@ -88,12 +89,22 @@ def mix_loss(of_clips: ClipLoss, logits: Tensor, batch: MixedBatch, classes: Cla
     """
     labels, n = batch.labels, len(batch.labels)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if classes.label_smoothing:
+        of_clips = partial(_smoothed, of_clips, classes.label_smoothing)
     clean = of_clips(logits[:n], labels, classes.counts, classes.deferred).mean()
     if len(logits) == n:
         return clean, logits.new_zeros(())
     share = batch.share.to(logits.dtype)
     own, other = (of_clips(logits[n:], of, classes.counts, classes.deferred) for of in (labels, labels[batch.partner]))
     return clean, ((1 - share) * own + share * other).mean()
+
+
+def _smoothed(of_clips: ClipLoss, share: float, logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool) -> Tensor:
+    """[N]: a per-clip loss with `share` of each label spread over all classes."""
+    n, classes = logits.shape
+    every_label = torch.arange(classes, device=labels.device).repeat(n)
+    spread = of_clips(logits.repeat_interleave(classes, 0), every_label, counts, deferred).view(n, classes).mean(1)
+    return (1 - share) * of_clips(logits, labels, counts, deferred) + share * spread
 
 
 @batch_loss("ce")
@@ -105,7 +116,15 @@ def ce(logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Ten
 @batch_loss("balanced")
 def balanced(logits: Tensor, batch: MixedBatch, classes: Classes) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits adjusted by the class prior."""
-    return balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, classes.log_prior, backend=classes.backend)
+    clean, mixed = balanced_mix_loss(logits, batch.labels, batch.partner, batch.share, classes.log_prior, backend=classes.backend)
+    share = classes.label_smoothing
+    if not share:
+        return clean, mixed
+    shifted = logits.to(classes.log_prior.dtype) + classes.log_prior
+    spread = shifted.logsumexp(1) - shifted.mean(1)  # mean over the classes of their negative log probabilities
+    n = len(batch.labels)
+    of_mixed = spread[n:].mean() if len(logits) > n else mixed
+    return (1 - share) * clean + share * spread[:n].mean(), (1 - share) * mixed + share * of_mixed
 
 
 def class_weights(counts: Tensor, beta: float = BETA) -> Tensor:

@@ -58,6 +58,7 @@ class ShapMix(nn.Module):
         replace_steps: initial steps in which a measurement replaces the class average instead of updating it;
             default: `warmup_steps`.
         deferred_steps: initial steps in which the losses "ldam" and "action_aware" do not weight classes.
+        label_smoothing: share of each label, clean or mixed, that is spread over all classes, in every loss.
         seed: random seed; draws are functions of (seed, step).
         backend: of the kernels (see `shapmix.kernels`); None selects the fastest.
 
@@ -95,6 +96,7 @@ class ShapMix(nn.Module):
         warmup_steps: int = 0,
         replace_steps: int | None = None,
         deferred_steps: int = 0,
+        label_smoothing: float = 0.0,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -116,12 +118,12 @@ class ShapMix(nn.Module):
         if len(class_counts) < 2:
             raise ValueError("class_counts: one class; a classifier needs at least two")
         check_mean_motion(mean_motion, layout.num_joints, layout.name)
-        _check_numbers(temperature, blend_probability)
+        _check_numbers(temperature, blend_probability, label_smoothing)
         _check_steps(warmup=warmup_steps, replace=replace_steps, deferred=deferred_steps)
         self.layout, self.mix_name, self.compat, self.backend = layout, mix, compat, backend
         self.estimator = estimator
         self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
-        self.blend_probability = blend_probability
+        self.blend_probability, self.label_smoothing = blend_probability, label_smoothing
         self.warmup_steps = warmup_steps
         self.replace_steps = warmup_steps if replace_steps is None else replace_steps
         classes = len(class_counts)
@@ -236,7 +238,7 @@ class ShapMix(nn.Module):
         """
         check_logits("logits", logits, len(batch.clips), len(self.class_counts))
         log_prior = self.log_prior.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        classes = Classes(self.class_counts, log_prior, batch.step >= self.deferred_steps, self.backend)
+        classes = Classes(self.class_counts, log_prior, batch.step >= self.deferred_steps, self.backend, self.label_smoothing)
         return LOSSES[self.loss_name].of_batch(logits, batch, classes)
 
     def _check(self, clips: Tensor, labels: Tensor, counter: Tensor | None) -> None:
@@ -244,11 +246,13 @@ class ShapMix(nn.Module):
         check_labels(labels, clips, len(self.class_counts), values=counter is None)
 
 
-def _check_numbers(temperature: float, blend_probability: float) -> None:
+def _check_numbers(temperature: float, blend_probability: float, label_smoothing: float) -> None:
     if not (temperature > 0 and isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; give a number above 0")
     if not 0 <= blend_probability <= 1:
         raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is at least 0 and below 1, not {label_smoothing}")
 
 
 def _check_steps(**schedule: int | None) -> None:

@@ -82,7 +82,8 @@ class GraphUnit(ctrgcn_reference.GraphUnit):
 class TemporalUnit(ctrgcn_reference.TemporalUnit):
     """Fast equivalent of the reference's four branches, fused with the layer's shortcut and ReLU."""
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, rectify: bool = True) -> Tensor:
+        """[N, C, T, V] -> [N, C, T / stride, V]; without `rectify`, which is for training, no ReLU follows."""
         branches: list[Any] = list(self.branches)
         narrow, wide, pool, skip = branches
         begin, end = [narrow, wide, pool], [narrow[3].bn, wide[3].bn, pool[4], skip[1]]
@@ -90,7 +91,7 @@ class TemporalUnit(ctrgcn_reference.TemporalUnit):
             reduced = normalised(conv2d(x, *_merged([branch[0] for branch in begin])), [branch[1] for branch in begin])
             a, b, c = reduced.chunk(3, 1)
             y = torch.cat([narrow[3].conv(a), wide[3].conv(b), pool[3](c), skip[0](x)], 1)
-            return normalised(y, end, shortcut=None if shortcut is None else shortcut.to(y.dtype))
+            return normalised(y, end, rectify=rectify, shortcut=None if shortcut is None else shortcut.to(y.dtype))
 
         weights, biases = zip(*(_folded(branch[0], branch[1]) for branch in begin), strict=True)
         reduced = conv2d(x, torch.cat(weights), torch.cat(biases)).relu_()
@@ -120,11 +121,17 @@ class Layer(ctrgcn_reference.Layer):
             shortcut = normalised(residual.conv(x), [residual.bn], rectify=False)
         else:
             shortcut = _folded_call(x, residual.conv, residual.bn)
-        y: Tensor = self.tcn1(self.gcn1(x), shortcut)
+        y: Tensor
+        if self.drop_path is not None and self.training and shortcut is not None:
+            y = self.drop_path(self.tcn1(self.gcn1(x), rectify=False))
+            return torch.relu(y + shortcut.to(y.dtype))
+        y = self.tcn1(self.gcn1(x), shortcut)
         return y
 
 
-@backbone("ctrgcn", on_device=True, options=("widths", "halve", "graph_gain"), from_published=ctrgcn_reference.from_published)
+@backbone(
+    "ctrgcn", on_device=True, options=("widths", "halve", "graph_gain", "drop_path"), from_published=ctrgcn_reference.from_published
+)
 class CTRGCN(ctrgcn_reference.CTRGCN):
     """Clips [N, C, T, V, M] -> logits [N, K]; arguments, parameters and state dict of the reference.
 
@@ -154,12 +161,14 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
     def steps_on(self, clips: Tensor | CoalitionClips) -> Any:
         """The kernels of fused layers for the back end of the clips, None where the layers run op by op.
 
-        Layers run op by op in training with some modules in eval mode, in eval mode with gradients, inside torch.compile, and if a
-        module has hooks or was replaced, since fused layers call no module.
+        Layers run op by op in training with drop_path or some modules in eval mode, in eval mode with gradients, inside
+        torch.compile, and if a module has hooks or was replaced, since fused layers call no module.
         """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return None
         if not self.training and torch.is_grad_enabled():
+            return None
+        if self.training and any(layer.drop_path is not None for layer in self.layers):
             return None
         if not can_be_fused(self.layers, self.data_bn, self.training):
             return None

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from shapmix.networks.drop_path import DropPath
 from shapmix.skeleton.layout import Layout
 
 SUBSETS = 3  # graphs per layer: self, inward, outward
@@ -112,9 +113,18 @@ class Layer(nn.Module):
     """Graph unit, temporal unit and residual: [N, C, T, V] -> [N, C', T / stride, V]."""
 
     def __init__(
-        self, gcn1: nn.Module, tcn1: nn.Module, in_channels: int, out_channels: int, stride: int, *, residual: bool
+        self,
+        gcn1: nn.Module,
+        tcn1: nn.Module,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        residual: bool,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self.drop_path: DropPath | None = DropPath(drop_path) if drop_path else None
         self.gcn1: Any = gcn1
         self.tcn1: Any = tcn1
         self.residual: nn.Module | None = None
@@ -125,7 +135,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.tcn1(self.gcn1(x))
-        return torch.relu(y if self.residual is None else y + self.residual(x))
+        if self.residual is None:
+            return torch.relu(y)
+        return torch.relu((y if self.drop_path is None else self.drop_path(y)) + self.residual(x))
 
 
 class CTRGCN(nn.Module):
@@ -140,6 +152,8 @@ class CTRGCN(nn.Module):
         halve: indices into `widths` of the layers that halve the frames; default: those that change the width.
         graph_gain: initial weight of the BatchNorm in graph units. With the published 1e-6, a layer starts as its shortcut;
             1 learns faster in short runs of small networks.
+        drop_path: probability that training drops the last layer but for its shortcut, for each person of a clip; that of the
+            layers before is lower, linearly to 0 for the first. Layers with it run op by op in training.
 
     Raises:
         ValueError: a width is not a multiple of 8.
@@ -159,6 +173,7 @@ class CTRGCN(nn.Module):
         widths: Sequence[int] = (64,) * 4 + (128,) * 3 + (256,) * 3,
         halve: Sequence[int] | None = None,
         graph_gain: float = 1e-6,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         for width in widths:
@@ -177,7 +192,9 @@ class CTRGCN(nn.Module):
             stride = 2 if layer in halve else 1
             gcn1 = self.graph_unit(before, width, relations, graphs)
             tcn1 = self.temporal_unit(width, stride)
-            setattr(self, f"l{layer + 1}", self.layer(gcn1, tcn1, before, width, stride, residual=layer > 0))
+            dropped = drop_path * layer / max(1, self.depth - 1)
+            made = self.layer(gcn1, tcn1, before, width, stride, residual=layer > 0, drop_path=dropped)
+            setattr(self, f"l{layer + 1}", made)
             before = width
         self.fc = nn.Linear(before, num_classes)
         self._initialise(graph_gain)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 
 def head_of(network: nn.Module, num_classes: int) -> str:
@@ -25,6 +26,19 @@ def head_of(network: nn.Module, num_classes: int) -> str:
     if not found:
         raise ValueError(f"no layer of the network has {num_classes} outputs, so its head is unknown; give patterns of names")
     return found
+
+
+def drop_before_head(network: nn.Module, num_classes: int, share: float) -> None:
+    """Drops each input of the head with probability `share` in training, in place; nothing changes in eval mode.
+
+    Raises:
+        ValueError: the head is unknown.
+    """
+
+    def drop(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (dropout(inputs[0], share, head.training), *inputs[1:])
+
+    network.get_submodule(head_of(network, num_classes)).register_forward_pre_hook(drop)
 
 
 class ScaledLinear(nn.Linear):

@@ -20,9 +20,9 @@ from shapmix.kernels import unavailable
 from shapmix.mixing import official
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS
-from shapmix.networks.backbones import find_backbone
+from shapmix.networks.backbones import BACKBONES, find_backbone
 from shapmix.networks.frozen import freeze
-from shapmix.networks.head import head_of, scale_classes
+from shapmix.networks.head import drop_before_head, head_of, scale_classes
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.process import cpu, parallel
 from shapmix.process.errors import RunError
@@ -117,12 +117,25 @@ def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
             scale_classes(network, store.num_classes)
         except ValueError as error:
             raise RunError(f"network.class_scale: {error}") from error
+    if config.network.dropout:
+        try:
+            drop_before_head(network, store.num_classes, config.network.dropout)
+        except ValueError as error:
+            raise RunError(f"network.dropout: {error}") from error
     return network
 
 
 def backbone_options(config: TrainConfig) -> dict[str, Any]:
-    """The options of `--network` that the configured backbone takes; those that are None keep the backbone's own default."""
-    options = {option: getattr(config.network, option) for option in find_backbone(config.network.backbone).options}
+    """The options of `--network` that the configured backbone takes; those that are None keep the backbone's own default.
+
+    Raises:
+        RunError: drop_path of a backbone without it.
+    """
+    taken = find_backbone(config.network.backbone).options
+    if config.network.drop_path is not None and "drop_path" not in taken:
+        with_it = ", ".join(name for name, each in BACKBONES.items() if "drop_path" in each.options)
+        raise RunError(f"network.drop_path: backbone '{config.network.backbone}' has none; omit it, or choose one of {with_it}")
+    options = {option: getattr(config.network, option) for option in taken}
     return {option: value for option, value in options.items() if value is not None}
 
 
@@ -151,6 +164,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         compat=config.compat,
         temperature=config.saliency.temperature,
         blend_probability=config.blend_probability,
+        label_smoothing=config.label_smoothing,
         decay=config.saliency.decay,
         warmup_steps=warmup * steps,
         # the published code's averaging begins one epoch after its contexts do

@@ -50,6 +50,12 @@ class NetworkConfig:
     """Indices of the layers that halve the frames, from 0. None, or if only widths are set: the layers that change the width."""
     graph_gain: float = 1e-6
     """Initial BatchNorm weight of the graph units; the published 1e-6 suits long runs, 1 suits short runs of small networks."""
+    dropout: float = 0.0
+    """Dropout before the head in training. Its draws depend on the device and on how a batch is divided into processes and passes;
+    so do those of drop_path."""
+    drop_path: float | None = None
+    """Stochastic depth of ctrgcn: the probability that a training step drops the last layer but for its shortcut, for each person
+    of a clip, with less for the layers before. On a GPU the layers then run op by op."""
     class_scale: bool = False
     """Learnable weight scaling: the head multiplies the logit of each class by a learned factor, which starts at 1."""
 
@@ -171,6 +177,9 @@ class TrainConfig(ComputeOptions, SplitOptions):
     """stmix is Shap-Mix without saliency, mixup blends whole clips; shapmix.mixing.mixers describes the others."""
     loss: Loss = "balanced"
     """balanced adjusts the logits by the class prior; ce is cross-entropy; shapmix.mixing.losses describes the others."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes, in every loss: the loss of a clip is that of its label, and for this
+    share the mean of the losses that each class would have as its label."""
     blend_probability: float = 0.25
     """Fraction of batches in which shapmix and stmix apply Mixup to whole clips instead of pasting, as published."""
     compat: Compat = "default"
@@ -253,6 +262,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it ta
     "schedule.weight_decay": (_at_least(0), "at least 0"),
     "schedule.warmup_epochs": (_at_least(0), "at least 0"),
     "schedule.milestones": (lambda value: 0 <= value <= 1, "each a share of the epochs, between 0 and 1"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "a share of the labels, at least 0 and below 1"),
+    **dict.fromkeys(
+        ("network.dropout", "network.drop_path"), (lambda value: 0 <= value < 1, "a probability, at least 0 and below 1")
+    ),
     "schedule.clip_norm": (lambda value: 0 < value < inf, "above 0"),
     "schedule.final": (lambda value: 0 <= value <= 1, "a share of lr, from 0 to 1"),
     "saliency.temperature": (lambda value: 0 < value < inf, "above 0"),

@@ -116,6 +116,12 @@ def test_an_unknown_key_in_a_file_names_the_file_and_the_nearest(tmp_path: Path,
         (["--schedule.weight-decay", "-1"], "schedule.weight_decay: at least 0, not -1"),
         (["--schedule.milestones", "0.5", "2"], "schedule.milestones: each a share of the epochs, between 0 and 1, not 2"),
         (["--schedule.optimizer", "sgd", "--schedule.momentum", "0"], "schedule.momentum: above 0 and below 1, not 0"),
+        (["--schedule.clip-norm", "0"], "schedule.clip_norm: above 0, not 0"),
+        (["--repeat", "0"], "repeat: must be at least 1, not 0"),
+        (["--test-clips", "0"], "test_clips: must be at least 1, not 0"),
+        (["--label-smoothing", "1"], "label_smoothing: a share of the labels, at least 0 and below 1, not 1"),
+        (["--network.dropout", "1"], "network.dropout: a probability, at least 0 and below 1, not 1"),
+        (["--network.drop-path", "-0.1"], "network.drop_path: a probability, at least 0 and below 1, not -0.1"),
         (["--checkpoint.every-minutes", "-1"], "checkpoint.every_minutes: at least 0, not -1"),
         (["--config", "none.yaml"], "none.yaml: cannot read the configuration: No such file"),
     ],
@@ -139,6 +145,8 @@ def test_a_new_option_is_kept_on_resume_unless_it_is_listed() -> None:
     assert keys >= FREE_ON_RESUME
     kept = keys - FREE_ON_RESUME - set(NOT_SAVED)
     assert {"mix", "loss", "stream", "batch_size", "compat", "schedule.lr", "saliency.temperature", "saliency.estimator"} <= kept
+    assert {"repeat", "pipeline", "label_smoothing", "network.dropout", "network.drop_path", "schedule.per"} <= kept
+    assert {"test_clips", "test_mirror"} <= FREE_ON_RESUME  # what is measured in the end
 
 
 @pytest.mark.parametrize("key", sorted(options(TrainConfig())))
