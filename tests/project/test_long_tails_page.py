@@ -7,9 +7,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from shapmix import ShapMix, load_layout
 from shapmix.data.order import SAMPLERS
 from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixers import MIXERS
@@ -45,3 +48,17 @@ def test_the_commands_run() -> None:
     assert sorted(tested) == ["brl", "plain", "sam", "second"]
     assert tested["plain"]["none last"]["tau"] is not None
     assert json.loads(Path("runs/second/result.json").read_text())["loss"] == "label_aware_smoothing"
+
+
+def test_the_functions_for_a_loop_of_ones_own_work() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    clips, labels, counts = torch.randn(6, 3, 8, 25, 1), torch.arange(6) % 2, torch.tensor([90, 10])
+    mixer = ShapMix(load_layout("ntu25"), counts, clips.mean(0), mix="stmix", loss="action_aware", deferred_steps=1)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(clips[0].numel(), 2))
+    before = network[1].weight.detach().clone()
+    found["sam_step"](network, mixer, mixer.mix(clips, labels, 1), torch.optim.SGD(network.parameters(), lr=0.1))
+    assert 0 < (network[1].weight - before).abs().max() < 10
+    biased = torch.tensor([[0.8, 0.2], [0.6, 0.4]], dtype=torch.float64)
+    assert found["adjust"](biased, torch.tensor([0, 1]), biased, counts).argmax(1).tolist() == [0, 1]
