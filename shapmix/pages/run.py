@@ -60,7 +60,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
         f"clips, {len(rows)} epochs, seed {trained.seed}; the {checkpoint} checkpoint, {views}; "
         f"{describe_schedule(trained, steps_of_an_epoch(trained, splits))}"
     )
-    about += f"; logits adjusted with tau {tau:g}" if tau else ""
+    about += f"; logits adjusted with tau {tau:g}" if tau is not None else ""
     scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), up=store.up)
     scenes += worst_confusions(splits, sampler, probabilities.argmax(1), labels, confusion)
     values = part_values(network, mixer, splits, sampler, device)

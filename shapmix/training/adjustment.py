@@ -24,13 +24,13 @@ TAUS = tuple(number / 10 for number in range(31))
 log = logging.getLogger("shapmix")
 
 
-def adjusted(probabilities: Tensor, class_counts: Tensor, tau: float) -> Tensor:
-    """Probabilities [N, K] float64 divided by the class prior to the power of tau, with a sum of 1.
+def adjusted(probabilities: Tensor, class_counts: Tensor, tau: float | None) -> Tensor:
+    """Probabilities [N, K] float64 divided by the class prior to the power of tau, with a sum of 1; unchanged for 0 or None.
 
     Args:
         class_counts: [K] training clips of each class.
     """
-    if tau == 0:
+    if not tau:
         return probabilities
     return (probabilities.log() - tau * log_class_prior(class_counts).to(probabilities)).softmax(1)
 
@@ -56,8 +56,8 @@ def best_tau(taus: Sequence[float], logits: Callable[[float], Tensor], labels: T
     return min(taus, key=badness)
 
 
-def find_tau(asked: Adjustment | None, splits: Splits, score: Callable[[Tensor], Tensor]) -> float:
-    """The tau that was asked for, chosen on the validation clips if that was; 0 if none was.
+def find_tau(asked: Adjustment | None, splits: Splits, score: Callable[[Tensor], Tensor]) -> float | None:
+    """The tau that was asked for, chosen on the validation clips if that was; None if none was.
 
     Args:
         score: clips [N] of the store -> their probabilities [N, K] without adjustment.
@@ -66,7 +66,7 @@ def find_tau(asked: Adjustment | None, splits: Splits, score: Callable[[Tensor],
         RunError: there are no validation clips to choose on.
     """
     if asked != "validation":
-        return asked or 0.0
+        return asked
     if not len(splits.val):
         raise RunError("logit_adjustment: there are no validation clips to choose tau on; give a number")
     tau = choose_tau(score(splits.val), splits.store.labels[splits.val], splits.class_counts())

@@ -39,7 +39,7 @@ def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) 
             write_result(run_dir, config, rows)
     if parallel.rank() == 0:
         print(f"\nTest accuracy ({splits.store.class_counts(splits.test).sum()} clips); run: {run_dir}")
-        print(metrics.table({f"{name}, tau {row.tau:g}" if row.tau else name: row for name, row in rows.items()}))
+        print(metrics.table({f"{name}, tau {row.tau:g}" if row.tau is not None else name: row for name, row in rows.items()}))
     return rows
 
 

@@ -58,14 +58,14 @@ class Member(NamedTuple):
     batch_size: int
     views: Views
     device: torch.device
-    tau: float = 0.0
+    tau: float | None = None
     tau_norm: float | None = None
 
     @property
     def adapted(self) -> str:
         """What was done to the trained network or its logits, for a title."""
         parts = [f", tau-norm {self.tau_norm:g}"] if self.tau_norm is not None else []
-        return "".join([*parts, f", tau {self.tau:g}"] if self.tau else parts)
+        return "".join([*parts, f", tau {self.tau:g}"] if self.tau is not None else parts)
 
     def probabilities(self, clips: Tensor) -> Tensor:
         """[N, K] of the store's clips [N], without adjustment of the logits."""
@@ -81,7 +81,7 @@ class Member(NamedTuple):
             counts,
             store.class_names,
             store.lengths[clips],
-            self.tau or None,
+            self.tau,
         )
 
 

@@ -286,7 +286,7 @@ class Trainer:
             load_weights(self.run.evaluated, state["network"], path)
             views = Views.of_run(config)
             tau = find_tau(config.logit_adjustment, self.splits, partial(self.probabilities, views=views))
-            if tau:
+            if tau is not None:
                 log.info("%s.pt: logits adjusted with tau %g", name, tau)
             reached[name], confusion = self.measure(self.splits.test, tau, views)
             if parallel.rank() == 0:
@@ -300,11 +300,11 @@ class Trainer:
             write_result(self.run_dir, config, reached)
         return Result(self.run_dir, reached, self.run.mixer.saliency.cpu())
 
-    def measure(self, clips: Tensor, tau: float = 0.0, views: Views = ONE_VIEW) -> tuple[metrics.Accuracy, Tensor]:
+    def measure(self, clips: Tensor, tau: float | None = None, views: Views = ONE_VIEW) -> tuple[metrics.Accuracy, Tensor]:
         """Accuracy and confusion matrix [K, K] of the evaluated network on clips [N] of the store, adjusted with tau."""
         labels, counts = self.splits.store.labels[clips], self.splits.class_counts()
         probabilities = adjusted(self.probabilities(clips, views), counts, tau)
-        found = replace(metrics.accuracy(probabilities, labels, counts), tau=tau or None)
+        found = replace(metrics.accuracy(probabilities, labels, counts), tau=tau)
         return found, metrics.confusion_matrix(probabilities, labels)
 
     def probabilities(self, clips: Tensor, views: Views) -> Tensor:

@@ -37,6 +37,7 @@ def test_it_is_its_formula() -> None:
 def test_no_tau_and_classes_of_one_size_change_nothing() -> None:
     probabilities = drawn()
     assert torch.equal(adjusted(probabilities, COUNTS, 0.0), probabilities)
+    assert torch.equal(adjusted(probabilities, COUNTS, None), probabilities)
     torch.testing.assert_close(adjusted(probabilities, torch.full((4,), 50), 2.0), probabilities)
 
 
@@ -78,7 +79,7 @@ def test_without_validation_clips_tau_has_to_be_given(small_splits: Splits) -> N
     with pytest.raises(RunError, match="logit_adjustment: there are no validation clips to choose tau on; give a number"):
         find_tau("validation", bare, lambda clips: drawn(len(clips)))
     assert find_tau(0.7, bare, lambda clips: drawn(len(clips))) == 0.7
-    assert find_tau(None, bare, lambda clips: drawn(len(clips))) == 0.0
+    assert find_tau(None, bare, lambda clips: drawn(len(clips))) is None
 
 
 # The commands
@@ -118,6 +119,8 @@ def test_evaluate_adjusts_without_training(
     assert "plain last, single crop, tau 1" in capsys.readouterr().out
     assert json.loads((tmp_path / "result.json").read_text())["tau"] == 1
     assert torch.equal(scores(runs[0], tmp_path / "2.npz", "--logit-adjustment", "0"), raw)
+    assert "plain last, single crop, tau 0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "result.json").read_text())["tau"] == 0  # asked for, so not None
     found = scores(runs[0], tmp_path / "3.npz", "--logit-adjustment", "validation")
     tau = figures(runs[1])["tau"]
     torch.testing.assert_close(found, adjusted(raw, small_splits.class_counts(), tau))
