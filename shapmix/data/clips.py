@@ -13,6 +13,7 @@ from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import Layout
 
 SHOWN_CLASSES = 10  # in an error message
+OF_PIXELS = 20.0  # coordinates in metres, in a box or of a normalised image are smaller
 
 
 @dataclass(frozen=True)

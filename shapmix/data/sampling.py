@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from shapmix.data.augmentation import check_augment, check_centred, check_mirror, pixel_among, sides_of
 from shapmix.data.clips import ClipStore
-from shapmix.draws.augment import MOST_AXES, AugmentConfig, Sides, draw_augment, mirror_all
+from shapmix.draws.augment import AugmentConfig, Sides, draw_augment, mirror_all
 from shapmix.draws.crops import (
     MAX_DEGREES,
     MAX_ROTATION,
@@ -33,7 +34,6 @@ from shapmix.reference.clips import Stream, pick_frames, sample_frames
 
 Pipeline = Literal["crop", "frames", "segments"]
 NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "skip_bone_motion"]
-OF_PIXELS = 20.0  # coordinates in metres, in a box or of a normalised image are smaller
 DEVICE_SHARE = 0.5  # fraction of the free GPU memory that recordings may use; the rest is for the network
 
 
@@ -73,7 +73,9 @@ class ClipSampler:
         check_choice("stream", self.stream, get_args(NetworkStream))
         if self.store.scores and self.pipeline != "segments":
             raise ValueError(f"pipeline '{self.pipeline}' would treat the confidence score as a coordinate; choose 'segments'")
-        self._check_augment()
+        check_augment(self.augment, self.store.layout, self.store.dimension)
+        for name in self.augment.multipliers:
+            self._check_centred(f"augment.{name}")
 
     @property
     def turns(self) -> bool:
@@ -83,10 +85,7 @@ class ClipSampler:
     @cached_property
     def sides(self) -> Sides:
         """Left and right, and the parts of the skeleton, on the device of the store's frames."""
-        layout = self.store.layout
-        axis = layout.sideways(self.store.dimension)
-        sides = Sides(torch.tensor(layout.flips), axis, layout.part_of_joint, layout.num_parts)
-        return sides.to(self.store.frames.device)
+        return sides_of(self.store.layout, self.store.dimension).to(self.store.frames.device)
 
     def training(self, clips: Tensor, step: int) -> Tensor:
         """Random training views: indices [N] -> [N, C, T, V, M]; a function of (seed, step).
@@ -144,41 +143,17 @@ class ClipSampler:
         return MAX_ROTATION if self.augment.rotation is None else self.augment.rotation
 
     def _mirror(self, clips: int) -> AugmentPlan:
-        self._check_mirror("mirrored")
+        check_mirror("mirrored", self.store.layout)
         self._check_centred("mirrored")
         return mirror_all(self.sides, clips, self.store.dimension)
 
-    def _check_augment(self) -> None:
-        augment, dimension = self.augment, self.store.dimension
-        for option in ("mirror", "swap"):
-            if getattr(augment, option):
-                self._check_mirror(f"augment.{option}")
-        if augment.moves_coordinates:
-            self._check_centred("augment.mirror, scale, stretch and shear")
-        if augment.rotation and not self.turns:
-            raise DataError(f"augment.rotation: only clips of 3 coordinates are rotated, and these have {dimension}; leave it out")
-        if dimension > MOST_AXES and (augment.moves_coordinates or augment.jitter):
-            raise DataError(f"augment: coordinates are changed for up to {MOST_AXES}, and these clips have {dimension}")
-
-    def _check_mirror(self, option: str) -> None:
-        layout = self.store.layout
-        if layout.flips == tuple(range(layout.num_joints)):
-            raise DataError(
-                f"{option}: layout '{layout.name}' has no left-right pairs, so its clips cannot be mirrored; leave {option} out, "
-                'or add the pairs to a copy of its file (flips = [["left_hand", "right_hand"], ...]) and prepare the data with it'
-            )
-
     def _check_centred(self, option: str) -> None:
-        if self.pipeline != "frames" and self._is_of_pixels:  # the frames of that pipeline are in a box
-            raise DataError(
-                f"{option}: coordinates are multiplied about zero, and these clips have coordinates beyond {OF_PIXELS:g}, such as "
-                "pixels from the corner of an image; subtract the middle of the image and divide by its size before preparing "
-                f"them, or leave {option} out"
-            )
+        if self.pipeline != "frames":  # the frames of that pipeline are in a box
+            check_centred(option, self._pixel)
 
     @cached_property
-    def _is_of_pixels(self) -> bool:
-        return bool((self.store.frames[..., : self.store.dimension].abs().amax() > OF_PIXELS).item())
+    def _pixel(self) -> float | None:
+        return pixel_among(self.store.frames[..., : self.store.dimension])
 
     def _frames(self, clips: Tensor, lengths: Tensor, step: int, *, turned: bool, alike: bool = False) -> FramePlan:
         frames, seed = self.num_frames, self.seed

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 import shapmix
+from shapmix.data.clips import OF_PIXELS
 from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.annotations import Annotated
 from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
@@ -42,7 +43,6 @@ TEMPORARY = re.compile(
 
 OF_A_SCORE = 1.0  # the highest confidence score
 
-OF_PIXELS = 20.0  # coordinates in metres or of a normalised image are smaller
 
 CHECKED_FRAMES = 10_000  # of a store, whose third coordinate may be a score
 

@@ -56,9 +56,11 @@ class AugmentConfig:
     """Probability of each joint of a clip to be zero in the network's input."""
 
     @property
-    def moves_coordinates(self) -> bool:
-        """Whether coordinates are multiplied about zero."""
-        return bool(self.mirror or self.shear) or self.scale != ONE or self.stretch != ONE
+    def multipliers(self) -> tuple[str, ...]:
+        """The options that are on and multiply coordinates about zero."""
+        return tuple(
+            name for name, off in (("mirror", 0), ("scale", ONE), ("stretch", ONE), ("shear", 0)) if getattr(self, name) != off
+        )
 
     @property
     def retimes(self) -> bool:
@@ -68,7 +70,7 @@ class AugmentConfig:
     @property
     def on(self) -> bool:
         """Whether there is an `AugmentPlan` to draw; the rotation belongs to the plans of crops and frames."""
-        return self.moves_coordinates or self.retimes or bool(self.swap or self.jitter or self.part_drop or self.joint_drop)
+        return bool(self.multipliers) or self.retimes or bool(self.swap or self.jitter or self.part_drop or self.joint_drop)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def draw_augment(
         reversed=uniform(words[:, _REVERSE]) < config.reverse if config.reverse else None,
         pace=_pace(config.speed, words, lengths) if config.speed != ONE else None,
         source=source if config.mirror or config.swap else None,
-        linear=_linear(config, words, mirrored, sides.axis, dimension) if config.moves_coordinates else None,
+        linear=_linear(config, words, mirrored, sides.axis, dimension) if config.multipliers else None,
         jitter=torch.full((n,), config.jitter, dtype=torch.float64, device=device) if config.jitter else None,
         jitter_key=_key(words) if config.jitter else None,
         kept=_kept(config, sides, words, seed, step) if config.part_drop or config.joint_drop else None,

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from shapmix.data.augmentation import augment_clips
 from shapmix.data.clips import ClipStore, join_clips
 from shapmix.data.sampling import ClipSampler, NetworkStream, Pipeline, mean_motion
 from shapmix.draws.augment import AugmentConfig
 from shapmix.draws.plans import AugmentPlan
 from shapmix.process.errors import DataError
+from shapmix.reference import Stream
 from shapmix.skeleton.layout import BUILT_IN, Layout, load_layout
 
 CHOSEN = torch.tensor([3, 0, 2, 1, 2, 3])
@@ -314,8 +316,29 @@ def test_pixels_are_not_multiplied() -> None:
     frames[..., :2] = frames[..., :2] * 100 + 500
     pixels = replace(data, frames=frames)
     for options in ({"mirror": 0.5}, {"scale": (0.9, 1.1)}, {"shear": 0.1}):
-        with pytest.raises(DataError, match="these clips have coordinates beyond 20, such as pixels"):
+        with pytest.raises(DataError, match=rf"augment.{next(iter(options))}: .* beyond 20 \(\d+.*\), such as pixels"):
             sampler("segments", of=pixels, **options)
     assert sampler("segments", of=pixels, jitter=1.0, part_drop=0.5).training(CHOSEN, 0).isfinite().all()
     with pytest.raises(DataError, match="mirrored: coordinates are multiplied about zero"):
         sampler("segments", of=pixels).evaluation(CHOSEN, mirrored=True)
+
+
+@pytest.mark.parametrize("stream", ["joint", "bone_motion"])
+def test_clips_of_a_loop_of_your_own(stream: Stream) -> None:
+    """The sampler's clips, cropped before, are augmented as a store of such clips."""
+    layout = load_layout("ntu25")
+    clips = ClipSampler(store(), "crop", "joint", 16).evaluation(CHOSEN)
+    config = AugmentConfig(**{name: value for options in ALONE.values() for name, value in options.items()})
+    data = join_clips(list(clips.permute(0, 2, 4, 3, 1)), [0, 1, 0, 1, 0, 1], list("abcdef"), layout, ["x", "y"])
+    expected = ClipSampler(data, "crop", stream, 16, seed=3, augment=replace(config, rotation=0.0)).training(torch.arange(6), 5)
+    kept = clips.clone()
+    found = augment_clips(clips, layout, config, seed=3, step=5, stream=stream)
+    assert torch.equal(found, expected)
+    assert torch.equal(clips, kept)
+    turned = augment_clips(clips, layout, replace(config, rotation=0.3), seed=3, step=5, stream=stream)
+    assert not torch.equal(turned, found)
+    assert torch.equal(augment_clips(clips, layout, AugmentConfig(), seed=3, step=5), clips)
+    with pytest.raises(ValueError, match=r"clips has shape \[6, 3, 16, 24, 2\]; give \[N, C, T, 25, M\]"):
+        augment_clips(clips[:, :, :, 1:], layout, config, seed=3, step=5)
+    with pytest.raises(DataError, match="these clips have coordinates beyond 20"):
+        augment_clips(clips * 100, layout, config, seed=3, step=5)

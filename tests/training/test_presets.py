@@ -27,7 +27,7 @@ SHORT += ["--threads", "1", "--saliency.warmup-epochs", "0", "--schedule.warmup-
 BALANCED = {"epochs": 65, "batch_size": 64, "schedule.lr": 0.1, "schedule.weight_decay": 4e-4, "schedule.warmup_epochs": 5}
 LONG_TAILED = {**BALANCED, "epochs": 100, "imbalance": 100, "n_max": 600}
 BRL = {"epochs": 24, "repeat": 5, "batch_size": 16, "schedule.lr": 0.0125, "schedule.weight_decay": 5e-4, "test_clips": 10}
-BRL |= {"schedule.warmup_epochs": 0, "num_frames": 64, "network.backbone": "stgcnpp", "augment.mirror": 0.5, "imbalance": 100}
+BRL |= {"schedule.warmup_epochs": 0, "num_frames": 64, "network.backbone": "stgcnpp", "augment.swap": 0.5, "imbalance": 100}
 VALUES: dict[str, dict[str, Any]] = {
     "kinetics": {
         **{"epochs": 70, "batch_size": 80, "schedule.lr": 0.1, "schedule.weight_decay": 5e-4, "schedule.warmup_epochs": 5},
