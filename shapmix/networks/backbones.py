@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from shapmix.networks import own
 from shapmix.process.choices import Registry
 
 Make = TypeVar("Make", bound=Callable[..., nn.Module])
@@ -57,9 +57,8 @@ def find_backbone(name: str) -> Backbone:
 
     Raises:
         ValueError: an unknown name, with the nearest one.
-        ImportError, AttributeError: no such module or function.
+        RunError: no such module or function.
     """
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         return BACKBONES.find(name)
-    return Backbone(getattr(importlib.import_module(module), function), on_device=False, options=())
+    return Backbone(own.imported(name), on_device=False, options=())

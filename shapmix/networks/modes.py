@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
 def isolated_eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside the context; module modes, buffers and torch's random states are restored on exit, also after an error."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     devices = sorted({tensor.device.index for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda})
     with torch.random.fork_rng(devices), in_eval_mode(model):
         try:

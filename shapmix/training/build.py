@@ -20,6 +20,7 @@ from shapmix.kernels import unavailable
 from shapmix.mixing import official
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS
+from shapmix.networks import own
 from shapmix.networks.backbones import BACKBONES, find_backbone
 from shapmix.networks.frozen import freeze
 from shapmix.networks.head import drop_before_head, head_of, scale_classes
@@ -104,14 +105,8 @@ def make_network(config: TrainConfig, store: ClipStore) -> nn.Module:
         RunError: the backbone cannot be imported or made.
     """
     name = config.network.backbone
-    try:
-        found = find_backbone(name)
-    except (ImportError, AttributeError) as error:
-        raise RunError(f"network.backbone '{name}': {error}") from error
     size = {"num_classes": store.num_classes, "num_people": store.num_people, "in_channels": store.num_coordinates}
-    network = found.make(layout=store.layout, **size, **backbone_options(config))
-    if not isinstance(network, nn.Module):
-        raise RunError(f"network.backbone '{name}' made a {type(network).__name__}, not a torch module")
+    network = own.called(name, find_backbone(name).make, {"layout": store.layout, **size, **backbone_options(config)})
     if config.network.class_scale:
         try:
             scale_classes(network, store.num_classes)
@@ -191,6 +186,10 @@ def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = Fal
 def make_training(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps: int, device: torch.device) -> Training:
     """Builds network, mixer and optimizer on the device for `steps` steps per epoch, before the first step."""
     network = make_network(config, splits.store).to(device)
+    if ":" in config.network.backbone:
+        store = splits.store
+        shape = (store.num_coordinates, config.num_frames, store.layout.num_joints, store.num_people)
+        own.try_out(config.network.backbone, network, shape, store.num_classes, device)
     if config.freeze:
         try:
             freeze(network, config.freeze, head_of(network, splits.store.num_classes))

@@ -186,8 +186,19 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint(path, layout="ntu25", class_names=["a"])["network"]["w"], torch.ones(3))
 
 
+class Broken(torch.nn.Module):
+    """Works in eval mode, in which a network is tried out before the first step."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.layers(clips[:, :1] if self.training else clips)
+
+
 def broken(*, layout: object, num_classes: int, num_people: int, in_channels: int) -> torch.nn.Module:
-    return torch.nn.Linear(7, num_classes)
+    return Broken(num_classes)
 
 
 def test_what_stops_before_its_first_step_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -38,3 +39,20 @@ def test_the_lightning_module_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "mixer.class_saliency.mean" in training.state_dict()
     assert all(torch.isfinite(value).all() for value in training.network.state_dict().values())
     sys.modules.pop("lightning_module")
+
+
+@pytest.mark.usefixtures("small_runs")
+def test_a_third_partys_network_is_wrapped_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import third_party_network
+
+    monkeypatch.chdir(tmp_path)
+    options = ["--num-frames", "8", "--batch-size", "8", "--epochs", "1", "--threads", "1", "--device", "cpu"]
+    options += ["--saliency.warmup-epochs", "0"]
+    assert third_party_network.main([*options, "--run-dir", "run"]) == 0
+    state = torch.load("run/checkpoints/last.pt", weights_only=True)["network"]
+    assert all(key.startswith("model.") for key in state)
+    lines = inspect.getsource(third_party_network.network).splitlines()
+    assert len(lines) == 5
+    page = (EXAMPLES.parent / "docs" / "own_layout.md").read_text()
+    assert inspect.getsource(third_party_network.network) in page
+    assert inspect.getsource(third_party_network.Wrapped) in page

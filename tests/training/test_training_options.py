@@ -114,7 +114,7 @@ def test_a_compiled_backbone_trains_as_the_eager_one() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "message"),
-    [("nowhere:net", "No module named 'nowhere'"), ("math:net", "has no attribute 'net'")],
+    [("nowhere:net", "No module named 'nowhere'"), ("math:net", "module 'math' has no 'net'")],
 )
 def test_a_backbone_that_cannot_be_made_says_why(backbone: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*TINY, "--network.backbone", backbone]) == 2
