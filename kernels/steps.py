@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from .dispatch import choose
@@ -17,3 +20,27 @@ def layer_steps(x: Tensor) -> ModuleType | None:
         BackendError: SHAPMIX_BACKEND requests a back end that cannot run on x.
     """
     return import_module(".triton_unit", __package__) if choose("graph_conv", x, None) == "triton" else None
+
+
+def tile_of_joints(joints: int) -> str:
+    """How the fused layers of a GPU hold the joints of a skeleton: in one tile, or in several, which is slower."""
+    if find_spec("triton") is None:
+        return "not available: triton is not installed, so CTR-GCN runs op by op"
+    unit = import_module(".triton_unit_graph", __package__)
+    if _gradient_launches(joints, torch.bfloat16) == 1:
+        found = f"{joints} joints fit one tile"
+        return found if _gradient_launches(joints, torch.float32) == 1 else f"{found} in bf16, but not in fp32, which is slower"
+    size = unit.BACKWARD[torch.bfloat16].u
+    return f"slower path: {joints} joints do not fit one tile of {size}, so graphs and features take a backward kernel each"
+
+
+def _gradient_launches(joints: int, dtype: torch.dtype) -> int:
+    """Kernels of the graph unit's backward pass, counted on tensors without memory."""
+    launches = import_module(".triton_launch", __package__)
+    unit = import_module(".triton_unit_graph", __package__)
+    narrow, wide = (partial(torch.empty, dtype=kind, device="meta") for kind in (dtype, torch.float32))
+    y, factors = narrow(1, 16, joints, 64), narrow(1, 3, joints, joints, 8)
+    weights = (narrow(3, 64, 64), wide(3, 64), narrow(3, 64, 8), wide(3, 64), wide(1), wide(3, joints, joints))
+    with launches.record_launches() as recorded:
+        unit.graph_unit_backward(y, y, wide(6, 64), wide(2, 64), y, factors, *weights)
+    return len(recorded)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shapmix.kernels import installation
+from shapmix.kernels.steps import tile_of_joints
 from shapmix.pictures.skeletons import layout_svg
 from shapmix.process.command import WRONG, read_options, run_command
 from shapmix.process.errors import RunError
@@ -70,14 +71,15 @@ def show_layout(name: str, picture: Path | None, *, as_json: bool) -> int:
     if file.suffix != ".svg":
         raise RunError(f"--picture {file}: the picture is an .svg; give a file with that ending")
     check_output_file(file)
-    found = doubts(layout)
+    found, tile = doubts(layout), tile_of_joints(layout.num_joints)
     write_whole(file, layout_svg(layout))
     if as_json:
         joints = [dict(zip(("joint", "parent", "mirrored", "part"), row[1:], strict=True)) for row in joint_rows(layout)]
         about = {"name": layout.name, "dimensions": layout.dimensions, "up": layout.up, "joints": joints}
-        print(json.dumps({**about, "doubts": found, "picture": str(file)}, indent=2))
+        print(json.dumps({**about, "fused layers": tile, "doubts": found, "picture": str(file)}, indent=2))
     else:
         print(summary(layout))
+        print(f"fused layers on a GPU: {tile}")
         print(f"picture: {file}")
         print("\n".join(f"mistake? {doubt}" for doubt in found) or "no mistakes found")
     return WRONG if found else 0

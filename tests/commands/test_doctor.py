@@ -7,8 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from shapmix import doctor
+from shapmix.kernels import steps
+from shapmix.kernels.steps import tile_of_joints
 from shapmix.pictures.skeletons import layout_svg
 from shapmix.skeleton.layout import BUILT_IN, layout_text, load_layout
 
@@ -45,6 +48,7 @@ def test_the_doctor_draws_a_layout_and_lists_it(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert "17 joints, 5 parts (20 combinations), 2 or 3 coordinates, z points up" in said
     assert " 1  right_hip" in said
+    assert "fused layers on a GPU: 17 joints fit one tile\n" in said
     assert "picture: h36m17.svg" in said
     assert "no mistakes found" in said
     ElementTree.parse("h36m17.svg")
@@ -80,3 +84,16 @@ def test_a_picture_without_a_layout_and_a_folder_are_refused(capsys: pytest.Capt
     assert "folder" in capsys.readouterr().err
     assert doctor.main(["--layout", "coco17", "--picture", "a.png"]) == 2
     assert "error: --picture a.png: the picture is an .svg" in capsys.readouterr().err
+
+
+def test_the_doctor_says_where_fused_layers_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number of joints that a layout can have; one tile is one kernel of the graph unit's backward pass."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    for joints in (2, 25, 32):
+        assert tile_of_joints(joints) == f"{joints} joints fit one tile"
+    for joints in (33, 133):
+        assert tile_of_joints(joints).startswith(f"slower path: {joints} joints do not fit one tile of 32")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert tile_of_joints(25) == "25 joints fit one tile in bf16, but not in fp32, which is slower"
+    monkeypatch.setattr(steps, "find_spec", lambda _name: None)
+    assert tile_of_joints(25) == "not available: triton is not installed, so CTR-GCN runs op by op"
