@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -108,6 +108,25 @@ def copy_buffers(network: nn.Module) -> None:
     if ranks() > 1:
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def copy_weights(network: nn.Module) -> None:
+    """Broadcasts parameters and buffers of rank 0."""
+    if ranks() > 1:
+        for tensor in (*network.parameters(), *network.buffers()):
+            distributed.broadcast(tensor.detach(), 0)
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """All-reduce (sum) of the gradients in place: one collective per dtype."""
+    alike: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            alike.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in alike.values() if ranks() > 1 else ():
+        flat = summed(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [piece.view(gradient.shape) for piece, gradient in zip(pieces, gradients, strict=True)])
 
 
 class SharedForward(nn.Module):

@@ -221,15 +221,15 @@ def make_step(
     if reason is not None and config.cuda_graph == "always":
         raise RunError(f"cuda_graph: the step cannot be captured as a CUDA graph: {reason}")
     store, autocast = sampler.store, PRECISIONS[config.precision]
+    try:
+        rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
+    except ValueError as error:
+        raise RunError(f"{error}; change one of them") from error
     if reason is None:
         given = sampler.pipeline != "crop" or store.frames.device != device
         parts = (run.network, run.mixer, run.optimizer, sampler, config.batch_size)
         step = TrainingStep(*parts, clips_given=given, autocast=autocast, clip_norm=config.schedule.clip_norm)
         return step, "CUDA graph: on"
-    try:
-        rows = passes(config.batch_size, parallel.rank(), parallel.ranks(), config.accumulate)
-    except ValueError as error:
-        raise RunError(f"{error}; change one of them") from error
     clip_norm, sam, synced = config.schedule.clip_norm, config.schedule.sam, config.sync_batchnorm
     eager = EagerStep(run, store.labels, rows, autocast, sync_batchnorm=synced, clip_norm=clip_norm, sam=sam)
     return eager, f"CUDA graph: off ({reason})"
@@ -239,8 +239,8 @@ def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> s
     """The reason why the step cannot be captured as a CUDA graph, or None."""
     if device.type != "cuda":
         return f"the device is {device}"
-    if parallel.ranks() > 1:
-        return "several processes exchange their gradients"
+    if parallel.ranks() > 1 and config.cuda_graph != "always":
+        return "several processes; --cuda-graph always captures their collectives too"
     if config.accumulate > 1:
         return f"a step is {config.accumulate} passes"
     if config.schedule.sam is not None:

@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from shapmix.data.order import passes
 from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import sample_clips
 from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
 from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS, MixedBatch
-from shapmix.process.parallel import SharedForward
+from shapmix.networks.synced_norm import SyncedBatchNorm
+from shapmix.process import parallel
 
 WARM_UP = 3  # warm-up steps on a side stream before capture, as recommended by torch; Triton compiles in them
 
@@ -61,8 +64,13 @@ class TrainingStep:
     A graph belongs to a phase of the schedule, of which there is one at a time, and to where weights, buffers and the optimizer's
     state lie; a change of either (`network.to`, `optimizer.load_state_dict`) is detected, and the step captured anew.
 
+    Each of several processes (`torch.distributed`) makes the same batch and forwards its rows; gradients are summed over processes
+    in one all-reduce, and BatchNorms that are not synchronised (`sync_norms`) take the statistics of process 0. All processes start
+    from the weights of process 0.
+
     Raises:
-        ValueError: a pipeline or an estimator that draws on the host; an optimizer that cannot be captured; a capture on a CPU.
+        ValueError: a pipeline or an estimator that draws on the host; an optimizer that cannot be captured; a capture on a CPU; a
+            batch size that the number of processes does not divide.
     """
 
     def __init__(
@@ -88,8 +96,13 @@ class TrainingStep:
             check_capturable(optimizer, device)
         self.network, self.mixer, self.optimizer, self.sampler = network, mixer, optimizer, sampler
         self.autocast, self.takes_clips, self.clip_norm = autocast, clips_given, clip_norm
-        self.observer = SharedForward(network, autocast)
+        self.observer = parallel.SharedForward(network, autocast)
         self.device = device
+        self._several = parallel.ranks() > 1
+        self._rows = passes(batch_size, parallel.rank(), parallel.ranks(), 1)[0].to(device)  # of the batch, that are forwarded here
+        norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self._synced = all(isinstance(norm, SyncedBatchNorm) for norm in norms)
+        parallel.copy_weights(network)
         store = sampler.store
         self.labels = store.labels.to(device)
         self.clips: Tensor | None = None  # [N, C, T, V, M], where they are given
@@ -164,19 +177,40 @@ class TrainingStep:
         clips = self._sampled() if self.clips is None else self.clips
         mixer.observe(self.observer, clips, labels, number, counter=self.number)
         batch = mixer.mix(clips, labels, number, counter=self.number)
-        with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():
-            logits = self.network(batch.clips)
-        logits = logits.to(clips.dtype)
-        clean, mixed = mixer.loss(logits, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = clean + mixed + auxiliary_loss(self.network, batch)
-        loss.backward()
+        logits, clean, mixed = self._forward_backward(batch)
         gradient = largest_gradient(self.optimizer)
-        finite = (loss.detach() + gradient).isfinite()
+        finite = (clean + mixed + gradient).isfinite()
         self._update(finite)
         restore_unless(finite, before)
         right = (logits[: len(labels)].argmax(1) == labels).sum()
-        return StepResult(clean.detach(), mixed.detach(), right, gradient)
+        return StepResult(clean, mixed, right, gradient)
+
+    def _forward_backward(self, batch: MixedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the batch's loss; returns the logits of all its clips and both losses, the same on every process.
+
+        Each of several processes forwards its rows; those of the others are zeros, which have no gradient.
+        """
+        clips, mixer = batch.clips, self.mixer
+        own: Tensor | None = None
+        if self._several:
+            copies = len(clips) // len(batch.labels)
+            own = torch.cat([self._rows + copy * len(batch.labels) for copy in range(copies)])
+            clips = clips[own]
+        with torch.autocast(clips.device.type, self.autocast) if self.autocast else nullcontext():
+            logits = self.network(clips)
+        logits = logits.to(clips.dtype)
+        if own is not None:
+            logits = logits.new_zeros(len(batch.clips), logits.shape[1]).index_copy(0, own, logits)
+        clean, mixed = mixer.loss(logits, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        (clean + mixed + auxiliary_loss(self.network, batch, own)).backward()
+        if self._several:
+            parallel.sum_gradients([parameter for group in self.optimizer.param_groups for parameter in group["params"]])
+            if not self._synced:
+                parallel.copy_buffers(self.network)
+            logits = parallel.summed(logits.detach().clone())
+            clean, mixed = mixer.loss(logits, batch)
+        return logits.detach(), clean.detach(), mixed.detach()
 
     def _sampled(self) -> Tensor:
         frames = self.sampler.num_frames

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shapmix import reference
@@ -23,6 +25,7 @@ from shapmix.mixing import mixers
 from shapmix.mixing.estimators import drawn_on_device
 from shapmix.mixing.mixer import ShapMix
 from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.networks.synced_norm import sync_norms
 from shapmix.training import step
 from shapmix.training.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
 
@@ -364,3 +367,57 @@ def test_a_graph_leaves_everything_alone_where_the_loss_is_not_finite(splits: Sp
     assert not (result.clean + result.mixed).isfinite()
     assert all(torch.equal(value, before[name]) for name, value in setup.state().items())
     assert all(value["momentum_buffer"].isfinite().all() for value in setup.optimizer.state.values())
+
+
+def of_doubles(splits: Splits, network_norms: str) -> Setup:
+    """A setup in float64, where the order of a sum does not matter."""
+    torch.set_default_dtype(torch.float64)
+    splits = replace(splits, store=replace(splits.store, frames=splits.store.frames.double()))
+    setup = Setup(splits, "shapmix", estimator="official")
+    setup.network.double()
+    if network_norms == "synced":
+        sync_norms(setup.network)
+    return setup
+
+
+def one_of_two(process: int, store: str, out: str, network_norms: str) -> None:
+    """Some steps of a process, with nothing read on the host; process 1 writes its state and the losses."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=process, world_size=2)
+    splits = make_synthetic(num_classes=4, n_max=16, imbalance=2, val_per_class=1, test_per_class=1)
+    setup = of_doubles(splits, network_norms)
+    if process == 1:
+        nn.init.zeros_(setup.network.fc.weight)  # the step begins with the weights of process 0
+    mixers.draw_plan = lambda *given, backend, **options: reference.draw_plan(*given, **options)
+    step, losses = setup.step(), []
+    for number, chosen in enumerate(epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 1, 0), BATCH)):
+        with NoHostReads() if number else nullcontext():  # tables of constants are made once
+            result = step(chosen, number)
+        losses.append((float(result.clean), float(result.mixed), int(result.right)))
+    states = [None, None]
+    distributed.all_gather_object(states, setup.state())
+    if process == 1:
+        torch.save((losses, states), out)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("network_norms", ["synced", "of process 0"])
+def test_two_processes_share_a_step(splits: Splits, network_norms: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With synchronised norms, the step of one process; without, all processes have the same state."""
+    arguments = (str(tmp_path / "store"), str(tmp_path / "out.pt"), network_norms)
+    multiprocessing.spawn(one_of_two, arguments, nprocs=2)
+    losses, (first, second) = torch.load(tmp_path / "out.pt")
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    if network_norms != "synced":
+        return
+    try:
+        setup = of_doubles(splits, "own")
+        step = setup.step()
+        for number, chosen in enumerate(epoch_batches(epoch_order(splits.train[: BATCH * STEPS], 1, 0), BATCH)):
+            result = step(chosen, number)
+            assert losses[number] == (pytest.approx(float(result.clean)), pytest.approx(float(result.mixed)), int(result.right))
+        for name, tensor in setup.state().items():
+            torch.testing.assert_close(second[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+    finally:
+        torch.set_default_dtype(torch.float32)
