@@ -47,9 +47,9 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     early.add_argument("--resume", type=Path)
     early.add_argument("--dataset")
     early.add_argument("--preset")
-    early.add_argument("--init-from", type=Path)
+    early.add_argument("--init-from", "--init_from", type=Path)
     early.add_argument("--stage2")
-    early.add_argument("--run-dir")
+    early.add_argument("--run-dir", "--run_dir")
     known, _ = early.parse_known_args(argv)
     if known.resume is not None and known.run_dir is not None:
         raise ConfigError(f"run_dir: --resume {known.resume} resumes in that directory; omit --run-dir")

@@ -60,7 +60,7 @@ def score_runs(
     whole = tests[0]
     if len(tests) > 1:
         mixed = torch.einsum("r,rnk->nk", shares, torch.stack([each.probabilities for each in tests]))
-        whole = replace(whole, probabilities=mixed, tau=None)
+        whole = replace(whole, probabilities=mixed, tau=None, tau_norm=None)
         shown = " ".join(f"{share:.3f}" for share in shares.tolist())
         rows[f"ensemble ({'fitted' if fit else 'given' if weights else 'equal'} weights {shown})"] = whole
     return Measured(rows, whole, shares, ", ".join(dict.fromkeys(seen)))

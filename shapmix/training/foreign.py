@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from shapmix.training.run_folder import check_run_dir, data_hash, new_run_dir, r
 from shapmix.training.start import load_network
 from shapmix.training.state import snapshot
 from shapmix.training.weights import read_weights
+
+log = logging.getLogger("shapmix")
 
 
 def write_run(config: TrainConfig) -> Path:
@@ -38,6 +41,7 @@ def write_run(config: TrainConfig) -> Path:
             f"{weights.path}: '{name}' would be untrained ({reason}); give the data that the weights were trained for, or train "
             "them on with python -m shapmix.train --init-from"
         )
+    log.info("%s: %s", weights.path, loaded)
     data = data_hash(splits)
     with ExitStack() as held:
         run_dir = new_run_dir(config, held)

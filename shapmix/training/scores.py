@@ -47,6 +47,8 @@ class Scores:
     """[N] int64 recorded frames; clips with the same name but different lengths are different clips."""
     tau: float | None = None
     """Of post-hoc logit adjustment, None without it."""
+    tau_norm: float | None = None
+    """Of tau-normalisation of the head, None without it."""
 
 
 class Member(NamedTuple):
@@ -82,6 +84,7 @@ class Member(NamedTuple):
             store.class_names,
             store.lengths[clips],
             self.tau,
+            self.tau_norm,
         )
 
 
@@ -198,7 +201,8 @@ def write_tables(out: Path, scores: Scores, about: dict[str, object]) -> None:
     metrics.write_class_table(out / "per_class.csv", confusion, scores.class_counts, scores.class_names)
     plots.plot_confusion(out / "confusion.png", confusion, scores.class_names)
     metrics.write_confusion(out / "confusion.csv", confusion, scores.class_names)
-    result = {**accuracy_of(scores).as_dict(), **about}
+    normalised = {} if scores.tau_norm is None else {"tau_norm": scores.tau_norm}
+    result = {**accuracy_of(scores).as_dict(), **normalised, **about}
     write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
 
 

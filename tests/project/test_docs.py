@@ -22,6 +22,7 @@ from torch import nn
 from shapmix import ShapMix, load_layout, prepare, train
 from shapmix.data.store import open_store
 from shapmix.mixing.mixers import MIXERS
+from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.skeleton.layout import BUILT_IN
 from tests.data.ntu_files import made, text_of
 from tests.small_run import leave_pictures_out
@@ -158,6 +159,23 @@ def test_evaluate_predict_and_export(folder_with_run: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     run_shell(onnx, folder_with_run)
     assert (folder_with_run / "network.onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_start_from_a_checkpoint(folder_with_run: Path, ntu: Path) -> None:
+    ours, theirs, stages, mixed = blocks("start.md", "bash")
+    run_shell(ours, folder_with_run)
+    for name in ("further", "other", "guided"):
+        assert (folder_with_run / "runs" / name / "result.json").exists(), name
+    run_shell(stages, folder_with_run)
+    assert json.loads((folder_with_run / "RUN" / "evaluation" / "result.json").read_text())["tau_norm"] >= 0
+    run_shell(mixed, folder_with_run)
+    if not (ntu / "ntu60").exists():
+        run_shell(blocks("ntu.md", "bash")[0], ntu)
+    torch.save(CTRGCN(load_layout("ntu25"), 60).state_dict(), ntu / "ctrgcn.pt")
+    np.save(ntu / "clip.npy", np.random.default_rng(0).normal(size=(90, 25, 3)).astype(np.float32))
+    run_shell(theirs, ntu)
+    assert (ntu / "theirs.pt2").exists()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from tests.small_run import make_small_runs
 SHORT = ["--batch-size", "8", "--epochs", "2", "--threads", "1", "--device", "cpu"]
 TINY = [*SHORT, "--num-frames", "8", "--network.widths", "8", "16", "--saliency.warmup-epochs", "1"]
 
+READ_SPLITS = build.read_splits
 MIXED = ["--mix", "shapmix", "--loss", "balanced", "--saliency.warmup-epochs", "1", "--ema", "0.9"]
 
 pytestmark = pytest.mark.usefixtures("small_runs")
@@ -360,3 +361,28 @@ def test_the_fields_weights_load_from_each_form(first: Path) -> None:
         loaded = load_network(network, read_weights(Path(name)), config, store)
         assert (len(loaded.given), loaded.anew, loaded.left) == (len(whole), {}, [])
         assert kept(whole, network.state_dict()) == set(whole)
+
+
+@pytest.mark.slow
+def test_two_stages_on_nw_ucla() -> None:
+    folder = os.environ.get("SHAPMIX_NW_UCLA")
+    if not folder:
+        pytest.skip("SHAPMIX_NW_UCLA is not set: no NW-UCLA recordings")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "read_splits", READ_SPLITS)
+        data = ["--dataset", "nw-ucla", "--data-root", folder, "--imbalance", "10", "--threads", "1", "--device", "cpu"]
+        network = ["--network.widths", "16", "32", "--network.graph-gain", "1", "--schedule.lr", "0.05"]
+        short = ["--epochs", "6", "--saliency.warmup-epochs", "1", "--schedule.warmup-epochs", "1"]
+        assert train.main([*data, *network, *short, "--mix", "none", "--loss", "ce", "--run-dir", "one"]) == 0
+        for stage in ("crt", "lws"):
+            assert train.main(["--stage2", stage, "--init-from", "one", "--device", "cpu", "--run-dir", stage]) == 0
+        assert evaluate.main(["one", "--tau-norm", "validation", "--device", "cpu"]) == 0
+    accuracy = {
+        name: json.loads(Path(name, "result.json").read_text())["test"]["none last"]["class_mean"] for name in ("one", "crt", "lws")
+    }
+    accuracy["tau"] = json.loads(Path("one/evaluation/result.json").read_text())["class_mean"]
+    assert accuracy["crt"] > accuracy["one"] > 0.1  # balanced classes of a head on the same features
+    before = network_of("one")
+    assert set(before) - kept(before, network_of("crt")) == {"fc.weight", "fc.bias"}
+    assert kept(before, network_of("lws")) == set(before)
+    assert parse_config(["--config", "crt/config.yaml"]).imbalance == 10
