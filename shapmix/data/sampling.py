@@ -82,10 +82,15 @@ class ClipSampler:
         """Whether training may rotate the clips: if the coordinates, without a score, are x, y and z."""
         return self.store.dimension == 3
 
+    def sides(self, device: torch.device) -> Sides:
+        """Left and right, and the parts of the skeleton, on a device; moved there once, because a CUDA graph cannot."""
+        if device not in self._sides:
+            self._sides[device] = sides_of(self.store.layout, self.store.dimension).to(device)
+        return self._sides[device]
+
     @cached_property
-    def sides(self) -> Sides:
-        """Left and right, and the parts of the skeleton, on the device of the store's frames."""
-        return sides_of(self.store.layout, self.store.dimension).to(self.store.frames.device)
+    def _sides(self) -> dict[torch.device, Sides]:
+        return {}
 
     def training(self, clips: Tensor, step: int) -> Tensor:
         """Random training views: indices [N] -> [N, C, T, V, M]; a function of (seed, step).
@@ -136,7 +141,9 @@ class ClipSampler:
 
     def augmentation(self, lengths: Tensor, step: int | Tensor) -> AugmentPlan | None:
         """The augmentation of training views of crops or recordings of `lengths` [N] frames; None if all of it is off."""
-        return draw_augment(self.augment, self.sides, lengths, dimension=self.store.dimension, seed=self.seed, step=step)
+        return draw_augment(
+            self.augment, self.sides(lengths.device), lengths, dimension=self.store.dimension, seed=self.seed, step=step
+        )
 
     @property
     def _largest_rotation(self) -> float:
@@ -145,7 +152,7 @@ class ClipSampler:
     def _mirror(self, clips: int) -> AugmentPlan:
         check_mirror("mirrored", self.store.layout)
         self._check_centred("mirrored")
-        return mirror_all(self.sides, clips, self.store.dimension)
+        return mirror_all(self.sides(self.store.frames.device), clips, self.store.dimension)
 
     def _check_centred(self, option: str) -> None:
         if self.pipeline != "frames":  # the frames of that pipeline are in a box

@@ -328,7 +328,7 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
     of a bias before batch normalisation.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    setups = {capture: Setup(splits, "shapmix", "cuda") for capture in (False, True)}
+    setups = {capture: Setup(splits, "shapmix", "cuda", augment=EVERYTHING) for capture in (False, True)}
     steps = {}
     for capture, setup in setups.items():
         if optimizer == "AdamW":
