@@ -26,7 +26,7 @@ TINY += ["--n-max", "8", "--imbalance", "4", "--saliency.warmup-epochs", "1"]
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    assert train.main([*TINY, "--run-dir", str(run)]) == 0
+    assert train.main([*TINY, "--test-clips", "2", "--run-dir", str(run)]) == 0
     assert report.main([str(run)]) == 0
     return run / "report.html"
 
@@ -39,6 +39,7 @@ def test_the_page_shows_what_the_run_reached(page: Path) -> None:
     names = ("top1", "top5", "class_mean", "many", "medium", "few", "macro_f1", "worst_class")
     names += ("ece", "ece_many", "ece_medium", "ece_few")
     assert shown == ["n/a" if reached[name] is None else f"{100 * reached[name]:.1f}%" for name in names]
+    assert re.search(r"the last checkpoint, 2 crops; adamw, lr 0\.01, cosine per epoch to 0; 2 epochs of \d+ steps", text)
     assert text.count('<td class="track">') == 24
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
     assert len(data["edges"]) == 24

@@ -143,6 +143,19 @@ def test_sam_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert (expected[::2] - expected[1::2]).abs().min() > 1e-4  # the second pass is at other weights
 
 
+@pytest.mark.slow
+def test_clipped_and_smoothed_steps_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """The norm is that of the whole batch's gradient; an epoch passes twice over the clips, and the cosine goes by steps."""
+    options = ["--schedule.clip-norm", "0.05", "--label-smoothing", "0.1", "--repeat", "2", "--epochs", "2"]
+    options += ["--schedule.decay", "cosine", "--schedule.per", "step"]
+    alone = run(1, tmp_path / "one", *options, double=True)[0]
+    first, second = run(2, tmp_path / "two", *options, double=True)
+    assert len(alone) == len(first) >= 2 * 2 * STEPS
+    expected = torch.tensor([step["loss"] for step in alone], dtype=torch.float64)
+    for steps in (first, second):
+        torch.testing.assert_close(torch.tensor([step["loss"] for step in steps], dtype=torch.float64), expected, atol=1e-6, rtol=0)
+
+
 def test_each_test_clip_counts_once(one: tuple[Path, list[dict]], two: tuple[Path, list[list[dict]]]) -> None:
     results = [json.loads((folder / "run/result.json").read_text())["test"]["shapmix last"] for folder, _ in (one, two)]
     assert results[0]["clips"] == results[1]["clips"]

@@ -35,6 +35,7 @@ def losses(run: str) -> torch.Tensor:
         ["--mix", "mixup"],
         ["--mix", "none", "--loss", "ce"],
         ["--mix", "shapmix", "--schedule.optimizer", "sgd", "--ema", "0.9"],
+        ["--mix", "shapmix", "--schedule.clip-norm", "0.5", "--label-smoothing", "0.1", "--schedule.per", "step", "--repeat", "2"],
         # at a rate of 0.01 its ten layers make tenths of a rounding within an epoch
         ["--mix", "shapmix", "--network.backbone", "stgcn", "--schedule.lr", "1e-4", "--epochs", "2"],
     ],
@@ -55,6 +56,17 @@ def test_the_graph_trains_as_the_plain_loop_and_as_the_cpu(
     graph, plain, cpu = (losses(name) for name in ways)
     torch.testing.assert_close(graph[:2], plain[:2], rtol=2e-2, atol=2e-3)
     torch.testing.assert_close(graph[:2], cpu[:2], rtol=2e-2, atol=2e-3)
+
+
+def test_dropped_paths_and_features_are_drawn_anew_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that is replayed draws by the seed of its step, so two runs agree; with dropout it trains otherwise than without."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    graph = [*SMALL, "--device", "cuda", "--cuda-graph", "always"]
+    for name in ("first", "second"):
+        assert train.main([*graph, "--network.drop-path", "0.5", "--network.dropout", "0.5", "--run-dir", name]) == 0
+    assert train.main([*graph, "--run-dir", "without"]) == 0
+    torch.testing.assert_close(losses("first")[:2], losses("second")[:2], rtol=2e-2, atol=2e-3)
+    assert not torch.allclose(losses("first")[:2], losses("without")[:2], rtol=2e-2, atol=2e-3)
 
 
 def test_bf16_trains_in_a_graph() -> None:
