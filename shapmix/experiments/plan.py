@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,10 +126,11 @@ def _changes(changes: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_cells(path: Path, cells: list[Cell]) -> None:
-    names = [cell.name for cell in cells]
+    names = Counter(cell.name for cell in cells)
     for cell in cells:
-        if names.count(cell.name) > 1:
+        if names[cell.name] > 1:
             raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
+    for cell in {(cell.setting, cell.row): cell for cell in cells}.values():  # seeds differ in nothing else
         with parser_errors(f"{path}: setting '{cell.setting}', row '{cell.row}'"):
             parse_config(list(as_arguments(cell.options)))
 

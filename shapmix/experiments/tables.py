@@ -124,8 +124,9 @@ def plot(path: Path, rows: Sequence[Summary], columns: Sequence[str] = ("class_m
     """Plots mean and 95% interval of each row with a result, one panel per setting and column."""
     settings = list(dict.fromkeys(row.setting for row in rows))
     rows = [row for row in rows if row.seeds]
-    figure = Figure(figsize=(4.5 * len(columns), 0.8 + 0.35 * max(len(rows), 4)), layout="constrained")
-    axes = figure.subplots(len(settings), len(columns), squeeze=False)
+    heights = [0.8 + 0.35 * max(sum(row.setting == setting for row in rows), 2) for setting in settings]
+    figure = Figure(figsize=(4.5 * len(columns), sum(heights)), layout="constrained")
+    axes = figure.subplots(len(settings), len(columns), squeeze=False, height_ratios=heights)
     for line, setting in zip(axes, settings, strict=True):
         shown = [row for row in rows if row.setting == setting]
         for axis, column in zip(line, columns, strict=True):

@@ -97,6 +97,12 @@ def official(request: Request) -> Measurement:
     return _official_on_device(request) if isinstance(request.step, Tensor) else _official(request)
 
 
+@estimator("naive", on_device=True)
+def naive(request: Request) -> Measurement:
+    """A random combination alone on every sample: what it is worth without any other part, in every epoch."""
+    return official(request._replace(naive=True))
+
+
 @estimator("exact", on_device=True)
 def exact(request: Request) -> Measurement:
     """Every coalition of every sample, 31 forward passes per sample with five parts."""

@@ -54,6 +54,7 @@ class ShapMix(nn.Module):
         blend_probability: probability, drawn once per batch, that "shapmix" and "stmix" blend whole clips (Mixup) instead of
             pasting.
         decay: decay of the class average for one update per sample; adjusted for estimators that update more often.
+        tail_aware: of two classes the salient parts of the rarer are kept; False keeps those of the clip that is pasted into.
         warmup_steps: initial steps in which mixing is ST-Mix and the saliency is measured with empty contexts.
         replace_steps: initial steps in which a measurement replaces the class average instead of updating it;
             default: `warmup_steps`.
@@ -93,6 +94,7 @@ class ShapMix(nn.Module):
         temperature: float = 0.2,
         blend_probability: float = 0.25,
         decay: float = 0.9,
+        tail_aware: bool = True,
         warmup_steps: int = 0,
         replace_steps: int | None = None,
         deferred_steps: int = 0,
@@ -133,6 +135,8 @@ class ShapMix(nn.Module):
         else:
             priority, joint_counts = class_counts, layout.joints_in(layout.combinations)
             self.restored_frames = None
+        if not tail_aware:
+            priority = torch.zeros_like(priority)  # all classes tie
         self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay)
         self.register_buffer("mean_motion", mean_motion)
         self._register_constants(class_counts, priority)

@@ -161,6 +161,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         blend_probability=config.blend_probability,
         label_smoothing=config.label_smoothing,
         decay=config.saliency.decay,
+        tail_aware=config.saliency.tail_aware,
         warmup_steps=warmup * steps,
         # the published code's averaging begins one epoch after its contexts do
         replace_steps=(warmup + 1 if config.compat == "official" and not given else warmup) * steps,

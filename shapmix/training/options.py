@@ -96,11 +96,14 @@ class SaliencyConfig:
     estimator: Estimator | None = None
     """exact_subset: all coalitions of a sixteenth of the samples; official: one random marginal of every sample; chain,
     chain_reverse: prefixes of random orders of the parts; pair_table: a coalition and its complement, without ReLU. These have
-    the same cost. exact: all coalitions of all samples. None: official with --compat official, otherwise exact_subset."""
+    the same cost. naive: a combination without other parts, at half the cost. exact: all coalitions of all samples. None: official
+    with --compat official, otherwise exact_subset."""
     temperature: float = 0.2
     """Softmax temperature over the combinations of a class."""
     decay: float = 0.9
     """Decay of the moving average of each class."""
+    tail_aware: bool = True
+    """Keep the salient parts of the rarer class of a pair; otherwise those of the clip that is pasted into."""
     warmup_epochs: int = 5
     """Initial epochs with ST-Mix, in which the saliency is measured with empty contexts."""
 

@@ -10,7 +10,8 @@ import pytest
 from shapmix import experiment
 from shapmix.experiments.cells import ensembles
 from shapmix.experiments.plan import PlanError, check_lists, read_plan
-from shapmix.experiments.tables import table
+from shapmix.experiments.tables import Summary, plot, table
+from shapmix.training.metrics import HEADS
 
 PLAN = """
 base: {network: {widths: [8, 16]}, mix: none}
@@ -100,3 +101,10 @@ def test_another_list_than_the_plans_is_refused(tmp_path: Path, capsys: pytest.C
     assert "is another list: its names have SHA-256 " in said
     with pytest.raises(PlanError, match="setting 'all' has no train-list"):
         check_lists(read_plan(written(tmp_path, text.replace(f", train-list: {names}", ""))))
+
+
+def test_the_plot_has_room_for_many_settings(tmp_path: Path) -> None:
+    """A warning is an error here: axes without room have one."""
+    columns = dict.fromkeys(HEADS, (0.5, 0.1))
+    plot(tmp_path / "table.png", [Summary(f"setting {at}", "a", 2, columns, None, {}) for at in range(12)])
+    assert (tmp_path / "table.png").stat().st_size > 1000

@@ -110,5 +110,5 @@ def test_pairs_are_seen_equally_often_and_give_the_group_values() -> None:
 
 
 def test_an_unknown_estimator_is_named() -> None:
-    with pytest.raises(ValueError, match="estimator is 'shap'; give one of official, exact"):
+    with pytest.raises(ValueError, match="estimator is 'shap'; give one of official, naive, exact"):
         ESTIMATORS.find("shap")

@@ -299,3 +299,31 @@ def test_a_hook_sees_expanded_rows() -> None:
     mixer_of().observe(network, clips, labels, 1)
     assert all(isinstance(rows, Tensor) for rows in seen)
     assert seen
+
+
+def test_without_tail_awareness_a_clip_keeps_its_own_salient_parts() -> None:
+    clips, labels = batch(64)
+    table = torch.zeros(4, 20, dtype=torch.float32)
+    table[torch.arange(4), torch.arange(4)] = 100.0  # each class draws one combination of its own
+    for aware in (True, False):
+        mixer = mixer_of(tail_aware=aware, temperature=1.0, blend_probability=0.0)
+        mixer.class_saliency.mean.copy_(table)
+        mixed = mixer.mix(clips, labels, 3)
+        partner_labels = labels[mixed.partner]
+        own = NTU.all_parts ^ NTU.combinations[labels]
+        if aware:
+            rarer = COUNTS[labels] > COUNTS[partner_labels]
+            own = torch.where(rarer, NTU.combinations[partner_labels], own)
+        joints = NTU.joints_in(own)
+        replaced = (mixed.clips[64:] != clips).any(1).any(1).any(-1).sum(1)
+        same = labels == partner_labels
+        assert torch.equal(replaced[~same], joints[~same])
+
+
+def test_the_naive_estimator_measures_combinations_alone_in_every_epoch() -> None:
+    measured, naive = torch.zeros(12, dtype=torch.int64), ESTIMATORS["naive"]
+    for step in (0, torch.tensor(5)):
+        request = Request(measured, NTU, 1, step, combinations=NTU.combinations)
+        found = naive.propose(request)
+        assert torch.equal(found.coalitions, NTU.combinations[found.columns])
+        assert bool((found.without_rows == 0).all())
