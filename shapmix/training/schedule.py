@@ -67,5 +67,6 @@ def describe_schedule(config: TrainConfig, steps: int) -> str:
         decay = f"divided by 10 after epochs {epochs}" if epochs else "constant"
     else:
         decay = f"cosine per {schedule.per} to {schedule.final * schedule.lr:g}"
+    sam = f" with SAM of radius {schedule.sam:g}" if schedule.sam is not None else ""
     passes = f", each {config.repeat} times the clips" if config.repeat > 1 else ""
-    return f"{schedule.optimizer}, lr {schedule.lr:g}{warmup}, {decay}; {config.epochs} epochs of {steps} steps{passes}"
+    return f"{schedule.optimizer}{sam}, lr {schedule.lr:g}{warmup}, {decay}; {config.epochs} epochs of {steps} steps{passes}"

@@ -68,6 +68,8 @@ def test_one_line_describes_the_schedule(tmp_path: Path) -> None:
     assert describe_schedule(lt, 12) == (
         "sgd, lr 0.1, 5 epochs of warm-up, divided by 10 after epochs 60, 80; 100 epochs of 12 steps"
     )
+    sam = parse_config(["--schedule.sam", "0.05"])
+    assert describe_schedule(sam, 9).startswith(f"{sam.schedule.optimizer} with SAM of radius 0.05, lr ")
     assert describe_schedule(parse_config(["--repeat", "5"]), 9) == (
         "adamw, lr 0.01, cosine per epoch to 0; 6 epochs of 9 steps, each 5 times the clips"
     )
