@@ -67,8 +67,8 @@ class FusedTemporal(MultiScaleTemporal):
         self.joints = joints
         self.add_coeff = nn.Parameter(torch.zeros(joints))
 
-    def joined(self, x: Tensor) -> Tensor:
-        y = super().joined(torch.cat([x, x.mean(-1, keepdim=True)], -1))
+    def joined(self, x: Tensor, fused: bool) -> Tensor:
+        y = super().joined(torch.cat([x, x.mean(-1, keepdim=True)], -1), fused)
         return y[..., : self.joints] + y[..., self.joints :] * self.add_coeff
 
 

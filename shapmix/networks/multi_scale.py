@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from shapmix.networks.ctrgcn_reference import TemporalConv
-from shapmix.networks.skeleton_graph import SkeletonNetwork
+from shapmix.networks.fused_norm import can_be_fused, normalised
+from shapmix.networks.skeleton_graph import SkeletonNetwork, rows_product
 from shapmix.skeleton.layout import Layout
 
 DILATIONS = (1, 2, 3, 4)  # of the branches with a convolution over three frames; the other branches are max-pool 3 and 1x1
@@ -62,8 +64,18 @@ class Layer(nn.Module):
         return self.after_graph_unit(x, self.gcn(x))
 
     def after_graph_unit(self, x: Tensor, y: Tensor) -> Tensor:
-        """The layer's output for input x, where y is the output of its graph unit."""
-        y = self.tcn(y)
+        """The layer's output for input x, where y is the output of its graph unit.
+
+        Norms are fused where y is in channels-last memory, which they need: for other graph units the copies cost more.
+        """
+        tcn: Any = self.tcn
+        norms = [part for part in self.modules() if isinstance(part, _BatchNorm)]
+        if self.training and y.is_contiguous(memory_format=torch.channels_last) and can_be_fused(self, norms):
+            y, residual = tcn.before_norm(y, fused=True), self.residual
+            if isinstance(residual, TemporalConv):
+                x = normalised(residual.conv(x), [residual.bn], rectify=False)
+            return normalised(y, [tcn.bn], shortcut=None if residual is None else x.to(y.dtype))
+        y = tcn(y)
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
 
@@ -103,10 +115,27 @@ class MultiScaleTemporal(nn.Module):
         self.transform = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1))
         self.bn = nn.BatchNorm2d(channels)
 
-    def joined(self, x: Tensor) -> Tensor:
-        """The branches, concatenated."""
-        return torch.cat([branch(x) for branch in self.branches], 1)
+    def joined(self, x: Tensor, fused: bool) -> Tensor:
+        """The branches, concatenated. If `fused`, in training, the products at their starts are one, and the norms after them."""
+        if not fused:
+            return torch.cat([branch(x) for branch in self.branches], 1)
+        branches: list[Any] = list(self.branches)
+        *reduced, skip = branches
+        weight, bias = (torch.cat([getattr(branch[0], name) for branch in reduced]) for name in ("weight", "bias"))
+        y = rows_product(x, weight, bias).permute(0, 3, 1, 2)
+        parts = normalised(y, [branch[1] for branch in reduced]).split([branch[1].num_features for branch in reduced], 1)
+        return torch.cat([*(branch[3](part) for branch, part in zip(reduced, parts, strict=True)), skip(x)], 1)
+
+    def before_norm(self, x: Tensor, fused: bool = False) -> Tensor:
+        """The result before its last norm."""
+        transform: Any = self.transform
+        y = self.joined(x, fused)
+        if fused:
+            y = normalised(y, [transform[0]])
+            return rows_product(y, transform[2].weight, transform[2].bias).permute(0, 3, 1, 2)
+        y = transform(y)
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.bn(self.transform(self.joined(x)))
+        y: Tensor = self.bn(self.before_norm(x))
         return y

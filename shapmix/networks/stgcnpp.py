@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from shapmix.networks.backbones import backbone
+from shapmix.networks.fused_norm import can_be_fused, normalised
 from shapmix.networks.multi_scale import Layer, MultiScaleNetwork, MultiScaleTemporal, from_pyskl
-from shapmix.networks.skeleton_graph import WIDTHS, shortcut
+from shapmix.networks.skeleton_graph import WIDTHS, added_shortcut, aggregated, norms_of, rows_product, shortcut
 from shapmix.skeleton.layout import Layout
 
 
@@ -25,6 +26,9 @@ class GraphUnit(nn.Module):
         self.down = shortcut(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and can_be_fused(self, [self.bn, *norms_of(self.down)]):
+            y, added = aggregated(rows_product(x, self.conv.weight, self.conv.bias), self.A), added_shortcut(x, self.down)
+            return normalised(y, [self.bn], shortcut=None if added is None else added.to(y.dtype))
         n, _, frames, joints = x.shape
         features = self.conv(x).view(n, self.subsets, -1, frames, joints)
         y = torch.einsum("nsctv,svw->nctw", features, self.A)

@@ -19,8 +19,10 @@ from shapmix import ShapMix, load_layout, train
 from shapmix.data.clips import Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.synthetic import make_synthetic
+from shapmix.networks import multi_scale
 from shapmix.networks.backbones import find_backbone
 from shapmix.networks.fold import Folded
+from shapmix.networks.fused_norm import normalised
 from shapmix.networks.head import head_of
 from shapmix.networks.protogcn import ProtoGCN
 from shapmix.training.build import make_network
@@ -265,3 +267,38 @@ def test_the_trainer_adds_protogcns_loss(more: list[str], rows: int, tmp_path: P
     options += ["--network.backbone", "protogcn", "--saliency.warmup-epochs", "0", "--device", "cpu"]
     assert train.main([*options, *more, "--run-dir", f"{tmp_path}/run"]) == 0
     assert set(taken) == {(8, rows)}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_fused_norms_compute_what_the_modules_compute(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ST-GCN++ in training. A hook on a norm makes every layer call its modules one by one."""
+    fused = made("stgcnpp", **SMALL)
+    calls = []
+    monkeypatch.setattr(multi_scale, "normalised", lambda *args, **options: calls.append(1) or normalised(*args, **options))
+    for key, parameter in fused.named_parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * noise(key, tuple(parameter.shape)).float()
+    plain = copy.deepcopy(fused)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(lambda *_: None)
+    clips = torch.randn(4, 3, 8, 25, 2)
+    found = []
+    for network in (fused, plain):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = network(clips)
+        assert len(calls) == 7  # of two layers: three norms each, and that of the second's shortcut
+        logits.float().square().sum().backward()
+        found.append((logits.float(), dict(network.named_parameters()), dict(network.named_buffers())))
+    (ours, weights, buffers), (theirs, others, statistics) = found
+    tolerance = 0.1 if half else 1e-4
+
+    def off(a: Tensor, b: Tensor) -> float:
+        return float((a - b).detach().norm() / b.detach().norm().clamp(min=1e-3))
+
+    assert off(ours, theirs) <= tolerance
+    assert all(off(buffers[key].float(), statistics[key].float()) <= tolerance for key in statistics)
+    if not half:
+        gradients = {key: (weights[key].grad, others[key].grad) for key in weights if others[key].grad is not None}
+        assert len(gradients) > 50
+        assert max(off(*pair) for pair in gradients.values()) <= 1e-3
