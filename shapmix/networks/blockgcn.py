@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d
 
 from shapmix.networks.backbones import backbone
 from shapmix.networks.ctrgcn_reference import Layer, TemporalUnit
-from shapmix.networks.skeleton_graph import hops, shortcut
+from shapmix.networks.skeleton_graph import hops, initialise, shortcut
 from shapmix.skeleton.layout import Layout
 
 WIDTHS = (128,) * 4 + (256,) * 6
@@ -198,14 +198,7 @@ class BlockGCN(nn.Module):
             setattr(self, f"l{number + 1}", Layer(unit, TemporalUnit(width, stride), before, width, stride, residual=True))
             before = width
         self.fc = nn.Linear(before, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                nn.init.zeros_(cast(Tensor, module.bias))
-        nn.init.normal_(self.fc.weight, 0, (2 / self.fc.out_features) ** 0.5)
+        initialise(self, self.fc)
 
     def embedded(self, clips: Tensor) -> Tensor:
         """[N, C, T, V, M] -> [N M, width of the first layer, T, V]."""

@@ -149,3 +149,13 @@ def hops(layout: Layout) -> Tensor:
         distance += reached == 0
         reached = ((reached @ near) > 0).float()
     return distance
+
+
+def initialise(network: nn.Module, head: nn.Linear) -> None:
+    """Initial weights of 2D convolutions and of the last product, as published with CTR-GCN and its successors."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.normal_(head.weight, 0, (2 / head.out_features) ** 0.5)

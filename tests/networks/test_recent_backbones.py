@@ -22,9 +22,12 @@ from shapmix.training.config import parse_config
 from shapmix.training.export import export
 from shapmix.training.trained import Trained
 
-SMALL: dict[str, dict[str, Any]] = {"blockgcn": {"widths": (16, 32)}}
+SMALL: dict[str, dict[str, Any]] = {
+    "blockgcn": {"widths": (16, 32)},
+    "hdgcn": {"widths": (16, 32), "graph_gain": 1.0},
+}
 SKELETONS = [("penn13", 2, 1), ("coco17", 3, 2), ("ucla20", 3, 1), ("ntu25", 3, 2)]
-RATES = {"blockgcn": 1e-2}
+RATES = {"blockgcn": 1e-2, "hdgcn": 1e-2}
 FRAMES, STEPS = 16, 40
 
 
