@@ -78,6 +78,12 @@ PUBLISHED: dict[str, Published] = {
         left_out=_left_out_of_protogcn(),
     ),
     "hdgcn": Published("1.68", "1.869", "paper, and [its code](https://github.com/Jho-Yonsei/HD-GCN), counted likewise", 120, 64),
+    "skateformer": Published(
+        "3.616",
+        "3.465",
+        "[its code](https://github.com/KAIST-VICLab/SkateFormer), counted likewise; paper: 2.03 M, 3.62 G",
+        frames=64,
+    ),
     "stgcn": Published("3.1", "5.7", f"[MMAction2]({MMACTION}/stgcn/metafile.yml)"),
     "stgcnpp": Published("1.4", "2.96", f"[MMAction2]({MMACTION}/stgcnpp/README.md)"),
 }

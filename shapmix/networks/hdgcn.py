@@ -38,7 +38,7 @@ def levels(layout: Layout, centre: str | None) -> list[list[int]]:
 
 
 def edges(levels: Sequence[Sequence[int]], joints: int) -> Tensor:
-    """[L - 1, 3, V, V]: for every two adjacent levels the joints themselves, and the edges from all joints of one to all of the other.
+    """[L - 1, 3, V, V]: for every two adjacent levels the joints themselves, and edges from all joints of one to all of the other.
 
     Entry [.., v, w] is the weight of joint w in joint v; the weights of an edge's source sum to one.
     """
@@ -77,7 +77,7 @@ class EdgeConv(nn.Module):
 
 
 class LevelAttention(nn.Module):
-    """Sum over the graphs, each weighted per clip and channel by the features of its joints: G times [N, C, T, V] -> [N, C, T, V]."""
+    """Sum over the graphs, weighted per clip and channel by the features of their joints: G times [N, C, T, V] -> [N, C, T, V]."""
 
     def __init__(self, graphs: Tensor, width: int) -> None:
         super().__init__()
@@ -176,7 +176,8 @@ def hdgcn(
         unit = LevelGraphs(graphs, channels, width, graph_gain, attention=residual)  # none in the first layer, as published
         return Layer(unit, TemporalUnit(width, stride), channels, width, stride, residual=residual)
 
-    size = {"num_people": num_people, "in_channels": in_channels}
-    network = SkeletonNetwork(layout, num_classes, **size, make_layer=layer, widths=widths, halve=halve)
+    network = SkeletonNetwork(
+        layout, num_classes, num_people=num_people, in_channels=in_channels, make_layer=layer, widths=widths, halve=halve
+    )
     initialise(network, network.fc)
     return network
