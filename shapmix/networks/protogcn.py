@@ -124,7 +124,7 @@ def _moved(averages: Tensor, features: Tensor, right: Tensor) -> Tensor:
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published state dict -> ours. The published code does not save the averages of the classes; they start at zero."""
     ours = from_pyskl(state, PREFIXES)
-    if "fc.weight" in ours:
+    if "fc.weight" in ours and "fc.averages" not in ours:
         ours["fc.averages"] = ours["fc.weight"].new_zeros(len(ours["fc.weight"]), CONTRAST_WIDTH)
     return ours
 

@@ -15,6 +15,7 @@ import yaml
 
 from shapmix import evaluate, train
 from shapmix.data.synthetic import make_synthetic
+from shapmix.networks.backbones import BACKBONES
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.skeleton.layout import load_layout
 from shapmix.training import build
@@ -338,6 +339,26 @@ def test_a_damaged_first_checkpoint_is_not_resumed_silently(first: Path, capsys:
 
 
 # Published weights
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_networks_own_weights_load(backbone: str) -> None:
+    config = parse_config([*TINY, "--network.widths", "None", "--network.backbone", backbone])
+    store = build.load_splits(config).store
+    torch.save(build.make_network(config, store).state_dict(), "own.pt")
+    network = build.make_network(config, store)
+    loaded = load_network(network, read_weights(Path("own.pt")), config, store)
+    assert (loaded.anew, loaded.left, loaded.notes) == ({}, [], [])
+    assert kept(torch.load("own.pt", weights_only=True), network.state_dict()) == set(network.state_dict())
+
+
+def test_the_weights_of_another_network_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse_config([*TINY, "--network.widths", "None", "--network.backbone", "stgcn"])
+    torch.save(build.make_network(config, build.load_splits(config).store).state_dict(), "stgcn.pt")
+    assert train.main([*TINY, "--init-from", "stgcn.pt", "--run-dir", "next"]) == 2
+    said = capsys.readouterr().err
+    assert "are not in it: " in said
+    assert "the nearest is --network.backbone stgcn, of whose" in said
 
 
 def test_the_fields_weights_load_from_each_form(first: Path) -> None:

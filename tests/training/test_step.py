@@ -25,6 +25,7 @@ from shapmix.mixing import mixers
 from shapmix.mixing.estimators import drawn_on_device
 from shapmix.mixing.mixer import ShapMix
 from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.networks.frozen import freeze, hold_frozen
 from shapmix.networks.synced_norm import sync_norms
 from shapmix.training import step
 from shapmix.training.step import WARM_UP, StepResult, TrainingStep, check_capturable, start_momentum
@@ -51,11 +52,13 @@ class Setup:
         self.network: nn.Module = CTRGCN(
             store.layout, store.num_classes, num_people=store.num_people, in_channels=3, widths=(8, 16), halve=(1,)
         ).to(device)
+        if frozen := options.pop("freeze", ()):
+            freeze(self.network, frozen, "fc")
+            hold_frozen(self.network)
         motion = mean_motion(self.sampler, splits.train)
         self.mixer = ShapMix(store.layout, splits.class_counts(), motion, mix=mode, warmup_steps=1, **options).to(device)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
-        )
+        trained = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused)
 
     def step(self, **options: Any) -> TrainingStep:
         return TrainingStep(self.network, self.mixer, self.optimizer, self.sampler, BATCH, **options)
@@ -110,9 +113,11 @@ class NoHostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("estimator", drawn_on_device())
-@pytest.mark.parametrize("number", [0, 1])
-def test_nothing_is_read_back(splits: Splits, number: int, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = Setup(splits, "shapmix", estimator=estimator, augment=EVERYTHING)
+@pytest.mark.parametrize(("number", "frozen"), [(0, ()), (1, ()), (1, ("backbone",)), (1, ("*.bn", "l1"))])
+def test_nothing_is_read_back(
+    splits: Splits, number: int, frozen: tuple[str, ...], estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(splits, "shapmix", estimator=estimator, augment=EVERYTHING, freeze=frozen)
     setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
     # the C++ back end takes the step's number by value, from memory that is the host's
@@ -127,6 +132,7 @@ def test_nothing_is_read_back(splits: Splits, number: int, estimator: str, monke
         result = step(splits.train[:BATCH], number)
     monkeypatch.undo()
     assert result.clean.isfinite()
+    assert all(weight.requires_grad == (weight.grad is not None) for weight in setup.network.parameters())
 
 
 def test_the_guard_sees_a_read() -> None:
