@@ -82,6 +82,7 @@ def prepare_or_check(config: PrepareConfig) -> int:
             skip_damaged=config.skip_damaged,
             label_offset=config.label_offset,
             workers=config.workers,
+            options=config.reading.given(),
         )
     except KeyboardInterrupt:
         raise Interruption(signal.SIGINT, "stopped; the same command resumes") from None

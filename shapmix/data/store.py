@@ -49,7 +49,7 @@ class Prepared:
         clips: the recordings, with memory-mapped frames.
         numbers: [n] int64 of `camera`, `subject`, `setup` and `replication`; 0 if unknown.
         splits: indices [k] int64 of the lists of the source, by name.
-        source: format, files with their hashes, and skipped recordings.
+        source: format, options that were given for it, files with their hashes, and skipped recordings.
         columns: further columns of the source's table, n texts each, '' if unknown.
     """
 

@@ -63,6 +63,7 @@ def prepare(
     skip_damaged: bool = False,
     label_offset: int | None = None,
     workers: int = 2,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Converts `source`, in its order, to the store `out`, which must not exist.
 
@@ -77,6 +78,8 @@ def prepare(
         skip_damaged: skip and list damaged recordings.
         label_offset: the label of the first class, subtracted from all labels; None: 0, and labels that start at 1 are an error.
         workers: reader threads.
+        options: how `source` was opened, by name, such as {"box_threshold": 0.5}; recorded in the store, and a conversion that was
+            interrupted starts over if they differ.
 
     Raises:
         DataError: a damaged recording (unless `skip_damaged`), duplicate names, or labels that do not match `label_offset`.
@@ -88,6 +91,7 @@ def prepare(
     text = layout_text(source.layout)
     layout = parse_layout(text, where=source.layout if isinstance(source.layout, str) else _place(source))
     _check_source(source)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in (options or {}).items()}
     offset = check_offset(source, label_offset)
     partial = out.with_name(f"{out.name}.partial")
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
@@ -104,12 +108,13 @@ def prepare(
                 "dtype": dtype,
                 "skip_damaged": skip_damaged,
                 "label_offset": offset,
+                "options": given,
             }
             rows = _resumed(partial, origin, source.names)
             with ThreadPoolExecutor(1) as aside:
                 hashes = aside.submit(_hashes, source.files)
                 _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, depth)
-                index = _index(source, rows, dtype, offset, hashes.result())
+                index = _index(source, rows, dtype, offset, hashes.result(), given)
             write_whole(partial / LAYOUT, text)
             write_whole(partial / INDEX, json.dumps(index))
             for name in (JOURNAL, ORIGIN):  # the index identifies the folder from here on
@@ -562,7 +567,14 @@ def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"files": len(found), "bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}]
 
 
-def _index(source: Source, rows: list[dict[str, Any]], dtype: str, offset: int, hashes: list[dict[str, Any]]) -> dict[str, Any]:
+def _index(
+    source: Source,
+    rows: list[dict[str, Any]],
+    dtype: str,
+    offset: int,
+    hashes: list[dict[str, Any]],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
     complete = [row | {"label": row["label"] - offset} for row in rows if "length" in row]
     place = {row["name"]: at for at, row in enumerate(complete)}
     columns = dict.fromkeys(name for row in complete for name in row["columns"])
@@ -576,6 +588,7 @@ def _index(source: Source, rows: list[dict[str, Any]], dtype: str, offset: int, 
         "splits": {split: [place[name] for name in names if name in place] for split, names in source.splits.items()},
         "source": {
             "format": type(source).__name__,
+            "options": options,
             "files": hashes,
             "damaged": [{"name": row["name"], "reason": row["damaged"]} for row in rows if "damaged" in row],
         },

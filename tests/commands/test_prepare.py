@@ -28,6 +28,7 @@ from shapmix.data.splits import store_splits
 from shapmix.data.store import FRAMES, INDEX, Prepared, open_store
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import layout_text, load_layout
+from tests.set_files import kinetics
 
 RNG = np.random.default_rng(0)
 LAYOUT = load_layout("ucla20")
@@ -398,6 +399,24 @@ def test_a_changed_source_starts_again(
         found = make(folder, tmp_path / "store")
     assert "the source or the options have changed; starting over" in caplog.text
     np.testing.assert_array_equal(found.clips.clip(0).numpy(), written["clip000"] + 1)
+
+
+@pytest.mark.parametrize("threshold", ["0.5", "0.7"])
+def test_another_box_threshold_starts_again_and_is_recorded(
+    threshold: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clips with the boxes of two thresholds would lie in one store."""
+    kinetics(tmp_path / "k400")
+    with monkeypatch.context() as patch:  # a full disk, after all recordings
+        patch.setattr(store_writer, "_index", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert run(tmp_path / "k400", tmp_path / "store", "--box-threshold", "0.5") == 2
+    with caplog.at_level("INFO"):
+        assert run(tmp_path / "k400", tmp_path / "store", "--box-threshold", threshold) == 0
+    assert ("the source or the options have changed; starting over" in caplog.text) == (threshold != "0.5")
+    options = json.loads((tmp_path / "store" / INDEX).read_text())["source"]["options"]
+    assert options == {"box_threshold": float(threshold)}
+    people = 2 if threshold == "0.5" else 1
+    assert int((open_store(tmp_path / "store").clips.clip(0).abs().sum((0, 2, 3)) > 0).sum()) == people
 
 
 @pytest.mark.parametrize("change", ["scores", "layout file", "nothing"])
