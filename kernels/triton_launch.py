@@ -76,6 +76,22 @@ def product_precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
+def in_three_products(dtype: torch.dtype) -> bool:
+    """Whether a product of the dtype is three of TF32, which take about twice the registers of one."""
+    return dtype == torch.float32 and product_precision(dtype) == "tf32x3"
+
+
+def architecture(x: Tensor) -> int:
+    """80, 90 or 100: the tensor cores for which the blocks of a kernel on x are chosen; off a GPU, those of an H100.
+
+    Consumer cards have the instructions of sm_80 and no more registers.
+    """
+    if x.device.type != "cuda" or isinstance(x, FakeTensor):
+        return 90
+    major = torch.cuda.get_device_capability(x.device)[0]
+    return {9: 90, 10: 100}.get(major, 80)
+
+
 def _moved(tensors: list[Moved]) -> int:
     """Bytes of all tensors."""
     pairs = map(_pair, tensors)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
+from .triton_launch import architecture, in_three_products, launch
 from .triton_rows import block_of, load_norm, normalise, product_constants, relu, wide_dtype
 from .triton_unit_temporal import load_tap
 
@@ -230,6 +230,15 @@ ROWS = 64
 BYTES_OF_FOUR_WARPS = 64  # wider rows of a branch take eight warps, which have registers enough
 
 
+def blocks(x: Tensor, width: int) -> tuple[int, int]:
+    """Rows of a tile and its block of inputs: the largest that need no more registers than there are, for CTR-GCN's widths."""
+    arch, is_half, thrice = architecture(x), x.element_size() == 2, in_three_products(x.dtype)
+    if thrice and width > 32:
+        return ROWS // 2, BLOCK_INPUTS
+    is_tight = width > 32 and (arch, is_half) in ((80, True), (100, False))
+    return ROWS, BLOCK_INPUTS // 2 if is_tight or (thrice and width > 16) else BLOCK_INPUTS
+
+
 def folded_temporal_unit(
     x: Tensor,
     weight: Tensor,
@@ -252,6 +261,7 @@ def folded_temporal_unit(
     pooled = x.new_empty(clips, joints, channels, dtype=wide_dtype(x))
     buffer = x.new_empty(parts, frames, BLOCK_JOINTS, 3 * width)
     rows, rows_out = clips * frames * joints, clips * frames_out * joints
+    block_rows, block_inputs = blocks(x, width)
     of_residual = 0 if residual_weight is None else 2 * rows_out * residual_weight.numel()
     launch(
         folded_temporal_unit_kernel,
@@ -259,9 +269,9 @@ def folded_temporal_unit(
         *(out, pooled, buffer, x, weight, z_norm, narrow, dilated, o_norm, residual, residual_weight, residual_norm),
         *(clips, frames, frames_out, joints, channels, width, inputs, *narrow.stride()),
         STRIDE=stride,
-        BLOCK_T=min(triton.next_power_of_2(frames_out), ROWS // BLOCK_JOINTS),
+        BLOCK_T=min(triton.next_power_of_2(frames_out), block_rows // BLOCK_JOINTS),
         BLOCK_V=BLOCK_JOINTS,
-        BLOCK_I=block_of(max(channels, inputs), BLOCK_INPUTS),
+        BLOCK_I=block_of(max(channels, inputs), block_inputs),
         BLOCK_C=block_of(width),
         HAS_RESIDUAL=residual is not None,
         **product_constants(x),

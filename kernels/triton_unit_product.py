@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
+from .triton_launch import architecture, in_three_products, launch
 from .triton_rows import (
     add_moments,
     add_sums,
@@ -369,18 +369,24 @@ def forward_tile(x: Tensor, channels: int) -> Tile:
     """The largest blocks that need no more registers than there are, compiled for CTR-GCN's widths."""
     if x.dtype == torch.float64:
         return Tile(16, 16, 32, 4)
+    arch = architecture(x)
     if x.dtype == torch.float32:
-        return Tile(64, 64 if channels <= 64 else 32, 64, 8)
-    return Tile(64, 256, 64, 8)
+        is_tight = channels > 64 or (arch == 80 and in_three_products(x.dtype))
+        return Tile(64, 32 if is_tight else 64, 64, 8)
+    if arch == 80 and channels <= 64:
+        return Tile(32, 256, 64, 8)
+    return Tile(64, 64 if arch == 100 and 64 < channels <= 128 else 256, 64, 8)
 
 
 def backward_tile(x: Tensor, channels: int) -> Tile:
     """As `forward_tile`: the weight's gradient, a block of inputs by all outputs, stays in registers if they fit in a block."""
     if x.dtype == torch.float64:
         return Tile(16, 16, 32, 4)
+    if in_three_products(x.dtype):
+        return Tile(16, 32, 64, 8)
     if x.dtype == torch.float32:
-        rounded = torch.backends.cudnn.allow_tf32
-        return Tile(32 if rounded and channels <= 64 else 16, 64 if rounded else 32, 128, 8)
+        is_tight = architecture(x) == 80 and channels > 128
+        return Tile(32 if channels <= 64 else 16, 64, 64 if is_tight else 128, 8)
     return Tile(64 if channels <= 64 else 32 if channels <= 128 else 16, 64, 256, 8)
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import launch
+from .triton_launch import architecture, in_three_products, launch
 from .triton_rows import (
     SHORTEST_BLOCK,
     add_moments,
@@ -356,20 +356,28 @@ class Tile(NamedTuple):
 
 def forward_tile(x: Tensor, width: int) -> Tile:
     """The largest block that needs no more registers than there are, compiled for CTR-GCN's widths."""
-    return Tile(32 if x.dtype == torch.float64 else 64, 4 if width <= 32 else 8)
+    arch, thrice = architecture(x), in_three_products(x.dtype)
+    if x.dtype == torch.float32:
+        is_tight = (thrice and arch == 80) or (width > 32 and (arch == 80 or (thrice and arch == 90)))
+    else:
+        is_tight = x.dtype == torch.float64
+    rows = 32 if is_tight else 64
+    return Tile(rows, 4 if width <= (16 if arch == 80 else 32) else 8)
 
 
 def backward_tile(x: Tensor, width: int) -> Tile:
     """As `forward_tile`."""
-    return Tile(64 if width <= 16 and x.element_size() == 2 else 32, 8)
+    if x.element_size() == 2:
+        return Tile(64 if width <= 16 else 32, 8)
+    return Tile(16 if in_three_products(x.dtype) and (width > 16 or architecture(x) > 80) else 32, 8)
 
 
 def gradient_blocks(x: Tensor, width: int) -> dict[str, int]:
     """Blocks of inputs and outputs of the weights' gradients, of which a program holds five: all outputs."""
-    of_outputs = block_of(width)
+    of_outputs, arch = block_of(width), architecture(x)
     most = LARGEST_GRADIENT // of_outputs
-    if x.element_size() > 2:
-        most = min(most, of_outputs) // 2
+    if x.element_size() > 2 or (arch == 80 and width > 32) or (arch == 100 and 16 < width <= 32):
+        most = min(most, of_outputs) // (4 if arch == 80 and width > 32 and in_three_products(x.dtype) else 2)
     return {"BLOCK_I": block_of(width, max(SHORTEST_BLOCK, most)), "BLOCK_O": of_outputs}
 
 

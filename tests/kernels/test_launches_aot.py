@@ -75,6 +75,7 @@ def launches_of(network: Network) -> dict[str, tuple[Any, tuple[Any, ...], dict[
     for name in MODULES:
         module = import_module(f"shapmix.kernels.triton_unit_{name}")
         module.launch = keep  # type: ignore[attr-defined]
+        module.architecture = lambda _x: network.arch  # type: ignore[attr-defined]
     dtype = getattr(torch, network.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     torch.set_default_dtype(wide)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from shapmix.kernels.triton_launch import Launch, launch, record_launches
+from shapmix.kernels.triton_launch import Launch, architecture, in_three_products, launch, record_launches
 
 
 def kernel_named(name: str, calls: list[Any]) -> Any:
@@ -58,3 +58,18 @@ def test_fake_and_meta_tensors_are_only_recorded(fake: bool) -> None:
         launch(kernel_named("copy_kernel", calls), (1,), x, reads=[x], writes=[x])
     assert not calls
     assert launches == [Launch("copy_kernel", 1 << 42, 1 << 42, 0, torch.float32)]
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((12, 0), 80)])
+def test_blocks_are_those_of_the_architecture(capability: tuple[int, int], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"))
+    assert architecture(on_gpu) == expected
+    assert architecture(torch.zeros(1)) == 90
+
+
+def test_only_products_of_whole_float32_are_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        found = [in_three_products(dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+        assert found == [not allowed, False, False]
