@@ -17,7 +17,7 @@ from shapmix.kernels.examples import Batch, Shape, agree, example
 from shapmix.reference import AugmentPlan, CropPlan, Stream
 from shapmix.reference.clips import STREAMS
 from tests.kernels.backends import FEW, MANY, REAL, TRITON, on_backends, same_bits, uniform_integers
-from tests.kernels.examples import CropProblem, crop_problem
+from tests.kernels.examples import CropProblem, augment_plan, crop_problem
 from tests.proofs import CPU, DEVICE_OF
 
 OPS = ("sample_clips",)
@@ -98,6 +98,21 @@ def test_a_crop_of_the_right_length_is_copied(backend: str) -> None:
         for row in range(4):
             first = int(offsets[row] + plan.start[row])
             assert same_bits(found[row], frames[first : first + 24].permute(3, 0, 2, 1))
+
+
+@on_backends("cpp", "triton", ops=OPS)
+def test_mirrored_and_reversed_copies_have_the_bits_of_the_reference(backend: str) -> None:
+    """Mirrored, backwards, and without some joints: nothing is rounded, so every back end gives the same bits."""
+    config = AugmentConfig(mirror=0.5, reverse=0.5, part_drop=0.5, joint_drop=0.2)
+    for dtype in REAL if backend == "cpp" else TRITON:
+        problem = crop_problem(4, dtype)
+        still = CropPlan(torch.arange(4), torch.tensor([0, 3, 5, 1]), torch.full((4,), 24), torch.zeros(4, 3))
+        problem = problem._replace(plan=still, num_frames=24, augment=augment_plan(4, config, seed=2), stream="joint")
+        arguments = problem.on(DEVICE_OF[backend])._asdict()
+        assert same_bits(sample_clips(**arguments, backend=backend), reference.sample_clips(**arguments))
+    mirrored, changed = problem.augment.source[:, 4] == 8, problem.augment.reversed
+    assert 0 < int(mirrored.sum()) < 4
+    assert 0 < int(changed.sum()) < 4
 
 
 @on_backends("cpp", "triton", ops=OPS)
