@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from shapmix import load_layout
+from shapmix import load_layout, train
 from shapmix.data.sampling import ClipSampler
 from shapmix.data.synthetic import make_synthetic
 from shapmix.networks.backbones import BACKBONES
@@ -19,7 +19,7 @@ from shapmix.shapley.game import PartGame
 from shapmix.skeleton.layout import Layout
 from shapmix.training.config import parse_config
 from shapmix.training.export import export
-from shapmix.training.trained import Trained
+from shapmix.training.trained import Trained, open_run
 
 SMALL: dict[str, dict[str, Any]] = {
     "blockgcn": {"widths": (16, 32)},
@@ -147,3 +147,15 @@ def test_learns_the_embedded_data(name: str, clips_of_three_classes: tuple[Tenso
 def test_a_width_that_does_not_divide_is_named(name: str, width: int, multiple: int) -> None:
     with pytest.raises(ValueError, match=f"width {width} is not a multiple of {multiple}"):
         BACKBONES[name].make(load_layout("ucla20"), 3, num_people=1, widths=(32, width))
+
+
+@pytest.mark.usefixtures("small_runs")
+@pytest.mark.parametrize(("name", "widths"), [("blockgcn", ("16", "32")), ("hdgcn", ("16", "32")), ("skateformer", ("32",))])
+def test_the_trainer_takes_them(name: str, widths: tuple[str, ...], tmp_path: Path) -> None:
+    """With Shap-Mix: the saliency comes from coalitions of parts through the network."""
+    options = ["--network.backbone", name, "--network.widths", *widths, "--num-frames", "8", "--batch-size", "8", "--epochs", "2"]
+    options += ["--saliency.warmup-epochs", "1", "--threads", "1", "--run-dir", str(tmp_path / "run")]
+    assert train.main(options) == 0
+    trained = open_run(tmp_path / "run")
+    with torch.no_grad():
+        assert trained.network(trained.mean_motion[None]).isfinite().all()

@@ -102,6 +102,11 @@ def test_sizes_are_those_of_the_published_networks(layout: str, people: int, cla
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
+def test_size_of_narrow_last_products_is_that_of_the_page() -> None:
+    network = SkateFormer(load_layout("ntu25"), 60, num_people=2, mlp_ratio=1)
+    assert f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.3f} M" == "2.174 M"
+
+
 def test_published_names_are_ours_but_for_the_indices_of_biases() -> None:
     network = SkateFormer(load_layout("ucla20"), 10, num_people=1)
     state = network.state_dict()
