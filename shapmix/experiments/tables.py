@@ -95,7 +95,11 @@ def table(
 
 
 def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: str, checkpoint: str = "last") -> str:
-    """Markdown: paired differences between `row` and each other row, mean and 95% interval over settings and seeds."""
+    """Markdown: paired differences between `row` and each other row, mean and 95% interval over seeds.
+
+    The difference of a seed is the mean over the settings that both rows have a result in: settings of one seed share test clips
+    and first weights, and a longer tail's list may be part of a shorter one's, so they are no independent pairs.
+    """
     reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # per row, by setting and seed
     for cell in cells:
         if cell.name in results:
@@ -104,15 +108,18 @@ def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: st
     lines = [_line([f"{row} less", *(HEADS[name] for name in columns), "class mean is higher in"]), "|---" * 4 + "|"]
     ours = reached.pop(row, {})
     for other, theirs in reached.items():
-        same = [(ours[pair], theirs[pair]) for pair in ours if pair in theirs]
-        if not same:
+        of_seed: dict[str, dict[int, list[float]]] = {name: {} for name in columns}
+        for setting, seed in ours:
+            mine, its = ours[setting, seed], theirs.get((setting, seed))
+            for name in columns:
+                if its is not None and None not in (mine[name], its[name]):
+                    of_seed[name].setdefault(seed, []).append(mine[name] - its[name])
+        differences = {name: [mean(each) for each in seeds.values()] for name, seeds in of_seed.items()}
+        if not differences["class_mean"]:
             continue
-        differences = {
-            name: [mine[name] - its[name] for mine, its in same if None not in (mine[name], its[name])] for name in columns
-        }
         ahead = sum(difference > 0 for difference in differences["class_mean"])
         shown = [_shown(interval(differences[name]), "+.1f") for name in columns]
-        lines.append(_line([other, *shown, f"{ahead} of {len(same)} pairs"]))
+        lines.append(_line([other, *shown, f"{ahead} of {len(differences['class_mean'])} seeds"]))
     return "\n".join(lines) + "\n"
 
 

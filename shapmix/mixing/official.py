@@ -1,7 +1,7 @@
 """Deviations of the published code from its paper, reproduced with `compat="official"`.
 
 Three of them are options of other functions: one coalition draw for the whole batch (`Request(shared=True)`), class id
-instead of class size (`priority`), and the mean of raw frames as the mean motion (`mean_motion`). Not reproduced: checkpoint
+instead of class size (`priority`), and the mean of first frames as the mean motion (`mean_motion`). Not reproduced: checkpoint
 selection on the test set, and a running sum instead of a mean in the first epoch on Kinetics.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from shapmix.data.sampling import ClipSampler
+from shapmix.draws.crops import FramePlan
 from shapmix.process.errors import DataError
+from shapmix.reference import sample_frames
 from shapmix.skeleton.layout import Layout
 
 NTU_JOINT_COUNTS = (5, 6, 6, 4, 4)
@@ -40,22 +42,38 @@ def restored_frames(layout: Layout) -> int | None:
     return RESTORED_FRAMES if layout.name == "coco17" else None
 
 
-def mean_motion(frames: Tensor, offsets: Tensor, clips: Tensor, num_frames: int) -> Tensor:
-    """[C, T, V, M]: mean of the first T raw frames of `clips`, zero-padded, in joint space whatever the stream.
+def mean_motion(sampler: ClipSampler, clips: Tensor) -> Tensor:
+    """[C, T, V, M]: mean of the first T frames of `clips` in the network's coordinates, zero-padded, in joint space.
+
+    The stream does not matter. Frames are as recorded, except in pipeline "frames": each recording is centred and put into its box,
+    as the network's input is, because a rest pose outside of the clips' range is no rest pose.
 
     Args:
-        frames: [F, M, V, C]; offsets: [n + 1] int64, as in `ClipStore`.
         clips: [N] int64 indices of the training clips; one that is not finite is left out.
 
     Raises:
         DataError: no clip is finite.
     """
-    total, finite = frames.new_zeros(num_frames, *frames.shape[1:], dtype=torch.float64), 0
+    store, frames = sampler.store, torch.arange(sampler.num_frames)
+    total, finite = store.frames.new_zeros(sampler.num_frames, *store.frames.shape[1:], dtype=torch.float64), 0
     for clip in clips.tolist():
-        head = frames[int(offsets[clip]) : int(offsets[clip + 1])][:num_frames]
+        begin, end = int(store.offsets[clip]), int(store.offsets[clip + 1])
+        length = min(end - begin, sampler.num_frames)
+        head = store.frames[begin : begin + length]
+        if sampler.pipeline == "frames":
+            head = _boxed(sampler, clip, frames[:length])
         if head.isfinite().all():
-            total += pad(head, (0, 0, 0, 0, 0, 0, 0, num_frames - len(head)))
+            total[:length] += head
             finite += 1
     if not finite:
         raise DataError(f"all {len(clips)} training clips are non-finite, so there is no mean motion; prepare the data again")
-    return (total / finite).permute(3, 0, 2, 1).to(frames.dtype).contiguous()
+    return (total / finite).permute(3, 0, 2, 1).to(store.frames.dtype).contiguous()
+
+
+def _boxed(sampler: ClipSampler, clip: int, frames: Tensor) -> Tensor:
+    """[L, M, V, C]: frames [L] of a clip, centred and in its box, not turned."""
+    store = sampler.store
+    plan = FramePlan(torch.tensor([clip]), frames[None], torch.zeros(1, 3), torch.ones(1))
+    parents = torch.tensor(store.layout.parents)
+    found = sample_frames(store.frames, store.offsets, plan, parents, store.layout.centre)  # [1, C, L, V, M]
+    return found[0].permute(1, 3, 2, 0)

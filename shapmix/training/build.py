@@ -143,10 +143,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
     store = splits.store
     if wrong := MIXERS[config.mix].unfit(store.layout, store.dimension, store.scores):
         raise RunError(f"mix: '{config.mix}' {wrong}; choose another mix")
-    if config.compat == "official":
-        motion = official.mean_motion(store.frames, store.offsets, splits.train, config.num_frames)
-    else:
-        motion = mean_motion(sampler, splits.train)
+    motion = (official.mean_motion if config.compat == "official" else mean_motion)(sampler, splits.train)
     given = config.saliency_from is not None
     warmup = 0 if given else config.saliency.warmup_epochs
     return ShapMix(

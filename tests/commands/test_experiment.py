@@ -246,7 +246,14 @@ def test_a_row_is_paired_with_each_other_one_over_all_settings() -> None:
     tests = [{"last": {"class_mean": value, "few": None if row == "b" else value}} for (row, *_), value in reached.items()]
     results = {cell.name: {"test": test} for cell, test in zip(cells, tests, strict=True)}
     text = tables.pair_table(cells, results, "a")
-    assert text.splitlines()[2:] == ["| b | +5.0 ± 190.6 | n/a | 1 of 2 pairs |"]  # 12.706 times 0.15; c shares no seed with a
+    # the settings of a seed are no pairs of their own: one seed has no interval, and c shares no seed with a
+    assert text.splitlines()[2:] == ["| b | +5.0 | n/a | 1 of 1 seeds |"]
+    cells += [Cell("x", "a", 1, {})]
+    results[cells[-1].name] = {"test": {"last": {"class_mean": 0.7, "few": 0.7}}}
+    cells += [Cell("x", "b", 1, {})]
+    results[cells[-1].name] = {"test": {"last": {"class_mean": 0.3, "few": None}}}
+    text = tables.pair_table(cells, results, "a")
+    assert text.splitlines()[2:] == ["| b | +22.5 ± 222.4 | n/a | 2 of 2 seeds |"]  # of 0.05 and 0.4: 12.706 times 0.175
 
 
 def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from shapmix.data.sampling import ClipSampler, mean_motion
+from shapmix.data.sampling import ClipSampler, Pipeline, mean_motion
 from shapmix.data.synthetic import make_synthetic
 from shapmix.kernels import coalition as kernels_coalition
 from shapmix.mixing import official
@@ -242,10 +242,21 @@ def test_mean_motion_is_in_the_streams_space() -> None:
     motion = mean_motion(replace(sampler, stream="motion"), splits.train, batch=5)
     torch.testing.assert_close(motion[:, :-1], joint[:, 1:] - joint[:, :-1], rtol=1e-4, atol=1e-6)
     # the published code: first frames as recorded, padded with zeros
-    published = official.mean_motion(splits.store.frames, splits.store.offsets, splits.train, 64)
+    published = official.mean_motion(replace(sampler, num_frames=64), splits.train)
     assert published.shape == (3, 64, 25, 2)
     first = torch.stack([splits.store.clip(clip)[0] for clip in splits.train.tolist()]).mean(0)
     torch.testing.assert_close(published[:, 0], first.permute(2, 1, 0))
+
+
+@pytest.mark.parametrize("pipeline", get_args(Pipeline))
+def test_the_official_rest_pose_lies_inside_the_clips_range(pipeline: Pipeline) -> None:
+    splits = make_synthetic(num_classes=4, n_max=12, imbalance=2, val_per_class=1, test_per_class=1)
+    far = replace(splits.store, frames=splits.store.frames * 3 + torch.tensor([5.0, -2.0, 9.0]))  # recorded far from the origin
+    sampler = ClipSampler(far, pipeline, "joint", 8)
+    pose, views = official.mean_motion(sampler, splits.train), sampler.evaluation(splits.train)
+    low, high = views.amin((0, 2, 3, 4)), views.amax((0, 2, 3, 4))
+    assert bool((pose.amin((1, 2, 3)) >= low - 1e-4).all())
+    assert bool((pose.amax((1, 2, 3)) <= high + 1e-4).all())
 
 
 def test_mean_motion_leaves_out_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,11 +274,13 @@ def test_mean_motion_leaves_out_what_is_not_finite(monkeypatch: pytest.MonkeyPat
     views = torch.cat([view(sampler, part, step) for step, part in enumerate(splits.train.split(256))])
     monkeypatch.setattr(ClipSampler, "training", broken)
     torch.testing.assert_close(mean_motion(sampler, splits.train), views[splits.train != bad].mean(0))
-    published = official.mean_motion(frames, splits.store.offsets, splits.train, 16)
-    assert torch.equal(published, official.mean_motion(splits.store.frames, splits.store.offsets, good, 16))
+    store = splits.store
+    object.__setattr__(store, "frames", frames)  # past its check
+    published = official.mean_motion(sampler, splits.train)
+    assert torch.equal(published, official.mean_motion(sampler, good))
     for none in (
         lambda: mean_motion(sampler, torch.tensor([bad])),
-        lambda: official.mean_motion(frames, splits.store.offsets, torch.tensor([bad]), 16),
+        lambda: official.mean_motion(sampler, torch.tensor([bad])),
     ):
         with pytest.raises(DataError, match="all 1 training clips are non-finite"):
             none()
