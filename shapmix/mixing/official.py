@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shapmix.data.sampling import ClipSampler
-from shapmix.draws.crops import FramePlan
+from shapmix.draws.plans import FramePlan
 from shapmix.process.errors import DataError
 from shapmix.reference import sample_frames
 from shapmix.skeleton.layout import Layout
