@@ -4,10 +4,12 @@ Neither the features of conv3 nor the graphs reach memory in the forward pass. A
 joints u of one row: for each subset and block of joints v it makes features and graphs, and multiplies them on the chip. The
 epilogue writes the raw result with the moments of its block, or, with known norms, the result of the whole unit.
 
-The backward pass makes features and graphs again. A program takes a block of joints v of one subset and of some rows: it applies
-the norm's gradient on load, and writes the gradients of features and factors. Its part of the gradients of parameters is added
-up, row by row, in a buffer of its own, which stays in the cache. Where the joints u do not fit one block (more than 32 joints, or
-16 in float32 with three products), features and graphs take a launch each.
+The backward pass makes features and graphs again. A program takes a block of joints v of one subset and of some rows. For each
+block of channels it applies the norm's gradient by products with diagonal matrices, which also turn rows of channels into channels
+of rows; multiplies it with the graphs, which gives the gradient of the features; and multiplies it with the features, which gives
+the gradient of the graphs. It leaves both for a group of channels in memory, and then multiplies them with x, factors and weights
+in larger products. What a program leaves for itself, and its part of the gradients of parameters, stays in the cache. Where the
+joints u do not fit one block (more than 32 joints, or 16 in float32 with three products), features and graphs take a launch each.
 
 Sums are taken in float32, or float64 for float64, in a fixed order without atomics: results are deterministic. Half-precision
 features and graphs are rounded once before their product.
@@ -58,15 +60,15 @@ def feature_tile(
     PRECISION: tl.constexpr,
 ):
     """conv3 of one subset, [channel, frame joint]: x is one row, frame and joint are those of a tile's rows; wide."""
-    inside = below(frame, frames, BT) & below(joint, joints, V)
+    everywhere = tl.full([BT * V], True, tl.int1)
     is_channel = below(channel, channels, CB)
-    rows = x + (frame * joints + joint) * in_channels
+    rows = x + (nearest(frame, frames, BT) * joints + nearest(joint, joints, V)) * in_channels
     acc = tl.zeros([CB, BT * V], b3.dtype.element_ty)
     acc += tl.load(b3 + channel, mask=is_channel, other=0.0)[:, None]
-    for first in range(0, width, CI):
+    for first in range(0, in_channels if in_channels <= CI else width, CI):
         input = first + tl.arange(0, CI)
         is_input = below(input, in_channels, CI)
-        tile = tl.load(rows[None, :] + input[:, None], mask=is_input[:, None] & inside[None, :], other=0.0)
+        tile = tl.load(rows[None, :] + input[:, None], mask=is_input[:, None] & everywhere[None, :], other=0.0)
         w = tl.load(w3 + channel[:, None] * in_channels + input[None, :], mask=is_channel[:, None] & is_input[None, :], other=0.0)
         acc = tl.dot(w, tile, acc=acc, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc
@@ -107,16 +109,16 @@ def graph_tile(
     """Refined graphs [channel, pair] of one row and subset; wide, 0 outside."""
     inside = (u < joints) & (v < joints)
     SUM: tl.constexpr = b4.dtype.element_ty
-    refined = tl.zeros([CB, u.shape[0]], SUM)
-    for k_first in tl.range(0, relations, KB, disable_licm=True):
-        k = k_first + tl.arange(0, KB)
-        factor = factor_tile(factors, u, v, k, joints, relations, KB)
-        weight = weight_tile(w4, channel, k, channels, relations, CB, KB)
-        refined = tl.dot(weight, factor, acc=refined, input_precision=PRECISION, out_dtype=SUM)
     scale = tl.load(alpha)
     bias = scale * tl.load(b4 + channel, mask=below(channel, channels, CB), other=0.0)
     of_pair = tl.load(shared + u * joints + v, mask=inside, other=0.0)
-    return scale * refined + (bias[:, None] * inside.to(SUM)[None, :] + of_pair[None, :])
+    graph = bias[:, None] * inside.to(SUM)[None, :] + of_pair[None, :]
+    for k_first in tl.range(0, relations, KB, disable_licm=True):
+        k = k_first + tl.arange(0, KB)
+        factor = factor_tile(factors, u, v, k, joints, relations, KB)
+        weight = scale * weight_tile(w4, channel, k, channels, relations, CB, KB).to(SUM)
+        graph = tl.dot(weight.to(factor.dtype), factor, acc=graph, input_precision=PRECISION, out_dtype=SUM)
+    return graph
 
 
 @triton.jit
@@ -255,23 +257,46 @@ def graph_unit_kernel(
 
 
 @triton.jit
-def norm_gradient(norm, summed, channel, channels: tl.constexpr, CB: tl.constexpr):
-    """Factors of gradient and value, and the offset, whose sum is the gradient of the raw value; [channel] each."""
+def nearest(index, size: tl.constexpr, BLOCK: tl.constexpr):
+    """The index, or the last one for those outside: reading there needs no mask, whose zeros would be set one by one."""
+    if size % BLOCK == 0:
+        return index
+    else:
+        return tl.minimum(index, size - 1)
+
+
+@triton.jit
+def diagonal(values, dtype: tl.constexpr, CB: tl.constexpr):
+    """A diagonal matrix in a dtype, and one of what is lost by rounding."""
+    is_equal = tl.arange(0, CB)[:, None] == tl.arange(0, CB)[None, :]
+    rounded = values.to(dtype)
+    rest = (values - rounded.to(values.dtype)).to(dtype)
+    return tl.where(is_equal, rounded[:, None], 0.0).to(dtype), tl.where(is_equal, rest[:, None], 0.0).to(dtype)
+
+
+@triton.jit
+def norm_gradient(norm, summed, channel, dtype: tl.constexpr, channels: tl.constexpr, CB: tl.constexpr):
+    """Diagonal matrices that gradient and value are multiplied by, and the offset, whose sum is the gradient of the raw value."""
     is_channel = below(channel, channels, CB)
     mean = tl.load(norm + channel, mask=is_channel, other=0.0)
     rstd = tl.load(norm + channels + channel, mask=is_channel, other=0.0)
     scale = rstd * tl.load(norm + 2 * channels + channel, mask=is_channel, other=0.0)
     scale_per_row = scale * tl.load(norm + 4 * channels + channel, mask=is_channel, other=0.0)
     slope = -scale_per_row * rstd * tl.load(summed + channels + channel, mask=is_channel, other=0.0)
-    return scale, slope, -slope * mean - scale_per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
+    offset = -slope * mean - scale_per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
+    of_grad, of_grad_rest = diagonal(scale, dtype, CB)
+    of_value, of_value_rest = diagonal(slope, dtype, CB)
+    return of_grad, of_grad_rest, of_value, of_value_rest, offset
 
 
 @triton.jit
 def gradient_tile(
     grad,
     y,
-    scale,
-    slope,
+    of_grad,
+    of_grad_rest,
+    of_value,
+    of_value_rest,
     offset,
     frame,
     joint,
@@ -282,17 +307,69 @@ def gradient_tile(
     CB: tl.constexpr,
     BT: tl.constexpr,
     U: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Gradient [channel, frame, joint] of the raw y from that of the normalised y of one row; finite at joints outside."""
-    is_frame = below(frame, frames, BT)
-    inside = (is_frame & below(joint, joints, U))[:, None] & below(channel, channels, CB)[None, :]
-    at = (frame * joints + joint)[:, None] * channels + channel[None, :]
-    of_norm = tl.load(grad + at, mask=inside, other=0.0).to(scale.dtype)
-    value = tl.load(y + at, mask=inside, other=0.0).to(scale.dtype)
-    to_y = of_norm * scale[None, :] + (value * slope[None, :] + offset[None, :])
+    """Gradient [channel, frame joint] of the raw y from that of the normalised y of one row; 0 at frames outside.
+
+    Half-precision diagonals come in two parts, so that only the result is rounded. At joints outside it is that of the last joint.
+    """
+    SUM: tl.constexpr = offset.dtype
+    is_channel = below(channel, channels, CB)[:, None] & tl.full([1, BT * U], True, tl.int1)
+    at = ((nearest(frame, frames, BT) * joints + nearest(joint, joints, U)) * channels)[None, :] + channel[:, None]
+    of_norm = tl.load(grad + at, mask=is_channel, other=0.0)
+    value = tl.load(y + at, mask=is_channel, other=0.0)
+    to_y = tl.zeros([CB, BT * U], SUM) + offset[:, None]
+    to_y = tl.dot(of_grad, of_norm, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
+    to_y = tl.dot(of_value, value, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
+    if y.dtype.element_ty != SUM:
+        to_y = tl.dot(of_grad_rest, of_norm, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
+        to_y = tl.dot(of_value_rest, value, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
     if frames % BT != 0:
-        to_y = tl.where(is_frame[:, None], to_y, 0.0)
-    return tl.permute(tl.reshape(to_y.to(y.dtype.element_ty), [BT, U, CB]), [2, 0, 1])
+        to_y = tl.where((frame < frames)[None, :], to_y, 0.0)
+    return to_y.to(y.dtype.element_ty)
+
+
+@triton.jit
+def add_weight_gradient(
+    to_w3,
+    to_features,
+    x,
+    v_first,
+    channel,
+    width,
+    is_first,
+    frames: tl.constexpr,
+    joints: tl.constexpr,
+    channels: tl.constexpr,
+    in_channels: tl.constexpr,
+    features: tl.constexpr,
+    GC: tl.constexpr,
+    CW: tl.constexpr,
+    RB: tl.constexpr,
+    V: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Adds the gradient of w3 of one row and subset for some channels and a block of joints; the features' gradient is stored."""
+    SUM: tl.constexpr = to_w3.dtype.element_ty
+    is_channel = below(channel, channels, GC)
+    for i_first in range(0, width, CW):
+        input = i_first + tl.arange(0, CW)
+        is_input = below(input, in_channels, CW)
+        of_w3 = tl.zeros([GC, CW], SUM)
+        for first in tl.range(0, frames * min(joints, V), RB, disable_licm=True):
+            place = first + tl.arange(0, RB)
+            if joints <= V:  # one block has all rows
+                is_row = below(place, frames * joints, RB)
+            else:
+                joint = v_first + place % V
+                is_row = (place < frames * V) & (joint < joints)
+                place = place // V * joints + joint
+            at = to_features + place[None, :] * features + channel[:, None]
+            gradient = tl.load(at, mask=is_channel[:, None] & is_row[None, :], other=0.0)
+            tile = tl.load(x + place[:, None] * in_channels + input[None, :], mask=is_row[:, None] & is_input[None, :], other=0.0)
+            of_w3 = tl.dot(gradient, tile, acc=of_w3, input_precision=PRECISION, out_dtype=SUM)
+        at_w3 = channel[:, None] * in_channels + input[None, :]
+        add_to(to_w3 + at_w3, of_w3, is_channel[:, None] & is_input[None, :], is_first)
 
 
 @triton.jit
@@ -303,6 +380,8 @@ def graph_unit_gradient_kernel(
     graph_parts,
     shared_parts,
     alpha_parts,
+    turned,
+    graph_rows,
     grad,
     y,
     norm,
@@ -333,12 +412,19 @@ def graph_unit_gradient_kernel(
     U: tl.constexpr,
     V: tl.constexpr,
     PRECISION: tl.constexpr,
+    GC: tl.constexpr,
+    RB: tl.constexpr,
+    CW: tl.constexpr,
+    PB: tl.constexpr,
 ):
     """Each program takes a block of joints v of one subset of some rows, all frames and channels.
 
     With FEATURES it writes the gradient of the features, and adds up those of w3 and b3. With GRAPHS it writes the gradient of the
     factors, and adds up those of w4, b4, shared graphs and alpha; it then takes one block of joints u. Both at once need all u in
     one block. Graphs are 0 at joints outside, so that what is there in other tiles does not matter.
+
+    `turned` and `graph_rows` are memory of the program: the gradient of y for one block of channels, and that of graphs for a group
+    of GC channels. Keeping them in registers would spill.
     """
     v_blocks, u_blocks = tl.cdiv(joints, V), tl.cdiv(joints, U) if GRAPHS else 1
     v_first = tl.program_id(0) % v_blocks * V
@@ -346,6 +432,9 @@ def graph_unit_gradient_kernel(
     subset = tl.program_id(0) // v_blocks // u_blocks % SUBSETS
     group = (tl.program_id(0) // v_blocks // u_blocks // SUBSETS).to(tl.int64)
     part = (group * u_blocks + u_first // U) * v_blocks + v_first // V
+    t_blocks = tl.cdiv(frames, BT)
+    turned += tl.program_id(0).to(tl.int64) * (CB * t_blocks * BT * U)
+    graph_rows += tl.program_id(0).to(tl.int64) * (GC * V * U)
     dtype = x.dtype.element_ty
     SUM: tl.constexpr = b3.dtype.element_ty
     pair = tl.arange(0, U * V)
@@ -372,110 +461,199 @@ def graph_unit_gradient_kernel(
         to_feature_row = to_features + row * (frames * joints * SUBSETS * channels)
         factor_row = factors + (row * (SUBSETS * joints * joints) + pairs) * relations
         to_factor_row = to_factors + (row * (SUBSETS * joints * joints) + pairs) * relations
-        for c_first in tl.range(0, channels, CB, disable_licm=True):
-            channel = c_first + tl.arange(0, CB)
-            is_channel = below(channel, channels, CB)
-            if GRAPHS:
-                wide_graph = graph_tile(
-                    factor_row, w4, b4, alpha, shared, u, v, channel, joints, channels, relations, CB, KB, PRECISION
-                )
-                graph = tl.permute(tl.reshape(wide_graph.to(dtype), [CB, V, U]), [0, 2, 1])
-                of_graph = tl.zeros([CB, U, V], SUM)
-            for t_first in tl.range(0, frames, BT, disable_licm=True):
-                frame_u, frame_v = t_first + place_u // U, t_first + place_v // V
-                scale, slope, offset = norm_gradient(norm, summed, channel, channels, CB)  # again, which keeps registers free
+        for outer in tl.range(0, channels, GC, disable_licm=True):
+            for c_first in tl.range(outer, tl.minimum(outer + GC, channels), CB, disable_licm=True):
+                channel = c_first + tl.arange(0, CB)
+                is_channel = below(channel, channels, CB)
                 if GRAPHS:
-                    joint_u = u_first + place_u % U
-                    to_y = gradient_tile(
-                        grad_row, y_row, scale, slope, offset, frame_u, joint_u, channel, frames, joints, channels, CB, BT, U
+                    wide_graph = graph_tile(
+                        factor_row, w4, b4, alpha, shared, u, v, channel, joints, channels, relations, CB, KB, PRECISION
                     )
-                if FEATURES:
-                    of_feature = tl.zeros([CB, BT, V], SUM)
+                    graph = tl.permute(tl.reshape(wide_graph.to(dtype), [CB, V, U]), [0, 2, 1])
+                of_grad, of_grad_rest, of_value, of_value_rest, offset = norm_gradient(norm, summed, channel, dtype, channels, CB)
+                turned_tile = turned + (tl.arange(0, CB)[:, None] * (t_blocks * BT * U) + place_u[None, :])
+                of_b3 = tl.zeros([CB, 8, 8], SUM)
+                for t_first in tl.range(0, frames, BT, disable_licm=True):
+                    frame_u, frame_v = t_first + place_u // U, t_first + place_v // V
                     if GRAPHS:
-                        of_feature = tl.dot(to_y, graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM)
-                    else:
-                        for first in range(0, joints, U):
-                            other = first + pair % U
-                            wide_part = graph_tile(
-                                factor_row, w4, b4, alpha, shared, other, v, channel, joints, channels, relations, CB, KB, PRECISION
+                        joint_u = u_first + place_u % U
+                        to_y = gradient_tile(
+                            grad_row,
+                            y_row,
+                            of_grad,
+                            of_grad_rest,
+                            of_value,
+                            of_value_rest,
+                            offset,
+                            frame_u,
+                            joint_u,
+                            channel,
+                            frames,
+                            joints,
+                            channels,
+                            CB,
+                            BT,
+                            U,
+                            PRECISION,
+                        )
+                        tl.store(turned_tile + t_first * U, to_y)
+                    if FEATURES:
+                        of_feature = tl.zeros([CB, BT, V], SUM)
+                        if GRAPHS:
+                            of_feature = tl.dot(
+                                tl.reshape(to_y, [CB, BT, U]), graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM
                             )
-                            part_graph = tl.permute(tl.reshape(wide_part.to(dtype), [CB, V, U]), [0, 2, 1])
-                            joint_u = first + place_u % U
-                            part_y = gradient_tile(
-                                grad_row,
-                                y_row,
-                                scale,
-                                slope,
-                                offset,
-                                frame_u,
-                                joint_u,
-                                channel,
-                                frames,
-                                joints,
-                                channels,
-                                CB,
-                                BT,
-                                U,
-                            )
-                            of_feature = tl.dot(part_y, part_graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM)
-                    of_feature = tl.reshape(tl.permute(of_feature, [1, 2, 0]), [BT * V, CB])
-                    feature_gradient = of_feature.to(dtype)
-                    is_row = below(frame_v, frames, BT) & below(joint, joints, V)
-                    at_feature = (frame_v * joints + joint)[:, None] * (SUBSETS * channels) + channel[None, :]
-                    tl.store(to_feature_row + at_feature, feature_gradient, mask=is_row[:, None] & is_channel[None, :])
-                    is_first = (row == begin) & (t_first == 0)
-                    add_to(to_b3 + channel, tl.sum(of_feature, 0), is_channel, is_first)
-                    x_rows = x_row + (frame_v * joints + joint) * in_channels
-                    for i_first in range(0, width, CI):
-                        input = i_first + tl.arange(0, CI)
-                        is_input = below(input, in_channels, CI)
-                        tile = tl.load(x_rows[None, :] + input[:, None], mask=is_input[:, None] & is_row[None, :], other=0.0)
-                        of_w3 = tl.dot(tile, feature_gradient, input_precision=PRECISION, out_dtype=SUM)
-                        at_w3 = channel[None, :] * in_channels + input[:, None]
-                        add_to(to_w3 + at_w3, of_w3, is_input[:, None] & is_channel[None, :], is_first)
+                        else:
+                            for first in range(0, joints, U):
+                                other = first + pair % U
+                                wide_part = graph_tile(
+                                    factor_row,
+                                    w4,
+                                    b4,
+                                    alpha,
+                                    shared,
+                                    other,
+                                    v,
+                                    channel,
+                                    joints,
+                                    channels,
+                                    relations,
+                                    CB,
+                                    KB,
+                                    PRECISION,
+                                )
+                                part_graph = tl.permute(tl.reshape(wide_part.to(dtype), [CB, V, U]), [0, 2, 1])
+                                joint_u = first + place_u % U
+                                part_y = gradient_tile(
+                                    grad_row,
+                                    y_row,
+                                    of_grad,
+                                    of_grad_rest,
+                                    of_value,
+                                    of_value_rest,
+                                    offset,
+                                    frame_u,
+                                    joint_u,
+                                    channel,
+                                    frames,
+                                    joints,
+                                    channels,
+                                    CB,
+                                    BT,
+                                    U,
+                                    PRECISION,
+                                )
+                                part_y = tl.reshape(part_y, [CB, BT, U])
+                                of_feature = tl.dot(part_y, part_graph, acc=of_feature, input_precision=PRECISION, out_dtype=SUM)
+                        of_b3 += tl.sum(tl.sum(tl.reshape(of_feature, [CB, BT // 8, 8, V // 8, 8]), 3), 1)  # without other threads
+                        of_feature = tl.reshape(tl.permute(of_feature, [1, 2, 0]), [BT * V, CB])
+                        feature_gradient = of_feature.to(dtype)
+                        is_row = below(frame_v, frames, BT) & below(joint, joints, V)
+                        at_feature = (frame_v * joints + joint)[:, None] * (SUBSETS * channels) + channel[None, :]
+                        tl.store(to_feature_row + at_feature, feature_gradient, mask=is_row[:, None] & is_channel[None, :])
+                if FEATURES:
+                    add_to(to_b3 + channel, tl.sum(tl.sum(of_b3, 2), 1), is_channel, row == begin)
                 if GRAPHS:
-                    feature = feature_tile(
-                        x_row,
-                        w3,
-                        b3,
-                        frame_v,
-                        joint,
-                        channel,
-                        width,
-                        frames,
-                        joints,
-                        channels,
-                        in_channels,
-                        CB,
-                        CI,
-                        BT,
-                        V,
-                        PRECISION,
-                    )
-                    feature = tl.reshape(feature.to(dtype), [CB, BT, V])
-                    of_graph = tl.dot(tl.permute(to_y, [0, 2, 1]), feature, acc=of_graph, input_precision=PRECISION, out_dtype=SUM)
+                    of_graph = tl.zeros([CB, U, V], SUM)
+                    tl.debug_barrier()  # other threads have stored what is loaded
+                    for t_first in tl.range(0, frames, BT, disable_licm=True):
+                        feature = feature_tile(
+                            x_row,
+                            w3,
+                            b3,
+                            t_first + place_v // V,
+                            joint,
+                            channel,
+                            width,
+                            frames,
+                            joints,
+                            channels,
+                            in_channels,
+                            CB,
+                            CI,
+                            BT,
+                            V,
+                            PRECISION,
+                        )
+                        feature = tl.reshape(feature.to(dtype), [CB, BT, V])
+                        to_y = tl.reshape(tl.load(turned_tile + t_first * U), [CB, BT, U])
+                        of_graph = tl.dot(
+                            tl.permute(to_y, [0, 2, 1]), feature, acc=of_graph, input_precision=PRECISION, out_dtype=SUM
+                        )
+                if GRAPHS:
+                    rounded = tl.reshape(tl.permute(of_graph, [0, 2, 1]), [CB, V * U]).to(dtype)
+                    tl.store(graph_rows + (c_first - outer + tl.arange(0, CB))[:, None] * (V * U) + pair[None, :], rounded)
+            tl.debug_barrier()  # other threads have stored what is loaded
+            if FEATURES:
+                add_weight_gradient(
+                    to_w3,
+                    to_feature_row,
+                    x_row,
+                    v_first,
+                    outer + tl.arange(0, GC),
+                    width,
+                    row == begin,
+                    frames,
+                    joints,
+                    channels,
+                    in_channels,
+                    SUBSETS * channels,
+                    GC,
+                    CW,
+                    RB,
+                    V,
+                    PRECISION,
+                )
             if GRAPHS:
-                inside = (u < joints) & (v < joints)
-                pair_gradient = tl.reshape(tl.permute(of_graph, [0, 2, 1]), [CB, V * U])
-                add_to(to_shared + u * joints + v, tl.sum(pair_gradient, 0), inside, (row == begin) & (c_first == 0))
-                of_b4 = tl.sum(pair_gradient * inside.to(SUM)[None, :], 1)
-                rounded = pair_gradient.to(dtype)
-                add_to(to_b4 + channel, scale_of_graph * of_b4, is_channel, row == begin)
-                of_alpha = of_b4 * tl.load(b4 + channel, mask=is_channel, other=0.0)
+                channel = outer + tl.arange(0, GC)
+                is_channel = below(channel, channels, GC)
+                first_column = (tl.arange(0, 8) == 0)[None, :].to(SUM)
+                ones = tl.full([GC, 8], 1.0, dtype)
+                of_b4 = tl.zeros([GC, 8], SUM)
                 for k_first in tl.range(0, relations, KB, disable_licm=True):  # a few at a time, which keeps registers free
                     k = k_first + tl.arange(0, KB)
                     is_relation = below(k, relations, KB)
-                    factor = factor_tile(factor_row, u, v, k, joints, relations, KB)
-                    weight = weight_tile(w4, channel, k, channels, relations, CB, KB)
-                    of_w4 = tl.dot(rounded, tl.trans(factor), input_precision=PRECISION, out_dtype=SUM)
-                    of_alpha += tl.sum(of_w4 * weight.to(SUM), 1)
+                    weight = weight_tile(w4, channel, k, channels, relations, GC, KB)
+                    of_w4 = tl.zeros([GC, KB], SUM)
+                    for p_first in tl.range(0, V * U, PB, disable_licm=True):
+                        of_tile = p_first + tl.arange(0, PB)
+                        tile_u, tile_v = u_first + of_tile % U, v_first + of_tile // U
+                        inside = (tile_u < joints) & (tile_v < joints)
+                        at = graph_rows + tl.arange(0, GC)[:, None] * (V * U) + of_tile[None, :]
+                        tile = tl.load(at, mask=is_channel[:, None] & (of_tile >= 0)[None, :], other=0.0)
+                        if k_first == 0:
+                            of_shared = tl.dot(tl.trans(tile), ones, input_precision=PRECISION, out_dtype=SUM)
+                            of_shared = tl.sum(of_shared * first_column, 1)
+                            add_to(to_shared + tile_u * joints + tile_v, of_shared, inside, (row == begin) & (outer == 0))
+                            is_pair = tl.full([PB, 8], 1.0, dtype) * inside[:, None].to(dtype)
+                            of_b4 = tl.dot(tile, is_pair, acc=of_b4, input_precision=PRECISION, out_dtype=SUM)
+                        factor = tl.trans(factor_tile(factor_row, tile_u, tile_v, k, joints, relations, KB))
+                        of_w4 = tl.dot(tile, factor, acc=of_w4, input_precision=PRECISION, out_dtype=SUM)
+                        of_factors = tl.dot(tl.trans(tile), weight, input_precision=PRECISION, out_dtype=SUM)
+                        at_factor = ((tile_u * joints + tile_v) * relations)[:, None] + k[None, :]
+                        is_factor = inside[:, None] & is_relation[None, :]
+                        add_to(to_factor_row + at_factor, scale_of_graph * of_factors, is_factor, outer == 0)
                     is_weight = is_channel[:, None] & is_relation[None, :]
-                    add_to(to_w4 + channel[:, None] * relations + k[None, :], scale_of_graph * of_w4, is_weight, row == begin)
-                    of_factors = tl.dot(tl.trans(weight), rounded, input_precision=PRECISION, out_dtype=SUM)
-                    at_factor = ((u * joints + v) * relations)[None, :] + k[:, None]
-                    is_factor = inside[None, :] & is_relation[:, None]
-                    add_to(to_factor_row + at_factor, scale_of_graph * of_factors, is_factor, c_first == 0)
-                add_to(to_alpha, tl.sum(of_alpha, 0), True, (row == begin) & (c_first == 0))
+                    add_to(to_w4 + channel[:, None] * relations + k[None, :], of_w4, is_weight, row == begin)
+                b4_gradient = tl.sum(of_b4 * first_column, 1)  # all columns are the same
+                add_to(to_b4 + channel, b4_gradient, is_channel, row == begin)
+    if GRAPHS:
+        tl.debug_barrier()  # other threads have stored what is loaded
+        of_alpha = tl.zeros([GC], SUM)
+        for outer in range(0, channels, GC):
+            channel = outer + tl.arange(0, GC)
+            is_channel = below(channel, channels, GC)
+            of_b4 = tl.load(to_b4 + channel, mask=is_channel, other=0.0)
+            of_alpha += of_b4 * tl.load(b4 + channel, mask=is_channel, other=0.0)
+            tl.store(to_b4 + channel, scale_of_graph * of_b4, mask=is_channel)
+            for k_first in range(0, relations, KB):
+                k = k_first + tl.arange(0, KB)
+                is_weight = is_channel[:, None] & below(k, relations, KB)[None, :]
+                at = channel[:, None] * relations + k[None, :]
+                of_w4 = tl.load(to_w4 + at, mask=is_weight, other=0.0)
+                of_alpha += tl.sum(of_w4 * tl.load(w4 + at, mask=is_weight, other=0.0).to(SUM), 1)
+                tl.store(to_w4 + at, scale_of_graph * of_w4, mask=is_weight)
+        tl.store(to_alpha, tl.sum(of_alpha, 0))
 
 
 SHORTEST = 16  # the shortest sum of a product on tensor cores: relations of a step, and the smallest block of joints
@@ -508,16 +686,17 @@ class Tiles(NamedTuple):
 FORWARD = {
     torch.float32: Tiles(16, 32, 16, 16, 32, 8),
     torch.float64: Tiles(16, 16, 16, 16, 16, 8),
-    torch.float16: Tiles(16, 64, 16, 32, 32, 8),
-    torch.bfloat16: Tiles(16, 64, 16, 32, 32, 8),
+    torch.float16: Tiles(16, 32, 32, 32, 32, 8),
+    torch.bfloat16: Tiles(16, 32, 32, 32, 32, 8),
 }
 BACKWARD = {
     torch.float32: Tiles(16, 16, 16, 32, 16, 8),
     torch.float64: Tiles(16, 16, 16, 32, 16, 8),
-    torch.float16: Tiles(16, 32, 16, 32, 32, 8),
-    torch.bfloat16: Tiles(16, 32, 16, 32, 32, 8),
+    torch.float16: Tiles(16, 64, 16, 32, 32, 8),
+    torch.bfloat16: Tiles(16, 64, 16, 32, 32, 8),
 }
-NARROW, MANY_JOINTS = 32, 32  # fewer inputs, or more joints, take smaller blocks of joints: their masks take registers
+MANY_JOINTS, MANY_INPUTS = 32, 64  # more take smaller blocks of joints, or of frames: registers and shared memory hold no more
+GROUP = 64  # channels whose gradients of graphs and features are multiplied at once
 PROGRAMS = 132  # of the backward pass: one for each multiprocessor of a large GPU, with its part of the parameters' gradient
 
 
@@ -557,6 +736,8 @@ def folded_graph_unit(
 
 def _forward_constants(x: Tensor) -> dict[str, int]:
     tiles = FORWARD[x.dtype]
+    if x.shape[3] > MANY_INPUTS and x.element_size() == 2:
+        tiles = tiles._replace(inputs=64, frames=16)
     if x.shape[2] > MANY_JOINTS:
         tiles = tiles._replace(u=SHORTEST)
     return tiles.constants(*x.shape[1:])
@@ -564,7 +745,7 @@ def _forward_constants(x: Tensor) -> dict[str, int]:
 
 def _backward_constants(x: Tensor) -> dict[str, int]:
     tiles = BACKWARD[x.dtype]
-    if x.shape[3] < NARROW or x.shape[2] > MANY_JOINTS:
+    if x.shape[2] > MANY_JOINTS:
         tiles = tiles._replace(v=SHORTEST)
     if x.dtype == torch.float32 and product_precision(x.dtype) == "tf32x3":  # thrice the registers
         tiles = tiles._replace(u=SHORTEST, v=SHORTEST)
@@ -627,6 +808,9 @@ def graph_unit_backward(
     graph_parts = b3.new_empty(groups * v_blocks * u_blocks, subsets * channels * (relations + 1))
     shared_parts = b3.new_empty(groups, subsets * joints * joints)
     alpha_parts = b3.new_empty(groups * v_blocks * u_blocks * subsets, 1)
+    programs = groups * subsets * v_blocks * u_blocks
+    turned = x.new_empty(programs, tiles["CB"], triton.cdiv(frames, tiles["BT"]) * tiles["BT"], tiles["U"])
+    graph_rows = x.new_empty(programs, GROUP, tiles["U"] * tiles["V"])
     for features, graphs in [(True, True)] if u_blocks == 1 else [(True, False), (False, True)]:
         products = in_channels + joints
         writes: list[Moved] = [to_features, feature_parts] if features else []
@@ -640,6 +824,8 @@ def graph_unit_backward(
             graph_parts,
             shared_parts,
             alpha_parts,
+            turned,
+            graph_rows,
             grad,
             y,
             norm,
@@ -663,6 +849,10 @@ def graph_unit_backward(
             SUBSETS=subsets,
             FEATURES=features,
             GRAPHS=graphs,
+            RB=128 // x.element_size(),
+            CW=block_of(in_channels, 256 // x.element_size()),
+            GC=GROUP,
+            PB=min(512 // x.element_size(), tiles["U"] * tiles["V"]),
             PRECISION=product_precision(x.dtype),
             **tiles,
             reads=[grad, y, norm, summed, x, factors, w3, b3, w4, b4, alpha, shared],
