@@ -301,3 +301,15 @@ def test_fused_norms_compute_what_the_modules_compute(half: bool, monkeypatch: p
         gradients = {key: (weights[key].grad, others[key].grad) for key in weights if others[key].grad is not None}
         assert len(gradients) > 50
         assert max(off(*pair) for pair in gradients.values()) <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [False, True])
+def test_torch_compile_takes_it_as_one_graph(name: str, training: bool) -> None:
+    network = made(name, "coco17", people=1, coordinates=2, **SMALL).train(training)
+    if name == "protogcn":
+        network.prototypes.dropout.p = 0.0
+    clips = torch.randn(3, 2, 8, 17, 1)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clips), network(clips))
