@@ -67,6 +67,11 @@ class EvaluateConfig(CheckpointOptions, ViewOptions, ComputeOptions):
         """
         if not self.runs:
             raise ConfigError("runs: give at least one run directory")
+        if file := next((run for run in self.runs if run.is_file()), None):
+            raise ConfigError(
+                f"runs: '{file}' is a file; give it first and alone, with the options of shapmix.train for data and network, and "
+                "with --run-dir to make a run directory of it for an ensemble"
+            )
         self.check_views()
         if self.weights is not None and self.fit_weights:
             raise ConfigError("weights and fit_weights both choose the weights; give one")

@@ -83,6 +83,8 @@ def test_what_cannot_be_measured_says_why(
     assert evaluate.main([weights, *DATA, "--run-dir", "full"]) == 2
     assert "run directory full exists" in capsys.readouterr().err
     assert evaluate.main([weights, *DATA, "--run-dir", "run"]) == 0
+    assert evaluate.main(["run", weights, "--device", "cpu"]) == 2
+    assert "'theirs.pt' is a file; give it first and alone" in capsys.readouterr().err
     assert evaluate.main(["run/checkpoints/last.pt", *DATA]) == 2
     assert "give the run directory run, and --checkpoint last" in capsys.readouterr().err
 
