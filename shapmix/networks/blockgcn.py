@@ -149,6 +149,8 @@ class Encoding(nn.Module):
         self.bn = nn.BatchNorm1d(width)
 
     def forward(self, codes: Tensor) -> Tensor:
+        if self.training and type(self.bn) is nn.BatchNorm1d and len(codes) == 1:
+            raise ValueError("one clip of one person has no batch statistics of its topology: give at least two clips to train on")
         return torch.relu(self.bn(self.mlp(codes)))[:, :, None, None]
 
 
@@ -164,7 +166,7 @@ class BlockGCN(nn.Module):
         halve: indices of the layers that halve the frames; None: those that change the width. As published, (4, 7).
 
     Raises:
-        ValueError: a width is not a multiple of 8.
+        ValueError: a width is not a multiple of 8; or, in a training pass, one clip of one person.
     """
 
     def __init__(

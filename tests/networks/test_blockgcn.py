@@ -100,6 +100,14 @@ def test_graphs_are_normalised_by_column_and_apply_to_groups_of_channels() -> No
     torch.testing.assert_close(unit.aggregated(x), total)
 
 
+def test_one_clip_of_one_person_cannot_be_trained_on() -> None:
+    network = BlockGCN(load_layout("ucla20"), 3, num_people=1, widths=(8,))
+    with pytest.raises(ValueError, match="one clip of one person has no batch statistics"):
+        network(torch.randn(1, 3, 4, 20, 1))
+    assert network(torch.randn(2, 3, 4, 20, 1)).shape == (2, 3)
+    assert network.eval()(torch.randn(1, 3, 4, 20, 1)).shape == (1, 3)
+
+
 def test_size_is_that_of_the_published_network() -> None:
     """1,372,780 parameters and 1.99 G multiplications for 60 classes and two people, as its code counts; its paper says 1.3 M."""
     network = BlockGCN(load_layout("ntu25"), 60, num_people=2).eval()
