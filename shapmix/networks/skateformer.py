@@ -244,7 +244,7 @@ def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(".relative_position_index")}
 
 
-@backbone("skateformer", options=("widths",), from_published=from_published)
+@backbone("skateformer", options=("widths", "drop_path"), from_published=from_published)
 class SkateFormer(nn.Module):
     """Clips [N, C, T, V, M] -> logits [N, K]. T is a multiple of 8: each stage but the first halves it.
 
@@ -276,7 +276,7 @@ class SkateFormer(nn.Module):
         super().__init__()
         for width in widths:
             if width % 32 or width < 32:
-                raise ValueError(f"stage width {width} is not a multiple of 32: an eighth of it has {HEADS} heads")
+                raise ValueError(f"stage width {width} is not a multiple of 32; give --network.widths of such widths, or None")
         groups = joint_groups(layout)
         self.groups: Tensor
         self.register_buffer("groups", torch.tensor(groups), persistent=False)

@@ -54,8 +54,9 @@ class NetworkConfig:
     """Dropout before the head in training. Its draws depend on the device and on how a batch is divided into processes and passes;
     so do those of drop_path."""
     drop_path: float | None = None
-    """Stochastic depth of ctrgcn: the probability that a training step drops the last layer but for its shortcut, for each person
-    of a clip, with less for the layers before. On a GPU the layers then run op by op."""
+    """Stochastic depth of ctrgcn and skateformer: the probability that a training step drops the last layer but for its shortcut,
+    for each person of a clip (skateformer: each clip), with less for the layers before. None: 0, for skateformer the published 0.2.
+    On a GPU the layers of ctrgcn then run op by op."""
     class_scale: bool = False
     """Learnable weight scaling: the head multiplies the logit of each class by a learned factor, which starts at 1."""
 

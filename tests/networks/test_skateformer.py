@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shapmix import load_layout
+from shapmix.networks.drop_path import DropPath
 from shapmix.networks.skateformer import (
     HEADS,
     Kind,
@@ -21,6 +22,8 @@ from shapmix.networks.skateformer import (
     window_of,
 )
 from shapmix.skeleton.layout import BUILT_IN
+from shapmix.training.build import backbone_options
+from shapmix.training.config import parse_config
 
 # published orders of the joints, from 1
 NTU = "7 8 22 23  11 12 24 25  13 14 15 16  17 18 19 20  5 9 6 10  2 3 1 4"
@@ -113,3 +116,11 @@ def test_published_names_are_ours_but_for_the_indices_of_biases() -> None:
     index = "stages.0.blocks.0.transformer.attention.0.relative_position_index"
     assert set(from_published(state | {index: torch.zeros(8, 8)})) == set(state)
     assert "stages.1.blocks.0.downsample.reduction.weight" in state
+
+
+@pytest.mark.parametrize(("option", "last"), [([], 0.2), (["--network.drop-path", "0.1"], 0.1)])
+def test_drop_path_rises_to_the_last_block(option: list[str], last: float) -> None:
+    options = backbone_options(parse_config(["--network.backbone", "skateformer", "--network.widths", "None", *option]))
+    network = SkateFormer(load_layout("ucla20"), 3, num_people=1, **options)
+    shares = [module.share for module in network.modules() if isinstance(module, DropPath)]
+    assert shares == pytest.approx([last * block / 7 for block in range(1, 8)])  # the first block drops nothing
