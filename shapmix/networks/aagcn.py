@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shapmix.networks.backbones import backbone
 from shapmix.networks.fused_norm import can_be_fused, normalised
+from shapmix.networks.multi_scale import from_pyskl
 from shapmix.networks.skeleton_graph import (
     SkeletonNetwork,
     added_shortcut,
@@ -43,20 +44,26 @@ class AdaptiveGraph(nn.Module):
         for subset, (theta, phi, features) in enumerate(zip(self.theta, self.phi, self.features, strict=True)):
             a, b = theta(x), phi(x)
             alike = torch.tanh(torch.einsum("nctv,nctw->nvw", a, b) / (a.shape[1] * a.shape[2]))
-            part = torch.einsum("nctv,nvw->nctw", features(x), self.graphs[subset] + self.alpha * alike)
+            part = features(torch.einsum("nctv,nvw->nctw", x, self.graphs[subset] + self.alpha * alike))
             y = part if y is None else y + part
         return torch.relu(self.norm(y) + self.down(x))
 
     def _fused(self, x: Tensor) -> Tensor:
-        """All convolutions of the joints' features as one product, and one for the sum over subsets and joints."""
+        """All convolutions of the joints' features as one product, and one for the sum over subsets and joints.
+
+        The biases of the features are added after the sum, in which they would be multiplied by the graphs.
+        """
         convs: list[Any] = [*self.theta, *self.phi, *self.features]
-        rows = rows_product(x, torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]))
+        relations, biases = convs[: 2 * len(self.theta)], [conv.bias for conv in convs[2 * len(self.theta) :]]
+        bias = torch.cat([*(conv.bias for conv in relations), *map(torch.zeros_like, biases)])
+        rows = rows_product(x, torch.cat([conv.weight for conv in convs]), bias)
         n, frames, joints, _ = rows.shape
         subsets, inner = len(self.theta), convs[0].out_channels
         a, b, features = rows.split([subsets * inner, subsets * inner, rows.shape[3] - 2 * subsets * inner], -1)
         a, b = (part.reshape(n, frames, joints, subsets, inner) for part in (a, b))
         alike = torch.tanh(torch.einsum("ntvsc,ntwsc->nsvw", a, b) / (inner * frames))
         y = aggregated(features.contiguous(), self.graphs + self.alpha * alike)
+        y = y + torch.stack(biases).sum(0)[:, None, None].to(y.dtype)
         added = added_shortcut(x, self.down)
         assert added is not None
         return normalised(y, [self.norm], shortcut=added.to(y.dtype))
@@ -99,7 +106,39 @@ class Layer(nn.Module):
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
 
-@backbone("aagcn")
+PUBLISHED_NAMES = {  # inside a layer of PYSKL's -> inside ours
+    "gcn.A": "gcn.0.graphs",
+    "gcn.alpha": "gcn.0.alpha",
+    "gcn.conv_a.": "gcn.0.theta.",
+    "gcn.conv_b.": "gcn.0.phi.",
+    "gcn.conv_d.": "gcn.0.features.",
+    "gcn.bn.": "gcn.0.norm.",
+    "gcn.down.": "gcn.0.down.",
+    "gcn.conv_sa.": "gcn.1.joints.",
+    "gcn.conv_ta.": "gcn.1.frames.",
+    "gcn.fc1c.": "gcn.1.channels.0.",
+    "gcn.fc2c.": "gcn.1.channels.2.",
+    "tcn.conv.": "tcn.0.",
+    "tcn.bn.": "tcn.1.",
+    "residual.conv.": "residual.0.",
+    "residual.bn.": "residual.1.",
+}
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of PYSKL's AAGCN -> ours, without its copy of the initial graphs; other keys are kept."""
+    ours = {}
+    state = {key: value for key, value in state.items() if key != "backbone.A"}
+    for key, value in from_pyskl(state).items():
+        layers, number, rest = (*key.split(".", 2), "", "")[:3]
+        theirs = next((name for name in PUBLISHED_NAMES if layers == "layers" and rest.startswith(name)), None)
+        if theirs is not None:
+            key = f"layers.{number}.{PUBLISHED_NAMES[theirs]}{rest.removeprefix(theirs)}"
+        ours[key] = value
+    return ours
+
+
+@backbone("aagcn", from_published=from_published)
 def aagcn(layout: Layout, num_classes: int, *, num_people: int, in_channels: int = 3) -> nn.Module:
     """AAGCN with adaptive graphs and STC attention, ten layers."""
     graphs = torch.from_numpy(layout.adjacency())

@@ -35,6 +35,7 @@ from shapmix.training.trained import Trained
 from shapmix.training.weights import read_weights
 
 NAMES = ["dgstgcn", "protogcn", "stgcnpp"]
+RECORDED_NAMES = ["aagcn", *NAMES]
 SMALL = {"widths": (16, 24), "halve": (1,)}
 RECORDED = Path(__file__).parent / "recorded"
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
@@ -72,7 +73,7 @@ def weight(key: str, shape: tuple[int, ...]) -> Tensor:
     return 0.5 * x if len(shape) < 2 else x * (1.5 / math.prod(shape[1:])) ** 0.5
 
 
-@pytest.mark.parametrize("name", [*NAMES, "blockgcn", "hdgcn", "skateformer"])
+@pytest.mark.parametrize("name", [*RECORDED_NAMES, "blockgcn", "hdgcn", "skateformer"])
 def test_a_published_state_gives_the_logits_of_the_published_network(name: str) -> None:
     """`recorded/` has the keys, shapes and logits of the published network with these weights."""
     recorded = json.loads((RECORDED / f"{name}.json").read_text())
@@ -99,7 +100,7 @@ def test_the_page_loads_a_published_checkpoint(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(found["network"].layers[9].tcn.transform[2].weight.detach(), weight(key, (256, 256, 1, 1)).float())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECORDED_NAMES)
 def test_a_run_starts_from_a_published_checkpoint(name: str, tmp_path: Path, embedded: tuple[Splits, ClipSampler]) -> None:
     """Of another number of classes: only the classifier, and the averages of its classes, are new."""
     recorded, store = json.loads((RECORDED / f"{name}.json").read_text()), embedded[0].store
