@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from shapmix.networks.backbones import backbone
 from shapmix.networks.drop_path import DropPath
+from shapmix.process.errors import ShapmixError
 from shapmix.skeleton.layout import Layout
 
 WIDTHS = (96, 192, 192, 192)
@@ -40,6 +41,10 @@ PUBLISHED_GROUPS = {
         "spine shoulder_centre hip_centre head",
     ),
 }
+
+
+class FramesError(ShapmixError, ValueError):
+    """Clips whose frames cannot be halved; the message says how many to give."""
 
 
 class Kind(NamedTuple):
@@ -70,13 +75,13 @@ def time_code(x: Tensor, width: int, halvings: int) -> Tensor:
     """[T, width]: sines and cosines of the time from -1 to 1 of the frames of x [N, C, T, W].
 
     Raises:
-        ValueError: the frames cannot be halved so many times.
+        FramesError: the frames cannot be halved so many times.
     """
     frames, multiple = x.shape[2], 2**halvings
     if frames % multiple:
         near = [count for count in (frames // multiple * multiple, -(-frames // multiple) * multiple) if count]
-        raise ValueError(
-            f"clips have {frames} frames, which SkateFormer cannot halve {halvings} times: give --num-frames "
+        raise FramesError(
+            f"clips have {frames} frames, which SkateFormer cannot halve {halvings} time{'s' * (halvings != 1)}: give --num-frames "
             f"{' or '.join(map(str, near))}"
         )
     time = torch.arange(frames, device=x.device, dtype=torch.float64) * 2 / frames - 1

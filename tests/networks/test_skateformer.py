@@ -12,6 +12,7 @@ from shapmix import load_layout
 from shapmix.networks.drop_path import DropPath
 from shapmix.networks.skateformer import (
     HEADS,
+    FramesError,
     Kind,
     SkateFormer,
     attended,
@@ -53,7 +54,7 @@ def test_frames_that_cannot_be_halved_are_named(frames: int) -> None:
     network = SkateFormer(load_layout("ucla20"), 3, num_people=1)
     wanted = {52: "--num-frames 48 or 56", 4: "--num-frames 8"}[frames]
     with pytest.raises(
-        ValueError, match=re.escape(f"clips have {frames} frames, which SkateFormer cannot halve 3 times: give {wanted}")
+        FramesError, match=re.escape(f"clips have {frames} frames, which SkateFormer cannot halve 3 times: give {wanted}")
     ):
         network(torch.zeros(1, 3, frames, 20, 1))
 
