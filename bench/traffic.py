@@ -6,7 +6,7 @@ reaches, its operations over the peak rate of its type, and the shortest time of
 must move: a batch norm is a barrier, so what is normalised is written before, and read after it.
 
 Predicted figures are not measured ones. `EFFICIENCY` is estimated; after a profile on a card it is fitted to that. Instructions
-other than products are not modelled; the graph units are bound by them (docs/speed.md).
+other than products are not modelled; the graph units are bound by them (`bench.instructions`, docs/speed.md).
 """
 
 from __future__ import annotations
