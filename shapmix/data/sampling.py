@@ -37,6 +37,9 @@ NetworkStream = Literal["joint", "bone", "motion", "bone_motion", "skip_bone", "
 DEVICE_SHARE = 0.5  # fraction of the free GPU memory that recordings may use; the rest is for the network
 
 
+ANOTHER_VIEW = 1 << 31  # added to a step, it draws another view; there are fewer steps, whose numbers have 32 bits
+
+
 @dataclass(frozen=True)
 class ClipSampler:
     """Converts clips of a store to network input, on the device of the store's frames.
@@ -106,6 +109,12 @@ class ClipSampler:
         if self.pipeline == "segments" and self.turns:
             angles = draw_rotations(clips, seed=self.seed, step=step, max_rotation=self._largest_rotation)
         return self._picked(self._frames(clips, lengths, step, turned=self.turns), augment, angles)
+
+    def views(self, clips: Tensor, step: int, number: int) -> Tensor:
+        """`number` independent training views of clips [N], the first as `training`: [number N, C, T, V, M]."""
+        if number == 1:
+            return self.training(clips, step)
+        return torch.cat([self.training(clips, step + view * ANOTHER_VIEW) for view in range(number)])
 
     def evaluation(self, clips: Tensor, *, mirrored: bool = False) -> Tensor:
         """The deterministic evaluation view: indices [N] -> [N, C, T, V, M]; `mirrored` swaps left and right.
@@ -215,21 +224,21 @@ def resident(sampler: ClipSampler, device: torch.device) -> tuple[ClipSampler, s
 
 
 def training_batches(
-    sampler: ClipSampler, batches: Iterable[tuple[Tensor, int]], device: torch.device
+    sampler: ClipSampler, batches: Iterable[tuple[Tensor, int]], device: torch.device, *, views: int = 1
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yields (clips on `device`, indices, step) for each (indices, step).
+    """Yields (clips on `device`, indices, step) for each (indices, step); `views` samplings of the clips, one after another.
 
     If the recordings are in host memory and the network is not, the next batch is prefetched while this one trains.
     """
     if device.type == "cpu" or sampler.store.frames.device == device:
         for chosen, step in batches:
-            yield sampler.training(chosen, step), chosen, step
+            yield sampler.views(chosen, step, views), chosen, step
         return
     on_gpu: dict[str, Any] = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device.type == "cuda" else {}
     with ThreadPoolExecutor(1, **on_gpu) as aside:  # the current CUDA device is per thread
         ahead = None
         for chosen, step in batches:
-            coming = (aside.submit(_copied, sampler, chosen, step, device), chosen, step)
+            coming = (aside.submit(_copied, sampler, chosen, step, views, device), chosen, step)
             if ahead is not None:
                 yield ahead[0].result(), ahead[1], ahead[2]
             ahead = coming
@@ -237,8 +246,8 @@ def training_batches(
             yield ahead[0].result(), ahead[1], ahead[2]
 
 
-def _copied(sampler: ClipSampler, chosen: Tensor, step: int, device: torch.device) -> Tensor:
-    clips = sampler.training(chosen, step)
+def _copied(sampler: ClipSampler, chosen: Tensor, step: int, views: int, device: torch.device) -> Tensor:
+    clips = sampler.views(chosen, step, views)
     return (clips.pin_memory() if device.type == "cuda" else clips).to(device, non_blocking=True)
 
 

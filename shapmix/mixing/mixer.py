@@ -206,17 +206,28 @@ class ShapMix(nn.Module):
         """[K, Q]: mean saliency of every combination of the layout for each class."""
         return self.class_saliency.mean
 
-    def mix(self, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> MixedBatch:
+    def mix(
+        self, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None, second: Tensor | None = None
+    ) -> MixedBatch:
         """The training batch of a step; `counter` as in `observe`.
 
         Values of clips are not checked: NaN propagates to every clip that a clip is mixed into.
 
+        Args:
+            second: another sampling of the same clips, of the same shape; for `mix="two_views"` only, which needs it.
+
         Raises:
             TypeError, ValueError: clips or labels have a wrong shape, dtype or device, there are fewer than 3 clips, the clip
-                length is not a multiple of 4, or a counter is given for a mixer that draws on the host.
+                length is not a multiple of 4, a counter is given for a mixer that draws on the host, or a second sampling is
+                missing or given for a mixer without one.
         """
         self._check(clips, labels, counter)
         mixer = MIXERS[self.mix_name]
+        if (second is None) != (mixer.views == 1):
+            wrong = "takes one sampling of the clips; leave second out" if second is not None else "needs another as second"
+            raise ValueError(f"mix '{self.mix_name}' {wrong}")
+        if second is not None and (second.shape, second.device) != (clips.shape, clips.device):
+            raise ValueError(f"second: give another sampling of the same clips, a tensor {list(clips.shape)} on {clips.device}")
         if counter is not None and not mixer.on_device:
             raise ValueError(f"mix '{self.mix_name}' draws on the host; leave the counter out")
         pasting = Pasting(
@@ -229,7 +240,7 @@ class ShapMix(nn.Module):
             step >= self.warmup_steps,
             self.backend,
         )
-        return mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting))
+        return mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting, second))
 
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
         """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum.

@@ -68,6 +68,7 @@ class Batch(NamedTuple):
     step: int
     counter: Tensor | None
     pasting: Pasting
+    second: Tensor | None = None  # another sampling of the same clips, for mixers registered with `views=2`
 
     def draws(self, rows: int | None = None) -> Draws:
         """Random numbers of this step, by default one row per clip."""
@@ -107,13 +108,14 @@ class Mixer(NamedTuple):
     on_device: bool
     guided: bool
     unfit: Unfit
+    views: int
 
 
 MIXERS = Registry[Mixer]("mix")
 
 
 def mixer(
-    name: str, *, on_device: bool = False, guided: bool = False, unfit: Unfit = _fits_all
+    name: str, *, on_device: bool = False, guided: bool = False, unfit: Unfit = _fits_all, views: int = 1
 ) -> Callable[[Callable[[Batch], MixedBatch]], Callable[[Batch], MixedBatch]]:
     """Registers a mixer under a name.
 
@@ -121,13 +123,14 @@ def mixer(
         on_device: it reads no value on the host and draws from `batch.counter` if given, so it can be captured in a CUDA graph.
         guided: it uses the class saliency, which is then measured in every step.
         unfit: says why it cannot mix some clips, before training.
+        views: 2 if it takes a second sampling of the clips as `batch.second`.
 
     Raises:
         ValueError: the name is already registered.
     """
 
     def register(mix: Callable[[Batch], MixedBatch]) -> Callable[[Batch], MixedBatch]:
-        MIXERS.add(name, Mixer(mix, on_device, guided, unfit))
+        MIXERS.add(name, Mixer(mix, on_device, guided, unfit, views))
         return mix
 
     return register
@@ -162,6 +165,14 @@ def none(batch: Batch) -> MixedBatch:
     """Only the clean clips."""
     itself = torch.arange(len(batch.labels), device=batch.labels.device)
     return MixedBatch(batch.clips, batch.labels, itself, torch.zeros(len(itself), device=batch.clips.device), batch.step)
+
+
+@mixer("two_views", views=2)
+def two_views(batch: Batch) -> MixedBatch:
+    """A second sampling of every clip in place of a mixed one: the control of what two views and two losses do without mixing."""
+    assert batch.second is not None
+    itself = torch.arange(len(batch.labels), device=batch.labels.device)
+    return batch.mixed(batch.second, itself, torch.zeros(len(itself), device=batch.clips.device))
 
 
 @mixer("mixup", on_device=True)

@@ -50,14 +50,17 @@ class EagerStep:
     def __call__(self, chosen: Tensor, number: int, clips: Tensor | None = None) -> StepResult:
         """One step on clips [N, C, T, V, M] that are those of the indices `chosen` [N]; `number` decides every draw.
 
+        A mixer of two views takes [2N, C, T, V, M], two samplings of the clips.
+
         If the loss or a gradient is non-finite, weights, optimizer, buffers and tables are unchanged.
         """
         assert clips is not None
         run = self.run
         before = copied(step_buffers(run.network, run.mixer))
         labels = self.labels[chosen].to(clips.device)
+        clips, second = clips.split(len(chosen)) if len(clips) == 2 * len(chosen) else (clips, None)
         run.mixer.observe(self.observer, clips, labels, number)
-        batch = run.mixer.mix(clips, labels, number)
+        batch = run.mixer.mix(clips, labels, number, second=second)
         run.optimizer.zero_grad(set_to_none=True)
         with nullcontext() if self.sam is None else same_random_numbers_after(clips.device):
             logits, clean, mixed = self.forward_backward(batch)

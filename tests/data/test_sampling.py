@@ -8,6 +8,7 @@ import torch
 from shapmix.data import sampling
 from shapmix.data.clips import ClipStore, join_clips
 from shapmix.data.sampling import ClipSampler, mean_motion, resident, training_batches
+from shapmix.data.synthetic import make_synthetic
 from shapmix.draws.crops import draw_segments, middle_segments
 from shapmix.reference import to_stream
 from shapmix.skeleton.layout import load_layout
@@ -111,3 +112,13 @@ def test_mean_motion_of_picked_clips() -> None:
     sampler = ClipSampler(store(), "segments", "joint", 8)
     views = sampler.training(torch.arange(4), 0)
     torch.testing.assert_close(mean_motion(sampler, torch.arange(4)), views.mean(0))
+
+
+def test_a_second_view_is_drawn_apart_from_the_first_and_from_every_step() -> None:
+    splits = make_synthetic(num_classes=4, n_max=6, imbalance=2, val_per_class=1, test_per_class=1)
+    sampler, chosen = ClipSampler(splits.store, "crop", "joint", 8), splits.train[:4]
+    first, second = sampler.views(chosen, 5, 2).chunk(2)
+    assert torch.equal(first, sampler.training(chosen, 5))
+    assert not any(torch.equal(second, sampler.training(chosen, step)) for step in range(8))
+    ((clips, _, _),) = training_batches(sampler, [(chosen, 5)], CPU, views=2)
+    assert torch.equal(clips, torch.cat([first, second]))

@@ -340,3 +340,23 @@ def test_the_naive_estimator_measures_combinations_alone_in_every_epoch() -> Non
         found = naive.propose(request)
         assert torch.equal(found.coalitions, NTU.combinations[found.columns])
         assert bool((found.without_rows == 0).all())
+
+
+def test_two_views_have_two_losses_and_no_mixing() -> None:
+    clips, labels = batch(8)
+    mixer = mixer_of(mix="two_views")
+    second = clips + 1
+    found = mixer.mix(clips, labels, 3, second=second)
+    assert torch.equal(found.clips, torch.cat([clips, second]))
+    logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(2))
+    clean, other = mixer.loss(logits, found)
+    alone = mixer_of(mix="none")
+    for of_view, rows in ((clean, logits[:8]), (other, logits[8:])):
+        expected, _ = alone.loss(rows, alone.mix(clips, labels, 3))
+        torch.testing.assert_close(of_view, expected)
+    with pytest.raises(ValueError, match="mix 'two_views' needs another as second"):
+        mixer.mix(clips, labels, 3)
+    with pytest.raises(ValueError, match="mix 'shapmix' takes one sampling of the clips; leave second out"):
+        mixer_of().mix(clips, labels, 3, second=second)
+    with pytest.raises(ValueError, match="second: give another sampling of the same clips, a tensor"):
+        mixer.mix(clips, labels, 3, second=second[:4])

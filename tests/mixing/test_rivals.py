@@ -44,7 +44,7 @@ MANY = parse_layout(  # more joints than a draw has words at first
     + "\n".join(f"{name} = 'leg_0'" for name in NAMES[1:])
     + f"\n[parts]\nlegs = {NAMES[:70]}\narms = {NAMES[70:]}\n"
 )
-RIVALS = [name for name, mixer in MIXERS.items() if not mixer.on_device]
+RIVALS = [name for name, mixer in MIXERS.items() if not mixer.on_device and mixer.views == 1]
 PER_CLIP = {
     "class_balanced": class_balanced,
     "focal": focal,
