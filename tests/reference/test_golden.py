@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shapmix.draws.crops import centre_crops, even_frames
+from shapmix.kernels import unavailable
 from shapmix.mixing.official import joint_counts, restored_frames
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import (
@@ -33,6 +34,10 @@ from shapmix.reference import (
 from shapmix.reference import layer as layer_steps
 from shapmix.reference.plan import Window, mix_plan, partner_of, pasted_parts
 from shapmix.skeleton.layout import Layout, load_layout
+from tests.proofs import DEVICE_OF
+
+TRITON_DEVICE = DEVICE_OF["triton"]
+NO_TRITON = unavailable("triton", TRITON_DEVICE)
 
 
 def recorded(pattern: str) -> list:
@@ -271,6 +276,23 @@ def test_ctrgcn(path: Path) -> None:
         assert parameter.grad is not None
         assert abs(float(parameter.grad.norm()) - norms.pop(name)) <= 1e-9 * max(float(parameter.grad.norm()), 1e-3), name
     assert not norms
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.triton
+@pytest.mark.skipif(NO_TRITON is not None, reason=f"triton: {NO_TRITON}")
+@pytest.mark.parametrize("path", [p for p in recorded("ctrgcn_*.npz") if not str(p.id).endswith("_state")])
+def test_ctrgcn_through_triton(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the recorded clips, which are independent in eval mode: a clip takes minutes in the interpreter."""
+    monkeypatch.setenv("SHAPMIX_BACKEND", "triton")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    z = load(path)
+    network = network_of(path, z["logits_f32"].shape[1], torch.float32).to(TRITON_DEVICE).eval()
+    clip = z["x"][:1].float().to(TRITON_DEVICE)
+    with torch.no_grad():
+        assert network.steps_on(clip) is not None
+        assert relative_error(network(clip).cpu(), z["logits_f32"][:1]) <= 1e-5
 
 
 @pytest.mark.slow
