@@ -706,7 +706,7 @@ def graph_unit(
     """As `shapmix.reference.layer.graph_unit`; contiguous arguments. 1 launch."""
     rows, frames, joints, _ = x.shape
     channels = w3.shape[1]
-    tiles = _forward_constants(x)
+    tiles = _forward_constants(x, False)
     y = x.new_empty(rows, frames, joints, channels)
     parts = rows * triton.cdiv(frames, tiles["BT"]) * triton.cdiv(joints, tiles["U"])
     moments = b3.new_empty(parts, 3, channels)
@@ -734,9 +734,9 @@ def folded_graph_unit(
     return y
 
 
-def _forward_constants(x: Tensor) -> dict[str, int]:
+def _forward_constants(x: Tensor, with_down: bool) -> dict[str, int]:
     tiles = FORWARD[x.dtype]
-    if x.shape[3] > MANY_INPUTS and x.element_size() == 2:
+    if x.shape[3] > (MANY_INPUTS // 2 if with_down else MANY_INPUTS) and x.element_size() == 2:
         tiles = tiles._replace(inputs=64, frames=16)
     if x.shape[2] > MANY_JOINTS:
         tiles = tiles._replace(u=SHORTEST)
@@ -755,7 +755,7 @@ def _backward_constants(x: Tensor) -> dict[str, int]:
 def _launch_forward(y: Tensor, moments: Tensor | None, x: Tensor, factors: Tensor, *parameters: Tensor | None) -> None:
     rows, frames, joints, channels = y.shape
     in_channels, subsets, relations = x.shape[3], factors.shape[1], factors.shape[4]
-    tiles = _forward_constants(x)
+    tiles = _forward_constants(x, parameters[-2] is not None)
     blocks = triton.cdiv(joints, tiles["U"]) * triton.cdiv(channels, tiles["CB"]) * triton.cdiv(frames, tiles["BT"])
     products = in_channels * (subsets + (parameters[-2] is not None)) + subsets * joints  # of an element of y
     launch(
