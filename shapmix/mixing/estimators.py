@@ -1,8 +1,9 @@
 """Estimators of the class saliency: they select coalitions of a batch to forward, and the marginals to compute from the logits.
 
-Every estimator costs about as much as the published one, two forward passes per sample, except `exact`. The marginals are applied
-with `saliency_update`, so all estimators update the same table. They differ in marginals per forward pass and in variance:
-`python -m bench.saliency_estimators` measures their error on a trained network.
+Every estimator keeps to a budget of forward passes per sample, except `exact`; the published budget is two. A smaller one measures
+the samples whose classes were measured least. The marginals are applied with `saliency_update`, so all estimators update the same
+table. They differ in marginals per forward pass and in variance: `python -m bench.saliency_estimators` measures their error on a
+trained network.
 
 Each is one registered function of a `Request`; `--saliency.estimator`, `ShapMix(estimator=...)`, help texts and errors list the
 registry. To add a custom estimator, register it before `ShapMix` or a configuration uses it:
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -28,7 +30,6 @@ from shapmix.reference.saliency import Contexts, contexts
 from shapmix.shapley.values import group_matrix
 from shapmix.skeleton.layout import Layout
 
-FORWARDS = 2  # per sample, the published budget
 _ORDER = 5  # purpose of the random words (see `shapmix.draws.crops`)
 
 
@@ -49,19 +50,23 @@ class Measurement(NamedTuple):
     weights: Tensor | None  # [U, J] float64
 
 
+Least = Callable[[Layout, int], int]
+
+
 class Estimator(NamedTuple):
     """A registered estimator with its properties, see `estimator`."""
 
     propose: Callable[[Request], Measurement]
     on_device: bool
     pairs: bool
+    least: Least | None
 
 
 ESTIMATORS = Registry[Estimator]("estimator")
 
 
 def estimator(
-    name: str, *, on_device: bool = False, pairs: bool = False
+    name: str, *, on_device: bool = False, pairs: bool = False, least: Least | None = None
 ) -> Callable[[Callable[[Request], Measurement]], Callable[[Request], Measurement]]:
     """Registers an estimator under a name.
 
@@ -69,13 +74,15 @@ def estimator(
         on_device: it reads no value on the host if the request's step is a tensor, so it can be captured in a CUDA graph.
         pairs: its columns are coalitions A in bit-set order, with values ReLU(v(A) - v(not A)) (see `pair_values`); otherwise
             columns are the layout's combinations.
+        least: (layout, clips of a batch) -> the fewest forward passes that measure anything on it; with a budget of at least that
+            many it forwards no more than the budget. None: it takes no budget.
 
     Raises:
         ValueError: the name is already registered.
     """
 
     def register(propose: Callable[[Request], Measurement]) -> Callable[[Request], Measurement]:
-        ESTIMATORS.add(name, Estimator(propose, on_device, pairs))
+        ESTIMATORS.add(name, Estimator(propose, on_device, pairs, least))
         return propose
 
     return register
@@ -86,41 +93,96 @@ def drawn_on_device() -> list[str]:
     return [name for name, entry in ESTIMATORS.items() if entry.on_device]
 
 
+def check_budget(name: str, layout: Layout, budget: float, clips: int) -> None:
+    """Checks that an estimator can measure something on a batch of `clips` with `budget` forward passes per clip.
+
+    Raises:
+        ValueError: it cannot; the message names the estimator and its least budget.
+    """
+    least = ESTIMATORS.find(name).least
+    if least is None:
+        raise ValueError(f"estimator '{name}' takes no budget; register it with least=, or leave the budget out")
+    rows = least(layout, clips)
+    if budget * clips < rows:
+        enough = ceil(rows / clips * 1e4) / 1e4
+        raise ValueError(
+            f"estimator '{name}' needs a budget of at least {enough:g} forward passes per clip in batches of {clips}, "
+            f"not {budget:g}; raise it, or measure in every K-th step instead"
+        )
+
+
 def affordable(request: Request, rows: int) -> Tensor:
     """The least measured samples, as many as the budget allows with `rows` forward passes each, at least one."""
-    return request.times_measured.argsort(stable=True)[: max(1, FORWARDS * len(request.times_measured) // rows)]
+    return request.times_measured.argsort(stable=True)[: max(1, int(request.budget * len(request.times_measured) // rows))]
 
 
-@estimator("official", on_device=True)
+def on_affordable(propose: Callable[[Request], Measurement], request: Request, rows: int) -> Measurement:
+    """What `propose` measures on the affordable samples of the batch, with `rows` forward passes each."""
+    if request.budget >= rows:
+        return propose(request)
+    chosen = affordable(request, rows)
+    found = propose(request._replace(times_measured=request.times_measured[chosen]))
+    chosen = chosen.to(found.samples.device)
+    return found._replace(samples=chosen[found.samples], owners=chosen[found.owners])
+
+
+@estimator("official", on_device=True, least=lambda layout, clips: 2)
 def official(request: Request) -> Measurement:
     """One marginal of a random combination and context on every sample, as in the paper."""
-    return _official_on_device(request) if isinstance(request.step, Tensor) else _official(request)
+    propose = _official_on_device if isinstance(request.step, Tensor) else _official
+    return on_affordable(propose, request, 1 if request.naive else 2)
 
 
-@estimator("naive", on_device=True)
+@estimator("naive", on_device=True, least=lambda layout, clips: 1)
 def naive(request: Request) -> Measurement:
     """A random combination alone on every sample: what it is worth without any other part, in every epoch."""
     return official(request._replace(naive=True))
 
 
-@estimator("exact", on_device=True)
+@estimator("exact", on_device=True, least=lambda layout, clips: layout.all_parts * clips)
 def exact(request: Request) -> Measurement:
     """Every coalition of every sample, 31 forward passes per sample with five parts."""
     return _exact(request.times_measured.argsort(stable=True), request.layout)
 
 
-@estimator("exact_subset", on_device=True)
+@estimator("exact_subset", on_device=True, least=lambda layout, clips: layout.all_parts)
 def exact_subset(request: Request) -> Measurement:
     """Every coalition of as many samples as the budget allows."""
     return _exact(affordable(request, request.layout.all_parts), request.layout)
 
 
-@estimator("pair_table", pairs=True)
+@estimator("pair_table", pairs=True, least=lambda layout, clips: 2)
 def pair_table(request: Request) -> Measurement:
     """One coalition and its complement on every sample.
 
     All pairs occur equally often, up to one, in a random order of samples.
     """
+    return on_affordable(_pairs, request, 2)
+
+
+@estimator("chain", least=lambda layout, clips: layout.num_parts)
+def chain(request: Request) -> Measurement:
+    """The prefixes of a random order of the parts: a prefix is a context, and the parts after it are a combination."""
+    return _chains(affordable(request, request.layout.num_parts), request, both_ways=False)
+
+
+@estimator("chain_reverse", least=lambda layout, clips: 2 * layout.num_parts - 1)
+def chain_reverse(request: Request) -> Measurement:
+    """The prefixes of a random order of the parts and of its reverse."""
+    return _chains(affordable(request, 2 * request.layout.num_parts - 1), request, both_ways=True)
+
+
+def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
+    """[K, 2^P] averages of ReLU(v(A) - v(not A)) -> [K, Q] rectified group values of the layout's combinations.
+
+    Averages are linear, so the difference of two columns is the average of v(A) - v(not A); group values are antisymmetric under
+    complement, so these differences are sufficient.
+    """
+    matrix = group_matrix(tuple(layout.combinations.tolist()), layout.num_parts).to(pairs)
+    return ((pairs - pairs.flip(1)) @ matrix.T / 2).relu()
+
+
+def _pairs(request: Request) -> Measurement:
     n, parts = len(request.times_measured), request.layout.num_parts
     pairs = 1 << parts - 1
     order = random_words(request.seed, _ORDER, request.step, 1, -(-n // 4) * 4)[0, :n].argsort()
@@ -139,28 +201,6 @@ def pair_table(request: Request) -> Measurement:
         without_rows=torch.cat([row, 1 + everyone])[:, None],
         weights=None,
     )
-
-
-@estimator("chain")
-def chain(request: Request) -> Measurement:
-    """The prefixes of a random order of the parts: a prefix is a context, and the parts after it are a combination."""
-    return _chains(affordable(request, request.layout.num_parts), request, both_ways=False)
-
-
-@estimator("chain_reverse")
-def chain_reverse(request: Request) -> Measurement:
-    """The prefixes of a random order of the parts and of its reverse."""
-    return _chains(affordable(request, 2 * request.layout.num_parts - 1), request, both_ways=True)
-
-
-def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
-    """[K, 2^P] averages of ReLU(v(A) - v(not A)) -> [K, Q] rectified group values of the layout's combinations.
-
-    Averages are linear, so the difference of two columns is the average of v(A) - v(not A); group values are antisymmetric under
-    complement, so these differences are sufficient.
-    """
-    matrix = group_matrix(tuple(layout.combinations.tolist()), layout.num_parts).to(pairs)
-    return ((pairs - pairs.flip(1)) @ matrix.T / 2).relu()
 
 
 def _official_on_device(request: Request) -> Measurement:

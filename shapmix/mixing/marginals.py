@@ -10,6 +10,8 @@ from torch import Tensor
 from shapmix.draws.philox import integers, random_words
 from shapmix.skeleton.layout import Layout
 
+FORWARDS = 2  # per sample, the published budget
+
 # Purpose of a random word. The numbers define the meaning of a seed and must not change; `draw_plan` uses 1 and 2.
 _MARGINAL = 3
 
@@ -25,9 +27,10 @@ class Request(NamedTuple):
     """The batch to measure, and the state of its random draws.
 
     times_measured [N]: how often the class of each sample was measured; estimators that select samples take the least measured
-    first. seed, step: determine every draw; a tensor `step` is not read by the host, and `combinations` are then on its device.
+    first. seed, step: determine every draw; `step` counts measurements. A tensor `step` is not read by the host, and `combinations`
+    are then on its device.
     shared: one draw for the whole batch (the published code) instead of one per sample. naive: all contexts are empty (the first
-    epochs of the published code).
+    epochs of the published code). budget: forward passes per sample, the empty coalition of the batch aside.
     """
 
     times_measured: Tensor
@@ -37,6 +40,7 @@ class Request(NamedTuple):
     shared: bool = False
     naive: bool = False
     combinations: Tensor | None = None
+    budget: float = FORWARDS
 
 
 def draw_marginals(request: Request) -> Marginals:

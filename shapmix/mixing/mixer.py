@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from shapmix.kernels import BACKENDS, expanded
 from shapmix.mixing import official
-from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
+from shapmix.mixing.estimators import ESTIMATORS, check_budget, drawn_on_device
 from shapmix.mixing.losses import LOSSES, Classes
-from shapmix.mixing.marginals import Request
+from shapmix.mixing.marginals import FORWARDS, Request
 from shapmix.mixing.mixers import MIXERS, Batch, MixedBatch, Pasting
 from shapmix.mixing.saliency import ClassSaliency
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion, whole_counts
@@ -46,9 +46,15 @@ class ShapMix(nn.Module):
             `shapmix.mixing.mixers.MIXERS`.
         loss: "balanced" adjusts the logits by the class prior, "ce" is plain cross-entropy; or another name in
             `shapmix.mixing.losses.LOSSES`.
-        estimator: saliency estimator (`shapmix.mixing.estimators`); all except "exact" forward about 2N rows per step. None means
-            "official" with `compat="official"`, else "exact_subset", which has the lowest error at this cost
+        estimator: saliency estimator (`shapmix.mixing.estimators`); all except "exact" keep to the budget. None means "official"
+            with `compat="official"`, else "exact_subset", which has the lowest error at the published cost
             (`bench/results/saliency_estimators.json`).
+        budget: most forward passes per clip of a measurement; the empty coalition, one more row per batch, is not counted. A small
+            budget measures the clips whose classes were measured least; each measurement then counts for more, so that the class
+            average has the same memory in steps. "official", "naive" and "pair_table" use at most 2, 1 and 2. None means the
+            published 2, and in a batch too small for that one sample.
+        every: K, measure in steps 0, K, 2K, ... only. The decay applies per measurement, so that the class average remembers as
+            many measurements, which are K times as many steps; the number of a measurement, step // K, decides its draws.
         compat: "official" reproduces the published code's deviations from its paper (`shapmix.mixing.official`).
         temperature: softmax temperature over a class's combinations, in units of the saliency.
         blend_probability: probability, drawn once per batch, that "shapmix" and "stmix" blend whole clips (Mixup) instead of
@@ -90,6 +96,8 @@ class ShapMix(nn.Module):
         mix: str = "shapmix",
         loss: str = "balanced",
         estimator: str | None = None,
+        budget: float | None = None,
+        every: int = 1,
         compat: Compat = "default",
         temperature: float = 0.2,
         blend_probability: float = 0.25,
@@ -109,6 +117,7 @@ class ShapMix(nn.Module):
         if estimator is None:
             estimator = "official" if compat == "official" else "exact_subset"
         ESTIMATORS.find(estimator)
+        _check_cost(budget, every)
         if backend is not None:
             check_choice("backend", backend, ("auto", *BACKENDS))
         if not isinstance(layout, Layout):
@@ -123,7 +132,7 @@ class ShapMix(nn.Module):
         _check_numbers(temperature, blend_probability, label_smoothing)
         _check_steps(warmup=warmup_steps, replace=replace_steps, deferred=deferred_steps)
         self.layout, self.mix_name, self.compat, self.backend = layout, mix, compat, backend
-        self.estimator = estimator
+        self.estimator, self.budget, self.every = estimator, budget, every
         self.temperature, self.seed, self.loss_name, self.deferred_steps = temperature, seed, loss, deferred_steps
         self.blend_probability, self.label_smoothing = blend_probability, label_smoothing
         self.warmup_steps = warmup_steps
@@ -151,9 +160,15 @@ class ShapMix(nn.Module):
         self.register_buffer("part_of_joint", self.layout.part_of_joint, persistent=False)
         self.register_buffer("combinations", self.layout.combinations, persistent=False)
 
+    def measures(self, step: int) -> bool:
+        """Whether `observe` measures the saliency in a step; otherwise it forwards nothing and changes nothing."""
+        return MIXERS[self.mix_name].guided and step % self.every == 0
+
     @torch.no_grad()
     def observe(self, network: nn.Module, clips: Tensor, labels: Tensor, step: int, *, counter: Tensor | None = None) -> None:
-        """Measures the saliency on the batch, in eval mode, and updates the class table; about 2N rows are forwarded.
+        """Measures the saliency on the batch, in eval mode, and updates the class table, in the steps that it `measures`.
+
+        By default about 2N rows are forwarded; see `budget`.
 
         Args:
             network: any module that maps [N, C, T, V, M] to logits [N, K]; the mode of every submodule is restored.
@@ -161,20 +176,21 @@ class ShapMix(nn.Module):
             labels: [N] int64.
             step: training step.
             counter: the step as a 0-dim int64 tensor on the device of the clips. If given, nothing synchronises with the host, and
-                `step` only selects the phase of the schedule, so that the call can be captured in a CUDA graph. The network must
-                not change its buffers or torch's random state in eval mode, since they are not restored then.
+                `step` only selects the phase of the schedule and whether the step measures, so that the call can be captured in a
+                CUDA graph. The network must not change its buffers or torch's random state in eval mode, since they are not
+                restored then.
 
         Non-finite marginals, such as those of a clip with NaN, are skipped: the table is unchanged, and the class does not count as
         measured. The range of labels is only checked on the CPU and without a counter.
 
         Raises:
-            TypeError, ValueError: clips, labels or the network's output have a wrong shape, dtype or device, or a counter is given
-                for an estimator that is drawn on the host.
+            TypeError, ValueError: clips, labels or the network's output have a wrong shape, dtype or device, a counter is given for
+                an estimator that is drawn on the host, or the budget is below what the estimator needs for this batch.
         """
         self._check(clips, labels, counter)
         if not isinstance(network, nn.Module):
             raise TypeError(f"network is a {type(network).__name__}; give a torch.nn.Module")
-        if not MIXERS[self.mix_name].guided:
+        if not self.measures(step):
             return
         estimator = ESTIMATORS[self.estimator]
         if counter is not None and not estimator.on_device:
@@ -182,16 +198,9 @@ class ShapMix(nn.Module):
                 f"estimator '{self.estimator}' is drawn on the host; leave the counter out, or take one of "
                 f"{', '.join(drawn_on_device())}"
             )
-        request = Request(
-            self.class_saliency.measured[labels],
-            self.layout,
-            self.seed,
-            step if counter is None else counter,
-            shared=self.compat == "official",
-            naive=step < self.warmup_steps,
-            combinations=None if counter is None else self.combinations,
-        )
-        found = estimator.propose(request)
+        if self.budget is not None:
+            check_budget(self.estimator, self.layout, self.budget, len(clips))
+        found = estimator.propose(self._request(labels, step, counter))
         index = torch.zeros(2, 1 + len(found.samples), dtype=torch.int64, device=clips.device)  # row 0 is the empty coalition
         index[0, 1:], index[1, 1:] = found.samples, found.coalitions
         rows = CoalitionClips(clips, self.mean_motion.to(clips.dtype), index[0], index[1], self.part_of_joint, self.restored_frames)
@@ -200,6 +209,19 @@ class ShapMix(nn.Module):
             logits = network(rows if is_lazy else expanded(rows, backend=self.backend))
         check_logits("the network's result", logits, len(rows), len(self.class_counts))
         self.class_saliency.update(found, logits, labels, replace=step < self.replace_steps, backend=self.backend)
+
+    def _request(self, labels: Tensor, step: int, counter: Tensor | None) -> Request:
+        number = step if counter is None else counter
+        return Request(
+            self.class_saliency.measured[labels],
+            self.layout,
+            self.seed,
+            number if self.every == 1 else number // self.every,
+            shared=self.compat == "official",
+            naive=step < self.warmup_steps,
+            combinations=None if counter is None else self.combinations,
+            budget=FORWARDS if self.budget is None else self.budget,
+        )
 
     @property
     def saliency(self) -> Tensor:
@@ -268,6 +290,13 @@ def _check_numbers(temperature: float, blend_probability: float, label_smoothing
         raise ValueError(f"blend_probability is between 0 and 1, not {blend_probability}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is at least 0 and below 1, not {label_smoothing}")
+
+
+def _check_cost(budget: float | None, every: int) -> None:
+    if budget is not None and not (budget > 0 and isfinite(budget)):
+        raise ValueError(f"budget is {budget}; give the forward passes per clip, a number above 0")
+    if every < 1 or every % 1:
+        raise ValueError(f"every is {every}; give 1 to measure in every step, K for every K-th")
 
 
 def _check_steps(**schedule: int | None) -> None:

@@ -18,6 +18,7 @@ from shapmix.data.splits import store_splits
 from shapmix.data.store import open_store
 from shapmix.kernels import unavailable
 from shapmix.mixing import official
+from shapmix.mixing.estimators import check_budget
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks import own
@@ -138,7 +139,7 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
     """Builds Shap-Mix with the class counts and mean motion of the data; converts schedules from epochs to steps.
 
     Raises:
-        RunError: the mixer cannot mix clips of this skeleton or these coordinates.
+        RunError: the mixer cannot mix clips of this skeleton or these coordinates, or the budget is too small for its estimator.
     """
     store = splits.store
     if wrong := MIXERS[config.mix].unfit(store.layout, store.dimension, store.scores):
@@ -146,13 +147,15 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
     motion = (official.mean_motion if config.compat == "official" else mean_motion)(sampler, splits.train)
     given = config.saliency_from is not None
     warmup = 0 if given else config.saliency.warmup_epochs
-    return ShapMix(
+    mixer = ShapMix(
         store.layout,
         splits.class_counts(),
         motion,
         mix=config.mix,
         loss=config.loss,
         estimator=config.saliency.estimator,
+        budget=config.saliency.budget,
+        every=config.saliency.every,
         compat=config.compat,
         temperature=config.saliency.temperature,
         blend_probability=config.blend_probability,
@@ -166,6 +169,12 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         seed=config.seed,
         backend=None if config.backend == "auto" else config.backend,
     )
+    if mixer.budget is not None and MIXERS[config.mix].guided:
+        try:
+            check_budget(mixer.estimator, store.layout, mixer.budget, config.batch_size)
+        except ValueError as error:
+            raise RunError(f"saliency.budget: {error}") from error
+    return mixer
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig, *, fused: bool = False) -> torch.optim.Optimizer:

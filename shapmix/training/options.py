@@ -101,6 +101,10 @@ class SaliencyConfig:
     with --compat official, otherwise exact_subset."""
     temperature: float = 0.2
     """Softmax temperature over the combinations of a class."""
+    budget: float | None = None
+    """Most forward passes per clip of a measurement, such as 1; fewer clips are then measured. None: the published 2."""
+    every: int = 1
+    """Measure in every K-th step only. The decay applies per measurement, so the averages remember K times as many steps."""
     decay: float = 0.9
     """Decay of the moving average of each class."""
     tail_aware: bool = True
@@ -249,7 +253,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it ta
     **dict.fromkeys(
         (
             *("num_people", "min_frames", "n_max", "batch_size", "epochs", "repeat", "accumulate", "eval_every", "test_clips"),
-            *("picture_every", "threads"),
+            *("picture_every", "threads", "saliency.every"),
             *("patience", "checkpoint.keep", "checkpoint.every_steps"),
         ),
         (_at_least(1), "must be at least 1"),
@@ -273,6 +277,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # key -> whether it ta
     "schedule.clip_norm": (lambda value: 0 < value < inf, "above 0"),
     "schedule.final": (lambda value: 0 <= value <= 1, "a share of lr, from 0 to 1"),
     "saliency.temperature": (lambda value: 0 < value < inf, "above 0"),
+    "saliency.budget": (lambda value: 0 < value < inf, "forward passes per clip, above 0"),
     "saliency.decay": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "saliency.warmup_epochs": (_at_least(0), "at least 0"),
     "checkpoint.every_minutes": (_at_least(0), "at least 0"),

@@ -40,6 +40,14 @@ class StepResult(NamedTuple):
     gradient: Tensor
 
 
+class Captured(NamedTuple):
+    """A graph, and what its replays write: the result, and the gradients of the optimizer's parameters."""
+
+    graph: torch.cuda.CUDAGraph
+    result: StepResult
+    gradients: list[Tensor | None]
+
+
 class TrainingStep:
     """The trainer's step: `step(chosen, number)` trains on the store's clips `chosen`.
 
@@ -62,7 +70,8 @@ class TrainingStep:
     tables are what they were. With a `fused=True` optimizer nothing is read back for it.
 
     A graph belongs to a phase of the schedule, of which there is one at a time, and to where weights, buffers and the optimizer's
-    state lie; a change of either (`network.to`, `optimizer.load_state_dict`) is detected, and the step captured anew.
+    state lie; a change of either (`network.to`, `optimizer.load_state_dict`) is detected, and the step captured anew. If the mixer
+    measures only in every K-th step, steps with and without a measurement have a graph each, and each keeps its activations.
 
     Each of several processes (`torch.distributed`) makes the same batch and forwards its rows; gradients are summed over processes
     in one all-reduce, and BatchNorms that are not synchronised (`sync_norms`) take the statistics of process 0. All processes start
@@ -115,9 +124,9 @@ class TrainingStep:
         self._buffers_of_step = step_buffers(network, mixer)
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._fused = all(group.get("fused") for group in optimizer.param_groups)
-        self._captured: tuple[torch.cuda.CUDAGraph, StepResult] | None = None
+        self._captured: dict[bool, Captured] = {}  # by whether the step measures the saliency
         self._phase: tuple[bool, bool] | None = None
-        self._run_before = 0  # steps of the phase
+        self._run_before = {False: 0, True: 0}  # steps of the phase, with and without a measurement
         self._addresses: list[object] = []
         self._stream = torch.cuda.Stream(device) if self.capture else None
 
@@ -151,24 +160,31 @@ class TrainingStep:
         """Replays the captured step, or runs a warm-up step and captures it."""
         for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
-        # phases of the schedule need different graphs; a graph keeps the memory of its activations, so only one is kept
+        # phases of the schedule need different graphs; a graph keeps the memory of its activations, so those of one phase are kept
         phase = (number < self.mixer.warmup_steps, number < self.mixer.replace_steps)
-        if phase != self._phase or (self._captured is not None and self._addresses != self._held()):
-            self._captured, self._phase, self._run_before = None, phase, 0
-        if self._captured is None:
-            if self._run_before < WARM_UP:
-                self._run_before += 1
+        if phase != self._phase or (self._captured and self._addresses != self._held()):
+            self._captured, self._phase, self._run_before = {}, phase, {False: 0, True: 0}
+        measures = self.mixer.measures(number)
+        if measures not in self._captured:
+            if self._run_before[measures] < WARM_UP:
+                self._run_before[measures] += 1
                 return self._run_on_side_stream(number)
-            self._captured = self._record(number)
+            self._captured[measures] = self._record(number)
             self._addresses = self._held()
-        graph, result = self._captured
+        graph, result, gradients = self._captured[measures]
         graph.replay()
+        if self.mixer.every > 1:  # the parameters may hold the gradients of a step of the other kind
+            for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+                parameter.grad = gradient
         return result
 
     def _held(self) -> list[object]:
         """Addresses of the external tensors that a graph reads and writes."""
-        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        return [id(self.optimizer.state), *(tensor.data_ptr() for tensor in (*parameters, *self._buffers_of_step))]
+        tensors = (*self._parameters(), *self._buffers_of_step)
+        return [id(self.optimizer.state), *(tensor.data_ptr() for tensor in tensors)]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _run(self, number: int) -> StepResult:
         """Runs the step; `number` only selects the phase, the device uses its own counter."""
@@ -205,7 +221,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         (clean + mixed + auxiliary_loss(self.network, batch, own)).backward()
         if self._several:
-            parallel.sum_gradients([parameter for group in self.optimizer.param_groups for parameter in group["params"]])
+            parallel.sum_gradients(self._parameters())
             if not self._synced:
                 parallel.copy_buffers(self.network)
             logits = parallel.summed(logits.detach().clone())
@@ -259,13 +275,13 @@ class TrainingStep:
         others.wait_stream(self._stream)
         return result
 
-    def _record(self, number: int) -> tuple[torch.cuda.CUDAGraph, StepResult]:
+    def _record(self, number: int) -> Captured:
         self.optimizer.zero_grad(set_to_none=True)  # the graph allocates gradients in its private pool
         graph = torch.cuda.CUDAGraph()
         # thread_local: another thread may be making the next batch
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = self._run(number)
-        return graph, result
+        return Captured(graph, result, [parameter.grad for parameter in self._parameters()])
 
 
 def step_buffers(network: nn.Module, mixer: ShapMix) -> list[Tensor]:

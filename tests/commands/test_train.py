@@ -59,7 +59,13 @@ def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "options", [["--mix", "shapmix"], ["--saliency.estimator", "exact"], ["--compat", "official", "--stream", "bone"]]
+    "options",
+    [
+        ["--mix", "shapmix"],
+        ["--saliency.estimator", "exact"],
+        ["--compat", "official", "--stream", "bone"],
+        ["--saliency.estimator", "official", "--saliency.budget", "1", "--saliency.every", "2"],
+    ],
 )
 def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert train.main([*SMALL, *options, "--run-dir", "whole"]) == 0
@@ -118,6 +124,10 @@ def test_run_directories_are_never_overwritten(capsys: pytest.CaptureFixture[str
         (["--batch-size", "500"], "batch_size 500 is more than the .* training clips"),
         (["--device", "cuda:99"], "device 'cuda:99': "),
         (["--num-people", "3"], "num_people: 3 requested, but the clips have 2"),
+        (
+            ["--saliency.budget", "0.1", "--batch-size", "8"],
+            "saliency.budget: estimator 'exact_subset' needs a budget of at least 3.875 forward passes per clip in batches of 8",
+        ),
         (["--device", "gpu"], "device 'gpu': choose auto, cpu, cuda or cuda:N"),
         (["--resume", "nowhere"], "nowhere/config.yaml: cannot read the configuration"),
         (["--cuda-graph", "always"], "cuda_graph: the step cannot be captured as a CUDA graph: the device is cpu"),
@@ -266,6 +276,7 @@ def test_a_run_goes_on_as_it_was_started(two_epochs: Path, capsys: pytest.Captur
     before = {path: path.read_bytes() for path in two_epochs.rglob("*") if path.is_file()}
     refused = [("mix", "stmix"), ("loss", "ce"), ("stream", "bone"), ("batch-size", "4"), ("schedule.lr", "0.5"), ("seed", "3")]
     refused += [("saliency.temperature", "0.3"), ("saliency.estimator", "chain"), ("compat", "official"), ("ema", "0.5")]
+    refused += [("saliency.budget", "1.5"), ("saliency.every", "2")]
     for option, value in refused:
         assert train.main(["--resume", "run", "--epochs", "3", f"--{option}", value]) == 2
         key = option.replace("-", "_")

@@ -78,6 +78,10 @@ def test_augmented_it_is_the_plain_loop_bit_for_bit(splits: Splits) -> None:
     check_plain_loop(splits, "shapmix", clips_given=False, augment=EVERYTHING)
 
 
+def test_on_a_budget_it_is_the_plain_loop_bit_for_bit(splits: Splits) -> None:
+    check_plain_loop(splits, "shapmix", clips_given=False, estimator="official", budget=1.0, every=2)
+
+
 def check_plain_loop(splits: Splits, mode: str, *, clips_given: bool, **options: Any) -> None:
     theirs, ours = Setup(splits, mode, **options), Setup(splits, mode, **options)
     step = ours.step(clips_given=clips_given)
@@ -312,6 +316,38 @@ def test_a_graph_is_of_one_phase_and_of_the_tensors_it_was_made_of(splits: Split
     buffer.data = buffer.data.clone()
     assert run(WARM_UP + 1) == 1
     assert set(pretended.current) == {setup.mixer.saliency.device}
+
+
+def test_steps_with_and_without_a_measurement_have_a_graph_each(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind is warmed up and captured once; gradients of the parameters are those of the graph that ran last."""
+    pretended = PretendedGraphs(monkeypatch)
+    setup = Setup(splits, "shapmix", every=3)
+    setup.mixer.warmup_steps = setup.mixer.replace_steps = 0
+    observed: list[int] = []
+    observe = setup.mixer.observe
+    monkeypatch.setattr(setup.mixer, "observe", lambda *given, **more: observed.append(given[3]) or observe(*given, **more))
+    step, weight = setup.step(capture=True), next(setup.network.parameters())
+    replayed, gradients = [], {True: set(), False: set()}
+    for number in range(3 * (WARM_UP + 3)):
+        pretended.waits.clear()
+        step(splits.train[:BATCH], number)
+        if "replay" in pretended.waits:
+            replayed.append(number)
+            gradients[number % 3 == 0].add(weight.grad.data_ptr())
+    gc.collect()
+    assert len(pretended.live) == 2
+    measuring, others = ([number for number in replayed if (number % 3 == 0) == kind] for kind in (True, False))
+    assert measuring == [3 * WARM_UP, 3 * WARM_UP + 3, 3 * WARM_UP + 6]
+    assert others == [number for number in range(3 * WARM_UP + 9) if number % 3][WARM_UP:]
+    assert sum(number % 3 == 0 for number in observed) == WARM_UP + 1  # the rest are replays
+    assert len(gradients[True]) == len(gradients[False]) == 1
+    assert gradients[True] != gradients[False]
+    setup.optimizer.load_state_dict(setup.optimizer.state_dict())
+    pretended.waits.clear()
+    step(splits.train[:BATCH], 3 * (WARM_UP + 3))
+    gc.collect()
+    assert len(pretended.live) == 0
+    assert "replay" not in pretended.waits
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
