@@ -49,6 +49,7 @@ def processor() -> dict[str, str]:
     bf16 = cpu.multiplies_bf16()
     return {
         "cores": str(os.cpu_count()),
+        "load": cpu.machine_load().words,
         "torch threads": str(torch.get_num_threads()),
         "AVX2": has[info.get("avx2")],
         "AVX-512": has[info.get("avx512")],

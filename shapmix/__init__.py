@@ -5,6 +5,7 @@ from importlib import metadata
 import shapmix.process.ending  # noqa: F401 (first, so that its handling of Ctrl-C also covers the import of torch)
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MixedBatch
+from shapmix.process.cpu import prepare_cpu
 from shapmix.skeleton.layout import Layout, load_layout
 
 
@@ -18,4 +19,4 @@ def _installed_version() -> str:
 
 __version__ = _installed_version()
 
-__all__ = ["Layout", "MixedBatch", "ShapMix", "__version__", "load_layout"]
+__all__ = ["Layout", "MixedBatch", "ShapMix", "__version__", "load_layout", "prepare_cpu"]

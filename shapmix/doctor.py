@@ -21,6 +21,7 @@ from shapmix.process.files import check_output_file, write_whole
 from shapmix.skeleton.doubts import doubts
 from shapmix.skeleton.layout import load_layout
 from shapmix.skeleton.summary import joint_rows, summary
+from shapmix.training import precision
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def diagnose(config: DoctorConfig) -> int:
     if config.picture is not None:
         raise RunError("--picture belongs to --layout: give the layout to draw")
     report = installation.examine()
+    report["processor"]["training on the CPU"] = precision.recommended()
     if config.json:
         print(json.dumps(report, indent=2))
     else:

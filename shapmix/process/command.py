@@ -22,10 +22,10 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from shapmix.process.choices import Registry, check_choice
+from shapmix.process.cpu import machine_load, prepare_cpu
 from shapmix.process.device import choose_device
 from shapmix.process.ending import SCRIPT, is_script
 from shapmix.process.errors import ShapmixError
-from shapmix.process.memory import keep_freed_memory
 from shapmix.process.signals import Interruption
 
 WRONG, FAILED = 1, 2  # exit codes
@@ -124,20 +124,21 @@ def finish(line: str, code: int) -> int:
 def start_computing(options: ComputeOptions) -> torch.device:
     """Sets the CPU threads and the current GPU, logs where the command computes, and returns the device.
 
-    On the CPU the process retains freed memory (`shapmix.process.memory`).
+    On the CPU the process is prepared by `prepare_cpu`, and the line says so if the machine's load is high.
 
     Raises:
         ShapmixError: the device is not available, or fewer than one thread.
     """
-    if options.threads is not None:
-        if options.threads < 1:
-            raise ShapmixError(f"--threads: must be at least 1, not {options.threads}")
-        torch.set_num_threads(options.threads)
+    if options.threads is not None and options.threads < 1:
+        raise ShapmixError(f"--threads: must be at least 1, not {options.threads}")
     device = choose_device(options.device)
     if device.type == "cuda":
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         log.info("computing on %s (%s)", device, torch.cuda.get_device_name(device))
     else:
-        keep_freed_memory()
-        threads = torch.get_num_threads()
-        log.info("computing on %s, %d thread%s", device, threads, "" if threads == 1 else "s")
+        prepare_cpu(options.threads)
+        threads, load = torch.get_num_threads(), machine_load()
+        busy = f"; the load of this machine is {load.words}" if load.is_high else ""
+        log.info("computing on %s, %d thread%s%s", device, threads, "" if threads == 1 else "s", busy)
     return device

@@ -197,6 +197,7 @@ def test_a_computing_command_says_where(
 ) -> None:
     before = torch.get_num_threads()
     caplog.set_level("INFO", "shapmix")
+    monkeypatch.setattr(cpu.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(WORK[name], lambda *arguments, **options: (_ for _ in ()).throw(ShapmixError("far enough")))
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from bench import freed_memory
 from shapmix import train
-from shapmix.process import command, memory
+from shapmix.process import cpu, memory
 
 FAULTS = """
 import json, resource, sys
@@ -50,7 +50,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_trainer_keeps_memory_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(command, "keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: calls.append(1))
     monkeypatch.setattr(train, "run_with_baselines", lambda config, request: None)
     assert train.main(["--device", "cpu", "--run-dir", str(tmp_path / "run")]) == 0
     assert calls == [1]
