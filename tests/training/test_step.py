@@ -121,7 +121,17 @@ class NoHostReads(TorchDispatchMode):
 def test_nothing_is_read_back(
     splits: Splits, number: int, frozen: tuple[str, ...], estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = Setup(splits, "shapmix", estimator=estimator, augment=EVERYTHING, freeze=frozen)
+    check_reads(splits, number, monkeypatch, estimator=estimator, freeze=frozen)
+
+
+@pytest.mark.parametrize("estimator", ["official", "naive"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_nothing_is_read_back_on_a_budget(splits: Splits, number: int, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_reads(splits, number, monkeypatch, estimator=estimator, budget=0.5, every=2)
+
+
+def check_reads(splits: Splits, number: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    setup = Setup(splits, "shapmix", augment=EVERYTHING, **options)
     setup.step()(splits.train[:BATCH], 0)  # what is made once
     step = setup.step()
     # the C++ back end takes the step's number by value, from memory that is the host's
@@ -361,8 +371,10 @@ def assert_close_states(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-@pytest.mark.parametrize("clips_given", [False, True])
-def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("clips_given", "every"), [(False, 1), (True, 1), (False, 2)])
+def test_the_graph_is_the_plain_path(
+    splits: Splits, optimizer: str, clips_given: bool, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through two phases of the schedule and a change of the learning rate, which the graph must follow.
 
     In whole float32, at rates and with an eps where rounding stays rounding: at a rate of 0.05 a last bit grows past these
@@ -370,7 +382,7 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
     of a bias before batch normalisation.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    setups = {capture: Setup(splits, "shapmix", "cuda", augment=EVERYTHING) for capture in (False, True)}
+    setups = {capture: Setup(splits, "shapmix", "cuda", augment=EVERYTHING, every=every) for capture in (False, True)}
     steps = {}
     for capture, setup in setups.items():
         if optimizer == "AdamW":
@@ -390,7 +402,7 @@ def test_the_graph_is_the_plain_path(splits: Splits, optimizer: str, clips_given
             results[capture] = StepResult(*(value.clone() for value in found))
         for left, right in zip(results[True], results[False], strict=True):
             torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
-    assert steps[True]._captured
+    assert len(steps[True]._captured) == every  # with and without a measurement
     assert_close_states(setups[True].state(), setups[False].state())
     assert isinstance(setups[True].optimizer.param_groups[0]["lr"], float)
 
