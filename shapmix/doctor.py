@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shapmix.kernels import installation
+from shapmix.kernels import BackendError, installation
 from shapmix.kernels.steps import tile_of_joints
 from shapmix.pictures.skeletons import layout_svg
 from shapmix.process.command import WRONG, read_options, run_command
@@ -48,7 +48,7 @@ def diagnose(config: DoctorConfig) -> int:
     if config.picture is not None:
         raise RunError("--picture belongs to --layout: give the layout to draw")
     report = installation.examine()
-    report["processor"]["training on the CPU"] = precision.recommended()
+    report["processor"]["training on the CPU"] = recommended_precision()
     if config.json:
         print(json.dumps(report, indent=2))
     else:
@@ -58,6 +58,14 @@ def diagnose(config: DoctorConfig) -> int:
             for line, text in lines.items():
                 print(f"  {line:<{width}}  {text}")
     return WRONG if any(text.startswith(installation.WRONG) for text in report["back ends"].values()) else 0
+
+
+def recommended_precision() -> str:
+    """The recommendation of `shapmix.training.precision`, or why none could be measured: the doctor reports that, and goes on."""
+    try:
+        return precision.recommended()
+    except BackendError as error:
+        return f"not measured: {error}"
 
 
 def show_layout(name: str, picture: Path | None, *, as_json: bool) -> int:

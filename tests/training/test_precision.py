@@ -52,6 +52,18 @@ def test_both_precisions_are_passed_in_turn(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_a_pinned_back_end_that_cannot_run_does_not_stop_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is what the doctor is asked about; whatever was set for the passes is undone."""
+    monkeypatch.setattr(installation, "examine", lambda: {"processor": {"cores": "2"}, "back ends": {}})
+    monkeypatch.setenv("SHAPMIX_BACKEND", "cuda")
+    before = torch.get_num_threads()
+    assert doctor.main([]) == 0
+    assert "training on the CPU  not measured: graph_conv: SHAPMIX_BACKEND=cuda cannot run on cpu" in capsys.readouterr().out
+    assert torch.get_num_threads() == before
+
+
 def test_the_doctor_recommends_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(installation, "examine", lambda: {"processor": {"cores": "2"}, "back ends": {}})
     monkeypatch.setattr(precision, "pass_seconds", lambda network, clips, dtype: 3.0 if dtype else 1.0)
