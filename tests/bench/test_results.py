@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ def test_the_reasons_are_those_of_the_results_file() -> None:
         few = means["few classes"]
         kept = " | ".join(f"{few[key]:.0%}" for key in ("error", "kept_guided", "kept_random", "kept_best"))
         assert f"| {name} | {kept} | {few['share']:.2f} |" in text, name
+
+
+def test_the_errors_on_a_budget_are_those_of_the_results_file() -> None:
+    found, shown = results_file("saliency_budgets")["budgets"], page("own_loop")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (\d) \| (.*) \|$", shown, re.MULTILINE)
+    assert len(rows) >= 6
+    for estimator, budget, every, figures in rows:
+        mean = {key: value["mean"] for key, value in found[estimator][f"budget {budget} every {every}"].items()}
+        assert figures == f"{mean['rows a sample']:.2f} | {mean['share of the step']:.0%} | {mean['error']:.3f}", (
+            estimator,
+            budget,
+        )
+    published = found["official"]["budget 2 every 1"]["error"]["mean"]
+    assert 0.9 < found["exact_subset"]["budget 0.5 every 1"]["error"]["mean"] / published < 1.1  # "about as close"
 
 
 def test_the_speed_of_readers_is_that_of_the_results_file() -> None:
