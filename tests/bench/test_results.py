@@ -88,10 +88,8 @@ def test_the_errors_on_a_budget_are_those_of_the_results_file() -> None:
     assert len(rows) >= 6
     for estimator, budget, every, figures in rows:
         mean = {key: value["mean"] for key, value in found[estimator][f"budget {budget} every {every}"].items()}
-        assert figures == f"{mean['rows a sample']:.2f} | {mean['share of the step']:.0%} | {mean['error']:.3f}", (
-            estimator,
-            budget,
-        )
+        expected = f"{mean['rows a sample']:.2f} | {mean['share of the step']:.0%} | {mean['error']:.3f}"
+        assert figures == expected, (estimator, budget, every)
     published = found["official"]["budget 2 every 1"]["error"]["mean"]
     assert 0.9 < found["exact_subset"]["budget 0.5 every 1"]["error"]["mean"] / published < 1.1  # "about as close"
 
