@@ -29,6 +29,7 @@ from shapmix.experiments.cells import log_of, result_of, train_cell
 from shapmix.experiments.plan import Cell
 from shapmix.process.choices import Registry
 from shapmix.process.errors import RunError
+from shapmix.process.files import write_whole
 from shapmix.process.signals import Interruption, StopRequest, stop_requests
 
 log = logging.getLogger("shapmix")
@@ -137,7 +138,7 @@ def on_slurm(cells: list[Cell], out: Path, options: EngineOptions, request: Stop
         with executor.batch():
             submitted = [executor.submit(CellJob(cell, out)) for cell in new]
         for cell, job in zip(new, submitted, strict=True):
-            (folder / cell.name).write_text(job.job_id)
+            write_whole(folder / cell.name, job.job_id)
             jobs[cell.name] = job
     log.info("%d jobs submitted, %d are queued or running from before; see %s", len(new), len(cells) - len(new), folder)
     left = wait_for(cells, lambda cell: bool(jobs[cell.name].done()), request)
