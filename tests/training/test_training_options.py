@@ -246,7 +246,7 @@ def test_the_thread_that_makes_batches_has_the_same_current_device(monkeypatch: 
     current: list[tuple[torch.device, bool]] = []
     in_thread = threading.get_ident()
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append((device, threading.get_ident() != in_thread)))
-    monkeypatch.setattr(sampling, "_copied", lambda sampler, chosen, step, device: chosen)
+    monkeypatch.setattr(sampling, "_copied", lambda sampler, chosen, step, views, device: chosen)
     sampler = ClipSampler(small_splits.store, "crop", "joint", 8)
     made = list(sampling.training_batches(sampler, [(small_splits.train[:4], 0)], torch.device("cuda:1")))
     assert len(made) == 1
