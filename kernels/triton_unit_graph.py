@@ -267,37 +267,44 @@ def nearest(index, size: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def diagonal(values, dtype: tl.constexpr, CB: tl.constexpr):
-    """A diagonal matrix in a dtype, and one of what is lost by rounding."""
+    """A diagonal matrix in a dtype."""
     is_equal = tl.arange(0, CB)[:, None] == tl.arange(0, CB)[None, :]
-    rounded = values.to(dtype)
-    rest = (values - rounded.to(values.dtype)).to(dtype)
-    return tl.where(is_equal, rounded[:, None], 0.0).to(dtype), tl.where(is_equal, rest[:, None], 0.0).to(dtype)
+    return tl.where(is_equal, values.to(dtype)[:, None], 0.0).to(dtype)
 
 
 @triton.jit
 def norm_gradient(norm, summed, channel, dtype: tl.constexpr, channels: tl.constexpr, CB: tl.constexpr):
-    """Diagonal matrices that gradient and value are multiplied by, and the offset, whose sum is the gradient of the raw value."""
+    """Scale, offset and diagonal matrices D: scale * (D0 grad + D1 y + D2 y + offset) is the gradient of the raw y.
+
+    D1 + D2 is the slope, rounded, and what that loses. The offset goes with the rounded sum: a large mean of y must cancel. A slope
+    goes as 1 / rows, which float16 would lose: D and offset are multiplied by a power of two there, and scale is divided by it.
+    """
     is_channel = below(channel, channels, CB)
     mean = tl.load(norm + channel, mask=is_channel, other=0.0)
     rstd = tl.load(norm + channels + channel, mask=is_channel, other=0.0)
     scale = rstd * tl.load(norm + 2 * channels + channel, mask=is_channel, other=0.0)
-    scale_per_row = scale * tl.load(norm + 4 * channels + channel, mask=is_channel, other=0.0)
-    slope = -scale_per_row * rstd * tl.load(summed + channels + channel, mask=is_channel, other=0.0)
-    offset = -slope * mean - scale_per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
-    of_grad, of_grad_rest = diagonal(scale, dtype, CB)
-    of_value, of_value_rest = diagonal(slope, dtype, CB)
-    return of_grad, of_grad_rest, of_value, of_value_rest, offset
+    per_row = tl.load(norm + 4 * channels + channel, mask=is_channel, other=0.0)
+    slope = -per_row * rstd * tl.load(summed + channels + channel, mask=is_channel, other=0.0)
+    one = tl.full([CB], 1.0, scale.dtype)
+    if dtype == tl.float16:
+        one = tl.where(tl.abs(slope) <= 2.0, one * 16384.0, one / 16.0)
+        scale, slope = scale / one, slope * one
+    rounded = slope.to(dtype)
+    rest = slope - rounded.to(slope.dtype)
+    exact = rounded.to(slope.dtype) + rest.to(dtype).to(slope.dtype)
+    offset = -exact * mean - one * per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
+    return scale, offset, diagonal(one, dtype, CB), diagonal(rounded, dtype, CB), diagonal(rest, dtype, CB)
 
 
 @triton.jit
 def gradient_tile(
     grad,
     y,
+    scale,
+    offset,
     of_grad,
-    of_grad_rest,
     of_value,
     of_value_rest,
-    offset,
     frame,
     joint,
     channel,
@@ -311,7 +318,7 @@ def gradient_tile(
 ):
     """Gradient [channel, frame joint] of the raw y from that of the normalised y of one row; 0 at frames outside.
 
-    Half-precision diagonals come in two parts, so that only the result is rounded. At joints outside it is that of the last joint.
+    Only the result is rounded to half precision. At joints outside it is that of the last joint.
     """
     SUM: tl.constexpr = offset.dtype
     is_channel = below(channel, channels, CB)[:, None] & tl.full([1, BT * U], True, tl.int1)
@@ -322,8 +329,8 @@ def gradient_tile(
     to_y = tl.dot(of_grad, of_norm, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
     to_y = tl.dot(of_value, value, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
     if y.dtype.element_ty != SUM:
-        to_y = tl.dot(of_grad_rest, of_norm, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
         to_y = tl.dot(of_value_rest, value, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
+    to_y *= scale[:, None]
     if frames % BT != 0:
         to_y = tl.where((frame < frames)[None, :], to_y, 0.0)
     return to_y.to(y.dtype.element_ty)
@@ -470,7 +477,7 @@ def graph_unit_gradient_kernel(
                         factor_row, w4, b4, alpha, shared, u, v, channel, joints, channels, relations, CB, KB, PRECISION
                     )
                     graph = tl.permute(tl.reshape(wide_graph.to(dtype), [CB, V, U]), [0, 2, 1])
-                of_grad, of_grad_rest, of_value, of_value_rest, offset = norm_gradient(norm, summed, channel, dtype, channels, CB)
+                scale, offset, of_grad, of_value, of_value_rest = norm_gradient(norm, summed, channel, dtype, channels, CB)
                 turned_tile = turned + (tl.arange(0, CB)[:, None] * (t_blocks * BT * U) + place_u[None, :])
                 of_b3 = tl.zeros([CB, 8, 8], SUM)
                 for t_first in tl.range(0, frames, BT, disable_licm=True):
@@ -480,11 +487,11 @@ def graph_unit_gradient_kernel(
                         to_y = gradient_tile(
                             grad_row,
                             y_row,
+                            scale,
+                            offset,
                             of_grad,
-                            of_grad_rest,
                             of_value,
                             of_value_rest,
-                            offset,
                             frame_u,
                             joint_u,
                             channel,
@@ -527,11 +534,11 @@ def graph_unit_gradient_kernel(
                                 part_y = gradient_tile(
                                     grad_row,
                                     y_row,
+                                    scale,
+                                    offset,
                                     of_grad,
-                                    of_grad_rest,
                                     of_value,
                                     of_value_rest,
-                                    offset,
                                     frame_u,
                                     joint_u,
                                     channel,

@@ -92,11 +92,11 @@ def check_folded_graph_unit(shape: Shape, graphs: Graphs, has_down: bool) -> Non
     check(found, layer.folded_graph_unit(*arguments, norm, **options), shape.dtype)
 
 
-def check_graph_unit_backward(shape: Shape, graphs: Graphs) -> None:
+def check_graph_unit_backward(shape: Shape, graphs: Graphs, steep: float = 1.0) -> None:
     draw = Draw(shape)
     arguments = unit_arguments(draw, shape, graphs)
     y = layer.graph_unit(*arguments)[0]
-    of_y = (draw.elements(*y.shape), y, draw.norm(y), draw.summed(y))
+    of_y = (draw.elements(*y.shape), y, draw.norm(y), steep * draw.summed(y))
     found, _ = run(unit.graph_unit_backward, *of_y, *arguments, device=DEVICE)
     expected = layer.graph_unit_backward(*of_y, *arguments)
     for left, right in zip(found[:2], expected[:2], strict=True):
@@ -172,3 +172,10 @@ def test_wide_layers() -> None:
     check_folded_graph_unit(shape, graphs, has_down=True)
     check_graph_unit_backward(shape, graphs)
     check_relations(shape, graphs)
+
+
+@pytest.mark.parametrize("steep", [1.0, 5e3])
+def test_slopes_of_the_norm_in_float16(steep: float) -> None:
+    """Of many rows they are smaller than float16's normal numbers, and of large gradients large; the gradient of alpha is the first
+    to show it, since its terms nearly cancel."""
+    check_graph_unit_backward(Shape(2, 35, 25, 72, 48, 1, torch.float16, seed=0), Graphs(3, 8), steep)
