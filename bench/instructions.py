@@ -24,31 +24,40 @@ import torch
 from torch import Tensor
 
 from bench import sass, traffic
+from shapmix.kernels.triton_launch import Launch, launch, record_launches
 
 RATE = 132 * 2 * 1.755e9  # instructions a second of an H100
-MODULES = ("folded", "graph", "input", "norm", "product", "relations", "temporal", "weights")
+MODULES = ("clips", "folded", "graph", "input", "norm", "product", "relations", "temporal", "weights")
 SIZES = {"u64": 8, "u32": 4, "f32": 4}
 POINTER = 1 << 40  # where the first tensor lies; any address that the others are far from
 TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 
 class Call(NamedTuple):
-    """One launch: kernel, grid, arguments and options."""
+    """One launch: kernel, grid, arguments and options, and what it declares."""
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    declared: Launch
+
+    def compiled_as(self) -> str:
+        """The same for launches that Triton compiles alike."""
+        constants, sixteens, types, _ = specialised(self)
+        return f"{self.kernel.fn.__name__} {types} {constants} {sorted(sixteens)} {self.options}"
 
 
 @contextmanager
 def calls_kept() -> Iterator[list[Call]]:
-    """Collects the launches of fused layers inside the context; nothing runs."""
+    """Collects the launches of fused layers on fake tensors inside the context."""
     modules = [import_module(f"shapmix.kernels.triton_unit_{name}") for name in MODULES]
     calls: list[Call] = []
 
-    def keep(kernel: Any, grid: Any, *arguments: Any, reads: object, writes: object, flops: int = 0, **options: Any) -> None:
-        calls.append(Call(kernel, grid, arguments, options))
+    def keep(kernel: Any, grid: Any, *arguments: Any, reads: Any, writes: Any, flops: int = 0, **options: Any) -> None:
+        with record_launches() as declared:
+            launch(kernel, grid, *arguments, reads=reads, writes=writes, flops=flops, **options)
+        calls.append(Call(kernel, grid, arguments, options, *declared))
 
     before = [module.launch for module in modules]
     try:
@@ -56,8 +65,8 @@ def calls_kept() -> Iterator[list[Call]]:
             vars(module)["launch"] = keep
         yield calls
     finally:
-        for module, launch in zip(modules, before, strict=True):
-            vars(module)["launch"] = launch
+        for module, own in zip(modules, before, strict=True):
+            vars(module)["launch"] = own
 
 
 def specialised(call: Call) -> tuple[dict[tuple[int, ...], Any], set[tuple[int, ...]], dict[str, Any], list[int]]:
@@ -91,22 +100,27 @@ def specialised(call: Call) -> tuple[dict[tuple[int, ...], Any], set[tuple[int, 
     return constants, sixteens, types, values
 
 
-def issued(call: Call) -> Counter[str]:
-    """Warp instructions of a launch, by their name."""
+def compiled(call: Call, arch: int) -> Any:
+    """The kernel as Triton compiles it for a launch on an architecture, such as 90; needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants, sixteens, types, values = specialised(call)
+    constants, sixteens, types, _ = specialised(call)
     attributes = {at: [["tt.divisibility", 16]] for at in sixteens}
     source = ASTSource(fn=call.kernel, signature=types, constexprs=constants, attrs=attributes)
     left = {name: value for name, value in call.options.items() if name not in call.kernel.arg_names}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=left)
-    head = compiled.asm["ptx"].partition(".entry")[2].partition(")")[0]
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=left)
+
+
+def issued(call: Call) -> Counter[str]:
+    """Warp instructions of a launch, by their name."""
+    code, values = compiled(call, 90), specialised(call)[3]
+    head = code.asm["ptx"].partition(".entry")[2].partition(")")[0]
     sizes = [SIZES[kind] for kind in re.findall(r"\.param \.(\w+)", head)]
     values += [0] * (len(sizes) - len(values))  # Triton's own arguments
-    warps, arguments = compiled.metadata.num_warps, list(zip(sizes, values, strict=True))
-    counts = sass.issued(disassembled(compiled.asm["cubin"]), sass.constants_of(arguments, warps, call.grid))
+    warps, arguments = code.metadata.num_warps, list(zip(sizes, values, strict=True))
+    counts = sass.issued(disassembled(code.asm["cubin"]), sass.constants_of(arguments, warps, call.grid))
     return Counter({name: count * warps * math.prod(call.grid) for name, count in counts.items()})
 
 
@@ -132,8 +146,7 @@ def count(dtype: torch.dtype, clips: int, training: bool, only: str = "") -> lis
     for call in calls:
         if only not in call.kernel.fn.__name__:
             continue
-        constants, sixteens, types, values = specialised(call)
-        key = f"{call.kernel.fn.__name__} {call.grid} {constants} {sorted(sixteens)} {types} {values} {call.options}"
+        key = f"{call.compiled_as()} {call.grid} {specialised(call)[3]}"
         if key not in known:
             try:
                 known[key] = issued(call)
