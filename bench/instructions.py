@@ -2,8 +2,9 @@
 
 Each launch of a pass on fake tensors is compiled ahead of time, and the instructions that its first program issues are counted in
 the disassembly (`bench.sass`), times its programs and warps. The time is predicted at two instructions a cycle on each of 132
-multiprocessors at 1.755 GHz, half of what their schedulers can issue; occupancy and latency are not modelled. `bench.traffic` has
-the time of the bytes; a kernel takes at least the longer one. Triton's own disassembler is used.
+multiprocessors at 1.755 GHz, half of what their schedulers can issue; occupancy and latency are not modelled. With `--out` the
+counts are written for `bench.traffic`, which has the time of the bytes; a kernel takes at least the longer one. Triton's own
+disassembler is used.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import sass, traffic
+from bench import instruction_counts, sass, traffic
+from bench.instruction_counts import Shape
 from shapmix.kernels.triton_launch import Launch, launch, record_launches
 
-RATE = 132 * 2 * 1.755e9  # instructions a second of an H100
 MODULES = ("clips", "folded", "graph", "input", "norm", "product", "relations", "temporal", "weights")
 SIZES = {"u64": 8, "u32": 4, "f32": 4}
 POINTER = 1 << 40  # where the first tensor lies; any address that the others are far from
@@ -41,6 +42,11 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
     options: dict[str, Any]
     declared: Launch
+
+    @property
+    def shape(self) -> Shape:
+        """What its counts are filed under."""
+        return Shape(self.declared.name, self.declared.dtype, self.declared.bytes_read, self.declared.bytes_written)
 
     def compiled_as(self) -> str:
         """The same for launches that Triton compiles alike."""
@@ -163,8 +169,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=128)
     parser.add_argument("--mode", choices=["train", "coalitions", "step"], default="step")
     parser.add_argument("--only", default="", help="part of the names of the kernels that are counted")
+    parser.add_argument("--out", type=Path, help="results file of the counts by launch, which bench.traffic reads")
     options = parser.parse_args(arguments)
     whole = 0
+    counted: dict[Shape, int] = {}
+    modules: set[str] = set()
     for clips, training in traffic.passes_of(options.mode, options.clips):
         totals: dict[str, list[int]] = defaultdict(list)
         not_counted: set[str] = set()
@@ -173,13 +182,17 @@ def main(arguments: list[str] | None = None) -> None:
                 not_counted.add(call.kernel.fn.__name__)
             else:
                 totals[call.kernel.fn.__name__].append(counts.total())
+                counted[call.shape] = counts.total()
+                modules.add(call.kernel.fn.__module__.rpartition(".")[2])
         print(f"{options.dtype}, {clips} clips, {'training' if training else 'eval'}: launches, warp instructions, predicted")
         for name, each in sorted(totals.items(), key=lambda entry: -sum(entry[1])):
-            print(f"  {name:40} {len(each):4d} {sum(each) / 1e6:10.1f} M {sum(each) / RATE * 1e3:8.2f} ms")
+            print(f"  {name:40} {len(each):4d} {sum(each) / 1e6:10.1f} M {sum(each) / instruction_counts.RATE * 1e3:8.2f} ms")
             whole += sum(each)
         if not_counted:
             print(f"  not counted, since branches depend on memory: {', '.join(sorted(not_counted))}")
-    print(f"total: {whole / 1e6:.1f} M warp instructions, predicted {whole / RATE * 1e3:.1f} ms")
+    print(f"total: {whole / 1e6:.1f} M warp instructions, predicted {whole / instruction_counts.RATE * 1e3:.1f} ms")
+    if options.out:
+        instruction_counts.write(options.out, modules, counted)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 A pass runs on fake tensors. Every operation of torch is counted as torch launches it on a GPU, and every Triton kernel by what its
 launch declares. The time of a launch is predicted as the largest of: its bytes over the memory bandwidth that its kind of kernel
-reaches, its operations over the peak rate of its type, and the shortest time of a kernel. The floor moves what the exact function
+reaches, its operations over the peak rate of its type, its instructions where they are counted (`bench.instructions`; the graph
+units in bfloat16 with 128 clips), and the shortest time of a kernel. The floor moves what the exact function
 must move: a batch norm is a barrier, so what is normalised is written before, and read after it.
 
-Predicted figures are not measured ones. `EFFICIENCY` is estimated; after a profile on a card it is fitted to that. Instructions
-other than products are not modelled; the graph units are bound by them (`bench.instructions`, docs/speed.md).
+Predicted figures are not measured ones. `EFFICIENCY` is estimated; after a profile on a card it is fitted to that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench import instruction_counts
 from shapmix.kernels import triton_unit
 from shapmix.kernels.triton_launch import Launch, record_launches
 from shapmix.networks import aagcn, ctrgcn, ctrgcn_reference, stgcn
@@ -47,6 +48,7 @@ EFFICIENCY = {  # share of the bandwidth
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FOREACH = {1: 110, 2: 64, 3: 48, 4: 36}  # tensors of one launch, by the number of lists
 BACKBONES = {"ctrgcn": ctrgcn.CTRGCN, "stgcn": stgcn, "aagcn": aagcn}
+MARK = " (instructions)"
 FRAMES, JOINTS, PEOPLE, CLASSES = 64, 25, 2, 60
 WIDTHS = (64,) * 4 + (128,) * 3 + (256,) * 3
 
@@ -62,12 +64,18 @@ class Move(NamedTuple):
     flops: int
     dtype: torch.dtype
     launches: int = 1
+    instructions: int = 0  # of warps; 0 if they are not counted
+
+    @property
+    def seconds_but_for_instructions(self) -> float:
+        """Predicted from bytes and products."""
+        moved = (self.read + self.written) / (BANDWIDTH * EFFICIENCY[self.kind])
+        return max(moved, self.flops / PEAK.get(self.dtype, PEAK[torch.float32]), SHORTEST * self.launches)
 
     @property
     def seconds(self) -> float:
         """Predicted."""
-        moved = (self.read + self.written) / (BANDWIDTH * EFFICIENCY[self.kind])
-        return max(moved, self.flops / PEAK.get(self.dtype, PEAK[torch.float32]), SHORTEST * self.launches)
+        return max(self.seconds_but_for_instructions, self.instructions / instruction_counts.RATE)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -226,6 +234,14 @@ class LabelledSteps:
         return labelled
 
 
+def with_instructions(moves: Iterable[Move], counts: dict[instruction_counts.Shape, int]) -> list[Move]:
+    """The moves, with the instructions of those that are counted."""
+    return [
+        move._replace(instructions=counts.get(instruction_counts.Shape(move.name, move.dtype, move.read, move.written), 0))
+        for move in moves
+    ]
+
+
 def move_of(launch: Launch, layer: str) -> Move:
     """A kernel of ours as a move."""
     return Move("fused", launch.name, layer, launch.bytes_read, launch.bytes_written, launch.flops, launch.dtype)
@@ -336,13 +352,15 @@ def total_of(moves: Iterable[Move]) -> Total:
 
 
 def table(moves: list[Move], key: Callable[[Move], str], least: float = 0.0) -> list[str]:
-    """Lines of launches, GB and predicted milliseconds by a key, longest first."""
+    """Lines of launches, GB and predicted milliseconds by a key, longest first; marked where instructions take the longest."""
     groups: dict[str, list[Move]] = defaultdict(list)
     for move in moves:
         groups[key(move)].append(move)
+    bound = {name for name, group in groups.items() if any(move.seconds > move.seconds_but_for_instructions for move in group)}
     totals = sorted(((total_of(group), name) for name, group in groups.items()), key=lambda entry: -entry[0].seconds)
+    marks = {name: MARK if name in bound else "" for name in groups}
     return [
-        f"  {name:44} {total.launches:6d} {total.bytes_moved / 1e9:8.2f} GB {total.seconds * 1e3:8.2f} ms"
+        f"  {name:44} {total.launches:6d} {total.bytes_moved / 1e9:8.2f} GB {total.seconds * 1e3:8.2f} ms{marks[name]}"
         for total, name in totals
         if total.seconds >= least
     ]
@@ -363,9 +381,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     dtype, passes = DTYPES[options.dtype], passes_of(options.mode, options.clips)
     floor = sum(floor_bytes(dtype, clips, training) for clips, training in passes) / BANDWIDTH
+    try:
+        counts = instruction_counts.read()
+    except instruction_counts.StaleCountsError as error:
+        print(f"predicted from bytes and products alone: {error}")
+        counts = {}
     for ours in (False, True):
         counted = [count(ours, dtype, clips, training, options.backbone) for clips, training in passes]
-        moves, peak = [move for each, _ in counted for move in each], max(peak for _, peak in counted)
+        moves, peak = with_instructions((move for each, _ in counted for move in each), counts), max(peak for _, peak in counted)
         print(f"{'shapmix' if ours else 'reference, eager'}, {options.dtype}, {options.mode}: launches, moved, predicted")
         print(*table(moves, lambda move: f"{move.kind}: {move.name}", least=2e-5), sep="\n")
         print(*table(moves, lambda move: move.layer), sep="\n")

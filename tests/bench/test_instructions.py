@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from bench import sass
+from bench import instruction_counts, sass
 
 LISTING = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;
@@ -37,6 +38,19 @@ def test_a_branch_on_memory_is_an_error() -> None:
     listing = LISTING.replace("R2, UR4, PT", "R8, UR4, PT")
     with pytest.raises(ValueError, match="not known ahead of time"):
         sass.issued(sass.Listing.read(listing), sass.constants_of([(8, 1 << 40), (4, 100)], 4, (1,)))
+
+
+def test_the_committed_counts_are_of_the_present_kernels() -> None:
+    counts = instruction_counts.read()
+    assert {shape.kernel for shape in counts} == set(MOST)
+
+
+def test_counts_of_other_sources_are_an_error(tmp_path: Path) -> None:
+    content = json.loads(instruction_counts.FILE.read_text(encoding="utf-8"))
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps(content | {"sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(instruction_counts.StaleCountsError, match=r"counts\.json .* count again with"):
+        instruction_counts.read(path)
 
 
 @pytest.mark.slow

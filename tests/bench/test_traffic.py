@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench import traffic
+from bench import instruction_counts, traffic
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -57,6 +57,30 @@ def test_torchs_operations_are_counted_as_they_launch() -> None:
         ("add", size // 2, size // 2),
     ]
     assert counted.peak == size + size // 2
+
+
+def test_every_graph_unit_of_a_step_has_its_instructions() -> None:
+    """In bfloat16 with 128 clips; they take longer than bytes and products."""
+    counts = instruction_counts.read()
+    for clips, training in traffic.passes_of("step", 128):
+        moves = traffic.with_instructions(traffic.count(True, torch.bfloat16, clips, training)[0], counts)
+        units = [move for move in moves if "graph_unit" in move.name]
+        assert units
+        assert all(move.instructions for move in units)
+        assert sum(move.seconds for move in units) > sum(move.seconds_but_for_instructions for move in units)
+        assert all(line.endswith(traffic.MARK) for line in traffic.table(units, lambda move: move.name))
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_stale_counts_are_not_predicted_from(
+    is_stale: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_stale:
+        monkeypatch.setattr(instruction_counts, "digest", lambda _modules: "")
+    traffic.main(["--mode", "coalitions", "--clips", "125"])
+    out = capsys.readouterr().out
+    assert ("count again with" in out) == is_stale
+    assert (traffic.MARK in out) != is_stale
 
 
 def test_the_command_ends_with_the_totals(capsys: pytest.CaptureFixture[str]) -> None:
