@@ -274,10 +274,10 @@ def diagonal(values, dtype: tl.constexpr, CB: tl.constexpr):
 
 @triton.jit
 def norm_gradient(norm, summed, channel, dtype: tl.constexpr, channels: tl.constexpr, CB: tl.constexpr):
-    """Scale, offset and diagonal matrices D: scale * (D0 grad + D1 y + D2 y + offset) is the gradient of the raw y.
+    """Scale, offset and diagonal matrices D: scale * (D0 grad + D1 y + D2 y) + offset is the gradient of the raw y.
 
     D1 + D2 is the slope, rounded, and what that loses. The offset goes with the rounded sum: a large mean of y must cancel. A slope
-    goes as 1 / rows, which float16 would lose: D and offset are multiplied by a power of two there, and scale is divided by it.
+    goes as 1 / rows, which float16 would lose: D is multiplied by a power of two there, and scale is divided by it.
     """
     is_channel = below(channel, channels, CB)
     mean = tl.load(norm + channel, mask=is_channel, other=0.0)
@@ -293,7 +293,7 @@ def norm_gradient(norm, summed, channel, dtype: tl.constexpr, channels: tl.const
     rest = slope - rounded.to(slope.dtype)
     exact = rounded.to(slope.dtype) + rest.to(dtype).to(slope.dtype)
     offset = -exact * mean - one * per_row * tl.load(summed + channel, mask=is_channel, other=0.0)
-    return scale, offset, diagonal(one, dtype, CB), diagonal(rounded, dtype, CB), diagonal(rest, dtype, CB)
+    return scale, scale * offset, diagonal(one, dtype, CB), diagonal(rounded, dtype, CB), diagonal(rest, dtype, CB)
 
 
 @triton.jit
@@ -325,12 +325,12 @@ def gradient_tile(
     at = ((nearest(frame, frames, BT) * joints + nearest(joint, joints, U)) * channels)[None, :] + channel[:, None]
     of_norm = tl.load(grad + at, mask=is_channel, other=0.0)
     value = tl.load(y + at, mask=is_channel, other=0.0)
-    to_y = tl.zeros([CB, BT * U], SUM) + offset[:, None]
+    to_y = tl.zeros([CB, BT * U], SUM)
     to_y = tl.dot(of_grad, of_norm, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
     to_y = tl.dot(of_value, value, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
     if y.dtype.element_ty != SUM:
         to_y = tl.dot(of_value_rest, value, acc=to_y, input_precision=PRECISION, out_dtype=SUM)
-    to_y *= scale[:, None]
+    to_y = to_y * scale[:, None] + offset[:, None]
     if frames % BT != 0:
         to_y = tl.where((frame < frames)[None, :], to_y, 0.0)
     return to_y.to(y.dtype.element_ty)
