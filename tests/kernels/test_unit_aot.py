@@ -212,7 +212,8 @@ def may_spill(kernel: str, config: Config) -> int:
     if kernel in TEMPORAL_PRODUCTS | RESIDUAL_PRODUCTS:
         return 0 if config.dtype == "bf16" else 128 if thrice else {80: 48, 90: 16, 100: 24}[config.arch]
     if (config.dtype, config.arch) == ("bf16", 90):
-        return 16 if kernel == "graph_unit_gradient_kernel" else 0  # an address that is read once a row
+        spilled = 52 if config.layer == "l5" else 16  # addresses that are read once a row
+        return spilled if kernel == "graph_unit_gradient_kernel" else 0
     return {"graph_unit_kernel": 32, "graph_unit_gradient_kernel": 6144 if thrice else 512}.get(kernel, 0)
 
 
