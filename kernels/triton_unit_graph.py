@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_launch import Moved, launch, product_precision
+from .triton_launch import Moved, architecture, in_three_products, launch, product_precision
 from .triton_rows import block_of
 from .triton_unit_relations import add_to
 
@@ -742,11 +742,17 @@ def folded_graph_unit(
 
 
 def _forward_constants(x: Tensor, with_down: bool) -> dict[str, int]:
-    tiles = FORWARD[x.dtype]
-    if x.shape[3] > (MANY_INPUTS // 2 if with_down else MANY_INPUTS) and x.element_size() == 2:
-        tiles = tiles._replace(inputs=64, frames=16)
-    if x.shape[2] > MANY_JOINTS:
-        tiles = tiles._replace(u=SHORTEST)
+    tiles, arch, (_, _, joints, inputs) = FORWARD[x.dtype], architecture(x), x.shape
+    many_inputs = inputs > (MANY_INPUTS // 2 if with_down else MANY_INPUTS)
+    if x.element_size() == 2:
+        if many_inputs or arch != 90:
+            tiles = tiles._replace(inputs=64, frames=16)
+        if arch == 100:
+            tiles = tiles._replace(u=SHORTEST)
+    elif arch == 100 or in_three_products(x.dtype):
+        tiles = tiles._replace(v=SHORTEST)
+    if joints > MANY_JOINTS:
+        tiles = tiles._replace(u=SHORTEST, v=SHORTEST)
     return tiles.constants(*x.shape[1:])
 
 
@@ -754,7 +760,7 @@ def _backward_constants(x: Tensor) -> dict[str, int]:
     tiles = BACKWARD[x.dtype]
     if x.shape[2] > MANY_JOINTS:
         tiles = tiles._replace(v=SHORTEST)
-    if x.dtype == torch.float32 and product_precision(x.dtype) == "tf32x3":  # thrice the registers
+    if in_three_products(x.dtype):
         tiles = tiles._replace(u=SHORTEST, v=SHORTEST)
     return tiles.constants(*x.shape[1:])
 
