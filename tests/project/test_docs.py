@@ -198,11 +198,12 @@ def test_an_experiment(tmp_path: Path) -> None:
     short = f"epochs: 2\n  batch-size: 32\n  num-frames: 8\n  n-max: 40\n  {network}"
     assert "  epochs: 6\n" in plan
     (tmp_path / "plan.yaml").write_text(plan.replace("epochs: 6", short))
-    (commands,) = blocks("experiments.md", "bash")
+    commands, dry_run = blocks("experiments.md", "bash")
     run_shell(commands, tmp_path)
     table = (tmp_path / "grid" / "table.md").read_text()
     assert "| Shap-Mix |" in table
-    assert "of 2 pairs" in table
+    assert "of 2 seeds" in table
+    assert run_shell(dry_run, tmp_path).startswith("0 of 6 cells have no result.")
 
 
 def test_a_custom_mixer() -> None:
