@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import tarfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ else:
     # single examples can be slow on a shared machine
     settings.register_profile("shapmix", deadline=None)
     settings.load_profile("shapmix")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; processes that tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # as many workers as cores: each worker and its subprocesses use one thread
     torch.set_num_threads(1)
