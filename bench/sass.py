@@ -208,7 +208,8 @@ class Thread:
                     continue
                 if instruction.name == "CALL":
                     calls.append(at)
-                at = labels[TARGET.search(instruction.operands[-1])[1]]  # type: ignore[index]
+                (target,) = TARGET.findall(instruction.operands[-1])
+                at = labels[target]
         total, counts = 0, []
         for index in range(len(code)):
             total += self.visits[index]

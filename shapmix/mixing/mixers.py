@@ -109,13 +109,14 @@ class Mixer(NamedTuple):
     guided: bool
     unfit: Unfit
     views: int
+    mixes: bool
 
 
 MIXERS = Registry[Mixer]("mix")
 
 
 def mixer(
-    name: str, *, on_device: bool = False, guided: bool = False, unfit: Unfit = _fits_all, views: int = 1
+    name: str, *, on_device: bool = False, guided: bool = False, unfit: Unfit = _fits_all, views: int = 1, mixes: bool = True
 ) -> Callable[[Callable[[Batch], MixedBatch]], Callable[[Batch], MixedBatch]]:
     """Registers a mixer under a name.
 
@@ -124,13 +125,14 @@ def mixer(
         guided: it uses the class saliency, which is then measured in every step.
         unfit: says why it cannot mix some clips, before training.
         views: 2 if it takes a second sampling of the clips as `batch.second`.
+        mixes: False if no clip of its batch is a mix, so that batches of any size and any number of frames will do.
 
     Raises:
         ValueError: the name is already registered.
     """
 
     def register(mix: Callable[[Batch], MixedBatch]) -> Callable[[Batch], MixedBatch]:
-        MIXERS.add(name, Mixer(mix, on_device, guided, unfit, views))
+        MIXERS.add(name, Mixer(mix, on_device, guided, unfit, views, mixes))
         return mix
 
     return register
@@ -160,14 +162,14 @@ class Draws:
         return (torch.arange(self._rows, device=shift.device) + shift) % self._rows
 
 
-@mixer("none", on_device=True)
+@mixer("none", on_device=True, mixes=False)
 def none(batch: Batch) -> MixedBatch:
     """Only the clean clips."""
     itself = torch.arange(len(batch.labels), device=batch.labels.device)
     return MixedBatch(batch.clips, batch.labels, itself, torch.zeros(len(itself), device=batch.clips.device), batch.step)
 
 
-@mixer("two_views", views=2)
+@mixer("two_views", views=2, mixes=False)
 def two_views(batch: Batch) -> MixedBatch:
     """A second sampling of every clip in place of a mixed one: the control of what two views and two losses do without mixing."""
     assert batch.second is not None

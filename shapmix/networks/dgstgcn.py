@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from shapmix.networks.backbones import backbone
 from shapmix.networks.multi_scale import Layer, MultiScaleNetwork, MultiScaleTemporal, from_pyskl
-from shapmix.networks.skeleton_graph import WIDTHS, shortcut
+from shapmix.networks.skeleton_graph import WIDTHS, MakeLayer, shortcut
 from shapmix.skeleton.layout import Layout
 
 GROUPS = 8  # of channels, each with graphs of its own
@@ -72,6 +72,16 @@ class FusedTemporal(MultiScaleTemporal):
         return y[..., : self.joints] + y[..., self.joints :] * self.add_coeff
 
 
+def dynamic_layer(joints: int) -> MakeLayer:
+    """Makes layers (channels, width, stride, residual) of a dynamic graph unit and a fused temporal one; ProtoGCN's, too."""
+
+    def layer(channels: int, width: int, stride: int, residual: bool) -> nn.Module:
+        gcn, tcn = DynamicGraphUnit(joints, channels, width), FusedTemporal(joints, width, stride)
+        return Layer(gcn, tcn, channels, width, stride, residual)
+
+    return layer
+
+
 @backbone("dgstgcn", options=("widths", "halve"), from_published=from_pyskl)
 def dgstgcn(
     layout: Layout,
@@ -83,11 +93,5 @@ def dgstgcn(
     halve: Sequence[int] | None = None,
 ) -> nn.Module:
     """DG-STGCN with eight groups, ten layers; people share the input norm."""
-    joints = layout.num_joints
-
-    def layer(channels: int, width: int, stride: int, residual: bool) -> nn.Module:
-        gcn, tcn = DynamicGraphUnit(joints, channels, width), FusedTemporal(joints, width, stride)
-        return Layer(gcn, tcn, channels, width, stride, residual)
-
-    options = {"make_layer": layer, "widths": widths, "halve": halve}
+    options = {"make_layer": dynamic_layer(layout.num_joints), "widths": widths, "halve": halve}
     return MultiScaleNetwork(layout, num_classes, num_people=num_people, in_channels=in_channels, **options)

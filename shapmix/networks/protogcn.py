@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from shapmix.networks.backbones import backbone
-from shapmix.networks.dgstgcn import DynamicGraphUnit, FusedTemporal
-from shapmix.networks.multi_scale import PUBLISHED_PREFIXES, Layer, MultiScaleNetwork, from_pyskl
+from shapmix.networks.dgstgcn import dynamic_layer
+from shapmix.networks.multi_scale import PUBLISHED_PREFIXES, MultiScaleNetwork, from_pyskl
 from shapmix.skeleton.layout import Layout
 
 WIDTHS = (96,) * 4 + (192,) * 3 + (384,) * 3
@@ -140,11 +140,5 @@ def protogcn(
     halve: Sequence[int] | None = None,
 ) -> nn.Module:
     """ProtoGCN with 400 prototypes, ten layers; people share the input norm."""
-    joints = layout.num_joints
-
-    def layer(channels: int, width: int, stride: int, residual: bool) -> nn.Module:
-        gcn, tcn = DynamicGraphUnit(joints, channels, width), FusedTemporal(joints, width, stride)
-        return Layer(gcn, tcn, channels, width, stride, residual)
-
-    options = {"num_people": num_people, "in_channels": in_channels, "make_layer": layer, "halve": halve}
+    options = {"num_people": num_people, "in_channels": in_channels, "make_layer": dynamic_layer(layout.num_joints), "halve": halve}
     return ProtoGCN(layout, num_classes, widths=widths, **options)

@@ -37,7 +37,7 @@ def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer
 
     Without saliency the first that pastes a window; None where no clip of the epoch is one, or none are mixed.
     """
-    if config.mix in ("none", "two_views"):
+    if not MIXERS[config.mix].mixes:
         return None
     sampler, store, layout = replace(sampler, stream="joint"), sampler.store, sampler.store.layout
     mixer = deepcopy(mixer).cpu()

@@ -305,7 +305,7 @@ def check_range(key: str, value: Any) -> None:
 
 def check_config(config: TrainConfig) -> None:
     """Raises ConfigError where values are out of range or contradict each other."""
-    if config.mix != "none" and config.batch_size < 3:
+    if MIXERS[config.mix].mixes and config.batch_size < 3:
         raise ConfigError(f"batch_size: mixing needs at least 3 clips in a batch, not {config.batch_size}")
     for key in RANGES:
         check_range(key, attrgetter(key)(config))
@@ -320,7 +320,7 @@ def check_config(config: TrainConfig) -> None:
         if not 0 <= layer < layers:
             raise ConfigError(f"network.halve: {layer} is none of the {layers} layers, which are 0 to {layers - 1}")
     _check_schedule(config.schedule)
-    if config.mix != "none" and (config.num_frames % 4 or config.num_frames < 8):
+    if MIXERS[config.mix].mixes and (config.num_frames % 4 or config.num_frames < 8):
         raise ConfigError(f"num_frames: mixing windows need a multiple of 4, at least 8, not {config.num_frames}")
     if config.init_from is None:
         for key in ("stage2", "reset", "freeze"):

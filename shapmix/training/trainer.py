@@ -318,7 +318,7 @@ class Trainer:
         if MIXERS[self.config.mix].guided:
             with named(saliency):
                 plots.plot_saliency(saliency, mixer.saliency.cpu(), store.layout, store.class_names)
-        if self.config.mix != "none":
+        if MIXERS[self.config.mix].mixes:
             with named(mixed_clip):
                 draw_mixing(mixed_clip, self.config, self.splits, self.sampler, mixer)
 

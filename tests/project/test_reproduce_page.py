@@ -27,8 +27,9 @@ ROOT = Path(__file__).parents[2]
 PLANS = ROOT / "bench" / "plans"
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 COMMANDS = {
-    re.search(r"plans/(\w+)\.yaml", block)[1]: shlex.split(block.replace("\\\n", ""))  # type: ignore[index]
+    name: shlex.split(block.replace("\\\n", ""))
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for name in re.findall(r"plans/(\w+)\.yaml", block)
 }
 BATCH = {"kinetics_lt": 160, "penn_action": 24}
 ELSEWHERE = {"nw_ucla", "nw_ucla_choice"}  # docs/results.md
