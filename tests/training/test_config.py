@@ -235,3 +235,11 @@ def test_damaged_files_are_configurations_or_one_line_errors(tmp_path: Path) -> 
             refused += 1
             assert "\n" not in str(error)  # noqa: PT017
     assert refused > 10
+
+
+def test_rows_that_do_not_mix_take_any_batch_and_any_number_of_frames() -> None:
+    for mix in ("none", "two_views"):
+        assert parse_config(["--mix", mix, "--batch-size", "2", "--num-frames", "10"]).batch_size == 2
+    for odd in (["--batch-size", "2"], ["--num-frames", "10"]):
+        with pytest.raises(ConfigError, match="mixing"):
+            parse_config(["--mix", "stmix", *odd])
