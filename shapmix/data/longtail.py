@@ -44,6 +44,17 @@ def longtail_counts(num_classes: int, n_max: int, imbalance: float) -> list[int]
     return counts
 
 
+def list_seed(seed: int, imbalance: float) -> int:
+    """Seed of the long-tailed list of a run: 0, the published lists', for run 0; else of the run's seed and the imbalance.
+
+    With one seed for all imbalances, the list of a longer tail would be part of that of a shorter one.
+    """
+    if seed == 0:
+        return 0
+    bits = int(np.float64(imbalance).view(np.uint64))
+    return int(np.random.SeedSequence([seed, bits]).generate_state(1)[0])
+
+
 def longtail_list(names: Sequence[str], labels: Sequence[int], counts: Sequence[int], seed: int = 0) -> list[int]:
     """Indices into `names` of the long-tailed training clips, sampled as in the published lists.
 

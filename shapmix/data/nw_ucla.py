@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from shapmix.data.clips import Splits, join_clips
-from shapmix.data.longtail import longtail_counts, longtail_list, match_list
+from shapmix.data.longtail import list_seed, longtail_counts, longtail_list, match_list
 from shapmix.data.pools import held_out
 from shapmix.data.sources.bounded import no_body, read_table, show
 from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES, Performed, find_clips, read_clips
@@ -114,7 +114,8 @@ def _training_rows(
         return match_list(train_list, names)
     if imbalance is not None:
         # The published sample is drawn from the complete order of train.csv.
-        return longtail_list(names, [clip.label for clip in pool], longtail_counts(num_classes, n_max, imbalance), seed)
+        counts = longtail_counts(num_classes, n_max, imbalance)
+        return longtail_list(names, [clip.label for clip in pool], counts, list_seed(seed, imbalance))
     return list(range(len(pool)))
 
 

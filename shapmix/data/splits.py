@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shapmix.data.clips import ClipStore, Splits, check_classes, without_classes
-from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list
+from shapmix.data.longtail import buckets, list_seed, longtail_counts, longtail_list, match_list
 from shapmix.data.pools import Pools, SplitOptions, find_pools, held_out, performances
 from shapmix.data.store import Prepared
 from shapmix.process.choices import nearest
@@ -87,7 +87,7 @@ def store_splits(
         chosen = match_list(train_list, names)
     elif imbalance is not None:
         largest = n_max or max(np.bincount(labels))
-        chosen = longtail_list(names, labels, longtail_counts(store.num_classes, largest, imbalance), seed)
+        chosen = longtail_list(names, labels, longtail_counts(store.num_classes, largest, imbalance), list_seed(seed, imbalance))
     else:
         chosen = list(range(len(names)))
     if len(val) == 0:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shapmix.data.clips import Splits
-from shapmix.data.longtail import buckets, longtail_counts, longtail_list, match_list
+from shapmix.data.longtail import buckets, list_seed, longtail_counts, longtail_list, match_list
 from shapmix.data.nw_ucla import load_nw_ucla
 from shapmix.data.sources.bounded import read_list
 from shapmix.data.sources.nw_ucla import ACTION_NUMBERS, CLASS_NAMES
@@ -66,6 +66,18 @@ def test_draw_keeps_the_counts_without_repeats(labels: list[int], seed: int) -> 
     drawn, held = Counter(labels[clip] for clip in kept), Counter(labels)
     assert [drawn[label] for label in range(4)] == [min(count, held[label]) for label, count in enumerate(counts)]
     assert [labels[clip] for clip in kept] == sorted(labels[clip] for clip in kept)
+
+
+def test_lists_of_one_seed_differ_between_imbalances() -> None:
+    names = [f"clip{row}" for row in range(200)]
+    labels = [row % 2 for row in range(200)]
+    short, long = (
+        set(longtail_list(names, labels, longtail_counts(2, 50, imbalance), list_seed(1, imbalance))) for imbalance in (10, 50)
+    )
+    assert not long < short  # by the seed alone, the list of the longer tail is a part
+    assert set(longtail_list(names, labels, longtail_counts(2, 50, 50), 1)) < set(longtail_list(names, labels, [50, 5], 1))
+    assert list_seed(1, 10) == list_seed(1, 10.0) != list_seed(2, 10)
+    assert list_seed(0, 10) == list_seed(0, 50) == 0  # the published lists
 
 
 def test_draw_names_what_is_wrong() -> None:
