@@ -16,7 +16,8 @@ seeds: [0, 1, 2]
 Every cell is a run in a separate process: on this machine, as a SLURM job or as a task of a Ray cluster (`--on`). Results are
 stored in `FOLDER/cells/`, one small file per cell; a restarted grid trains only cells without a result and resumes interrupted
 runs. A cell that was trained with different options than the plan is an error. Failed cells are listed with the end of their log;
-the others go on. A plan may also name ensembles of its settings, published results, and the hashes of its training lists.
+the others go on. A plan may also name ensembles and pools of its settings, published
+results, and the hashes of its training lists.
 
 The table has means over the seeds with 95% intervals, and the paired difference of each row's class mean to the first row: rows of
 one seed share their training clips, so these differences vary less than the accuracies.
@@ -32,11 +33,11 @@ from typing import Annotated
 
 import tyro
 
-from shapmix.experiments.cells import ensembles, measure_ensembles, read_results
+from shapmix.experiments.cells import ensembles, measure_ensembles, read_results, with_pools
 from shapmix.experiments.engines import ENGINES, EngineOptions, train_cells
 from shapmix.experiments.forecast import forecast
 from shapmix.experiments.plan import Cell, PlanError, check_lists, only, read_plan
-from shapmix.experiments.tables import COLUMNS, pair_table, plot, summaries, table
+from shapmix.experiments.tables import COLUMNS, list_note, pair_table, plot, summaries, table
 from shapmix.process.command import WRONG, RegisteredName, read_options, run_command
 from shapmix.process.device import choose_device
 from shapmix.process.files import only_writer, write_whole
@@ -105,10 +106,12 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
     for name, found in results.items():
         if config.checkpoint not in found["test"]:
             raise PlanError(f"checkpoint: cell '{name}' has no result of '{config.checkpoint}', only of {', '.join(found['test'])}")
-    cells = [*plan.cells, *(cell for cell, _ in ensembles(plan))]
+    apart, results = with_pools(plan, results)
+    cells = [*apart, *(cell for cell, _ in ensembles(plan))]
     text = table(cells, results, config.checkpoint, config.columns, published=plan.published, source=plan.source)
     if config.pairs is not None:
-        text += "\n" + pair_table(plan.cells, results, config.pairs, config.checkpoint)
+        text += "\n" + pair_table(apart, results, config.pairs, config.checkpoint)
+    text += list_note(plan.cells, results)
     write_whole(config.out / "table.md", text)
     plot(config.out / "table.png", list(summaries(cells, results, config.checkpoint)))
     print(text)

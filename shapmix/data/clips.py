@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -142,6 +143,12 @@ class Splits:
     val: Tensor
     test: Tensor
     defining_parts: Tensor | None = field(default=None)
+
+    @property
+    def list_sha256(self) -> str:
+        """SHA-256 of the sorted names of the training clips, one a line: which clips train, in whatever order."""
+        names = sorted(self.store.names[clip] for clip in self.train.tolist())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def class_counts(self) -> Tensor:
         """[K] int64: number of training clips per class.

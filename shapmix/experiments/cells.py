@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from shapmix.process.files import write_whole
 from shapmix.process.signals import PARENT, StopRequest
 from shapmix.training.config import as_arguments
 from shapmix.training.ensemble import score_runs
+from shapmix.training.metrics import HEADS
 from shapmix.training.options import plain
 from shapmix.training.run_folder import commit, read_metrics, versions
 from shapmix.training.scores import accuracy_of
@@ -64,6 +66,7 @@ def train_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRe
         "row": cell.row,
         "seed": cell.seed,
         "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
+        "training_list": _read_object(run / "result.json").get("training_list"),
         "test": {name.split()[-1]: accuracy for name, accuracy in test.items()},
         "epochs": len(rows),
         "seconds": None if begun else round(time.monotonic() - begin),
@@ -133,11 +136,15 @@ def measure_ensembles(plan: Plan, out: Path, checkpoint: Checkpoint, device: tor
 
 def ensembles(plan: Plan) -> list[tuple[Cell, list[Cell]]]:
     """Each ensemble of a row and seed, as a cell of its own without options, with the cells that it averages."""
+    return _joined(plan, plan.ensembles)
+
+
+def _joined(plan: Plan, groups: Mapping[str, list[str]]) -> list[tuple[Cell, list[Cell]]]:
     index = {(cell.setting, cell.row, cell.seed): cell for cell in plan.cells}
     pairs = dict.fromkeys((cell.row, cell.seed) for cell in plan.cells)
     return [
         (Cell(name, row, seed, {}), [index[setting, row, seed] for setting in settings])
-        for name, settings in plan.ensembles.items()
+        for name, settings in groups.items()
         for row, seed in pairs
     ]
 
@@ -146,7 +153,8 @@ def read_results(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
     """The results of the finished cells and of the measured ensembles, by name.
 
     Raises:
-        PlanError: a cell was trained with different options, or an ensemble has other members.
+        PlanError: a cell was trained with different options, two rows of a setting and seed with different training lists, or an
+            ensemble has other members.
     """
     results = {}
     for ensemble, members in ensembles(plan):
@@ -168,7 +176,58 @@ def read_results(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
                     f"{path} was trained with {key} {then[key]}, but the plan has {now[key]}; rename the row or the setting, or "
                     "move the cell and its run"
                 )
+    _check_shared_lists(plan, out, results)
     return results
+
+
+def _check_shared_lists(plan: Plan, out: Path, results: Mapping[str, dict[str, Any]]) -> None:
+    """Rows are compared seed by seed, which is only fair on the same training clips; older cells do not name theirs."""
+    first: dict[tuple[str, int], Cell] = {}
+    for cell in plan.cells:
+        if cell.name in results and lists_known(results[cell.name]):
+            other = first.setdefault((cell.setting, cell.seed), cell)
+            if results[cell.name]["training_list"] != results[other.name]["training_list"]:
+                raise PlanError(
+                    f"{result_of(cell, out)} was trained with another list of clips than {result_of(other, out)}, so the rows "
+                    "cannot be compared; move one of them and its run away to train it again"
+                )
+
+
+def lists_known(result: Mapping[str, Any]) -> bool:
+    """Whether a cell's result names its training list; those of older versions do not."""
+    return result.get("training_list") is not None
+
+
+def with_pools(plan: Plan, results: dict[str, dict[str, Any]]) -> tuple[list[Cell], dict[str, dict[str, Any]]]:
+    """The cells of the plan with each pool in place of its settings, and the results with those of complete pools.
+
+    A figure of a pool is the mean over its settings, weighted by their test clips: for top-1 the accuracy over all of their clips.
+
+    Raises:
+        PlanError: a result of a pool's setting does not say how many clips tested it.
+    """
+    members = {setting for settings in plan.pools.values() for setting in settings}
+    found = _joined(plan, plan.pools)
+    complete = {pool.name: [results[cell.name] for cell in cells] for pool, cells in found if all(c.name in results for c in cells)}
+    cells = [cell for cell in plan.cells if cell.setting not in members]
+    return [*cells, *(pool for pool, _ in found)], results | {name: _pooled(name, each) for name, each in complete.items()}
+
+
+def _pooled(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    test = {}
+    for checkpoint in set.intersection(*(set(result["test"]) for result in results)):
+        rows = [result["test"][checkpoint] for result in results]
+        clips = [row.get("clips") or 0 for row in rows]
+        if 0 in clips:
+            raise PlanError(f"pools: a result of '{name}' does not say how many clips tested it, as clips; train that cell again")
+        test[checkpoint] = {"clips": sum(clips)}
+        for column in HEADS:
+            values = [row.get(column) for row in rows]
+            known = None not in values
+            test[checkpoint][column] = sum(n * v for n, v in zip(clips, values, strict=True)) / sum(clips) if known else None
+    timed = [result for result in results if result["seconds"] is not None]
+    seconds = mean(result["seconds"] for result in timed) if timed else None
+    return {"test": test, "seconds": seconds, "device": timed[0]["device"] if timed else ""}
 
 
 def read_cell(path: Path) -> dict[str, Any]:
@@ -179,6 +238,7 @@ def read_cell(path: Path) -> dict[str, Any]:
     """
     content = _read_object(path)
     known = isinstance(content.get("options"), dict) and isinstance(content.get("device", ""), str)
+    known &= isinstance(content.get("training_list"), (str, type(None)))
     if not known or not isinstance(content.get("seconds"), (int, float, type(None))):
         raise PlanError(f"{path}: not the result of a cell; move it away to train the cell again")
     return {**content, "test": reached(path)}

@@ -27,7 +27,7 @@ IRRELEVANT = (
     "checkpoint",
     "cuda_graph",
 )  # options that do not affect the result of a run
-KEYS = ("base", "settings", "rows", "seeds", "ensembles", "published", "lists")
+KEYS = ("base", "settings", "rows", "seeds", "ensembles", "pools", "published", "lists")
 
 
 class Cell(NamedTuple):
@@ -54,6 +54,7 @@ class Plan:
     Attributes:
         cells: ordered by seed, so that an interrupted grid has complete tables of fewer seeds.
         ensembles: name -> settings whose runs of one row and seed are averaged.
+        pools: name -> settings whose test results of one row and seed are averaged, and that the table shows as one.
         published: setting or ensemble -> row -> top-1 accuracy in percent, as its authors published it.
         source: where the published figures stand.
         lists: setting -> SHA-256 of its training list (names, one a line).
@@ -61,6 +62,7 @@ class Plan:
 
     cells: list[Cell]
     ensembles: dict[str, list[str]] = field(default_factory=dict)
+    pools: dict[str, list[str]] = field(default_factory=dict)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     source: str | None = None
     lists: dict[str, str] = field(default_factory=dict)
@@ -95,12 +97,16 @@ def read_plan(path: Path, data_root: Path | None = None, changes: Sequence[str] 
         for row, of_row in rows.items()
     ]
     _check_cells(path, cells)
-    ensembles = _ensembles(path, plan.get("ensembles") or {}, settings)
-    published, source = _published(path, plan.get("published") or {}, {**settings, **ensembles}, rows)
+    ensembles = _groups(path, "ensembles", plan, settings, settings)
+    pools = _groups(path, "pools", plan, settings, {**settings, **ensembles})
+    members = Counter(setting for of_pool in pools.values() for setting in of_pool)
+    if twice := [setting for setting, times in members.items() if times > 1]:
+        raise PlanError(f"{path}: pools: '{twice[0]}' is named twice; a setting is part of one pool")
+    published, source = _published(path, plan.get("published") or {}, {**settings, **ensembles, **pools}, rows)
     lists = plan.get("lists") or {}
     if not isinstance(lists, dict) or not set(lists) <= set(settings):
         raise PlanError(f"{path}: lists: SHA-256 of training lists by setting; the settings are {', '.join(settings)}")
-    return Plan(cells, ensembles, published, source, lists)
+    return Plan(cells, ensembles, pools, published, source, lists)
 
 
 def _merged(*parts: dict[str, Any]) -> dict[str, Any]:
@@ -135,18 +141,23 @@ def _check_cells(path: Path, cells: list[Cell]) -> None:
             parse_config(list(as_arguments(cell.options)))
 
 
-def _ensembles(path: Path, ensembles: Any, settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    if not isinstance(ensembles, dict):
-        raise PlanError(f"{path}: ensembles: a mapping of names to lists of settings")
-    for name, members in ensembles.items():
-        if name in settings:
-            raise PlanError(f"{path}: ensembles: '{name}' is the name of a setting; rename one")
+def _groups(
+    path: Path, key: str, plan: Mapping[str, Any], settings: Mapping[str, Any], taken: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Name -> settings, of the plan's ensembles or pools; a name that is `taken` is an error."""
+    groups = plan.get(key) or {}
+    if not isinstance(groups, dict):
+        raise PlanError(f"{path}: {key}: a mapping of names to lists of settings")
+    for name, members in groups.items():
+        if name in taken:
+            owner = "a setting" if name in settings else "an ensemble"
+            raise PlanError(f"{path}: {key}: '{name}' is the name of {owner}; rename one")
         if not isinstance(members, list) or len(members) < 2:
-            raise PlanError(f"{path}: ensembles: '{name}' is a list of two settings or more")
+            raise PlanError(f"{path}: {key}: '{name}' is a list of two settings or more")
         for member in members:
             if member not in settings:
-                raise PlanError(f"{path}: ensembles: '{name}' has no setting '{member}'; the plan has {', '.join(settings)}")
-    return ensembles
+                raise PlanError(f"{path}: {key}: '{name}' has no setting '{member}'; the plan has {', '.join(settings)}")
+    return groups
 
 
 def _published(

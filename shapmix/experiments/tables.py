@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from shapmix.experiments.cells import ALWAYS
+from shapmix.experiments.cells import ALWAYS, lists_known
 from shapmix.experiments.plan import Cell
 from shapmix.pictures.plots import save_figure
-from shapmix.shapley.interval import Interval, interval
+from shapmix.shapley.interval import Interval, interval, values_needed
 from shapmix.training.metrics import HEADS, Column
 
 # of a table, where no others are asked for
 COLUMNS: tuple[Column, ...] = ("top1", "class_mean", "many", "medium", "few", "macro_f1", "worst_class", "ece")
+
+
+MANY_SEEDS = 1000  # more are not counted
 
 
 class Summary(NamedTuple):
@@ -98,14 +101,16 @@ def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: st
     """Markdown: paired differences between `row` and each other row, mean and 95% interval over seeds.
 
     The difference of a seed is the mean over the settings that both rows have a result in: settings of one seed share test clips
-    and first weights, and a longer tail's list may be part of a shorter one's, so they are no independent pairs.
+    and first weights, so they are no independent pairs. The last column is the number of seeds at which the interval of the class
+    mean excludes zero, if the mean and the spread of the differences stay as they are.
     """
     reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # per row, by setting and seed
     for cell in cells:
         if cell.name in results:
             reached.setdefault(cell.row, {})[cell.setting, cell.seed] = results[cell.name]["test"][checkpoint]
     columns = ("class_mean", "few")
-    lines = [_line([f"{row} less", *(HEADS[name] for name in columns), "class mean is higher in"]), "|---" * 4 + "|"]
+    heads = [f"{row} less", *(HEADS[name] for name in columns), "class mean is higher in", "seeds needed"]
+    lines = [_line(heads), "|---" * len(heads) + "|"]
     ours = reached.pop(row, {})
     for other, theirs in reached.items():
         of_seed: dict[str, dict[int, list[float]]] = {name: {} for name in columns}
@@ -119,8 +124,22 @@ def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: st
             continue
         ahead = sum(difference > 0 for difference in differences["class_mean"])
         shown = [_shown(interval(differences[name]), "+.1f") for name in columns]
-        lines.append(_line([other, *shown, f"{ahead} of {len(differences['class_mean'])} seeds"]))
+        needed = values_needed(differences["class_mean"])
+        counted = "n/a" if needed is None else str(needed) if needed <= MANY_SEEDS else f"more than {MANY_SEEDS}"
+        lines.append(_line([other, *shown, f"{ahead} of {len(differences['class_mean'])} seeds", counted]))
     return "\n".join(lines) + "\n"
+
+
+def list_note(cells: list[Cell], results: Mapping[str, dict[str, Any]]) -> str:
+    """Markdown: how many of the cells' results do not name their training list; empty if all do."""
+    done = [results[cell.name] for cell in cells if cell.name in results]
+    unknown = sum(not lists_known(result) for result in done)
+    if not unknown:
+        return ""
+    return (
+        f"\nTraining list not recorded: {unknown} of {len(done)} runs. "
+        "Whether all rows of a seed share it is not checked for these.\n"
+    )
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor
 from statistics import mean, stdev
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom
@@ -20,5 +21,22 @@ def interval(values: Sequence[float | None]) -> Interval:
         return None
     if len(known) == 1:
         return known[0], None
-    quantile = STUDENT[min(len(known) - 1, len(STUDENT)) - 1]
-    return mean(known), quantile * stdev(known) / len(known) ** 0.5
+    return mean(known), _quantile(len(known)) * stdev(known) / len(known) ** 0.5
+
+
+def _quantile(count: int) -> float:
+    return STUDENT[min(count - 1, len(STUDENT)) - 1]
+
+
+def values_needed(values: Sequence[float]) -> int | None:
+    """Number of values with the mean and the standard deviation of `values` whose 95% interval excludes zero.
+
+    None: fewer than two values, or a mean of zero.
+    """
+    if len(values) < 2 or mean(values) == 0:
+        return None
+    ratio = stdev(values) / abs(mean(values))
+    for count in range(2, len(STUDENT) + 2):
+        if _quantile(count) * ratio < count**0.5:
+            return count
+    return floor((STUDENT[-1] * ratio) ** 2) + 1

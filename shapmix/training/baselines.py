@@ -36,7 +36,7 @@ def run_with_baselines(config: TrainConfig, request: StopRequest | None = None) 
             rows |= {f"{name} {checkpoint}": row for checkpoint, row in train(again, splits, held, request).accuracy.items()}
         rows = {(name if " " in name else f"{config.mix} {name}"): row for name, row in rows.items()}
         if parallel.rank() == 0:
-            write_result(run_dir, config, rows)
+            write_result(run_dir, config, rows, splits.list_sha256)
     if parallel.rank() == 0:
         print(f"\nTest accuracy ({splits.store.class_counts(splits.test).sum()} clips); run: {run_dir}")
         print(metrics.table({f"{name}, tau {row.tau:g}" if row.tau is not None else name: row for name, row in rows.items()}))

@@ -234,8 +234,8 @@ def _epoch(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and type(row.get("epoch")) is int else None
 
 
-def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy]) -> None:
-    """Writes `result.json`: test accuracy by checkpoint, with options and versions."""
+def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics.Accuracy], training_list: str) -> None:
+    """Writes `result.json`: test accuracy by checkpoint, with options, versions and the hash of the training list."""
     content: dict[str, Any] = {
         "test": {name: row.as_dict() for name, row in accuracy.items()},
         "dataset": config.dataset,
@@ -243,6 +243,7 @@ def write_result(run_dir: Path, config: TrainConfig, accuracy: dict[str, metrics
         "loss": config.loss,
         "compat": config.compat,
         "seed": config.seed,
+        "training_list": training_list,
         "versions": versions(),
     }
     write_whole(run_dir / "result.json", json.dumps(content, indent=2) + "\n")

@@ -297,7 +297,7 @@ class Trainer:
                     plots.plot_confusion(picture, confusion, store.class_names)
         if parallel.rank() == 0:
             self.draw()
-            write_result(self.run_dir, config, reached)
+            write_result(self.run_dir, config, reached, self.splits.list_sha256)
         return Result(self.run_dir, reached, self.run.mixer.saliency.cpu())
 
     def measure(self, clips: Tensor, tau: float | None = None, views: Views = ONE_VIEW) -> tuple[metrics.Accuracy, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from shapmix.experiments import tables
 from shapmix.experiments.cells import reached
 from shapmix.experiments.plan import Cell, PlanError, only, read_plan
 from shapmix.experiments.tables import interval, summaries, table
+from shapmix.shapley.interval import STUDENT, values_needed
 from shapmix.training.options import ConfigError
 from tests import small_run
 
@@ -61,6 +65,7 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
     content = json.loads((out / "cells" / cells[0]).read_text())
     assert set(content["test"]) == {"last", "best"}
     assert content["epochs"] == 2
+    assert content["training_list"] == small_run.make_small().list_sha256
     text = (out / "table.md").read_text()
     assert capsys.readouterr().out == text + "\n"
     assert "|  | top-1 | class mean | medium | few |" in text  # no class has more than 100 clips: there is no many
@@ -247,13 +252,13 @@ def test_a_row_is_paired_with_each_other_one_over_all_settings() -> None:
     results = {cell.name: {"test": test} for cell, test in zip(cells, tests, strict=True)}
     text = tables.pair_table(cells, results, "a")
     # the settings of a seed are no pairs of their own: one seed has no interval, and c shares no seed with a
-    assert text.splitlines()[2:] == ["| b | +5.0 | n/a | 1 of 1 seeds |"]
+    assert text.splitlines()[2:] == ["| b | +5.0 | n/a | 1 of 1 seeds | n/a |"]
     cells += [Cell("x", "a", 1, {})]
     results[cells[-1].name] = {"test": {"last": {"class_mean": 0.7, "few": 0.7}}}
     cells += [Cell("x", "b", 1, {})]
     results[cells[-1].name] = {"test": {"last": {"class_mean": 0.3, "few": None}}}
     text = tables.pair_table(cells, results, "a")
-    assert text.splitlines()[2:] == ["| b | +22.5 ± 222.4 | n/a | 2 of 2 seeds |"]  # of 0.05 and 0.4: 12.706 times 0.175
+    assert text.splitlines()[2:] == ["| b | +22.5 ± 222.4 | n/a | 2 of 2 seeds | 8 |"]  # of 0.05 and 0.4: 12.706 times 0.175
 
 
 def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +273,107 @@ def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys
     path.write_text(json.dumps({"options": {**options, "epochs": 8}, "test": test, "seconds": 1, "device": "cpu"}))
     assert experiment.main([str(tmp_path / "plan.yaml"), "--out", str(tmp_path)]) == 2
     assert f"{path} was trained with epochs 8, but the plan has 7; rename the row" in capsys.readouterr().err
+
+
+def finished(folder: Path, plan: str, lists: dict[tuple[str, str, int], str | None], **test: float) -> Path:
+    """A folder with a cell of each (setting, row, seed), trained with the list of this hash."""
+    (folder / "cells").mkdir(exist_ok=True)
+    for cell in read_plan(written(folder, plan)).cells:
+        if (cell.setting, cell.row, cell.seed) in lists:
+            of_list = lists[cell.setting, cell.row, cell.seed]
+            content = {"options": cell.options, "test": {"last": {**NEW, "clips": 10, **test}}, "seconds": 1, "device": "cpu"}
+            content |= {} if of_list is None else {"training_list": of_list}
+            (folder / "cells" / f"{cell.name}.json").write_text(json.dumps(content))
+    return folder / "plan.yaml"
+
+
+def test_rows_of_one_seed_share_their_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "settings: {x: {}, y: {n-max: 4}}\nrows: {a: {mix: none}, b: {mix: mixup}}\nseeds: [0, 1]"
+    same = {("x", "a", 0): "11", ("x", "b", 0): "11", ("y", "a", 0): "22", ("x", "a", 1): "33", ("x", "b", 1): None}
+    plan = finished(tmp_path, text, same)
+    command = [str(plan), "--out", str(tmp_path), "--only-table"]
+    assert experiment.main(command) == 0
+    unknown = "Training list not recorded: 1 of 5 runs. Whether all rows of a seed share it is not checked for these."
+    assert (tmp_path / "table.md").read_text().rstrip().splitlines()[-1] == unknown
+    finished(tmp_path, text, same | {("x", "b", 1): "33"})
+    assert experiment.main(command) == 0
+    assert "not recorded" not in (tmp_path / "table.md").read_text()
+    finished(tmp_path, text, same | {("x", "b", 1): "44"})
+    capsys.readouterr()
+    assert experiment.main(command) == 2
+    said = capsys.readouterr().err
+    assert "x-b-seed-1.json was trained with another list of clips than" in said
+    assert "x-a-seed-1.json" in said
+    assert "move one of them and its run away to train it again" in said
+
+
+@pytest.mark.parametrize("wrong", [3, ["11"]])
+def test_a_cell_whose_list_is_no_hash_is_no_result(wrong: Any, tmp_path: Path) -> None:
+    finished(tmp_path, "rows: {a: {mix: none}}", {("all", "a", 0): wrong})
+    with pytest.raises(PlanError, match="not the result of a cell"):
+        grid.read_cell(tmp_path / "cells" / "all-a-seed-0.json")
+
+
+POOLED = """
+settings: {one: {}, other: {n-max: 4}, apart: {n-max: 5}}
+pools: {both: [one, other]}
+rows: {a: {mix: none}, b: {mix: mixup}}
+"""
+
+
+def test_a_pool_is_one_setting_of_all_its_clips(tmp_path: Path) -> None:
+    every = [(setting, row, 0) for setting in ("one", "other", "apart") for row in "ab"]
+    plan = finished(tmp_path, POOLED, dict.fromkeys(every))
+    reached = {"one-a": (30, 0.5), "other-a": (10, 0.9), "apart-a": (7, 0.2), "one-b": (30, 0.6), "other-b": (10, 0.6)}
+    for name, (clips, value) in reached.items():
+        path = tmp_path / "cells" / f"{name}-seed-0.json"
+        test = {"last": {**dict.fromkeys(NEW, value), "many": None, "clips": clips}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"test": test, "seconds": None if name == "one-a" else 60}))
+    (tmp_path / "cells" / "apart-b-seed-0.json").unlink()
+    command = [str(plan), "--out", str(tmp_path), "--only-table", "--pairs", "b", "--columns", "top1", "many", "few"]
+    assert experiment.main(command) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert re.findall(r"^\*\*(\w+)\*\*", text, re.MULTILINE) == ["apart", "both"]
+    assert "| a | 60.0 | 60.0 |  | 1 | 1 (cpu) |" in text  # (30 * 0.5 + 10 * 0.9) / 40
+    assert "| b | 60.0 | 60.0 | +0.0 | 1 | 1 (cpu) |" in text
+    assert "| a | +0.0 | +0.0 | 0 of 1 seeds | n/a |" in text  # of the pool: the pairs know no members
+    (tmp_path / "cells" / "other-b-seed-0.json").unlink()  # an incomplete pool has no result
+    assert experiment.main(command) == 0
+    assert "No result yet: b" in (tmp_path / "table.md").read_text().partition("**both**")[2]
+    path = tmp_path / "cells" / "one-a-seed-0.json"
+    content = json.loads(path.read_text())
+    del content["test"]["last"]["clips"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match="pools: a result of 'both-a-seed-0' does not say how many clips tested it"):
+        grid.with_pools(read_plan(plan), grid.read_results(read_plan(plan), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [
+        ("[one, other]", "pools: a mapping of names to lists of settings"),
+        ("{one: [one, other]}", "pools: 'one' is the name of a setting; rename one"),
+        ("{all of them: [one, other]}", "pools: 'all of them' is the name of an ensemble; rename one"),
+        ("{both: [one]}", "pools: 'both' is a list of two settings or more"),
+        ("{both: [one, two]}", "pools: 'both' has no setting 'two'; the plan has one, other, apart"),
+        ("{both: [one, other], more: [other, apart]}", "pools: 'other' is named twice; a setting is part of one pool"),
+    ],
+)
+def test_pools_are_of_settings(pools: str, message: str, tmp_path: Path) -> None:
+    text = POOLED.replace("{both: [one, other]}", pools) + "ensembles: {all of them: [one, other]}\n"
+    with pytest.raises(PlanError, match=re.escape(message)):
+        read_plan(written(tmp_path, text))
+
+
+def test_the_seeds_needed_are_those_that_part_the_interval_from_zero() -> None:
+    for values in ([0.05, 0.4], [0.01, 0.02, -0.015, 0.03], [0.1, 0.11, 0.12], [-0.02, 0.01, 0.004, -0.005, 0.001]):
+        needed, middle, spread = values_needed(values), abs(mean(values)), stdev(values)
+        assert needed is not None
+        for count, apart in ((needed, True), (needed - 1, False)):
+            quantile = STUDENT[min(count - 1, len(STUDENT)) - 1] if count > 1 else math.inf
+            assert (quantile * spread / count**0.5 < middle) is apart, (values, count)
+    assert values_needed([0.1]) is values_needed([0.1, -0.1]) is None
+    assert values_needed([0.1, 0.1]) == 2
 
 
 STREAMS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from shapmix.training import trainer
 from shapmix.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from shapmix.training.run_folder import forget_later_epochs, read_metrics
 from shapmix.training.trainer import Trainer
+from tests.small_run import make_small
 
 SMALL = ["--num-frames", "16", "--network.widths", "8", "16", "--network.halve", "1", "--batch-size", "8", "--epochs", "3"]
 SMALL += ["--saliency.warmup-epochs", "1", "--threads", "1", "--device", "cpu"]  # bit for bit is the CPU's promise
@@ -55,6 +57,9 @@ def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFix
         assert f"{mix} {name}" in printed
         assert f"{100 * row['top1']:.1f}%" in printed
     assert result["test"][f"{mix} last"]["many"] is None  # no class has more than 100 clips
+    splits = make_small()
+    names = sorted(splits.store.names[clip] for clip in splits.train.tolist())
+    assert result["training_list"] == hashlib.sha256("\n".join(names).encode()).hexdigest()
     assert "n/a" in printed.splitlines()[-1]
 
 
