@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "element.h"
+#include "isa.h"
 #include "lanes.h"
-#include "machine.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -233,50 +233,45 @@ SHAPMIX_SIMD_BODY void spread_rows(const BatchNormJob& job, const void* out, con
   }
 }
 
-// The four loops for one element type, compiled for each instruction set.
+// The four loops for one element type.
 template <class Element>
 struct Loops {
   using Sum = Wide<Element>;
-  static constexpr int kLanes = 32 / static_cast<int>(sizeof(Sum));
-  static constexpr int kWideLanes = 2 * kLanes;
 
-#define SHAPMIX_FOR(SUFFIX, TARGET, LANES)                                                                                    \
-  TARGET static void sum_##SUFFIX(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {            \
-    sum_rows<LANES, Element>(job, totals, begin, end);                                                                        \
-  }                                                                                                                           \
-  TARGET static void apply_##SUFFIX(const BatchNormJob& job, const void* mean, const Sum* scale, const Sum* shift, void* out, \
-                                    std::int64_t begin, std::int64_t end) {                                                   \
-    apply_rows<LANES, Element>(job, mean, scale, shift, out, begin, end);                                                     \
-  }                                                                                                                           \
-  TARGET static void gradients_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,         \
-                                        void* to_shortcut, Totals& totals, std::int64_t begin, std::int64_t end) {            \
-    sum_gradients<LANES, Element>(job, out, mean, grad, to_shortcut, totals, begin, end);                                     \
-  }                                                                                                                           \
-  TARGET static void spread_##SUFFIX(const BatchNormJob& job, const void* out, const void* mean, const void* grad,            \
-                                     const Sum* scale, const Sum* slope, const Sum* level, void* to_in, std::int64_t begin,   \
-                                     std::int64_t end) {                                                                      \
-    spread_rows<LANES, Element>(job, out, mean, grad, scale, slope, level, to_in, begin, end);                                \
-  }
-  SHAPMIX_FOR(512, SHAPMIX_AVX512, kWideLanes)
-  SHAPMIX_FOR(256, SHAPMIX_AVX2, kLanes)
-  SHAPMIX_FOR(any, , kLanes)
-#undef SHAPMIX_FOR
+  struct SumRows {
+    template <class Set>
+    SHAPMIX_SIMD_BODY static void run(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {
+      sum_rows<kLanesOf<Set, Sum>, Element>(job, totals, begin, end);
+    }
+  };
+  struct ApplyRows {
+    template <class Set>
+    SHAPMIX_SIMD_BODY static void run(const BatchNormJob& job, const void* mean, const Sum* scale, const Sum* shift, void* out,
+                                      std::int64_t begin, std::int64_t end) {
+      apply_rows<kLanesOf<Set, Sum>, Element>(job, mean, scale, shift, out, begin, end);
+    }
+  };
+  struct SumGradients {
+    template <class Set>
+    SHAPMIX_SIMD_BODY static void run(const BatchNormJob& job, const void* out, const void* mean, const void* grad,
+                                      void* to_shortcut, Totals& totals, std::int64_t begin, std::int64_t end) {
+      sum_gradients<kLanesOf<Set, Sum>, Element>(job, out, mean, grad, to_shortcut, totals, begin, end);
+    }
+  };
+  struct SpreadRows {
+    template <class Set>
+    SHAPMIX_SIMD_BODY static void run(const BatchNormJob& job, const void* out, const void* mean, const void* grad,
+                                      const Sum* scale, const Sum* slope, const Sum* level, void* to_in, std::int64_t begin,
+                                      std::int64_t end) {
+      spread_rows<kLanesOf<Set, Sum>, Element>(job, out, mean, grad, scale, slope, level, to_in, begin, end);
+    }
+  };
 
-  decltype(&sum_any) sum;
-  decltype(&apply_any) apply;
-  decltype(&gradients_any) gradients;
-  decltype(&spread_any) spread;
+  decltype(compiled<SumRows>()) sum = compiled<SumRows>();
+  decltype(compiled<ApplyRows>()) apply = compiled<ApplyRows>();
+  decltype(compiled<SumGradients>()) gradients = compiled<SumGradients>();
+  decltype(compiled<SpreadRows>()) spread = compiled<SpreadRows>();
 };
-
-template <class Element>
-Loops<Element> widest_loops() {
-  using Here = Loops<Element>;
-  if (has_avx512()) {
-    return {Here::sum_512, Here::apply_512, Here::gradients_512, Here::spread_512};
-  }
-  if (has_avx2()) return {Here::sum_256, Here::apply_256, Here::gradients_256, Here::spread_256};
-  return {Here::sum_any, Here::apply_any, Here::gradients_any, Here::spread_any};
-}
 
 int workers_of(const BatchNormJob& job, int threads) { return workers_for(job.rows, job.rows * job.channels * 4, threads); }
 
@@ -304,7 +299,7 @@ Totals total(const BatchNormJob& job, int workers, const Body& body) {
 template <class Element>
 void forward(const BatchNormJob& job, void* out, void* mean, void* variance, int threads) {
   using Sum = Wide<Element>;
-  const Loops<Element> loops = widest_loops<Element>();
+  const Loops<Element> loops;
   const int workers = workers_of(job, threads);
   const auto channels = static_cast<std::size_t>(job.channels);
   const Totals totals =
@@ -337,7 +332,7 @@ template <class Element>
 void backward(const BatchNormJob& job, const void* out, const void* mean, const void* variance, const void* grad, void* to_in,
               void* to_shortcut, void* to_weight, void* to_bias, int threads) {
   using Sum = Wide<Element>;
-  const Loops<Element> loops = widest_loops<Element>();
+  const Loops<Element> loops;
   const int workers = workers_of(job, threads);
   const auto channels = static_cast<std::size_t>(job.channels);
   const Totals totals = total<Added>(job, workers, [&](Totals& own, std::int64_t begin, std::int64_t end) {

@@ -1,8 +1,8 @@
 // shapmix._native: the CPU ops.
 #include <string>
 
-#include "cpu_info.h"
 #include "draw.h"
+#include "isa.h"
 #include "job.h"
 #include "loss.h"
 #include "saliency.h"
@@ -236,9 +236,17 @@ PYBIND11_MODULE(_native, module) {
 
   module.def("cpu_info", [] {
     py::dict info;
-    info["avx2"] = cpu_has_avx2();
-    info["avx512"] = cpu_has_avx512();
-    info["openmp"] = kHasOpenMP;
+    const IsaChoice choice = isa_choice();
+    info["isa"] = name_of(choice.set);
+    info["isa_pinned"] = choice.pinned;
+    py::list sets;
+    for (const Isa set : processor_sets()) sets.append(name_of(set));
+    info["processor_sets"] = py::tuple(sets);
+#ifdef _OPENMP
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
     info["compiler"] = SHAPMIX_COMPILER;
     return info;
   });

@@ -6,8 +6,8 @@
 #include <type_traits>
 
 #include "element.h"
+#include "isa.h"
 #include "lanes.h"
-#include "machine.h"
 #include "parallel.h"
 
 namespace shapmix {
@@ -75,22 +75,17 @@ SHAPMIX_SIMD_BODY void join_rows(const BranchesJob& job, Element* out, std::int6
 }
 
 template <class Element>
-SHAPMIX_AVX512 void join_512(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
-  join_rows<64 / sizeof(Wide<Element>)>(job, out, begin, end);
-}
-template <class Element>
-SHAPMIX_AVX2 void join_256(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
-  join_rows<32 / sizeof(Wide<Element>)>(job, out, begin, end);
-}
-template <class Element>
-void join_any(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
-  join_rows<16 / sizeof(Wide<Element>)>(job, out, begin, end);
-}
+struct Join {
+  template <class Set>
+  SHAPMIX_SIMD_BODY static void run(const BranchesJob& job, Element* out, std::int64_t begin, std::int64_t end) {
+    join_rows<kLanesOf<Set, Wide<Element>>>(job, out, begin, end);
+  }
+};
 
 template <class Element>
 void join(const BranchesJob& job, void* out, int threads) {
-  const bool wide = job.width % (64 / static_cast<std::int64_t>(sizeof(Wide<Element>))) == 0;
-  const auto rows = has_avx512() && wide ? join_512<Element> : has_avx2() ? join_256<Element> : join_any<Element>;
+  const bool wide = job.width % kLanesOf<Avx512, Wide<Element>> == 0;
+  const auto rows = compiled<Join<Element>>(isa() == Isa::kAvx512 && !wide ? Isa::kAvx2 : isa());
   const std::int64_t frames = job.clips * ((job.frames + job.frame_stride - 1) / job.frame_stride);
   const std::int64_t bytes = frames * job.joints * 4 * job.width * static_cast<std::int64_t>(sizeof(Element));
   parallel_for(frames, workers_for(frames, bytes, threads),

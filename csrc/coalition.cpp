@@ -6,10 +6,10 @@
 #include <string>
 
 #include "element.h"
+#include "isa.h"
 #include "parallel.h"
 #include "parts.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace shapmix {
 namespace {
@@ -19,32 +19,20 @@ namespace {
 template <class Lane>
 constexpr std::int64_t kFramesPerTile = 64 / sizeof(Lane);
 
+// Regular stores: non-temporal stores were no faster at 100 MB, and half as fast for batches that fit in the cache.
 template <class Lane>
-SHAPMIX_SIMD_BODY void select_tiles(Lane* __restrict out, const Lane* clip, const Lane* mean, const Lane* keep, std::int64_t tile,
+struct Select {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(Lane* __restrict out, const Lane* clip, const Lane* mean, const Lane* keep, std::int64_t tile,
                                     std::int64_t count) {
-  for (std::int64_t begin = 0; begin < count; begin += tile) {
-    const std::int64_t end = std::min(begin + tile, count);
-    for (std::int64_t i = begin; i < end; ++i) {
-      out[i] = static_cast<Lane>((clip[i] & keep[i - begin]) | (mean[i] & ~keep[i - begin]));
+    for (std::int64_t begin = 0; begin < count; begin += tile) {
+      const std::int64_t end = std::min(begin + tile, count);
+      for (std::int64_t i = begin; i < end; ++i) {
+        out[i] = static_cast<Lane>((clip[i] & keep[i - begin]) | (mean[i] & ~keep[i - begin]));
+      }
     }
   }
-}
-
-// Regular stores: non-temporal stores were no faster at 100 MB, and half as fast for batches that fit in the cache.
-SHAPMIX_SIMD_CLONES void select(std::uint16_t* out, const std::uint16_t* clip, const std::uint16_t* mean, const std::uint16_t* keep,
-                                std::int64_t tile, std::int64_t count) {
-  select_tiles(out, clip, mean, keep, tile, count);
-}
-
-SHAPMIX_SIMD_CLONES void select(std::uint32_t* out, const std::uint32_t* clip, const std::uint32_t* mean, const std::uint32_t* keep,
-                                std::int64_t tile, std::int64_t count) {
-  select_tiles(out, clip, mean, keep, tile, count);
-}
-
-SHAPMIX_SIMD_CLONES void select(std::uint64_t* out, const std::uint64_t* clip, const std::uint64_t* mean, const std::uint64_t* keep,
-                                std::int64_t tile, std::int64_t count) {
-  select_tiles(out, clip, mean, keep, tile, count);
-}
+};
 
 // Repeats the first `row` elements until the tile is full.
 template <class Element>
@@ -105,6 +93,7 @@ void run(const CoalitionJob& job, int threads) {
   const auto unrestored_bytes = static_cast<std::size_t>(shape.plane() - restored) * sizeof(Lane);
   const int workers = workers_of(job, threads);
   const Scratch<Lane> tiles(workers, kSetsAtOnce * tile);
+  const auto select = compiled<Select<Lane>>();
 
   for_sets(job, workers, [&](std::int64_t worker, std::int64_t sample, std::int64_t first, std::int64_t last) {
     Lane* keep = tiles.of(worker);
@@ -137,34 +126,17 @@ SHAPMIX_SIMD_BODY void normalise_person(Element* __restrict out, const Element* 
 }
 
 template <class Element>
-SHAPMIX_SIMD_BODY void normalise_any(Element* out, const Element* plane, std::int64_t people, const Element* weight,
-                                     const Element* bias, std::int64_t tile, std::int64_t count) {
-  switch (people) {
-    case 1: return normalise_person<1>(out, plane, people, weight, bias, tile, count);
-    case 2: return normalise_person<2>(out, plane, people, weight, bias, tile, count);
-    default: return normalise_person<0>(out, plane, people, weight, bias, tile, count);
+struct Normalise {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(Element* out, const Element* plane, std::int64_t people, const Element* weight,
+                                    const Element* bias, std::int64_t tile, std::int64_t count) {
+    switch (people) {
+      case 1: return normalise_person<1>(out, plane, people, weight, bias, tile, count);
+      case 2: return normalise_person<2>(out, plane, people, weight, bias, tile, count);
+      default: return normalise_person<0>(out, plane, people, weight, bias, tile, count);
+    }
   }
-}
-
-SHAPMIX_SIMD_CLONES void normalise(float* out, const float* plane, std::int64_t people, const float* weight, const float* bias,
-                                   std::int64_t tile, std::int64_t count) {
-  normalise_any(out, plane, people, weight, bias, tile, count);
-}
-
-SHAPMIX_SIMD_CLONES void normalise(double* out, const double* plane, std::int64_t people, const double* weight, const double* bias,
-                                   std::int64_t tile, std::int64_t count) {
-  normalise_any(out, plane, people, weight, bias, tile, count);
-}
-
-SHAPMIX_SIMD_CLONES void normalise(Half* out, const Half* plane, std::int64_t people, const Half* weight, const Half* bias,
-                                   std::int64_t tile, std::int64_t count) {
-  normalise_any(out, plane, people, weight, bias, tile, count);
-}
-
-SHAPMIX_SIMD_CLONES void normalise(Bfloat16* out, const Bfloat16* plane, std::int64_t people, const Bfloat16* weight,
-                                   const Bfloat16* bias, std::int64_t tile, std::int64_t count) {
-  normalise_any(out, plane, people, weight, bias, tile, count);
-}
+};
 
 // [M, V, C] -> [M, C, tile], with the joints of a frame repeated.
 template <class Element>
@@ -198,6 +170,7 @@ void run_normalised(const NormalisedJob& normalised, int threads) {
   const Scratch<Element> bias = tiles_of<Element>(normalised.bias, shape, tile);
 
   // Plane `index` of [M, C, T, V].
+  const auto normalise = compiled<Normalise<Element>>();
   const auto normalise_plane = [&](Element* to, const Element* clip, std::int64_t channel_stride, std::int64_t index) {
     const Element* from = clip + index % shape.channels * channel_stride + index / shape.channels;
     normalise(to, from, shape.people, weight.of(0) + index * tile, bias.of(0) + index * tile, tile, plane);
@@ -211,6 +184,7 @@ void run_normalised(const NormalisedJob& normalised, int threads) {
   const int workers = workers_of(job, threads);
   const Scratch<Lane> tiles(workers, kSetsAtOnce * tile);
   const Scratch<Element> own_planes(workers, plane);
+  const auto select = compiled<Select<Lane>>();
   for_sets(job, workers, [&](std::int64_t worker, std::int64_t sample, std::int64_t first, std::int64_t last) {
     Lane* keep = tiles.of(worker);
     Element* own = own_planes.of(worker);

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "dtype.h"
-#include "simd.h"
+#include "isa.h"
 
 namespace shapmix {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "element.h"
-#include "simd.h"
+#include "isa.h"
 
 namespace shapmix {
 

@@ -9,8 +9,8 @@
 #include "element.h"
 #include "graph_conv_bf16.h"
 #include "graph_products.h"
+#include "isa.h"
 #include "lanes.h"
-#include "machine.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -279,48 +279,34 @@ SHAPMIX_SIMD_BODY void backward_rows(const GraphConvJob& job, const void* grad, 
   add_lanes<M::kLanes>(sums.shared);
 }
 
-// AVX-512 has 32 vector registers, enough for 5 x 4 accumulators and their factors; AVX2 has 16, enough for 5 x 2. 5 divides the
-// 20 and 25 joints of the common skeletons.
-template <class Sum>
-using Wide512 = MicroKernel<Sum, 64, 5, 4>;
-template <class Sum>
-using Wide256 = MicroKernel<Sum, 32, 5, 2>;
+// 32 vector registers hold 5 x 4 accumulators and their factors, 16 hold 5 x 2. 5 divides the 20 and 25 joints of the common
+// skeletons.
+template <class Set, class Sum>
+using Micro = MicroKernel<Sum, Set::kBytes, 5, Set::kRegisters == 32 ? 4 : 2>;
 
 template <class Element>
-SHAPMIX_AVX512 void forward_512(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
-                                std::int64_t end) {
-  forward_rows<Wide512<Wide<Element>>, Element>(job, epilogue, out, begin, end);
-}
-template <class Element>
-SHAPMIX_AVX2 void forward_256(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
-                              std::int64_t end) {
-  forward_rows<Wide256<Wide<Element>>, Element>(job, epilogue, out, begin, end);
-}
-template <class Element>
-void forward_any(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin, std::int64_t end) {
-  forward_rows<Wide256<Wide<Element>>, Element>(job, epilogue, out, begin, end);
-}
+struct Forward {
+  template <class Set>
+  SHAPMIX_SIMD_BODY static void run(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, std::int64_t begin,
+                                    std::int64_t end) {
+    forward_rows<Micro<Set, Wide<Element>>, Element>(job, epilogue, out, begin, end);
+  }
+};
 
 template <class Element>
-SHAPMIX_AVX512 void backward_512(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
-                                 PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
-  backward_rows<Wide512<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
-}
-template <class Element>
-SHAPMIX_AVX2 void backward_256(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
-                               PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
-  backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
-}
-template <class Element>
-void backward_any(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, PartialSums<Wide<Element>>& sums,
-                  std::int64_t begin, std::int64_t end) {
-  backward_rows<Wide256<Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
-}
+struct Backward {
+  template <class Set>
+  SHAPMIX_SIMD_BODY static void run(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients,
+                                    PartialSums<Wide<Element>>& sums, std::int64_t begin, std::int64_t end) {
+    backward_rows<Micro<Set, Wide<Element>>, Element>(job, grad, gradients, sums, begin, end);
+  }
+};
 
 // If the channels are not a multiple of the widest vector, the next one is used; they are always a multiple of 8.
 template <class Element>
-bool fits_512(const GraphConvJob& job) {
-  return has_avx512() && job.channels % Wide512<Wide<Element>>::kLanes == 0;
+Isa fitting_isa(const GraphConvJob& job) {
+  const bool fits = job.channels % kLanesOf<Avx512, Wide<Element>> == 0;
+  return isa() == Isa::kAvx512 && !fits ? Isa::kAvx2 : isa();
 }
 
 int workers_of(const GraphConvJob& job, int threads) {
@@ -330,7 +316,7 @@ int workers_of(const GraphConvJob& job, int threads) {
 
 template <class Element>
 void forward(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* out, int threads) {
-  auto rows = fits_512<Element>(job) ? forward_512<Element> : has_avx2() ? forward_256<Element> : forward_any<Element>;
+  auto rows = compiled<Forward<Element>>(fitting_isa<Element>(job));
   if (fits_bf16(job)) rows = graph_conv_bf16_rows;
   parallel_for(job.rows, workers_of(job, threads),
                [&](std::int64_t, std::int64_t begin, std::int64_t end) { rows(job, epilogue, out, begin, end); });
@@ -339,7 +325,7 @@ void forward(const GraphConvJob& job, const GraphConvEpilogue& epilogue, void* o
 template <class Element>
 void backward(const GraphConvJob& job, const void* grad, const GraphConvGradients& gradients, int threads) {
   using Sum = Wide<Element>;
-  auto rows = fits_512<Element>(job) ? backward_512<Element> : has_avx2() ? backward_256<Element> : backward_any<Element>;
+  auto rows = compiled<Backward<Element>>(fitting_isa<Element>(job));
   if constexpr (std::is_same_v<Element, Bfloat16>) {
     if (fits_bf16(job)) rows = graph_conv_backward_bf16_rows;
   }
@@ -381,9 +367,9 @@ void check(const GraphConvJob& job) {
   if (job.channels % 8 != 0) {
     throw std::invalid_argument("weight has " + std::to_string(job.channels) + " channels; the CPU path needs a multiple of 8");
   }
-  if (job.relations > RowBlocks<Wide256<float>, float>::kMostRelations) {
+  if (job.relations > RowBlocks<Micro<Baseline, float>, float>::kMostRelations) {
     throw std::invalid_argument("weight has " + std::to_string(job.relations) + " relations; the CPU path supports up to " +
-                                std::to_string(RowBlocks<Wide256<float>, float>::kMostRelations));
+                                std::to_string(RowBlocks<Micro<Baseline, float>, float>::kMostRelations));
   }
 }
 

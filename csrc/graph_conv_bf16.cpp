@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "element.h"
+#include "isa.h"
 #include "lanes.h"
-#include "machine.h"
 #include "scratch.h"
 
 namespace shapmix {
@@ -387,12 +387,10 @@ class PairBlocks {
   Scratch<float> to_relation_;
 };
 
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-
 }  // namespace
 
 bool fits_bf16(const GraphConvJob& job) {
-  return job.dtype == Dtype::kBfloat16 && has_avx512_bf16() && job.channels % kLanes == 0 && job.relations % 8 == 0 &&
+  return job.dtype == Dtype::kBfloat16 && has_bf16_products() && job.channels % kLanes == 0 && job.relations % 8 == 0 &&
          job.relations <= PairBlocks::kMostRelations;
 }
 

@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "element.h"
-#include "simd.h"
+#include "isa.h"
 
 namespace shapmix {
 
@@ -17,6 +17,10 @@ struct LanesOf {
 };
 template <class Number, int kLanes>
 using Lanes = typename LanesOf<Number, kLanes>::type;
+
+// Numbers in a vector register of an instruction set.
+template <class Set, class Number>
+inline constexpr int kLanesOf = Set::kBytes / static_cast<int>(sizeof(Number));
 
 // Loads elements, converted to their arithmetic type.
 template <int kLanes, class Element>

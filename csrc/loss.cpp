@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "checks.h"
+#include "isa.h"
 #include "parallel.h"
 #include "scratch.h"
-#include "simd.h"
 #include "softmax_row.h"
 
 namespace shapmix {
@@ -90,31 +91,38 @@ SHAPMIX_SIMD_BODY void backward_of(const LossJob& job, const Real* grad, std::in
   }
 }
 
-SHAPMIX_SIMD_CLONES void forward(const LossJob& job, std::int64_t begin, std::int64_t end, float* block, float* entropy) {
-  switch (job.dtype) {
-    case Dtype::kFloat16: return forward_of<float, Half>(job, begin, end, block, entropy);
-    case Dtype::kBfloat16: return forward_of<float, Bfloat16>(job, begin, end, block, entropy);
-    default: return forward_of<float, float>(job, begin, end, block, entropy);
+template <class Real>
+struct Forward {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(const LossJob& job, std::int64_t begin, std::int64_t end, Real* block, Real* entropy) {
+    if constexpr (std::is_same_v<Real, double>) {
+      forward_of<double, double>(job, begin, end, block, entropy);
+    } else {
+      switch (job.dtype) {
+        case Dtype::kFloat16: return forward_of<float, Half>(job, begin, end, block, entropy);
+        case Dtype::kBfloat16: return forward_of<float, Bfloat16>(job, begin, end, block, entropy);
+        default: return forward_of<float, float>(job, begin, end, block, entropy);
+      }
+    }
   }
-}
+};
 
-SHAPMIX_SIMD_CLONES void forward(const LossJob& job, std::int64_t begin, std::int64_t end, double* block, double* entropy) {
-  forward_of<double, double>(job, begin, end, block, entropy);
-}
-
-SHAPMIX_SIMD_CLONES void backward(const LossJob& job, const float* grad, std::int64_t begin, std::int64_t end, float* block,
-                                  void* to_logits) {
-  switch (job.dtype) {
-    case Dtype::kFloat16: return backward_of(job, grad, begin, end, block, static_cast<Half*>(to_logits));
-    case Dtype::kBfloat16: return backward_of(job, grad, begin, end, block, static_cast<Bfloat16*>(to_logits));
-    default: return backward_of(job, grad, begin, end, block, static_cast<float*>(to_logits));
+template <class Real>
+struct Backward {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(const LossJob& job, const Real* grad, std::int64_t begin, std::int64_t end, Real* block,
+                                    void* to_logits) {
+    if constexpr (std::is_same_v<Real, double>) {
+      backward_of(job, grad, begin, end, block, static_cast<double*>(to_logits));
+    } else {
+      switch (job.dtype) {
+        case Dtype::kFloat16: return backward_of(job, grad, begin, end, block, static_cast<Half*>(to_logits));
+        case Dtype::kBfloat16: return backward_of(job, grad, begin, end, block, static_cast<Bfloat16*>(to_logits));
+        default: return backward_of(job, grad, begin, end, block, static_cast<float*>(to_logits));
+      }
+    }
   }
-}
-
-SHAPMIX_SIMD_CLONES void backward(const LossJob& job, const double* grad, std::int64_t begin, std::int64_t end, double* block,
-                                  void* to_logits) {
-  backward_of(job, grad, begin, end, block, static_cast<double*>(to_logits));
-}
+};
 
 template <class Real>
 int workers_of(const LossJob& job, int threads) {
@@ -136,6 +144,7 @@ void run_forward(const LossJob& job, Real* losses, int threads) {
   const int workers = workers_of<Real>(job, threads);
   const Scratch<Real> blocks(workers, kRowsAhead * width);
   std::vector<Real> entropy(static_cast<std::size_t>(job.rows));
+  const auto forward = compiled<Forward<Real>>();
   parallel_for(job.rows, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     forward(job, begin, end, blocks.of(worker), entropy.data());
   });
@@ -148,6 +157,7 @@ void run_backward(const LossJob& job, const Real* grad, void* to_logits, int thr
   const std::int64_t width = whole_lanes(job.targets.classes);
   const int workers = workers_of<Real>(job, threads);
   const Scratch<Real> blocks(workers, kRowsAhead * width);
+  const auto backward = compiled<Backward<Real>>();
   parallel_for(job.rows, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     backward(job, grad, begin, end, blocks.of(worker), to_logits);
   });

@@ -9,65 +9,44 @@
 #include "checks.h"
 #include "element.h"
 #include "frame_rule.h"
+#include "isa.h"
 #include "parallel.h"
 #include "parts.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace shapmix {
 namespace {
 
 // Frames of the target window: `take` [row] is a bit mask, all ones where the partner's frame source[t] is pasted.
 template <class Lane>
-SHAPMIX_SIMD_BODY void paste_rows(Lane* __restrict out, const Lane* own, const Lane* partner, const std::int64_t* source,
-                                  const Lane* take, std::int64_t row, std::int64_t frames) {
-  for (std::int64_t t = 0; t < frames; ++t) {
-    const Lane* from = partner + source[t] * row;
-    for (std::int64_t i = 0; i < row; ++i) {
-      out[t * row + i] = (from[i] & take[i]) | (own[t * row + i] & ~take[i]);
+struct Paste {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(Lane* __restrict out, const Lane* own, const Lane* partner, const std::int64_t* source,
+                                    const Lane* take, std::int64_t row, std::int64_t frames) {
+    for (std::int64_t t = 0; t < frames; ++t) {
+      const Lane* from = partner + source[t] * row;
+      for (std::int64_t i = 0; i < row; ++i) {
+        out[t * row + i] = (from[i] & take[i]) | (own[t * row + i] & ~take[i]);
+      }
     }
   }
-}
-
-SHAPMIX_SIMD_CLONES void paste(std::uint16_t* out, const std::uint16_t* own, const std::uint16_t* partner,
-                               const std::int64_t* source, const std::uint16_t* take, std::int64_t row, std::int64_t frames) {
-  paste_rows(out, own, partner, source, take, row, frames);
-}
-
-SHAPMIX_SIMD_CLONES void paste(std::uint32_t* out, const std::uint32_t* own, const std::uint32_t* partner,
-                               const std::int64_t* source, const std::uint32_t* take, std::int64_t row, std::int64_t frames) {
-  paste_rows(out, own, partner, source, take, row, frames);
-}
-
-SHAPMIX_SIMD_CLONES void paste(std::uint64_t* out, const std::uint64_t* own, const std::uint64_t* partner,
-                               const std::int64_t* source, const std::uint64_t* take, std::int64_t row, std::int64_t frames) {
-  paste_rows(out, own, partner, source, take, row, frames);
-}
+};
 
 // Both products are rounded before the sum, as in the reference; this file is compiled with -ffp-contract=off.
 template <class Element>
-SHAPMIX_SIMD_BODY void blend_elements(Element* __restrict out, const Element* own, const Element* partner, Element keep,
-                                      Element take, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = sum(product(own[i], keep), product(partner[i], take));
-}
+struct Blend {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(Element* __restrict out, const Element* own, const Element* partner, Element keep, Element take,
+                                    std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] = sum(product(own[i], keep), product(partner[i], take));
+  }
+};
 
-SHAPMIX_SIMD_CLONES void blend(float* out, const float* own, const float* partner, float keep, float take, std::int64_t count) {
-  blend_elements(out, own, partner, keep, take, count);
-}
-
-SHAPMIX_SIMD_CLONES void blend(double* out, const double* own, const double* partner, double keep, double take,
-                               std::int64_t count) {
-  blend_elements(out, own, partner, keep, take, count);
-}
-
-SHAPMIX_SIMD_CLONES void blend(Half* out, const Half* own, const Half* partner, Half keep, Half take, std::int64_t count) {
-  blend_elements(out, own, partner, keep, take, count);
-}
-
-SHAPMIX_SIMD_CLONES void blend(Bfloat16* out, const Bfloat16* own, const Bfloat16* partner, Bfloat16 keep, Bfloat16 take,
-                               std::int64_t count) {
-  blend_elements(out, own, partner, keep, take, count);
-}
+template <class Element>
+struct Loops {
+  decltype(compiled<Paste<Bits<Element>>>()) paste = compiled<Paste<Bits<Element>>>();
+  decltype(compiled<Blend<Element>>()) blend = compiled<Blend<Element>>();
+};
 
 template <class Element>
 void copy(Element* to, const Element* from, std::int64_t count) {
@@ -75,7 +54,7 @@ void copy(Element* to, const Element* from, std::int64_t count) {
 }
 
 template <class Element>
-void blend_sample(const MixJob& job, std::int64_t sample, Element* mixed) {
+void blend_sample(const MixJob& job, const Loops<Element>& loops, std::int64_t sample, Element* mixed) {
   const auto* clips = static_cast<const Element*>(job.clips.data);
   const Element* own = clips + sample * job.clips.sample_stride;
   const Element* partner = clips + job.plan.partner[sample] * job.clips.sample_stride;
@@ -83,13 +62,14 @@ void blend_sample(const MixJob& job, std::int64_t sample, Element* mixed) {
   const auto take = static_cast<Element>(static_cast<Wide<Element>>(job.plan.lam[sample]));
   for (std::int64_t channel = 0; channel < job.shape.channels; ++channel) {
     const std::int64_t offset = channel * job.clips.channel_stride;
-    blend(mixed + channel * job.shape.plane(), own + offset, partner + offset, keep, take, job.shape.plane());
+    loops.blend(mixed + channel * job.shape.plane(), own + offset, partner + offset, keep, take, job.shape.plane());
   }
 }
 
 // `source` [T] and `take` [row] are scratch memory.
 template <class Element>
-void paste_sample(const MixJob& job, std::int64_t sample, Bits<Element>* mixed, std::int64_t* source, Bits<Element>* take) {
+void paste_sample(const MixJob& job, const Loops<Element>& loops, std::int64_t sample, Bits<Element>* mixed, std::int64_t* source,
+                  Bits<Element>* take) {
   using Lane = Bits<Element>;
   const MixPlan& plan = job.plan;
   const std::int64_t row = job.shape.row();
@@ -114,7 +94,7 @@ void paste_sample(const MixJob& job, std::int64_t sample, Bits<Element>* mixed, 
     const std::int64_t begin = start * row;
     const std::int64_t end = (start + length) * row;
     copy(out, own, begin);
-    paste(out + begin, own + begin, partner, source, take, row, length);
+    loops.paste(out + begin, own + begin, partner, source, take, row, length);
     copy(out + end, own + end, job.shape.plane() - end);
   }
 }
@@ -131,6 +111,7 @@ void run(const MixJob& job, int threads) {
   const int workers = workers_for(shape.samples, bytes, threads);
   const Scratch<std::int64_t> sources(workers, shape.frames);
   const Scratch<Lane> takes(workers, shape.row());
+  const Loops<Element> loops;
 
   parallel_for(shape.samples, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     for (std::int64_t sample = begin; sample < end; ++sample) {
@@ -140,9 +121,9 @@ void run(const MixJob& job, int threads) {
       }
       Element* out = mixed + sample * shape.sample();
       if (job.plan.blend[sample]) {
-        blend_sample<Element>(job, sample, out);
+        blend_sample<Element>(job, loops, sample, out);
       } else {
-        paste_sample<Element>(job, sample, reinterpret_cast<Lane*>(out), sources.of(worker), takes.of(worker));
+        paste_sample<Element>(job, loops, sample, reinterpret_cast<Lane*>(out), sources.of(worker), takes.of(worker));
       }
     }
   });

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "isa.h"
 #include "parallel.h"
 #include "scratch.h"
-#include "simd.h"
 #include "softmax_row.h"
 
 namespace shapmix {
@@ -47,25 +47,18 @@ SHAPMIX_SIMD_BODY void sum_rows_of(const SaliencyJob& job, const std::int64_t* u
 }
 
 template <class Real>
-SHAPMIX_SIMD_BODY void sum_rows_in(const SaliencyJob& job, const std::int64_t* used, std::int64_t begin, std::int64_t end,
-                                   Real* block, RowSum<Real>* sums) {
-  switch (job.logits_dtype) {
-    case Dtype::kFloat32: return sum_rows_of<Real, float>(job, used, begin, end, block, sums);
-    case Dtype::kFloat64: return sum_rows_of<Real, double>(job, used, begin, end, block, sums);
-    case Dtype::kFloat16: return sum_rows_of<Real, Half>(job, used, begin, end, block, sums);
-    case Dtype::kBfloat16: return sum_rows_of<Real, Bfloat16>(job, used, begin, end, block, sums);
+struct SumRows {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(const SaliencyJob& job, const std::int64_t* used, std::int64_t begin, std::int64_t end,
+                                    Real* block, RowSum<Real>* sums) {
+    switch (job.logits_dtype) {
+      case Dtype::kFloat32: return sum_rows_of<Real, float>(job, used, begin, end, block, sums);
+      case Dtype::kFloat64: return sum_rows_of<Real, double>(job, used, begin, end, block, sums);
+      case Dtype::kFloat16: return sum_rows_of<Real, Half>(job, used, begin, end, block, sums);
+      case Dtype::kBfloat16: return sum_rows_of<Real, Bfloat16>(job, used, begin, end, block, sums);
+    }
   }
-}
-
-SHAPMIX_SIMD_CLONES void sum_rows(const SaliencyJob& job, const std::int64_t* used, std::int64_t begin, std::int64_t end,
-                                  float* block, RowSum<float>* sums) {
-  sum_rows_in(job, used, begin, end, block, sums);
-}
-
-SHAPMIX_SIMD_CLONES void sum_rows(const SaliencyJob& job, const std::int64_t* used, std::int64_t begin, std::int64_t end,
-                                  double* block, RowSum<double>* sums) {
-  sum_rows_in(job, used, begin, end, block, sums);
-}
+};
 
 template <class Real>
 Real logit(const SaliencyJob& job, std::int64_t row, std::int64_t label) {
@@ -99,6 +92,7 @@ void run(const SaliencyJob& job, int threads) {
   const int workers = workers_for(num_used, num_used * width * static_cast<std::int64_t>(sizeof(Real)), threads);
   std::vector<RowSum<Real>> sums(static_cast<std::size_t>(job.rows));
   const Scratch<Real> blocks(workers, kRowsAhead * width);
+  const auto sum_rows = compiled<SumRows<Real>>();
   parallel_for(num_used, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     sum_rows(job, used.data(), begin, end, blocks.of(worker), sums.data());
   });

@@ -7,10 +7,10 @@
 #include <string>
 
 #include "checks.h"
+#include "isa.h"
 #include "parallel.h"
 #include "philox.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace shapmix {
 namespace {
@@ -205,7 +205,7 @@ SHAPMIX_SIMD_BODY void spread_any_shown(Real* __restrict planes, Real* __restric
 
 // Adds the noise, as in shapmix.reference.clips.jitter_noise. `unit` [T, V, M]: its factor of every joint.
 template <class Real>
-SHAPMIX_SIMD_BODY void add_noise_of(Real* planes, const Real* __restrict unit, const Augment<Real>& augment, const Layout& clip) {
+SHAPMIX_SIMD_BODY void add_noise(Real* planes, const Real* __restrict unit, const Augment<Real>& augment, const Layout& clip) {
   constexpr std::int32_t kMean = 8 * 255 / 2;
   WordLanes words;
   std::int32_t noise[2][kWordLanes];
@@ -229,35 +229,27 @@ SHAPMIX_SIMD_BODY void add_noise_of(Real* planes, const Real* __restrict unit, c
 
 // `rotation` is given for three coordinates; `unit` [T, V, M] is scratch memory.
 template <class Real>
-SHAPMIX_SIMD_BODY void spread_moved_of(Real* planes, Real* unit, const Real* people, const Rotation<Real>* rotation,
-                                       const Augment<Real>& augment, const Layout& clip) {
-  if (clip.channels != 3) {
-    spread_any_shown(planes, unit, people, augment, clip);
-  } else if (augment.jitter) {
-    spread_three_shown<true>(planes, unit, people, *rotation, augment, clip);
-  } else {
-    spread_three_shown<false>(planes, unit, people, *rotation, augment, clip);
+struct SpreadMoved {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(Real* planes, Real* unit, const Real* people, const Rotation<Real>* rotation,
+                                    const Augment<Real>& augment, const Layout& clip) {
+    if (clip.channels != 3) {
+      spread_any_shown(planes, unit, people, augment, clip);
+    } else if (augment.jitter) {
+      spread_three_shown<true>(planes, unit, people, *rotation, augment, clip);
+    } else {
+      spread_three_shown<false>(planes, unit, people, *rotation, augment, clip);
+    }
   }
-}
+};
 
-// Functions of their own: inlined into `sample`, their loops and those of clips that are not augmented are slower.
-SHAPMIX_SIMD_CLONES void add_noise(float* planes, const float* unit, const Augment<float>& augment, const Layout& clip) {
-  add_noise_of(planes, unit, augment, clip);
-}
-
-SHAPMIX_SIMD_CLONES void add_noise(double* planes, const double* unit, const Augment<double>& augment, const Layout& clip) {
-  add_noise_of(planes, unit, augment, clip);
-}
-
-SHAPMIX_SIMD_CLONES void spread_moved(float* planes, float* unit, const float* people, const Rotation<float>* rotation,
-                                      const Augment<float>& augment, const Layout& clip) {
-  spread_moved_of(planes, unit, people, rotation, augment, clip);
-}
-
-SHAPMIX_SIMD_CLONES void spread_moved(double* planes, double* unit, const double* people, const Rotation<double>* rotation,
-                                      const Augment<double>& augment, const Layout& clip) {
-  spread_moved_of(planes, unit, people, rotation, augment, clip);
-}
+template <class Real>
+struct AddNoise {
+  template <class>
+  SHAPMIX_SIMD_BODY static void run(Real* planes, const Real* unit, const Augment<Real>& augment, const Layout& clip) {
+    add_noise(planes, unit, augment, clip);
+  }
+};
 
 // Sets the joints that are not kept to zero.
 template <class Real>
@@ -311,34 +303,28 @@ SHAPMIX_SIMD_BODY void to_motion(Real* planes, const Layout& clip) {
 
 // `rotation` is given where three coordinates are moved. `people` [M, T, V, C] and `parents` [T, V, M] are scratch memory.
 template <class Real>
-SHAPMIX_SIMD_BODY void sample_clip(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const Augment<Real>& augment,
-                                   const SampleJob& job, Real* people, Real* parents) {
-  const Layout clip = layout(job);
-  resize(people, crop, augment, clip);
-  if (augment.moves) {
-    spread_moved(out, parents, people, rotation, augment, clip);
-    if (augment.jitter) add_noise(out, parents, augment, clip);
-  } else if (rotation) {
-    spread_three<true>(out, people, *rotation, clip);
-  } else if (clip.channels == 3) {
-    spread_three<false>(out, people, Rotation<Real>{}, clip);
-  } else {
-    spread_any(out, people, clip);
+struct SampleClip {
+  template <class Set>
+  SHAPMIX_SIMD_BODY static void run(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const Augment<Real>& augment,
+                                    const SampleJob& job, Real* people, Real* parents) {
+    const Layout clip = layout(job);
+    resize(people, crop, augment, clip);
+    if (augment.moves) {
+      // Functions of their own: inlined here, their loops and those of clips that are not augmented are slower.
+      compiled<SpreadMoved<Real>>(Set::kIsa)(out, parents, people, rotation, augment, clip);
+      if (augment.jitter) compiled<AddNoise<Real>>(Set::kIsa)(out, parents, augment, clip);
+    } else if (rotation) {
+      spread_three<true>(out, people, *rotation, clip);
+    } else if (clip.channels == 3) {
+      spread_three<false>(out, people, Rotation<Real>{}, clip);
+    } else {
+      spread_any(out, people, clip);
+    }
+    if (job.bone) to_bones(out, parents, job.parents, clip);
+    if (job.motion) to_motion(out, clip);
+    if (augment.kept) drop(out, augment.kept, clip);
   }
-  if (job.bone) to_bones(out, parents, job.parents, clip);
-  if (job.motion) to_motion(out, clip);
-  if (augment.kept) drop(out, augment.kept, clip);
-}
-
-SHAPMIX_SIMD_CLONES void sample(float* out, const Crop<float>& crop, const Rotation<float>* rotation, const Augment<float>& augment,
-                                const SampleJob& job, float* people, float* parents) {
-  sample_clip(out, crop, rotation, augment, job, people, parents);
-}
-
-SHAPMIX_SIMD_CLONES void sample(double* out, const Crop<double>& crop, const Rotation<double>* rotation,
-                                const Augment<double>& augment, const SampleJob& job, double* people, double* parents) {
-  sample_clip(out, crop, rotation, augment, job, people, parents);
-}
+};
 
 template <class Real>
 Rotation<Real> operator*(const Rotation<Real>& a, const Rotation<Real>& b) {
@@ -413,6 +399,7 @@ void run(const SampleJob& job, int threads) {
   const int workers = workers_for(job.samples, job.samples * clip.clip() * static_cast<std::int64_t>(sizeof(Real)), threads);
   const Scratch<Real> people(workers, clip.clip());
   const Scratch<Real> parents(workers, job.bone || job.augment.jitter ? clip.plane() : 0);
+  const auto sample_clip = compiled<SampleClip<Real>>();
 
   parallel_for(job.samples, workers, [&](std::int64_t worker, std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
@@ -423,8 +410,8 @@ void run(const SampleJob& job, int threads) {
       const bool turned = turns(angles + 3 * row);
       Rotation<Real> rotation = turned ? clockwise(angles + 3 * row) : moves ? identity<Real>() : Rotation<Real>{};
       if (moves && augment.linear) rotation = turned ? matrix(augment.linear) * rotation : matrix(augment.linear);
-      sample(out + row * clip.clip(), crop, turned || moves ? &rotation : nullptr, augment, job, people.of(worker),
-             parents.of(worker));
+      sample_clip(out + row * clip.clip(), crop, turned || moves ? &rotation : nullptr, augment, job, people.of(worker),
+                  parents.of(worker));
     }
   });
 }

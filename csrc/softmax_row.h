@@ -9,7 +9,7 @@
 
 #include "element.h"
 #include "exponential.h"
-#include "simd.h"
+#include "isa.h"
 
 namespace shapmix {
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
-from .dispatch import kernel
+from .dispatch import BackendError, kernel
+
+
+class InstructionSet(NamedTuple):
+    """The instruction set that the kernels use, whether SHAPMIX_ISA pins it, and every set of the processor in ascending order."""
+
+    name: str
+    pinned: bool
+    available: tuple[str, ...]
 
 
 @cache
@@ -29,10 +38,31 @@ def compiled(name: str, remedy: str) -> tuple[ModuleType | None, str | None]:
 
 
 def unavailable(device: torch.device) -> str | None:
-    """The reason why it cannot run on tensors of a device, None if it can."""
+    """The reason why it cannot run on tensors of a device, None if it can.
+
+    Raises:
+        BackendError: SHAPMIX_ISA names an instruction set that is unknown or that this processor lacks.
+    """
     if device.type != "cpu":
         return f"it works on CPU tensors, not on {device}"
+    instruction_set()
     return load()[1]
+
+
+def instruction_set() -> InstructionSet | None:
+    """The instruction set of the kernels in this process, None without the compiled module.
+
+    Raises:
+        BackendError: SHAPMIX_ISA names one that is unknown or that this processor lacks.
+    """
+    module, _ = load()
+    if module is None:
+        return None
+    try:
+        info = module.cpu_info()
+    except ValueError as error:
+        raise BackendError(str(error)) from None
+    return InstructionSet(info["isa"], info["isa_pinned"], info["processor_sets"])
 
 
 def declare_kernels() -> None:

@@ -44,6 +44,7 @@ def installed_version(package: str) -> str:
 def processor() -> dict[str, str]:
     """What the CPU back end runs on."""
     module, reason = cpp.load()
+    isa = cpp.instruction_set()
     info = module.cpu_info() if module else {}
     has = {True: "yes", False: "no", None: "unknown"}
     bf16 = cpu.multiplies_bf16()
@@ -51,8 +52,8 @@ def processor() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "load": cpu.machine_load().words,
         "torch threads": str(torch.get_num_threads()),
-        "AVX2": has[info.get("avx2")],
-        "AVX-512": has[info.get("avx512")],
+        "instruction sets": ", ".join(isa.available) if isa else "unknown",
+        "kernels use": f"{isa.name}{', pinned by SHAPMIX_ISA' if isa.pinned else ''}" if isa else "the reference",
         "bfloat16 products": f"{has[bf16]}{': bf16 is slower than float32 on this CPU' if bf16 is False else ''}",
         "OpenMP in shapmix": has[info.get("openmp")],
         "OpenMP runtimes loaded": str(len(openmp_runtimes())),

@@ -34,6 +34,24 @@ int main() {
 }
 """
 
+INSTRUCTION_SETS = """
+#include <cstdio>
+#include "isa.h"
+using namespace shapmix;
+void told(const char* asked, const std::vector<Isa>& sets) {
+  try {
+    const IsaChoice choice = choose_isa(asked, sets);
+    std::printf("%s %d\\n", name_of(choice.set), choice.pinned);
+  } catch (const std::invalid_argument& error) { std::puts(error.what()); }
+}
+int main() {
+  const std::vector<Isa> laptop = {Isa::kBaseline, Isa::kAvx2};
+  for (const char* asked : {"auto", "baseline", "avx2", "avx512", "sse9", ""}) told(asked, laptop);
+  told(nullptr, laptop);
+  told("avx2", {Isa::kBaseline});
+}
+"""
+
 LAUNCH = """
 #include <cstdio>
 #include "cuda_launch.h"
@@ -76,6 +94,19 @@ def test_a_dtype_switch_names_what_it_takes(tmp_path: Path) -> None:
         "dtype is 'int8'; give float32, float64, float16 or bfloat16",
         "sample_clips on the CPU: frames is bfloat16; give one of float32, float64",
         "coalition_inputs on the CPU: clips has elements of 3 bytes; give 2, 4 or 8",
+    ]
+
+
+def test_an_instruction_set_is_the_widest_or_the_pinned_one_or_an_error(tmp_path: Path) -> None:
+    lacks = "which this processor lacks; give auto or one that it has"
+    unknown = "which is no instruction set of the kernels; give auto or one that it has"
+    assert run(CXX, "sets.cpp", INSTRUCTION_SETS, tmp_path) == [
+        *("avx2 0", "baseline 1", "avx2 1"),
+        f"SHAPMIX_ISA is 'avx512', {lacks}: baseline, avx2",
+        f"SHAPMIX_ISA is 'sse9', {unknown}: baseline, avx2",
+        f"SHAPMIX_ISA is '', {unknown}: baseline, avx2",
+        "avx2 0",
+        f"SHAPMIX_ISA is 'avx2', {lacks}: baseline",
     ]
 
 
