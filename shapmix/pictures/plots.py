@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import floor, log10
 from pathlib import Path
 
@@ -70,17 +71,23 @@ def front(coordinates: Tensor, axis: int, *, up: tuple[int, int] = (1, 1)) -> Te
 
 @plain_text
 def plot_mixed_clip(
-    path: Path, clips: dict[str, Tensor], changed: Tensor, layout: Layout, *, frames: int = 8, up: tuple[int, int] = (1, 1)
+    path: Path,
+    clips: dict[str, Tensor],
+    changed: Mapping[str, Tensor],
+    layout: Layout,
+    *,
+    frames: int = 8,
+    up: tuple[int, int] = (1, 1),
 ) -> None:
     """Front views of a few clips, one row each, with pasted joints in colour.
 
     Args:
-        clips: title -> [C, T, V, M] joint coordinates; the last row is the mixed one.
-        changed: [T, V] bool, joints in which the last row differs from the first.
+        clips: title -> [C, T, V, M] joint coordinates, all of the same T.
+        changed: title of a mixed clip -> [T, V] bool, its pasted joints.
         up: index and sign of the coordinate that points up.
     """
     figure = Figure(figsize=(1.25 * frames, 1.75 * len(clips)), layout="constrained")
-    shown = np.linspace(0, changed.shape[0] - 1, frames).astype(int).tolist()
+    shown = np.linspace(0, next(iter(clips.values())).shape[1] - 1, frames).astype(int).tolist()
     clips = {title: front(clip, 0, up=up) for title, clip in clips.items()}
     seen = torch.stack([clip[:, shown, :, 0] for clip in clips.values()])
     low, high = seen.amin((0, 2, 3)), seen.amax((0, 2, 3))
@@ -92,7 +99,7 @@ def plot_mixed_clip(
         for axes, frame in zip(panel.subplots(1, frames), shown, strict=True):
             for child, parent in layout.edges:
                 x, y = clip[0, frame, [child, parent], 0], clip[1, frame, [child, parent], 0]
-                pasted = row == len(clips) - 1 and bool(changed[frame, child])
+                pasted = title in changed and bool(changed[title][frame, child])
                 axes.plot(x, y, color="#d95f02" if pasted else "#3b4a5a", linewidth=2.2 if pasted else 1.3, clip_on=False)
             axes.set(aspect="equal", xlim=(float(low[0]), float(high[0])), ylim=(float(low[1]), float(high[1])))
             axes.axis("off")

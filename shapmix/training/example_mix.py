@@ -29,7 +29,8 @@ def draw_mixing(path: Path, config: TrainConfig, splits: Splits, sampler: ClipSa
     """Draws `example_mix`, where there is one."""
     found = example_mix(config, splits, sampler, mixer)
     if found is not None:
-        plots.plot_mixed_clip(path, found.clips, found.changed, sampler.store.layout, up=sampler.store.up)
+        changed = {list(found.clips)[-1]: found.changed}
+        plots.plot_mixed_clip(path, found.clips, changed, sampler.store.layout, up=sampler.store.up)
 
 
 def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer: ShapMix) -> MixExample | None:

@@ -68,9 +68,11 @@ def test_heads_are_up(down: bool, drawn: list[Figure], tmp_path: Path) -> None:
     clip = standing(2 if down else 3, down=down)
     values = torch.rand(1, 5)
     plots.plot_parts(tmp_path / "parts.png", values, values, clip[:, 0, :, 0].T, COCO, ["wave"], up=(1, -1 if down else 1))
-    plots.plot_mixed_clip(
-        tmp_path / "mixed.png", {"clip": clip}, torch.zeros(2, 17).bool(), COCO, frames=2, up=(1, -1 if down else 1)
-    )
+    changed = {"mixed": torch.arange(2)[:, None].expand(2, 17) == 1}  # in the second frame
+    clips = {"clip": clip, "mixed": clip}
+    plots.plot_mixed_clip(tmp_path / "mixed.png", clips, changed, COCO, frames=2, up=(1, -1 if down else 1))
+    colours = [{line.get_color() for line in axes.lines} for axes in drawn[-1].axes]
+    assert colours == [{"#3b4a5a"}] * 3 + [{"#d95f02"}]
     assert len(drawn) == 2
     for figure in drawn:
         axes = next(found for found in (*figure.axes, *(child for each in figure.axes for child in each.child_axes)) if found.lines)
