@@ -36,23 +36,33 @@ class SplitOptions:
     test_share: float | None = None
     """Fraction of the clips that test, with --split random (default: 0.2) or with a column, whose values are then drawn."""
     fold: str | None = None
-    """i/k, such as 1/5: part i of k tests, the others train. Parts of the clips (stratified by class), or with --split COLUMN of
-    its values; with as many parts as values, this leaves one value out."""
+    """i/k, such as 1/5: part i of k tests, the others train. Parts of the clips (stratified by class), of the list --train-split, or
+    with --split COLUMN of its values; with as many parts as values, this leaves one value out."""
     test_values: tuple[str, ...] = ()
     """With --split COLUMN: the values that test, such as --split subject --test-values 3 for leave-one-subject-out."""
     train_split: str | None = None
-    """Name of the list that trains, one of those that come with the data; needs --test-split."""
+    """Name of the list that trains, one of those that come with the data; needs --test-split. With --fold instead, the list alone is
+    divided: a change can be tried on its clips while those of the other lists are left alone."""
     test_split: str | None = None
     """Name of the list that tests; needs --train-split."""
     split_seed: int = 0
     """Seed of random splits. It is separate from --seed, so that runs with several seeds have the same test clips."""
 
+    @property
+    def divides_a_list(self) -> bool:
+        """Whether the clips of the list `train_split` alone are divided, in folds."""
+        return self.train_split is not None and self.test_split is None and self.fold is not None
+
     def contradiction(self) -> str | None:
         """What is wrong with these options for any data, or None."""
         by_lists = self.train_split is not None or self.test_split is not None
         ways = [option for option, given in _given(self).items() if given]
+        if self.divides_a_list:
+            by_lists = False
+            if self.split is not None:
+                return "split and train_split both say which clips are divided; give one"
         if by_lists and (self.train_split is None or self.test_split is None):
-            return "train_split and test_split belong together; give both"
+            return "train_split and test_split belong together; give both, or --fold to divide the list train_split"
         if by_lists and (ways or self.split is not None):
             return (
                 f"{' and '.join(['split'] * (self.split is not None) + ways)}: train_split and test_split already divide the clips"
@@ -89,6 +99,8 @@ def find_pools(prepared: Prepared, options: SplitOptions) -> Pools:
     if wrong is not None:
         raise DataError(wrong)
     lists, none = prepared.splits, torch.empty(0, dtype=torch.int64)
+    if options.divides_a_list:
+        return _inside(prepared, options)
     by_way = any(_given(options).values())
     if options.split is None and not by_way:
         training, testing = _two_lists(prepared, options)
@@ -175,10 +187,8 @@ def _parsed(fold: str) -> tuple[int, int] | None:
 def _two_lists(prepared: Prepared, options: SplitOptions) -> tuple[str, str]:
     lists = prepared.splits
     if options.train_split is not None and options.test_split is not None:
-        for option, name in (("train_split", options.train_split), ("test_split", options.test_split)):
-            if name not in lists:
-                known = ", ".join(sorted(lists)) or "none"
-                raise DataError(f"{option}: the data has no list '{name}'{nearest(name, lists) or ';'} its lists are {known}")
+        _check_list(lists, "train_split", options.train_split)
+        _check_list(lists, "test_split", options.test_split)
         return options.train_split, options.test_split
     if "train" in lists and {"test", "val"} & set(lists):
         return "train", "test" if "test" in lists else "val"
@@ -188,6 +198,25 @@ def _two_lists(prepared: Prepared, options: SplitOptions) -> tuple[str, str]:
     else:
         has = f"the data has {'the lists ' + ', '.join(names) if names else 'no lists'}, but none named train"
     raise DataError(f"{has}; choose the test clips: {_supported(prepared)}")
+
+
+def _check_list(lists: Mapping[str, object], option: str, name: str) -> None:
+    if name not in lists:
+        known = ", ".join(sorted(lists)) or "none"
+        raise DataError(f"{option}: the data has no list '{name}'{nearest(name, lists) or ';'} its lists are {known}")
+
+
+def _inside(prepared: Prepared, options: SplitOptions) -> Pools:
+    """Pools of a fold of one list; clips that are not in the list are in no pool."""
+    assert options.train_split is not None
+    _check_list(prepared.splits, "train_split", options.train_split)
+    clips = prepared.splits[options.train_split]
+    labels, together = prepared.clips.labels[clips].tolist(), performances(prepared, clips)
+    testing = torch.zeros(len(clips), dtype=torch.bool)
+    testing[_fold(labels, together, options)] = True
+    pools = Pools(clips[~testing], clips[:0], clips[testing])
+    log.info("fold of list %s: %d training clips, %d test clips", options.train_split, len(pools.train), len(pools.test))
+    return pools
 
 
 def _published(prepared: Prepared, split: str) -> Pools | None:
@@ -231,7 +260,12 @@ def _random(prepared: Prepared, options: SplitOptions) -> list[int]:
     together = performances(prepared, torch.arange(len(labels)))
     if options.fold is None:
         return held_out(labels, together, options.test_share or TEST_SHARE, options.split_seed)
-    part, parts = _parsed(options.fold) or (0, 1)
+    return _fold(labels, together, options)
+
+
+def _fold(labels: Sequence[int], together: Sequence[str], options: SplitOptions) -> list[int]:
+    """Rows that test in a fold that is drawn class by class; rows of one performance stay together."""
+    part, parts = _parsed(options.fold or "") or (0, 1)
     tests: list[int] = []
     before = 0  # classes continue the count of earlier ones, so that all parts have the same size
     for label, of_class in _by_class(labels, together).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,36 @@ def test_every_clip_tests_in_one_fold(parts: int) -> None:
         per_fold = [sum(LABELS[row] == label for row in fold) for fold in folds]
         assert max(per_fold) - min(per_fold) <= 1, (label, size)
     assert folds[0] == clips_that_test(found, split="random", fold=f"1/{parts}")
+
+
+def test_a_fold_of_a_list_leaves_the_other_clips_alone() -> None:
+    found = prepared()
+    listed = torch.arange(0, len(LABELS), 2)
+    found.splits.update(train=listed, test=torch.arange(1, len(LABELS), 2))
+    folds = [find_pools(found, SplitOptions(train_split="train", fold=f"{part}/2")) for part in (1, 2)]
+    for pools in folds:
+        assert sorted([*pools.train.tolist(), *pools.test.tolist()]) == listed.tolist()
+        assert not len(pools.val)
+        assert Counter(LABELS[row] for row in pools.train.tolist())[0] == 10
+    both = sorted([*folds[0].test.tolist(), *folds[1].test.tolist()])
+    assert both == [row for row in listed.tolist() if LABELS[row] < 3]  # classes 3 and 4 have one clip in the list, which trains
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_split": "trian"}, r"train_split: the data has no list 'trian'; did you mean 'train'\? its lists are train"),
+        ({"train_split": "train", "split": "random"}, "split and train_split both say which clips are divided; give one"),
+        ({"train_split": "train", "test_split": "train"}, "fold: train_split and test_split already divide the clips"),
+        ({"train_split": "train", "test_share": 0.2}, "test_share and fold all say which clips test; give one"),
+        ({"test_split": "train"}, "train_split and test_split belong together; give both, or --fold to divide the list train_split"),
+    ],
+)
+def test_a_fold_of_a_list_takes_one_list(options: dict[str, Any], message: str) -> None:
+    found = prepared()
+    found.splits.update(train=torch.arange(len(LABELS)))
+    with pytest.raises(DataError, match=message):
+        find_pools(found, SplitOptions(fold="1/2", **options))
 
 
 def test_the_cameras_of_a_performance_stay_together() -> None:
