@@ -36,13 +36,13 @@ class SplitOptions:
     test_share: float | None = None
     """Fraction of the clips that test, with --split random (default: 0.2) or with a column, whose values are then drawn."""
     fold: str | None = None
-    """i/k, such as 1/5: part i of k tests, the others train. Parts of the clips (stratified by class), of the list --train-split, or
-    with --split COLUMN of its values; with as many parts as values, this leaves one value out."""
+    """i/k, such as 1/5: part i of k tests, the others train. Parts of the clips (stratified by class), of the list --train-split,
+    or with --split COLUMN of its values; with as many parts as values, this leaves one value out."""
     test_values: tuple[str, ...] = ()
     """With --split COLUMN: the values that test, such as --split subject --test-values 3 for leave-one-subject-out."""
     train_split: str | None = None
-    """Name of the list that trains, one of those that come with the data; needs --test-split. With --fold instead, the list alone is
-    divided: a change can be tried on its clips while those of the other lists are left alone."""
+    """Name of the list that trains, one of those that come with the data; needs --test-split. With --fold instead, the list alone
+    is divided: a change can be tried on its clips while those of the other lists are left alone."""
     test_split: str | None = None
     """Name of the list that tests; needs --train-split."""
     split_seed: int = 0

@@ -15,6 +15,7 @@ from shapmix.mixing.estimators import ESTIMATORS, check_budget, drawn_on_device
 from shapmix.mixing.losses import LOSSES, Classes
 from shapmix.mixing.marginals import FORWARDS, Request
 from shapmix.mixing.mixers import MIXERS, Batch, MixedBatch, Pasting
+from shapmix.mixing.rule import Aligner, DrawnLabels, Rule, mixed_loss, scale_of
 from shapmix.mixing.saliency import ClassSaliency
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion, whole_counts
 from shapmix.networks.ctrgcn import takes_coalitions
@@ -66,12 +67,16 @@ class ShapMix(nn.Module):
             default: `warmup_steps`.
         deferred_steps: initial steps in which the losses "ldam" and "action_aware" do not weight classes.
         label_smoothing: share of each label, clean or mixed, that is spread over all classes, in every loss.
+        rule: changes of the mixing rule that are on trial (`shapmix.mixing.rule.Rule`); by default the rule is the paper's.
+            `align` takes clips of joint positions only: bones and motion have no place to be moved to.
+        scores: whether the last coordinate of a clip is a confidence score, which `align` does not move.
         seed: random seed; draws are functions of (seed, step).
         backend: of the kernels (see `shapmix.kernels`); None selects the fastest.
 
     Raises:
         TypeError, ValueError: an unknown choice (with the nearest valid one), a wrong shape or dtype, a number out of range, a
-            class without training clips, or `compat="official"` with a layout that does not have five parts.
+            class without training clips, rules that contradict other options or do not fit the clips, or `compat="official"` with
+            a layout that does not have five parts.
 
     Labels on the CPU are checked against K. Labels on a GPU are not, since that would synchronise in every step: a label outside
     0 to K - 1 triggers a device-side assert, after which the process cannot use the GPU. Check such labels once, at their source.
@@ -107,6 +112,8 @@ class ShapMix(nn.Module):
         replace_steps: int | None = None,
         deferred_steps: int = 0,
         label_smoothing: float = 0.0,
+        rule: Rule | None = None,
+        scores: bool = False,
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -146,9 +153,20 @@ class ShapMix(nn.Module):
             self.restored_frames = None
         if not tail_aware:
             priority = torch.zeros_like(priority)  # all classes tie
-        self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay)
+        self.rule = Rule() if rule is None else rule
+        self._check_rule(len(mean_motion), scores)
+        self.class_saliency = ClassSaliency(classes, layout, joint_counts, estimator, decay, scale_of(self.rule.unit, layout))
+        self.drawn = DrawnLabels(class_counts) if self.rule.partner == "inverse" else None
         self.register_buffer("mean_motion", mean_motion)
+        self.aligner = Aligner(layout, len(mean_motion), scores) if self.rule.align else None
         self._register_constants(class_counts, priority)
+
+    def _check_rule(self, coordinates: int, scores: bool) -> None:
+        self.rule.check_choices()
+        options = {"mix": self.mix_name, "loss": self.loss_name, "compat": self.compat}
+        wrong = self.rule.contradiction(**options, label_smoothing=self.label_smoothing)
+        if wrong := wrong or self.rule.unfit(self.layout, coordinates, scores):
+            raise ValueError(wrong)
 
     def _register_constants(self, class_counts: Tensor, priority: Tensor) -> None:
         """Registers buffers that are derived from the arguments: they move with the module, but are not in `state_dict`."""
@@ -159,6 +177,11 @@ class ShapMix(nn.Module):
         self.register_buffer("priority", priority.clone(), persistent=False)
         self.register_buffer("part_of_joint", self.layout.part_of_joint, persistent=False)
         self.register_buffer("combinations", self.layout.combinations, persistent=False)
+
+    @property
+    def views(self) -> int:
+        """2 if `mix` takes a second sampling of the clips, otherwise 1."""
+        return 2 if self.rule.fresh else MIXERS[self.mix_name].views
 
     def measures(self, step: int) -> bool:
         """Whether `observe` measures the saliency in a step; otherwise it forwards nothing and changes nothing."""
@@ -233,10 +256,11 @@ class ShapMix(nn.Module):
     ) -> MixedBatch:
         """The training batch of a step; `counter` as in `observe`.
 
-        Values of clips are not checked: NaN propagates to every clip that a clip is mixed into.
+        Values of clips are not checked: NaN propagates to every clip that a clip is mixed into. With partners drawn by inverse
+        class frequency, the labels are added to their running marginal, a buffer of `drawn`.
 
         Args:
-            second: another sampling of the same clips, of the same shape; for `mix="two_views"` only, which needs it.
+            second: another sampling of the same clips, of the same shape; if `views` is 2, which then needs it.
 
         Raises:
             TypeError, ValueError: clips or labels have a wrong shape, dtype or device, there are fewer than 3 clips, the clip
@@ -245,7 +269,7 @@ class ShapMix(nn.Module):
         """
         self._check(clips, labels, counter)
         mixer = MIXERS[self.mix_name]
-        if (second is None) != (mixer.views == 1):
+        if (second is None) != (self.views == 1):
             wrong = "takes one sampling of the clips; leave second out" if second is not None else "needs another as second"
             raise ValueError(f"mix '{self.mix_name}' {wrong}")
         if second is not None and (second.shape, second.device) != (clips.shape, clips.device):
@@ -261,8 +285,13 @@ class ShapMix(nn.Module):
             self.blend_probability,
             step >= self.warmup_steps,
             self.backend,
+            self.drawn is not None,
+            self.aligner,
         )
-        return mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting, second))
+        batch = mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting, second))
+        if self.drawn is not None:
+            self.drawn.update(batch)
+        return batch
 
     def loss(self, logits: Tensor, batch: MixedBatch) -> tuple[Tensor, Tensor]:
         """(clean, mixed) losses of the network's logits for `batch.clips`; the training loss is their sum.
@@ -276,7 +305,14 @@ class ShapMix(nn.Module):
         check_logits("logits", logits, len(batch.clips), len(self.class_counts))
         log_prior = self.log_prior.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
         classes = Classes(self.class_counts, log_prior, batch.step >= self.deferred_steps, self.backend, self.label_smoothing)
-        return LOSSES[self.loss_name].of_batch(logits, batch, classes)
+        of_batch, n = LOSSES[self.loss_name].of_batch, len(batch.labels)
+        if not self.rule.of_loss:
+            return of_batch(logits, batch, classes)
+        prior = torch.zeros_like(log_prior) if self.loss_name == "ce" else log_prior
+        if self.drawn is not None:
+            prior = self.drawn.marginal.log().to(log_prior)
+        clean, _ = of_batch(logits[:n], batch, classes)
+        return clean, mixed_loss(logits[n:], batch, prior, self.label_smoothing, self.rule.outside)
 
     def _check(self, clips: Tensor, labels: Tensor, counter: Tensor | None) -> None:
         check_clips(clips, self.mean_motion)

@@ -12,15 +12,17 @@ a custom mixer, register it before `ShapMix` or a configuration uses it:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from shapmix.draws.philox import integers, random_words, uniform
+from shapmix.draws.plans import MixPlan
 from shapmix.kernels import draw_plan, mix_clips
 from shapmix.process.choices import Registry
+from shapmix.reference.plan import draw_inverse_plan
 from shapmix.skeleton.layout import Layout
 
 _RIVAL = 6  # what the random words are for; see shapmix.draws.crops
@@ -41,7 +43,11 @@ class MixedBatch(NamedTuple):
 
 
 class Pasting(NamedTuple):
-    """The arguments of `draw_plan` that are the same in every step, and whether the saliency is already known."""
+    """How shapmix and stmix paste: the arguments of `draw_plan` that are the same in every step, and other rules than the paper's.
+
+    warmed_up: whether the saliency is already known. inverse: partners are drawn by inverse class frequency. aligned: maps clips,
+    a plan and the part of each joint to the batch [clean; mixed], in place of `mix_clips`.
+    """
 
     saliency: Tensor  # [K, Q]
     priority: Tensor  # [K]
@@ -51,6 +57,8 @@ class Pasting(NamedTuple):
     blend_probability: float
     warmed_up: bool
     backend: str | None
+    inverse: bool = False
+    aligned: Callable[[Tensor, MixPlan, Tensor], Tensor] | None = None
 
 
 class Batch(NamedTuple):
@@ -68,7 +76,7 @@ class Batch(NamedTuple):
     step: int
     counter: Tensor | None
     pasting: Pasting
-    second: Tensor | None = None  # another sampling of the same clips, for mixers registered with `views=2`
+    second: Tensor | None = None  # another sampling of the same clips: for mixers registered with `views=2`, or to be mixed
 
     def draws(self, rows: int | None = None) -> Draws:
         """Random numbers of this step, by default one row per clip."""
@@ -345,22 +353,29 @@ def bone_mix(batch: Batch) -> MixedBatch:
 
 def _pasted(batch: Batch, pasting: Pasting, *, guided: bool) -> MixedBatch:
     """Pastes parts in a window of frames, or blends whole clips, according to a drawn plan."""
-    plan = draw_plan(
-        batch.labels,
-        pasting.saliency,
-        pasting.priority,
-        pasting.combinations,
-        pasting.part_of_joint,
-        batch.clips.shape[2],
-        seed=batch.seed,
-        step=batch.step if batch.counter is None else batch.counter,
-        guided=guided,
-        temperature=pasting.temperature,
-        blend_probability=pasting.blend_probability,
-        backend=pasting.backend,
-    )
-    both = mix_clips(batch.clips, plan, pasting.part_of_joint, backend=pasting.backend)
+    plan = _planned(batch, pasting, guided=guided)
+    clips = batch.clips if batch.second is None else batch.second
+    if pasting.aligned is None:
+        both = mix_clips(clips, plan, pasting.part_of_joint, backend=pasting.backend)
+    else:
+        both = pasting.aligned(clips, plan, pasting.part_of_joint)
+    if batch.second is not None:
+        both = torch.cat([batch.clips, both[len(clips) :]])
     return MixedBatch(both, batch.labels, plan.partner, plan.label_share, batch.step)
+
+
+def _planned(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
+    tables = (pasting.saliency, pasting.priority, pasting.combinations, pasting.part_of_joint, batch.clips.shape[2])
+    options: dict[str, Any] = {
+        "seed": batch.seed,
+        "step": batch.step if batch.counter is None else batch.counter,
+        "guided": guided,
+        "temperature": pasting.temperature,
+        "blend_probability": pasting.blend_probability,
+    }
+    if pasting.inverse:
+        return draw_inverse_plan(batch.labels, batch.counts, *tables, **options)
+    return draw_plan(batch.labels, *tables, **options, backend=pasting.backend)
 
 
 def _column(share: Tensor, clips: Tensor) -> Tensor:

@@ -22,12 +22,13 @@ class ClassSaliency(nn.Module):
         joint_counts: [Q] divisor of the value of each combination.
         estimator: the estimator that measures.
         decay: decay for one update per sample; adjusted for estimators that update more often.
+        scale: factor of all values, see `mean`.
 
     Raises:
         ValueError: the estimator is unknown, or the decay is outside 0..1.
 
     Buffers in `state_dict`:
-        mean [K, Q]: average of the rectified values, times `SALIENCY_SCALE` / joints of the combination.
+        mean [K, Q]: average of the rectified values, times scale / joints of the combination.
         squares [K, Q]: average of their squares.
         within [K, Q]: average of their variance within a sample, over contexts; only for exact estimators, else zero.
         measured [K]: number of measured samples per class.
@@ -41,12 +42,15 @@ class ClassSaliency(nn.Module):
     pairs: Tensor
     joint_counts: Tensor
 
-    def __init__(self, classes: int, layout: Layout, joint_counts: Tensor, estimator: str, decay: float) -> None:
+    def __init__(
+        self, classes: int, layout: Layout, joint_counts: Tensor, estimator: str, decay: float, scale: float = SALIENCY_SCALE
+    ) -> None:
         super().__init__()
         averages_pairs = ESTIMATORS.find(estimator).pairs
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; give a number in 0..1")
         self.layout, self.estimator, self.decay, self.averages_pairs = layout, estimator, decay, averages_pairs
+        self.scale = scale
         size = (classes, len(layout.combinations))
         self.register_buffer("mean", torch.full(size, SALIENCY_START))
         self.register_buffer("squares", torch.zeros(size))
@@ -75,15 +79,15 @@ class ClassSaliency(nn.Module):
         pairs = self.averages_pairs
         table = self.pairs if pairs else self.mean
         counts = torch.ones_like(self.pairs[0], dtype=torch.int64) if pairs else self.joint_counts
-        scale = 1.0 if pairs else SALIENCY_SCALE
+        scale = 1.0 if pairs else self.scale
         of_class = labels[owners]
         marginal = saliency_update(
             table, logits, of_class, columns, with_rows, without_rows, counts, decay, weights=weights, scale=scale, backend=backend
         )
         if pairs:
-            self.mean.copy_(pair_values(self.pairs, self.layout) * SALIENCY_SCALE / self.joint_counts)
+            self.mean.copy_(pair_values(self.pairs, self.layout) * self.scale / self.joint_counts)
         else:
-            to_units = SALIENCY_SCALE / self.joint_counts[columns].to(self.mean)
+            to_units = self.scale / self.joint_counts[columns].to(self.mean)
             average_in(self.squares, of_class, columns, (marginal * to_units).square(), decay)
             if weights is not None:
                 probability = logits.to(self.mean.dtype).softmax(1)

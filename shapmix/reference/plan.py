@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import MixPlan
 
-# Purposes of random words. They never change, because seeds would draw different plans. `shapmix.draws.crops` uses 3 and 4.
-WINDOW, COMBINATION = 1, 2
+# Purposes of random words. They never change, because seeds would draw different plans. Others use 3 to 9.
+WINDOW, COMBINATION, PARTNER = 1, 2, 10
 
 FRAMES_PER_UNIT = 4  # windows start and end on multiples of this
 _PUBLISHED_WINDOWS = {64: (7, 11), 100: (13, 20)}
@@ -74,15 +75,85 @@ def draw_plan(
     window = draw_window(n, num_frames, seed=seed, step=step, blend_probability=blend_probability, device=device)
     if guided:
         partner_labels = labels[partner_of(n, window.shift)]
-        rarer = torch.where(priority[labels] > priority[partner_labels], partner_labels, labels)
-        cumulative = (saliency[rarer].double() / temperature).softmax(1).cumsum(1)  # [N, Q]
-        point = uniform(random_words(seed, COMBINATION, step, n, 4, device)[:, :1])
-        columns = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
-        parts = pasted_parts(combinations[columns], labels, partner_labels, priority, part_of_joint)
+        parts = guided_parts(
+            labels, partner_labels, saliency, priority, combinations, part_of_joint, seed=seed, step=step, temperature=temperature
+        )
     else:
-        word = random_words(seed, COMBINATION, step, 1, 4, device)[0, :1]
-        parts = combinations[integers(word, 0, len(combinations) - 1)].repeat(n)
+        parts = random_parts(n, combinations, seed=seed, step=step)
     return mix_plan(window, parts, part_of_joint, num_frames)
+
+
+def draw_inverse_plan(
+    labels: Tensor,
+    counts: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    num_frames: int,
+    *,
+    seed: int,
+    step: int | Tensor,
+    guided: bool = True,
+    temperature: float = 0.2,
+    blend_probability: float = 0.25,
+) -> MixPlan:
+    """`draw_plan` with the partner of each sample drawn by `inverse_partners` instead of one shift of the batch.
+
+    Args:
+        counts: [K] int64 training clips of each class; the others are as in `draw_plan`.
+
+    Raises:
+        ValueError: as `draw_plan`.
+    """
+    n = len(labels)
+    window = draw_window(n, num_frames, seed=seed, step=step, blend_probability=blend_probability, device=labels.device)
+    partner = inverse_partners(labels, counts, seed=seed, step=step)
+    if guided:
+        parts = guided_parts(
+            labels, labels[partner], saliency, priority, combinations, part_of_joint, seed=seed, step=step, temperature=temperature
+        )
+    else:
+        parts = random_parts(n, combinations, seed=seed, step=step)
+    return replace(mix_plan(window, parts, part_of_joint, num_frames), partner=partner)
+
+
+def inverse_partners(labels: Tensor, counts: Tensor, *, seed: int, step: int | Tensor) -> Tensor:
+    """[N] int64: for each sample another one of the batch, drawn with a weight of 1 / training clips of its class."""
+    n, device = len(labels), labels.device
+    weight = 1 / counts[labels].double()
+    end = weight.cumsum(0)
+    place = uniform(random_words(seed, PARTNER, step, n, 4, device)[:, 0]) * (end[-1] - weight)
+    place = torch.where(place >= end - weight, place + weight, place)  # steps over the sample itself
+    drawn = torch.searchsorted(end, place, right=True).clamp(max=n - 1)
+    itself = torch.arange(n, device=device)
+    return torch.where(drawn == itself, (itself + 1) % n, drawn)  # rounding at the sample's own border
+
+
+def guided_parts(
+    labels: Tensor,
+    partner_labels: Tensor,
+    saliency: Tensor,
+    priority: Tensor,
+    combinations: Tensor,
+    part_of_joint: Tensor,
+    *,
+    seed: int,
+    step: int | Tensor,
+    temperature: float,
+) -> Tensor:
+    """[N] bit sets of pasted parts, by a combination from the softmax over the saliency of the rarer class of each pair."""
+    rarer = torch.where(priority[labels] > priority[partner_labels], partner_labels, labels)
+    cumulative = (saliency[rarer].double() / temperature).softmax(1).cumsum(1)  # [N, Q]
+    point = uniform(random_words(seed, COMBINATION, step, len(labels), 4, labels.device)[:, :1])
+    columns = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
+    return pasted_parts(combinations[columns], labels, partner_labels, priority, part_of_joint)
+
+
+def random_parts(batch: int, combinations: Tensor, *, seed: int, step: int | Tensor) -> Tensor:
+    """[N] bit sets of pasted parts: one random combination for the whole batch."""
+    word = random_words(seed, COMBINATION, step, 1, 4, combinations.device)[0, :1]
+    return combinations[integers(word, 0, len(combinations) - 1)].repeat(batch)
 
 
 def window_range(num_frames: int) -> tuple[int, int]:

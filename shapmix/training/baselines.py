@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from shapmix.mixing.rule import Rule
 from shapmix.process import parallel
 from shapmix.process.signals import StopRequest
 from shapmix.training import metrics
@@ -58,4 +59,4 @@ def resumed_run_dir(config: TrainConfig, held: ExitStack) -> Path:
 
 def baseline_config(config: TrainConfig, name: Baseline) -> TrainConfig:
     """The configuration of the same run without mixing."""
-    return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", baselines=())
+    return replace(config, mix="none", loss="ce" if name == "plain" else "balanced", rule=Rule(), baselines=())

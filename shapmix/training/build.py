@@ -144,6 +144,8 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
     store = splits.store
     if wrong := MIXERS[config.mix].unfit(store.layout, store.dimension, store.scores):
         raise RunError(f"mix: '{config.mix}' {wrong}; choose another mix")
+    if wrong := config.rule.unfit(store.layout, store.num_coordinates, store.scores):
+        raise RunError(wrong)
     motion = (official.mean_motion if config.compat == "official" else mean_motion)(sampler, splits.train)
     given = config.saliency_from is not None
     warmup = 0 if given else config.saliency.warmup_epochs
@@ -160,6 +162,8 @@ def make_mixer(config: TrainConfig, splits: Splits, sampler: ClipSampler, steps:
         temperature=config.saliency.temperature,
         blend_probability=config.blend_probability,
         label_smoothing=config.label_smoothing,
+        rule=config.rule,
+        scores=store.scores,
         decay=config.saliency.decay,
         tail_aware=config.saliency.tail_aware,
         warmup_steps=warmup * steps,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from shapmix.mixing.mixers import MIXERS, MixedBatch
+from shapmix.mixing.mixers import MixedBatch
 from shapmix.process import parallel
 from shapmix.training.sam import moved_along_gradient
 from shapmix.training.state import Training
@@ -58,7 +58,7 @@ class EagerStep:
         run = self.run
         before = copied(step_buffers(run.network, run.mixer))
         labels = self.labels[chosen].to(clips.device)
-        clips, second = clips.chunk(2) if MIXERS[run.mixer.mix_name].views == 2 else (clips, None)
+        clips, second = clips.chunk(2) if run.mixer.views == 2 else (clips, None)
         run.mixer.observe(self.observer, clips, labels, number)
         batch = run.mixer.mix(clips, labels, number, second=second)
         run.optimizer.zero_grad(set_to_none=True)

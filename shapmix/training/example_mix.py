@@ -46,7 +46,8 @@ def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer
     order = epoch_order(splits.train, config.seed, config.epochs)
     for index, chosen in enumerate(epoch_batches(order, config.batch_size)):
         labels = store.labels[chosen]
-        batch = mixer.mix(sampler.evaluation(chosen).cpu(), labels, mixer.warmup_steps + index)
+        clips = sampler.evaluation(chosen).cpu()
+        batch = mixer.mix(clips, labels, mixer.warmup_steps + index, second=clips if mixer.views == 2 else None)
         clean, mixed = batch.clips.chunk(2)
         changed = (mixed != clean).any(1).any(-1)  # [N, T, V]
         sizes = mixer.class_counts[labels]

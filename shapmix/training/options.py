@@ -17,6 +17,7 @@ from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import Compat
 from shapmix.mixing.mixers import MIXERS
+from shapmix.mixing.rule import Rule
 from shapmix.networks.backbones import BACKBONES
 from shapmix.networks.skeleton_graph import WIDTHS
 from shapmix.process.command import ComputeOptions, RegisteredName
@@ -197,6 +198,7 @@ class TrainConfig(ComputeOptions, SplitOptions):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+    rule: Rule = field(default_factory=Rule)
 
     epochs: int = 100
     repeat: int = 1
@@ -342,6 +344,12 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError("data_root and train_list are for data sets on disk; dataset 'synthetic' is generated")
     if config.dataset != "synthetic" and config.data_root is None:
         raise ConfigError(f"data_root: dataset '{config.dataset}' is read from a folder; give --data-root DIR")
+    options = {"mix": config.mix, "loss": config.loss, "compat": config.compat}
+    wrong = config.rule.contradiction(**options, label_smoothing=config.label_smoothing)
+    if wrong is not None:
+        raise ConfigError(wrong)
+    if config.rule.align and config.stream != "joint":
+        raise ConfigError(f"rule.align: moves joints to where they hang; stream '{config.stream}' has no positions, choose joint")
     if MIXERS[config.mix].guided and config.saliency_from is None and config.saliency.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"saliency.warmup_epochs: Shap-Mix would begin after epoch {config.saliency.warmup_epochs} of {config.epochs}; "

@@ -286,7 +286,8 @@ class TrainingStep:
 
 def step_buffers(network: nn.Module, mixer: ShapMix) -> list[Tensor]:
     """The tensors other than weights that a step changes: buffers of the network and tables of the mixer."""
-    buffers = (*network.buffers(), *mixer.class_saliency.buffers())
+    drawn = () if mixer.drawn is None else mixer.drawn.buffers()
+    buffers = (*network.buffers(), *mixer.class_saliency.buffers(), *drawn)
     return [buffer for buffer in buffers if 0 not in buffer.stride() or buffer.numel() <= 1]  # expanded tensors are constant
 
 
@@ -361,6 +362,8 @@ def auxiliary_loss(network: nn.Module, batch: MixedBatch, rows: Tensor | None = 
 def draws_on_host(mixer: ShapMix) -> str | None:
     """What of a mixer's draws or schedules needs the host in every step, None where nothing does."""
     mix, loss = MIXERS[mixer.mix_name], LOSSES[mixer.loss_name]
+    if mixer.rule.fresh:
+        return "rule.fresh takes two samplings of the clips; train with it in a plain loop"
     if not (mix.on_device and loss.on_device):
         what = f"loss '{mixer.loss_name}'" if mix.on_device else f"mix '{mixer.mix_name}'"
         return f"{what} goes by a step that the host knows; train with it in a plain loop"

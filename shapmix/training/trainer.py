@@ -192,7 +192,7 @@ class Trainer:
         left = epoch_batches(order_of(config, self.splits, done.epoch), config.batch_size, first=done.batch)
         numbered = ((chosen, done.epoch * self.steps + number) for number, chosen in enumerate(left, start=done.batch))
         if self.step.takes_clips:
-            yield from training_batches(self.sampler, numbered, self.device, views=MIXERS[config.mix].views)
+            yield from training_batches(self.sampler, numbered, self.device, views=self.run.mixer.views)
         else:
             yield from ((None, chosen, number) for chosen, number in numbered)
 

@@ -70,6 +70,7 @@ def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFix
         ["--saliency.estimator", "exact"],
         ["--compat", "official", "--stream", "bone"],
         ["--saliency.estimator", "official", "--saliency.budget", "1", "--saliency.every", "2"],
+        ["--rule.partner", "inverse", "--rule.align", "--rule.outside", "weigh", "--rule.unit", "layout", "--rule.fresh"],
     ],
 )
 def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not() -> None:
 
 
 def test_baselines_stand_beside_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([*SMALL, "--baselines", "plain", "balanced"]) == 0
+    assert train.main([*SMALL, "--rule.align", "--baselines", "plain", "balanced"]) == 0
     rows = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-6:]]
     assert rows == [f"{name} {kind}" for name in ("shapmix", "plain", "balanced") for kind in ("last", "best")]
     assert "loss: ce" in Path("runs/synthetic-shapmix-1/plain/config.yaml").read_text()

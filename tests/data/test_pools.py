@@ -79,7 +79,10 @@ def test_a_fold_of_a_list_leaves_the_other_clips_alone() -> None:
         ({"train_split": "train", "split": "random"}, "split and train_split both say which clips are divided; give one"),
         ({"train_split": "train", "test_split": "train"}, "fold: train_split and test_split already divide the clips"),
         ({"train_split": "train", "test_share": 0.2}, "test_share and fold all say which clips test; give one"),
-        ({"test_split": "train"}, "train_split and test_split belong together; give both, or --fold to divide the list train_split"),
+        (
+            {"test_split": "train"},
+            "train_split and test_split belong together; give both, or --fold to divide the list train_split",
+        ),
     ],
 )
 def test_a_fold_of_a_list_takes_one_list(options: dict[str, Any], message: str) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from shapmix.draws.augment import AugmentConfig
+from shapmix.mixing.rule import Rule
+from shapmix.training.baselines import baseline_config
 from shapmix.training.config import changed_on_resume, parse_config, save_config
 from shapmix.training.options import FREE_ON_RESUME, NOT_SAVED, ConfigError, TrainConfig, options
 
@@ -235,6 +237,19 @@ def test_damaged_files_are_configurations_or_one_line_errors(tmp_path: Path) -> 
             refused += 1
             assert "\n" not in str(error)  # noqa: PT017
     assert refused > 10
+
+
+def test_rules_are_options_and_say_what_they_contradict() -> None:
+    config = parse_config(["--rule.partner", "inverse", "--rule.align", "--rule.outside", "smooth", "--rule.unit", "layout"])
+    assert config.rule == Rule(partner="inverse", align=True, outside="smooth", unit="layout")
+    assert baseline_config(config, "balanced").rule == Rule()
+    for arguments, message in (
+        (["--rule.align", "--stream", "bone"], "rule.align: moves joints to where they hang; stream 'bone' has no positions"),
+        (["--rule.fresh", "--mix", "mixup"], "rule.fresh: changes the rule of shapmix and stmix; mix 'mixup' has another"),
+        (["--rule.outside", "smooth", "--label-smoothing", "0.1"], "rule.outside: 'smooth' is a label smoothing of its own"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(arguments)
 
 
 def test_rows_that_do_not_mix_take_any_batch_and_any_number_of_frames() -> None:

@@ -153,7 +153,15 @@ def test_a_step_without_a_finite_loss_can_be_left_out(monkeypatch: pytest.Monkey
     assert all(math.isfinite(row["loss_clean"]) for row in rows)
 
 
-@pytest.mark.parametrize("options", [[], ["--compat", "official"], ["--ema", "0.9", "--saliency.estimator", "exact"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--compat", "official"],
+        ["--ema", "0.9", "--saliency.estimator", "exact"],
+        ["--rule.partner", "inverse", "--rule.align", "--rule.outside", "weigh"],
+    ],
+)
 def test_a_clip_that_is_not_finite_is_left_out_of_all_state(
     options: list[str], monkeypatch: pytest.MonkeyPatch, small_splits: Splits
 ) -> None:
