@@ -209,13 +209,13 @@ def draw_saliency(path: Path, run: WithData, mixer: ShapMix, example: Example) -
 
 @torch.no_grad()
 def what_is_seen(run: WithData, mixer: ShapMix) -> dict[str, dict[str, float]]:
-    """What the network gives to the host's class, the partner's and the others, and the partner's share of the label.
+    """What the network gives to the host's class, the partner's, the others, and the rarer of the two; the partner's label share.
 
     Means over mixes of training clips of two classes. `clean`: the clip by itself; `motion` and `place`: Shap-Mix with only how the
     pasted joints move, or only where they are (`apart`).
     """
     sums: dict[str, Tensor] = {}
-    pairs = 0
+    pairs, sizes = 0, run.splits.class_counts()
     for step, chosen in enumerate(batches(run)):
         labels, clips = run.splits.store.labels[chosen], run.sampler.evaluation(chosen)
         mixed = {name: each.mix(clips, labels, step) for name, each in mixes(mixer).items()}
@@ -229,10 +229,10 @@ def what_is_seen(run: WithData, mixer: ShapMix) -> dict[str, dict[str, float]]:
         for name, (clip, share) in views.items():
             probability = run.network(clip).double().softmax(1)
             host, partner = (probability.gather(1, of[:, None])[:, 0] for of in (labels, labels[guided.partner]))
-            columns = torch.stack([host, partner, 1 - host - partner, share.double()], 1)[kept]
-            sums[name] = sums.get(name, torch.zeros(4, dtype=torch.float64)) + columns.sum(0)
-    columns = ("host", "partner", "neither", "label")
-    return {name: dict(zip(columns, (total / pairs).tolist(), strict=True)) for name, total in sums.items()}
+            rarer = torch.where(sizes[labels] > sizes[labels[guided.partner]], partner, host)
+            columns = torch.stack([host, partner, 1 - host - partner, rarer, share.double()], 1)[kept]
+            sums[name] = sums.get(name, torch.zeros(5, dtype=torch.float64)) + columns.sum(0)
+    return {name: dict(zip(COLUMNS, (total / pairs).tolist(), strict=True)) for name, total in sums.items()}
 
 
 def apart(clean: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,6 +246,7 @@ def apart(clean: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(pasted, mixed - there + here, clean), torch.where(pasted, clean - here + there, clean)
 
 
+COLUMNS = ("host", "partner", "neither", "rarer", "label")
 ROWS = {
     "clean": "clean clip",
     "mixup": "Mixup",
@@ -277,11 +278,11 @@ def draw_seen(path: Path, seen: Mapping[str, Mapping[str, Mapping[str, float]]])
 
 
 def seen_table(seen: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Markdown rows: probability of the host's, partner's and no class, and the partner's label share, per stream and mixer."""
+    """Markdown rows per stream and mixer: the figures of `what_is_seen`."""
     lines = []
     for stream, rows in seen.items():
         for name, shown in ROWS.items():
-            figures = [f"{100 * rows[name][column]:.0f}%" for column in ("host", "partner", "neither", "label")]
+            figures = [f"{100 * rows[name][column]:.0f}%" for column in COLUMNS]
             lines.append(f"| {stream} | {shown} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
