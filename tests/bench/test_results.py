@@ -51,6 +51,14 @@ def test_the_cost_of_explanations_is_that_of_the_results_file() -> None:
         assert float(error) == float(f"{method['error']:.{2 if method['error'] > 0.1 else 1}g}"), line
 
 
+def test_the_evidence_of_mixes_is_that_of_the_results_file() -> None:
+    text = page("experiments")
+    for layout, means in results_file("mix_evidence")["mean"].items():
+        for kind in ("pasted", "aligned"):
+            row = " | ".join(f"{means[kind][name]:.2f}" for name in ("host", "partner", "neither", "label", "share"))
+            assert f"| `{layout}` | {kind} | {row} |" in text, layout
+
+
 def test_the_reasons_are_those_of_the_results_file() -> None:
     text = page("results")
     for name, means in results_file("mixing_reasons")["mean"].items():
