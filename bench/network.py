@@ -1,38 +1,81 @@
-"""CTR-GCN compared with the reference implementation: `python -m bench.network --out FILE`.
+"""CTR-GCN on the CPU beside the reference, for every instruction set: `python -m bench.network --out FILE`.
 
-Measures coalition forward passes (eval mode, no gradient), a training forward and backward pass, and a whole Shap-Mix step of the
-published network on NTU clips, interleaved with the reference. Speed-ups are computed within a round. Also reports the distance of
-results and gradients from the reference, and peak memory.
+Measures a coalition forward pass (eval mode, no gradient), a training pass (forward and backward) and whole Shap-Mix steps of the
+published network on NTU clips. Each instruction set has a process of its own: SHAPMIX_ISA pins the kernels, and the variables of
+torch, oneDNN and MKL pin theirs, except for the widest set. Within a process, the reference, the network and a matrix product are
+timed in turns, and ratios are computed within a round.
+
+The floor of a pass is the time of its arithmetic at the rate of that matrix product: the convolutions as counted by torch, and the
+graph convolutions by their formula. Passes over memory (normalisation, activations, pooling) count nothing. There is no floor in
+bfloat16.
+
+Whole steps are measured with and without a saliency measurement. A step on the published budget has one; on half the budget
+(`ShapMix(every=2)`) every second step has one. Both are compared with the reference on the published budget.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from bench import ROOT
 from bench.cases import NTU, total
 from bench.machine import commit, machine, peak_bytes
-from bench.timing import interleaved, quantiles
+from bench.timing import interleaved, quantiles, seconds
 from shapmix import ShapMix
+from shapmix.kernels import cpp
 from shapmix.kernels.examples import Batch, Shape
+from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.networks import ctrgcn, ctrgcn_reference
+from shapmix.process.cpu import multiplies_bf16, prepare_cpu
 
-CLIPS = 16
-SECONDS = 40.0  # budget per comparison
-HALF = torch.bfloat16
-VARIANTS = ("reference", "float32", "bfloat16")
+CLIPS, ROUNDS = 8, 5
+ESTIMATOR = "official"  # two forward passes per clip, whatever the size of the batch
+CPU, HALF = torch.device("cpu"), torch.bfloat16
+PRECISIONS = ("float32", "bfloat16")
+PASSES = ("coalition forward", "training pass")
+STEPS = ("whole step, published budget", "whole step, half budget")
+PRODUCTS = ((1024, 1024, 1024), (2048, 512, 512), (25600, 64, 192), (6400, 256, 256))  # rows, depth, columns
+PRODUCT_SECONDS = 0.1
+TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
+TORCH_ENVIRONMENT = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+}
 Run = Callable[[], object]
+Of = Callable[[nn.Module, bool], Run]  # what is timed, of a network, in bfloat16 or not
+Times = dict[str, list[float]]
 
 
-def networks(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
+class Product(NamedTuple):
+    """The fastest matrix product: repeated for about PRODUCT_SECONDS, and the floating point operations of that."""
+
+    run: Run
+    flops: float
+
+
+class Options(NamedTuple):
+    """What a process measures."""
+
+    clips: int
+    rounds: int
+    precisions: tuple[str, ...]
+    estimator: str
+
+
+def networks(shape: Shape, device: torch.device = CPU) -> dict[str, nn.Module]:
     """The reference and the fast network, with the same parameters."""
     _, channels, _, _, people = shape.size
     layout = Batch(shape, torch.float32, device).layout
@@ -43,16 +86,12 @@ def networks(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
     return {"reference": theirs.to(device), "op": ours.to(device)}
 
 
-def variants(of: Callable[[nn.Module, bool], Run], pair: dict[str, nn.Module]) -> dict[str, Run]:
-    """The reference, the fast network, and the fast network in bfloat16."""
-    return {
-        "reference": of(pair["reference"], False),
-        "float32": of(pair["op"], False),
-        "bfloat16": of(pair["op"], True),
-    }
+def variants(of: Of, pair: dict[str, nn.Module], precisions: Sequence[str]) -> dict[str, Run]:
+    """The reference, and the fast network in each precision."""
+    return {"reference": of(pair["reference"], False)} | {name: of(pair["op"], name == "bfloat16") for name in precisions}
 
 
-def forward(batch: Batch) -> Callable[[nn.Module, bool], Run]:
+def forward(batch: Batch) -> Of:
     """Forward pass in eval mode."""
 
     def of(network: nn.Module, half: bool) -> Run:
@@ -67,7 +106,7 @@ def forward(batch: Batch) -> Callable[[nn.Module, bool], Run]:
     return of
 
 
-def training(batch: Batch) -> Callable[[nn.Module, bool], Run]:
+def training(batch: Batch) -> Of:
     """Forward and backward pass in training mode."""
 
     def of(network: nn.Module, half: bool) -> Run:
@@ -84,14 +123,14 @@ def training(batch: Batch) -> Callable[[nn.Module, bool], Run]:
     return of
 
 
-def whole_step(batch: Batch, backend_of: dict[int, str | None]) -> Callable[[nn.Module, bool], Run]:
-    """Saliency, mixing, forward, backward and optimiser."""
+def whole_step(batch: Batch, estimator: str, *, measures: bool) -> Of:
+    """Mixing, forward, backward and optimiser, with or without a measurement of the saliency."""
 
     def of(network: nn.Module, half: bool) -> Run:
-        mixer = ShapMix(batch.layout, batch.class_counts.cpu(), batch.mean_motion.cpu(), backend=backend_of[id(network)])
-        mixer = mixer.to(batch.device)
+        backend = "reference" if isinstance(network, ctrgcn_reference.CTRGCN) else None
+        mixer = ShapMix(batch.layout, batch.class_counts, batch.mean_motion, estimator=estimator, every=2, backend=backend)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=4e-4)
-        steps = iter(range(1 << 30))
+        steps = iter(range(0 if measures else 1, 1 << 30, 2))
 
         def run() -> None:
             network.train()
@@ -109,88 +148,216 @@ def whole_step(batch: Batch, backend_of: dict[int, str | None]) -> Callable[[nn.
     return of
 
 
+def graph_conv_flops(features: Sequence[int], terms: Sequence[int], weight: Sequence[int], *others: object, **more: object) -> int:
+    """Multiplications and additions of `graph_conv`: the graphs from the relations, and the sums over them."""
+    rows, _, frames, joints = features
+    subsets, relations, channels = weight
+    return 2 * rows * channels * subsets * joints**2 * (relations + frames)
+
+
+def graph_conv_backward_flops(grad: object, *inputs: Any, **more: object) -> int:
+    """Those of its gradient: each of the two products has two factors."""
+    return 2 * graph_conv_flops(*inputs)
+
+
+def flops(run: Run) -> int:
+    """Floating point operations of the products in a pass of the fast network."""
+    ours = {torch.ops.shapmix.graph_conv: graph_conv_flops, torch.ops.shapmix.graph_conv_backward: graph_conv_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=ours) as counted:
+        run()
+    return counted.get_total_flops()
+
+
+def fastest_product() -> Product:
+    """The product with the highest rate of PRODUCTS, on as many threads as torch has."""
+    fastest, best = Product(partial(_call_all, []), 0), 0.0
+    for rows, depth, columns in PRODUCTS:
+        multiply = partial(torch.mm, torch.randn(rows, depth), torch.randn(depth, columns))
+        multiply()
+        once = median(seconds(multiply, CPU) for _ in range(7))
+        count = 2 * rows * depth * columns
+        if count / once > best:
+            calls = [multiply] * max(1, round(PRODUCT_SECONDS / once))
+            fastest, best = Product(partial(_call_all, calls), len(calls) * count), count / once
+    return fastest
+
+
+def _call_all(calls: Sequence[Run]) -> None:
+    for call in calls:
+        call()
+
+
 def relative(found: Tensor, expected: Tensor) -> float:
     """Relative L2 distance."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-def measure(device: torch.device, clips: int, budget: float) -> dict[str, Any]:
-    """Times of every variant in seconds, and distances from the reference."""
-    batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
-    found: dict[str, Any] = {"clips": clips, "threads": torch.get_num_threads()}
-    for name, of in (("coalition forward", forward(batch)), ("training forward and backward", training(batch))):
-        runs = variants(of, networks(batch.shape, device))
-        results = {variant: run() for variant, run in runs.items()}
-        distance = {
-            variant: relative(results[variant], results["reference"])  # type: ignore[arg-type]
-            for variant in ("float32", "bfloat16")
-        }
-        found[name] = {"distance": distance, "seconds": _times(runs, device, budget)}
-    pair = networks(batch.shape, device)
-    backend_of: dict[int, str | None] = {id(pair["reference"]): "reference", id(pair["op"]): None}
-    found["shapmix step"] = {"seconds": _times(variants(whole_step(batch, backend_of), pair), device, budget)}
-    return found
+def row(times: Times, product: Product, count: float) -> dict[str, Any]:
+    """Seconds, speed-ups over the reference, and times of the floor, computed within a round.
 
-
-def memory(device: torch.device, clips: int) -> dict[str, int]:
-    """Peak memory of a training forward and backward pass, in bytes; on a CPU, in separate processes."""
-    if device.type == "cpu":
-        children = {name: [sys.executable, "-m", "bench.network", "--clips", str(clips), "--memory-of", name] for name in VARIANTS}
-        return {
-            name: int(subprocess.run(child, check=True, capture_output=True, text=True).stdout.split()[-1])
-            for name, child in children.items()
-        }
-    found = {}
-    for name in VARIANTS:
-        run = one_training_run(device, clips, name)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        found[name] = torch.cuda.max_memory_allocated(device) - before
-    return found
-
-
-def one_training_run(device: torch.device, clips: int, name: str) -> Run:
-    """Forward and backward pass of one variant."""
-    batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, device)
-    return variants(training(batch), networks(batch.shape, device))[name]
-
-
-def _times(runs: dict[str, Run], device: torch.device, budget: float) -> dict[str, Any]:
-    times = interleaved(runs, device, budget=budget)
-    ratios = {
-        f"speed-up {variant}": quantiles([base / own for base, own in zip(times["reference"], times[variant], strict=True)])
-        for variant in ("float32", "bfloat16")
+    Args:
+        times: of the reference, the precisions and the product.
+        count: floating point operations of the pass.
+    """
+    floor = [count / product.flops * once for once in times["product"]]
+    found = [name for name in times if name != "product"]
+    return {
+        "gigaflops": float(f"{count / 1e9:.4g}"),
+        "gigaflops per second of a product": quantiles([product.flops / once / 1e9 for once in times["product"]]),
+        "seconds": {name: quantiles(times[name]) for name in found} | {"floor": quantiles(floor)},
+        "speed-up": {name: _ratios(times["reference"], times[name]) for name in found if name != "reference"},
+        "times the floor": {name: _ratios(times[name], floor) for name in found if name != "bfloat16"},
     }
-    return {name: quantiles(values) for name, values in times.items()} | ratios
 
 
-def main() -> None:
+def _ratios(top: list[float], bottom: list[float]) -> dict[str, float]:
+    return quantiles([above / below for above, below in zip(top, bottom, strict=True)])
+
+
+def measure_pass(of: Of, shape: Shape, product: Product, options: Options) -> dict[str, Any]:
+    """One of PASSES, with the distances of its results or gradients from the reference."""
+    pair = networks(shape)
+    runs = variants(of, pair, options.precisions)
+    count = flops(of(pair["op"], False))
+    results = {name: run() for name, run in runs.items()}
+    distance = {name: relative(results[name], results["reference"]) for name in options.precisions}  # type: ignore[arg-type]
+    times = interleaved({**runs, "product": product.run}, CPU, budget=0, least=options.rounds, most=options.rounds)
+    return {**row(times, product, count), "distance": distance}
+
+
+def measure_steps(batch: Batch, product: Product, options: Options) -> dict[str, Any]:
+    """Both STEPS."""
+    pair = networks(batch.shape)
+    measuring, resting = (whole_step(batch, options.estimator, measures=measures) for measures in (True, False))
+    runs = variants(measuring, pair, options.precisions)
+    runs |= {f"{name}, at rest": resting(pair["op"], name == "bfloat16") for name in options.precisions}
+    counts = [flops(of(pair["op"], False)) for of in (measuring, resting)]
+    times = interleaved({**runs, "product": product.run}, CPU, budget=0, least=options.rounds, most=options.rounds)
+    published = {name: own for name, own in times.items() if not name.endswith(", at rest")}
+    half = dict(published)
+    for name in options.precisions:
+        half[name] = [(one + other) / 2 for one, other in zip(times[name], times[f"{name}, at rest"], strict=True)]
+    return dict(zip(STEPS, (row(published, product, counts[0]), row(half, product, sum(counts) / 2)), strict=True))
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Every row, in this process."""
+    batch = Batch(Shape("ntu", NTU.layout, (options.clips, *NTU.size[1:]), NTU.classes), torch.float32, CPU)
+    product = fastest_product()
+    found: dict[str, Any] = {"torch": torch.backends.cpu.get_cpu_capability(), "estimator": options.estimator}
+    for name, of in zip(PASSES, (forward(batch), training(batch)), strict=True):
+        found[name] = measure_pass(of, batch.shape, product, options)
+    found |= measure_steps(batch, product, options)
+    return found
+
+
+def one_training_run(clips: int, name: str) -> Run:
+    """Training pass of the reference or of a precision."""
+    batch = Batch(Shape("ntu", NTU.layout, (clips, *NTU.size[1:]), NTU.classes), torch.float32, CPU)
+    return variants(training(batch), networks(batch.shape), PRECISIONS)[name]
+
+
+def isa_environment(isa: str, widest: str) -> dict[str, str]:
+    """Variables that pin an instruction set in a new process."""
+    return {**os.environ, "SHAPMIX_ISA": isa, **({} if isa == widest else TORCH_ENVIRONMENT[isa])}
+
+
+def in_process(environment: dict[str, str], *options: object) -> Any:
+    """What this command with more options prints in a new process, parsed."""
+    command = [sys.executable, "-m", "bench.network", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"bench.network: `{' '.join(command)}` failed; its message is above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare_sets(arguments: argparse.Namespace, sets: Sequence[str], widest: str) -> dict[str, Any]:
+    """Every row of every instruction set, and the peak memory of a training pass."""
+    common = ["--threads", torch.get_num_threads(), "--clips", arguments.clips, "--rounds", arguments.rounds]
+    common += ["--estimator", arguments.estimator]
+    found: dict[str, Any] = {}
+    for isa in sets:
+        fast = PRECISIONS if isa == widest and multiplies_bf16() else PRECISIONS[:1]
+        precisions = arguments.precision or fast
+        found[isa] = in_process(isa_environment(isa, widest), *common, "--measure", "--precision", *precisions)
+        print(f"measured {TITLES[isa]}", file=sys.stderr)
+    measured = {name for isa in sets for name in found[isa][PASSES[0]]["seconds"] if name != "floor"}
+    peak = {
+        name: in_process(isa_environment(widest, widest), *common, "--memory-of", name)
+        for name in ("reference", *PRECISIONS)
+        if name in measured
+    }
+    return {"instruction sets": found, "peak bytes": peak}
+
+
+def table(content: dict[str, Any]) -> str:
+    """A results file as a Markdown table: the seconds of the reference, speed-ups over it, and float32 in times of the floor."""
+    threads = content["threads"]
+    head = [f"{content['clips']} clips, {threads} thread{'' if threads == 1 else 's'}"]
+    rows = [[name] for name in (*PASSES, *STEPS)]
+    for isa, found in content["instruction sets"].items():
+        precisions = list(found[PASSES[0]]["speed-up"])
+        head += [f"{TITLES[isa]}: reference", *precisions, *(["times the floor"] if "float32" in precisions else [])]
+        for cells in rows:
+            measured = found[cells[0]]
+            cells.append(f"{measured['seconds']['reference']['p50']:.2f} s")
+            cells += [f"{measured['speed-up'][name]['p50']:.1f}x" for name in precisions]
+            cells += [f"{measured['times the floor'][name]['p50']:.1f}" for name in ("float32",) if name in precisions]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def memory_line(content: dict[str, Any]) -> str:
+    """The peak memory of a training pass, in words."""
+    peak = content["peak bytes"]
+    shares = (f"{bytes_ / peak['reference']:.2f} of it in {name}" for name, bytes_ in peak.items() if name != "reference")
+    return f"peak memory of a training pass: {peak['reference'] / 1e9:.2f} GB, {', '.join(shares)}"
+
+
+def read_arguments(argv: Sequence[str] | None, sets: Sequence[str]) -> argparse.Namespace:
+    """Parses the options; ends with a message if the output is missing or there is too little work."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)  # the process that measures one variant
+    parser.add_argument("--isa", nargs="+", choices=sets, help="instruction sets; default: all of this processor from AVX2 up")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="default: float32, and bfloat16 where it is fast")
+    parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    arguments = parser.parse_args()
-    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if arguments.memory_of is not None:
-        print(peak_bytes(one_training_run(device, arguments.clips, arguments.memory_of)))
-        return
-    if arguments.out is None:
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--estimator", choices=list(ESTIMATORS), default=ESTIMATOR, help="of the whole steps' saliency")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # the process of an instruction set
+    parser.add_argument("--memory-of", choices=("reference", *PRECISIONS), help=argparse.SUPPRESS)  # that of a peak
+    arguments = parser.parse_args(argv)
+    if arguments.out is None and not arguments.measure and arguments.memory_of is None:
         parser.error("--out is required")
-    content: dict[str, Any] = {"command": "python -m bench.network", "commit": commit(), "machine": machine()}
-    content |= measure(device, arguments.clips, arguments.seconds)
-    content["peak bytes"] = memory(device, arguments.clips)
+    if arguments.threads is not None and arguments.threads < 1:
+        parser.error(f"--threads is {arguments.threads}; give at least 1")
+    if arguments.clips < 4 or arguments.rounds < 2:
+        parser.error(f"--clips {arguments.clips} --rounds {arguments.rounds}: give at least 4 clips and 2 rounds")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, writes the results file and prints its table."""
+    load = os.getloadavg()[0]
+    found = cpp.instruction_set()
+    if found is None:
+        raise SystemExit(f"bench.network: {cpp.load()[1]}")
+    arguments = read_arguments(argv, found.available)
+    prepare_cpu(arguments.threads)
+    if arguments.memory_of is not None:
+        print(peak_bytes(one_training_run(arguments.clips, arguments.memory_of)))
+        return
+    if arguments.measure:
+        options = Options(arguments.clips, arguments.rounds, tuple(arguments.precision), arguments.estimator)
+        print(json.dumps(measure(options)))
+        return
+    from_avx2 = [isa for isa in found.available if isa != "baseline"] or found.available
+    given = " ".join(sys.argv[1:] if argv is None else argv)
+    content: dict[str, Any] = {"command": f"python -m bench.network {given}", "commit": commit(), "machine": machine()}
+    content |= {"clips": arguments.clips, "threads": torch.get_num_threads(), "load average": round(load, 2)}
+    content |= compare_sets(arguments, arguments.isa or from_avx2, found.available[-1])
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
-    for name in ("coalition forward", "training forward and backward", "shapmix step"):
-        seconds = content[name]["seconds"]
-        line = ", ".join(
-            f"{variant} {seconds[variant]['p50']:.3f} s ({seconds[f'speed-up {variant}']['p50']:.1f}x)"
-            for variant in ("float32", "bfloat16")
-        )
-        print(f"{name}: reference {seconds['reference']['p50']:.3f} s, {line}")
-    peak = content["peak bytes"]
-    print("peak memory of training: " + ", ".join(f"{name} {peak[name] / 1e9:.2f} GB" for name in VARIANTS))
+    print(f"{table(content)}\n\n{memory_line(content)}")
 
 
 if __name__ == "__main__":

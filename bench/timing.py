@@ -45,9 +45,11 @@ def interleaved(
     """
     for call in calls.values():
         call()  # compiles and warms up the allocator
-    once = sum(seconds(call, device) for call in calls.values())
+    rounds = least
+    if least < most:
+        rounds = rounds_within(budget, sum(seconds(call, device) for call in calls.values()), least, most)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds_within(budget, once, least, most)):
+    for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(seconds(call, device))
     return times
