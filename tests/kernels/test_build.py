@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -87,6 +88,32 @@ def test_the_sdist_holds_what_the_readmes_commands_need(tmp_path: Path) -> None:
 
 
 COMPILERS = [name for name in ("g++", "clang++", *(f"{of}-{n}" for of in ("g++", "clang++") for n in range(11, 23))) if which(name)]
+
+
+def arm_compiler() -> list[str] | None:
+    """The command of a compiler for 64-bit Arm, None without one."""
+    if gcc := which("aarch64-linux-gnu-g++"):
+        return [gcc]
+    target = "--target=aarch64-linux-gnu"
+    if zig := which("zig"):
+        return [zig, "c++", target]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "c++", target]
+    return None
+
+
+@pytest.mark.skipif(arm_compiler() is None, reason="no compiler for aarch64: install g++-aarch64-linux-gnu, or the package ziglang")
+def test_the_ops_compile_for_arm(tmp_path: Path) -> None:
+    """All sources but the bindings, which need Python's headers for Arm, without a warning."""
+    sources = [path for path in sorted((ROOT / "csrc").glob("*.cpp")) if not path.name.startswith("bindings")]
+    assert len(sources) >= 11
+    options = ["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    for source in sources:
+        command = [*(arm_compiler() or []), *options, "-c", str(source), "-o", str(tmp_path / f"{source.stem}.o")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        machine = int.from_bytes((tmp_path / f"{source.stem}.o").read_bytes()[18:20], "little")
+        assert machine == 183, source  # EM_AARCH64 of the ELF header
 
 
 @pytest.mark.slow
