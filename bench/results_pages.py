@@ -106,7 +106,7 @@ def summary(folder: str, results: Path) -> str:
         lead, _, ahead, _ = leads.get(name, [""] * 4)
         lines.append([name, *(in_percent(of_setting.get(setting)) for setting in settings), lead, ahead])
     seeds = sorted({row.seeds for row in every})
-    counted = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    counted = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\nClass mean of the last checkpoint in percent, mean and 95% interval over {counted}.\n"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,10 +91,13 @@ def read_plan(path: Path, data_root: Path | None = None, changes: Sequence[str] 
     for name, options in {"base": plan.get("base") or {}, **settings, **rows}.items():
         if not isinstance(options, dict):
             raise PlanError(f"{path}: '{name}' is a {type(options).__name__}, not options of the trainer")
+    seeds = plan.get("seeds") or [0]
+    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise PlanError(f"{path}: seeds: a list of whole numbers, such as [0, 1, 2], not {seeds}")
     given = _changes(changes) | ({} if data_root is None else {"data-root": str(data_root)})
     cells = [
         Cell(setting, row, seed, _merged(plan.get("base") or {}, of_setting, of_row, {"seed": seed}, given))
-        for seed in plan.get("seeds") or [0]
+        for seed in seeds
         for setting, of_setting in settings.items()
         for row, of_row in rows.items()
     ]
@@ -138,7 +143,7 @@ def _check_cells(path: Path, cells: list[Cell]) -> None:
             raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
     for cell in {(cell.setting, cell.row): cell for cell in cells}.values():  # seeds differ in nothing else
         with parser_errors(f"{path}: setting '{cell.setting}', row '{cell.row}'"):
-            parse_config(list(as_arguments(cell.options)))
+            settled(cell.options)
 
 
 def _groups(
@@ -196,7 +201,14 @@ def only(cells: list[Cell], rows: Sequence[str]) -> list[Cell]:
 
 def settled(options: dict[str, Any]) -> dict[str, Any]:
     """All trainer options that affect the result of a run, with their values."""
-    every = asdict(parse_config(list(as_arguments(options))))
+    seeded = {key: value for key, value in options.items() if key == "seed"}
+    return _settled(json.dumps({key: value for key, value in options.items() if key != "seed"}, default=str)) | seeded
+
+
+@cache
+def _settled(options: str) -> dict[str, Any]:
+    """Of options as JSON without the seed; cached, since a parse takes as long as reading a hundred cells."""
+    every = asdict(parse_config(list(as_arguments(json.loads(options)))))
     return {key: value for key, value in every.items() if key not in IRRELEVANT}
 
 

@@ -80,17 +80,18 @@ def table(
         shown = [name for name in columns if any(row.columns[name] for row in rows)] or columns
         heads = ["", *(["published top-1"] if stated else []), *(HEADS[name] for name in shown)]
         heads += [f"class mean less {rows[0].row}'s", "seeds", "minutes a run"]
-        lines += [f"**{setting}**", "", _line(heads), "|---" * len(heads) + "|"]
-        for row in rows:
-            if row.row in missing:
-                continue
+        found = [row for row in rows if row.row not in missing]
+        lines += [f"**{setting}**", ""]
+        lines += [_line(heads), "|---" * len(heads) + "|"] if found else []
+        for row in found:
             theirs = [f"{stated[row.row]:.1f}" if row.row in stated else ""] if stated else []
             values = [_shown(row.columns[name], missing="" if name not in ALWAYS else "n/a") for name in shown]
             gain = "" if row.gain is None else _shown(row.gain, "+.1f")
-            minutes = ", ".join(f"{minutes:.0f} ({device})" for device, minutes in row.minutes.items())
+            times = row.minutes.items()
+            minutes = ", ".join(f"{minutes:.{0 if minutes >= 1 else 1}f} ({device})" for device, minutes in times)
             lines.append(_line([row.row, *theirs, *values, gain, str(row.seeds), minutes]))
         if missing:
-            lines += ["", f"No result yet: {', '.join(missing)}"]
+            lines += [*([""] if found else []), f"No result yet: {', '.join(missing)}"]
         lines.append("")
     if any(published.values()):
         lines += [f"Published: {source}", ""]

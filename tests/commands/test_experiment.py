@@ -20,6 +20,7 @@ import pytest
 
 from shapmix import evaluate, experiment
 from shapmix.experiments import cells as grid
+from shapmix.experiments import plan as plans
 from shapmix.experiments import tables
 from shapmix.experiments.cells import reached
 from shapmix.experiments.plan import Cell, PlanError, only, read_plan
@@ -96,6 +97,9 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
         ("rows: {a: 3}", "'a' is a int, not options"),
         ("rows: {a b: {}, a-b: {}}", "two cells would have the name 'all-a-b-seed-0'"),
         ("rows: [", "cannot be read"),
+        ("rows: {a: {}}\nseeds: [0, one]", r"seeds: a list of whole numbers, such as \[0, 1, 2\], not \[0, 'one'\]"),
+        ("rows: {a: {}}\nseeds: 5", "seeds: a list of whole numbers"),
+        ("rows: {a: {}}\nseeds: [-1]", "seeds: a list of whole numbers"),
     ],
 )
 def test_a_wrong_plan_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -163,6 +167,8 @@ def test_the_table_counts_what_is_there() -> None:
     results = {cell.name: result for cell, result in zip(cells, each, strict=True)}
     (summary,) = summaries(cells, results)
     assert (summary.seeds, summary.minutes) == (3, {"cpu": 2.0, "cuda": 1.0})
+    short = {**results, cells[2].name: {**results[cells[2].name], "seconds": 21}}
+    assert "| 2 (cpu), 0.3 (cuda) |" in table(cells, short)
     assert "| a | 50.0 ± 0.0 | 40.0 ± 0.0 | 30.0 ± 0.0 | 20.0 ± 0.0 |  | 3 | 2 (cpu), 1 (cuda) |" in table(cells, results)
 
 
@@ -223,7 +229,8 @@ def test_the_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest.Capt
 def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = written(tmp_path, "settings: {x: {}, y: {}}\nrows: {a: {mix: none}, b: {mix: none}}")
     assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table"]) == 0
-    assert (tmp_path / "table.md").read_text().count("No result yet: a, b") == 2
+    text = "**x**\n\nNo result yet: a, b\n\n**y**\n\nNo result yet: a, b\n"
+    assert (tmp_path / "table.md").read_text() == text
     assert (tmp_path / "table.png").stat().st_size > 1000
     assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table", "--pairs", "c"]) == 2
     assert "the plan has no row 'c'; it has a, b" in capsys.readouterr().err
@@ -305,6 +312,20 @@ def test_rows_of_one_seed_share_their_list(tmp_path: Path, capsys: pytest.Captur
     assert "x-b-seed-1.json was trained with another list of clips than" in said
     assert "x-a-seed-1.json" in said
     assert "move one of them and its run away to train it again" in said
+
+
+def test_the_options_of_many_seeds_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parse takes longer than the reading of a hundred cells."""
+    text = "rows: {a: {mix: none, epochs: 41}, b: {mix: mixup, epochs: 41}}\nseeds: [0, 1, 2, 3, 4]"
+    plan = read_plan(finished(tmp_path, text, {("all", row, seed): None for row in "ab" for seed in range(5)}))
+    parsed, parse = [], plans.parse_config
+    monkeypatch.setattr(plans, "parse_config", lambda argv: (parsed.append(argv), parse(argv))[1])
+    assert len(grid.read_results(plan, tmp_path)) == 10
+    assert not parsed, "read_plan has parsed these options"
+    assert [plans.settled(cell.options)["seed"] for cell in plan.cells if cell.row == "a"] == [0, 1, 2, 3, 4]
+    plans.settled({"mix": "none", "epochs": 42})["epochs"] = 7
+    assert plans.settled({"mix": "none", "epochs": 42, "seed": 1})["epochs"] == 42
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("wrong", [3, ["11"]])
