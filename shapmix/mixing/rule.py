@@ -157,10 +157,10 @@ class DrawnLabels(nn.Module):
     @torch.no_grad()
     def update(self, batch: MixedBatch) -> None:
         """Adds the labels of a mixed batch; reads no value on the host."""
-        share = batch.share.double()
-        labels = torch.cat([batch.labels, batch.labels[batch.partner]])
-        mass = torch.zeros_like(self.marginal).index_add_(0, labels, torch.cat([1 - share, share])) / len(share)
-        self.marginal.lerp_(mass, 1 / (self.steps + 1).clamp(max=MEMORY).double())
+        each = torch.arange(len(self.marginal), device=self.marginal.device)
+        own, other = (labels[:, None] == each for labels in (batch.labels, batch.labels[batch.partner]))  # [N, K]
+        share = batch.share.double()[:, None]
+        self.marginal.lerp_((own * (1 - share) + other * share).mean(0), 1 / (self.steps + 1).clamp(max=MEMORY).double())
         self.steps += 1
 
 

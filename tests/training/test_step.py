@@ -24,6 +24,7 @@ from shapmix.draws.augment import AugmentConfig
 from shapmix.mixing import mixers
 from shapmix.mixing.estimators import drawn_on_device
 from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.rule import Rule
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.networks.frozen import freeze, hold_frozen
 from shapmix.networks.synced_norm import sync_norms
@@ -80,6 +81,18 @@ def test_augmented_it_is_the_plain_loop_bit_for_bit(splits: Splits) -> None:
 
 def test_on_a_budget_it_is_the_plain_loop_bit_for_bit(splits: Splits) -> None:
     check_plain_loop(splits, "shapmix", clips_given=False, estimator="official", budget=1.0, every=2)
+
+
+RULES = [Rule(partner="inverse", outside="weigh"), Rule(align=True, outside="smooth", unit="layout")]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_with_other_rules_it_is_the_plain_loop_and_reads_nothing(
+    splits: Splits, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_plain_loop(splits, "shapmix", clips_given=False, rule=rule)
+    for number in (0, 1):
+        check_reads(splits, number, monkeypatch, rule=rule)
 
 
 def check_plain_loop(splits: Splits, mode: str, *, clips_given: bool, **options: Any) -> None:
@@ -170,6 +183,8 @@ def test_what_draws_on_the_host_is_refused(splits: Splits) -> None:
     setup.step(clips_given=True)
     with pytest.raises(ValueError, match="clips are given with every call of a step that was made with clips_given=True"):
         Setup(splits, "shapmix").step()(splits.train[:BATCH], 0, clips)
+    with pytest.raises(ValueError, match=r"rule.fresh takes two samplings of the clips; train with it in a plain loop"):
+        Setup(splits, "shapmix", rule=Rule(fresh=True)).step()
     with pytest.raises(ValueError, match="cannot be captured as a CUDA graph"):
         Setup(splits, "shapmix").step(capture=True)
     with pytest.raises(ValueError, match=r"chosen has shape \[3\]; give \[8\]"):
