@@ -91,7 +91,7 @@ def table(
             minutes = ", ".join(f"{minutes:.{0 if minutes >= 1 else 1}f} ({device})" for device, minutes in times)
             lines.append(_line([row.row, *theirs, *values, gain, str(row.seeds), minutes]))
         if missing:
-            lines += [*([""] if found else []), f"No result yet: {', '.join(missing)}"]
+            lines += [*([""] if found else []), f"No result yet: {'; '.join(missing)}"]
         lines.append("")
     if any(published.values()):
         lines += [f"Published: {source}", ""]

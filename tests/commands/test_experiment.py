@@ -229,7 +229,7 @@ def test_the_table_has_the_columns_asked_for(tmp_path: Path, capsys: pytest.Capt
 def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = written(tmp_path, "settings: {x: {}, y: {}}\nrows: {a: {mix: none}, b: {mix: none}}")
     assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table"]) == 0
-    text = "**x**\n\nNo result yet: a, b\n\n**y**\n\nNo result yet: a, b\n"
+    text = "**x**\n\nNo result yet: a; b\n\n**y**\n\nNo result yet: a; b\n"
     assert (tmp_path / "table.md").read_text() == text
     assert (tmp_path / "table.png").stat().st_size > 1000
     assert experiment.main([str(plan), "--out", str(tmp_path), "--only-table", "--pairs", "c"]) == 2

@@ -63,7 +63,7 @@ def test_published_figures_stand_beside_empty_cells(tmp_path: Path) -> None:
     assert "|  | published top-1 |" in text
     assert "| a | 81.2 | n/a |" in text
     assert text.count("No result yet: b") == 1
-    assert text.count("No result yet: a, b") == 1
+    assert text.count("No result yet: a; b") == 1
     assert text.endswith("Published: A paper, table 1\n")
 
 

@@ -123,7 +123,7 @@ def one_row(text: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
 
 def first_setting(text: dict[str, Any]) -> dict[str, Any]:
     """Every row with the first setting."""
-    kept = {key: value for key, value in text.items() if key not in ("ensembles", "published")}
+    kept = {key: value for key, value in text.items() if key not in ("ensembles", "pools", "published")}
     return {**kept, "settings": dict([next(iter(text.get("settings", {"all": {}}).items()))])}
 
 
