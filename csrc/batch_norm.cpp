@@ -1,6 +1,7 @@
 #include "batch_norm.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <stdexcept>
 #include <type_traits>
@@ -17,6 +18,10 @@ namespace {
 
 // Rows accumulated in the elements' arithmetic before their sums are added to the totals in float64.
 constexpr std::int64_t kRowsTogether = 64;
+// Vectors of contiguous channels in registers at once, with their sums or constants.
+constexpr int kTogether = 4;
+// A longer stretch of memory that is read in groups of channels is slower: the order of its cache lines defeats prefetching.
+constexpr std::int64_t kBytesTogether = 512;
 // A mean within this many deviations from zero is subtracted after the scaling, which rounds at the size of the mean and saves one
 // instruction per element.
 constexpr double kNear = 2;
@@ -62,37 +67,89 @@ struct Added {
   }
 };
 
-// Two sums per channel over rows begin..end: term(row, block, channel, first, second) adds one row to some lanes, and
-// join(block, stop, sums) receives the sums of rows block..stop: the first sum of each channel, then the second.
-template <int kLanes, class Sum, class Term, class Join>
-SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t channels, const Term& term, const Join& join) {
-  constexpr int kTogether = 4;  // vectors of contiguous channels: whole cache lines of a row
+// Calls body(channel, lanes, vectors) for groups of up to kTogether vectors of contiguous channels, then for single channels.
+template <int kLanes, class Body>
+SHAPMIX_SIMD_BODY void over_groups(std::int64_t channels, const Body& body) {
+  std::int64_t channel = 0;
+  const auto step = [&](auto lanes, auto vectors) __attribute__((always_inline)) {
+    constexpr int kWidth = decltype(lanes)::value * decltype(vectors)::value;
+    for (; channel + kWidth <= channels; channel += kWidth) body(channel, lanes, vectors);
+  };
+  step(std::integral_constant<int, kLanes>{}, std::integral_constant<int, kTogether>{});
+  step(std::integral_constant<int, kLanes>{}, std::integral_constant<int, 2>{});
+  step(std::integral_constant<int, kLanes>{}, std::integral_constant<int, 1>{});
+  step(std::integral_constant<int, 1>{}, std::integral_constant<int, 1>{});
+}
+
+// Calls body(first, last, channel, lanes, vectors) for all rows almost in order of memory, which prefetching needs: groups of
+// channels are read for a few short rows at a time, unless one group is a whole row.
+template <int kLanes, class Element, class Body>
+SHAPMIX_SIMD_BODY void over_blocks(std::int64_t begin, std::int64_t end, std::int64_t channels, const Body& body) {
+  const std::int64_t few = kBytesTogether / (channels * static_cast<std::int64_t>(sizeof(Element)));
+  const std::int64_t rows = channels <= kTogether * kLanes ? kRowsTogether : std::max<std::int64_t>(few, 1);
+  for (std::int64_t first = begin; first < end; first += rows) {
+    const std::int64_t last = std::min(first + rows, end);
+    over_groups<kLanes>(channels, [&](std::int64_t channel, auto lanes, auto vectors)
+                                      __attribute__((always_inline)) { body(first, last, channel, lanes, vectors); });
+  }
+}
+
+template <int kLanes, int kVectors, class Element>
+SHAPMIX_SIMD_BODY std::array<Lanes<Wide<Element>, kLanes>, kVectors> load_group(const Element* from) {
+  std::array<Lanes<Wide<Element>, kLanes>, kVectors> group;
+#pragma GCC unroll 4
+  for (int j = 0; j < kVectors; ++j) group[j] = load<kLanes>(from + j * kLanes);
+  return group;
+}
+
+// Two sums per channel over rows begin..end. `centre(block)` [channels] is subtracted from the elements of rows block.. by
+// term(row, channel, centre, first, second), which adds one row to some lanes; join(block, stop, sums) receives the sums of rows
+// block..stop: the first sum of each channel, then the second.
+template <int kLanes, class Element, class Centre, class Term, class Join>
+SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t channels, const Centre& centre, const Term& term,
+                              const Join& join) {
+  using Sum = Wide<Element>;
   const Scratch<Sum> scratch(1, 2 * channels);
   Sum* sums = scratch.of(0);
   for (std::int64_t block = begin; block < end; block += kRowsTogether) {
     const std::int64_t stop = std::min(block + kRowsTogether, end);
-    const auto add = [&](std::int64_t channel, auto lanes, auto together) __attribute__((always_inline)) {
-      constexpr int kWidth = decltype(lanes)::value;
-      constexpr int kVectors = decltype(together)::value;
-      Lanes<Sum, kWidth> first[kVectors] = {};
-      Lanes<Sum, kWidth> second[kVectors] = {};
-      for (std::int64_t row = block; row < stop; ++row) {
+    std::fill_n(sums, 2 * channels, Sum(0));
+    over_blocks<kLanes, Element>(block, stop, channels,
+                                 [&](std::int64_t begin_row, std::int64_t last, std::int64_t channel, auto lanes,
+                                     auto vectors) __attribute__((always_inline)) {
+                                   constexpr int kWidth = decltype(lanes)::value;
+                                   constexpr int kVectors = decltype(vectors)::value;
+                                   constexpr int kRows = kTogether / kVectors;  // independent sums hide the latency of additions
+                                   const auto centres = load_group<kWidth, kVectors>(centre(block) + channel);
+                                   Lanes<Sum, kWidth> first[kRows][kVectors] = {};
+                                   Lanes<Sum, kWidth> second[kRows][kVectors] = {};
 #pragma GCC unroll 4
-        for (int j = 0; j < kVectors; ++j) term(row, block, channel + j * kWidth, first[j], second[j], lanes);
-      }
-      for (int j = 0; j < kVectors; ++j) {
-        store(sums + channel + j * kWidth, first[j]);
-        store(sums + channels + channel + j * kWidth, second[j]);
-      }
-    };
-    std::int64_t channel = 0;
-    for (; channel + kTogether * kLanes <= channels; channel += kTogether * kLanes) {
-      add(channel, std::integral_constant<int, kLanes>{}, std::integral_constant<int, kTogether>{});
-    }
-    for (; channel + kLanes <= channels; channel += kLanes) {
-      add(channel, std::integral_constant<int, kLanes>{}, std::integral_constant<int, 1>{});
-    }
-    for (; channel < channels; ++channel) add(channel, std::integral_constant<int, 1>{}, std::integral_constant<int, 1>{});
+                                   for (int j = 0; j < kVectors; ++j) {
+                                     first[0][j] = load<kWidth>(sums + channel + j * kWidth);
+                                     second[0][j] = load<kWidth>(sums + channels + channel + j * kWidth);
+                                   }
+                                   const auto add = [&](std::int64_t row, int r) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                                     for (int j = 0; j < kVectors; ++j)
+                                       term(row, channel + j * kWidth, centres[j], first[r][j], second[r][j], lanes);
+                                   };
+                                   std::int64_t row = begin_row;
+                                   for (; row + kRows <= last; row += kRows) {
+#pragma GCC unroll 4
+                                     for (int r = 0; r < kRows; ++r) add(row + r, r);
+                                   }
+                                   for (; row < last; ++row) add(row, 0);
+#pragma GCC unroll 4
+                                   for (int j = 0; j < kVectors; ++j) {
+#pragma GCC unroll 4
+                                     for (int r = 1; r < kRows; ++r) {
+                                       first[0][j] += first[r][j];
+                                       second[0][j] += second[r][j];
+                                     }
+                                     store(sums + channel + j * kWidth, first[0][j]);
+                                     store(sums + channels + channel + j * kWidth, second[0][j]);
+                                   }
+                                 });
     join(block, stop, sums);
   }
 }
@@ -102,12 +159,11 @@ SHAPMIX_SIMD_BODY void add_up(std::int64_t begin, std::int64_t end, std::int64_t
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void sum_rows(const BatchNormJob& job, Totals& totals, std::int64_t begin, std::int64_t end) {
   const auto* in = static_cast<const Element*>(job.in);
-  add_up<kLanes, Wide<Element>>(
-      begin, end, job.channels,
-      [&](std::int64_t row, std::int64_t block, std::int64_t channel, auto& first, auto& second, auto lanes)
+  add_up<kLanes, Element>(
+      begin, end, job.channels, [&](std::int64_t block) __attribute__((always_inline)) { return in + block * job.channels; },
+      [&](std::int64_t row, std::int64_t channel, const auto& pivot, auto& first, auto& second, auto lanes)
           __attribute__((always_inline)) {
-            constexpr int kWidth = decltype(lanes)::value;
-            const auto value = load<kWidth>(in + row * job.channels + channel) - load<kWidth>(in + block * job.channels + channel);
+            const auto value = load<decltype(lanes)::value>(in + row * job.channels + channel) - pivot;
             first += value;
             second += value * value;
           },
@@ -142,18 +198,28 @@ SHAPMIX_SIMD_BODY void apply_rows(const BatchNormJob& job, const void* mean, con
   const auto* lowest = static_cast<const Wide<Element>*>(job.lowest);
   auto* to = static_cast<Element*>(out);
   const auto apply = [&](auto is_centred, auto has_shortcut) __attribute__((always_inline)) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      over_channels<kLanes>(job.channels, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
-        constexpr int kWidth = decltype(lanes)::value;
-        auto value = load<kWidth>(in + row * job.channels + channel);
-        if constexpr (is_centred) value -= load<kWidth>(centre + channel);
-        value = value * load<kWidth>(scale + channel) + load<kWidth>(shift + channel);
-        if constexpr (has_shortcut) value += load<kWidth>(shortcut + row * job.shortcut_stride + channel);
-        const auto floor = load<kWidth>(lowest + channel);
-        value = value < floor ? floor : value;  // keeps NaN
-        store(to + row * job.channels + channel, value);
-      });
-    }
+    over_blocks<kLanes, Element>(begin, end, job.channels,
+                                 [&](std::int64_t first, std::int64_t last, std::int64_t channel, auto lanes, auto vectors)
+                                     __attribute__((always_inline)) {
+                                       constexpr int kWidth = decltype(lanes)::value;
+                                       constexpr int kVectors = decltype(vectors)::value;
+                                       const auto scales = load_group<kWidth, kVectors>(scale + channel);
+                                       const auto shifts = load_group<kWidth, kVectors>(shift + channel);
+                                       const auto floors = load_group<kWidth, kVectors>(lowest + channel);
+                                       for (std::int64_t row = first; row < last; ++row) {
+                                         const std::int64_t at = row * job.channels + channel;
+#pragma GCC unroll 4
+                                         for (int j = 0; j < kVectors; ++j) {
+                                           auto value = load<kWidth>(in + at + j * kWidth);
+                                           if constexpr (is_centred) value -= load<kWidth>(centre + channel + j * kWidth);
+                                           value = value * scales[j] + shifts[j];
+                                           if constexpr (has_shortcut)
+                                             value += load<kWidth>(shortcut + row * job.shortcut_stride + channel + j * kWidth);
+                                           value = value < floors[j] ? floors[j] : value;  // keeps NaN
+                                           store(to + at + j * kWidth, value);
+                                         }
+                                       }
+                                     });
   };
   // Separate loops, since the compiler would branch for each vector.
   const auto with = [&](auto is_centred) __attribute__((always_inline)) {
@@ -184,52 +250,79 @@ SHAPMIX_SIMD_BODY void sum_gradients(const BatchNormJob& job, const void* out, c
   using Sum = Wide<Element>;
   const auto* in = static_cast<const Element*>(job.in);
   const auto* lowest = static_cast<const Sum*>(job.lowest);
-  const auto* centre = static_cast<const Sum*>(mean);
   const auto* from = static_cast<const Element*>(grad);
   const auto* result = static_cast<const Element*>(out);
   auto* shortcut = static_cast<Element*>(to_shortcut);
-  add_up<kLanes, Sum>(
-      begin, end, job.channels,
-      [&](std::int64_t row, std::int64_t, std::int64_t channel, auto& first, auto& second, auto lanes)
-          __attribute__((always_inline)) {
-            constexpr int kWidth = decltype(lanes)::value;
-            const std::int64_t at = row * job.channels + channel;
-            const auto value = passed<kWidth>(from + at, result + at, lowest + channel);
-            if (shortcut != nullptr) store(shortcut + at, value);
-            first += value;
-            second += value * (load<kWidth>(in + at) - load<kWidth>(centre + channel));
-          },
-      [&](std::int64_t, std::int64_t, const Sum* sums) __attribute__((always_inline)) {
-        double* first = totals.first.data();
-        double* second = totals.second.data();
-        for (std::int64_t channel = 0; channel < job.channels; ++channel) {
-          first[channel] += static_cast<double>(sums[channel]);
-          second[channel] += static_cast<double>(sums[job.channels + channel]);
-        }
-      });
+  const auto sum = [&](auto has_shortcut) __attribute__((always_inline)) {
+    add_up<kLanes, Element>(
+        begin, end, job.channels, [&](std::int64_t) __attribute__((always_inline)) { return static_cast<const Sum*>(mean); },
+        [&](std::int64_t row, std::int64_t channel, const auto& centre, auto& first, auto& second, auto lanes)
+            __attribute__((always_inline)) {
+              constexpr int kWidth = decltype(lanes)::value;
+              const std::int64_t at = row * job.channels + channel;
+              const auto value = passed<kWidth>(from + at, result + at, lowest + channel);
+              if constexpr (has_shortcut) store(shortcut + at, value);
+              first += value;
+              second += value * (load<kWidth>(in + at) - centre);
+            },
+        [&](std::int64_t, std::int64_t, const Sum* sums) __attribute__((always_inline)) {
+          double* first = totals.first.data();
+          double* second = totals.second.data();
+          for (std::int64_t channel = 0; channel < job.channels; ++channel) {
+            first[channel] += static_cast<double>(sums[channel]);
+            second[channel] += static_cast<double>(sums[job.channels + channel]);
+          }
+        });
+  };
+  if (shortcut != nullptr) {
+    sum(std::true_type{});
+  } else {
+    sum(std::false_type{});
+  }
 }
 
-// to_in = scale * passed + slope * (in - mean) + level
+// to_in = scale * passed + slope * (in - mean) + level. With a shortcut, its gradient is the passed one.
 template <int kLanes, class Element>
 SHAPMIX_SIMD_BODY void spread_rows(const BatchNormJob& job, const void* out, const void* mean, const void* grad,
-                                   const Wide<Element>* scale, const Wide<Element>* slope, const Wide<Element>* level, void* to_in,
-                                   std::int64_t begin, std::int64_t end) {
+                                   const void* to_shortcut, const Wide<Element>* scale, const Wide<Element>* slope,
+                                   const Wide<Element>* level, void* to_in, std::int64_t begin, std::int64_t end) {
   using Sum = Wide<Element>;
   const auto* in = static_cast<const Element*>(job.in);
   const auto* lowest = static_cast<const Sum*>(job.lowest);
   const auto* centre = static_cast<const Sum*>(mean);
   const auto* from = static_cast<const Element*>(grad);
   const auto* result = static_cast<const Element*>(out);
+  const auto* known = static_cast<const Element*>(to_shortcut);
   auto* to = static_cast<Element*>(to_in);
-  for (std::int64_t row = begin; row < end; ++row) {
-    over_channels<kLanes>(job.channels, [&](std::int64_t channel, auto lanes) __attribute__((always_inline)) {
-      constexpr int kWidth = decltype(lanes)::value;
-      const std::int64_t at = row * job.channels + channel;
-      const auto value = passed<kWidth>(from + at, result + at, lowest + channel);
-      const auto centred = load<kWidth>(in + at) - load<kWidth>(centre + channel);
-      store(to + at,
-            value * load<kWidth>(scale + channel) + centred * load<kWidth>(slope + channel) + load<kWidth>(level + channel));
-    });
+  const auto spread = [&](auto has_shortcut) __attribute__((always_inline)) {
+    over_blocks<kLanes, Element>(
+        begin, end, job.channels,
+        [&](std::int64_t first, std::int64_t last, std::int64_t channel, auto lanes, auto vectors) __attribute__((always_inline)) {
+          constexpr int kWidth = decltype(lanes)::value;
+          constexpr int kVectors = decltype(vectors)::value;
+          const auto centres = load_group<kWidth, kVectors>(centre + channel);
+          const auto scales = load_group<kWidth, kVectors>(scale + channel);
+          const auto slopes = load_group<kWidth, kVectors>(slope + channel);
+          const auto levels = load_group<kWidth, kVectors>(level + channel);
+          for (std::int64_t row = first; row < last; ++row) {
+#pragma GCC unroll 4
+            for (int j = 0; j < kVectors; ++j) {
+              const std::int64_t at = row * job.channels + channel + j * kWidth;
+              Lanes<Sum, kWidth> value;
+              if constexpr (has_shortcut) {
+                value = load<kWidth>(known + at);
+              } else {
+                value = passed<kWidth>(from + at, result + at, lowest + channel + j * kWidth);
+              }
+              store(to + at, value * scales[j] + (load<kWidth>(in + at) - centres[j]) * slopes[j] + levels[j]);
+            }
+          }
+        });
+  };
+  if (known != nullptr) {
+    spread(std::true_type{});
+  } else {
+    spread(std::false_type{});
   }
 }
 
@@ -261,9 +354,9 @@ struct Loops {
   struct SpreadRows {
     template <class Set>
     SHAPMIX_SIMD_BODY static void run(const BatchNormJob& job, const void* out, const void* mean, const void* grad,
-                                      const Sum* scale, const Sum* slope, const Sum* level, void* to_in, std::int64_t begin,
-                                      std::int64_t end) {
-      spread_rows<kLanesOf<Set, Sum>, Element>(job, out, mean, grad, scale, slope, level, to_in, begin, end);
+                                      const void* to_shortcut, const Sum* scale, const Sum* slope, const Sum* level, void* to_in,
+                                      std::int64_t begin, std::int64_t end) {
+      spread_rows<kLanesOf<Set, Sum>, Element>(job, out, mean, grad, to_shortcut, scale, slope, level, to_in, begin, end);
     }
   };
 
@@ -353,7 +446,7 @@ void backward(const BatchNormJob& job, const void* out, const void* mean, const 
     level[c] = static_cast<Sum>(-factor * totals.first[c] / rows);
   }
   parallel_for(job.rows, workers, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-    loops.spread(job, out, mean, grad, scale.data(), slope.data(), level.data(), to_in, begin, end);
+    loops.spread(job, out, mean, grad, to_shortcut, scale.data(), slope.data(), level.data(), to_in, begin, end);
   });
 }
 
