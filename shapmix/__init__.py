@@ -2,7 +2,8 @@
 
 from importlib import metadata
 
-import shapmix.process.ending  # noqa: F401 (first, so that its handling of Ctrl-C also covers the import of torch)
+import shapmix.process.ending
+import shapmix.process.openmp  # noqa: F401 (before torch, since it decides how torch's threads wait)
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MixedBatch
 from shapmix.process.cpu import prepare_cpu

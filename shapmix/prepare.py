@@ -6,7 +6,6 @@ stop or a kill, the same command resumes after the last line. The folder is rena
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from shapmix.data.sources.registry import FORMATS, SourceOptions
 from shapmix.data.store import damaged_clips, read_index
 from shapmix.data.store_writer import PrepareError, prepare
 from shapmix.process.command import WRONG, RegisteredName, read_options, run_command
+from shapmix.process.cpu import usable_cpus
 from shapmix.process.signals import Interruption
 
 
@@ -49,7 +49,7 @@ class PrepareConfig:
     """Only print what SOURCE holds, from a sample of its clips, and the commands to type next."""
     check: bool = False
     """Only verify every checksum of the store SOURCE."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=usable_cpus)
     """Reader threads."""
 
 

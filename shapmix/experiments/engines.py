@@ -28,6 +28,7 @@ from tqdm import tqdm
 from shapmix.experiments.cells import log_of, result_of, train_cell
 from shapmix.experiments.plan import Cell
 from shapmix.process.choices import Registry
+from shapmix.process.cpu import usable_cpus
 from shapmix.process.errors import RunError
 from shapmix.process.files import write_whole
 from shapmix.process.signals import Interruption, StopRequest, stop_requests
@@ -85,7 +86,7 @@ def on_this_machine(cells: list[Cell], out: Path, options: EngineOptions, reques
     free: Queue[str] = Queue()
     for device in options.devices:
         free.put(device)
-    threads = max(1, (os.cpu_count() or 1) // len(options.devices))
+    threads = max(1, usable_cpus() // len(options.devices))
 
     def train(cell: Cell) -> bool:
         device = free.get()
@@ -110,7 +111,7 @@ class CellJob:
     def __call__(self) -> bool:
         """Trains or resumes the cell with all processors of the job, on its GPU if it has one."""
         with stop_requests() as request:
-            return train_cell(self.cell, self.out, "auto", len(os.sched_getaffinity(0)), request)
+            return train_cell(self.cell, self.out, "auto", usable_cpus(), request)
 
     def checkpoint(self) -> Any:
         """What submitit queues again when SLURM stops the job before its end: the same cell, which resumes its run."""

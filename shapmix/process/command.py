@@ -26,6 +26,7 @@ from shapmix.process.cpu import machine_load, prepare_cpu
 from shapmix.process.device import choose_device
 from shapmix.process.ending import SCRIPT, is_script
 from shapmix.process.errors import ShapmixError
+from shapmix.process.openmp import THREADS_SLEEP
 from shapmix.process.signals import Interruption
 
 WRONG, FAILED = 1, 2  # exit codes
@@ -127,7 +128,7 @@ def start_computing(options: ComputeOptions) -> torch.device:
     On the CPU the process is prepared by `prepare_cpu`, and the line says so if the machine's load is high.
 
     Raises:
-        ShapmixError: the device is not available, or fewer than one thread.
+        ShapmixError: the device is not available, fewer than one thread, or a setting of OpenMP that `prepare_cpu` refuses.
     """
     if options.threads is not None and options.threads < 1:
         raise ShapmixError(f"--threads: must be at least 1, not {options.threads}")
@@ -137,8 +138,12 @@ def start_computing(options: ComputeOptions) -> torch.device:
             torch.set_num_threads(options.threads)
         log.info("computing on %s (%s)", device, torch.cuda.get_device_name(device))
     else:
-        prepare_cpu(options.threads)
+        try:
+            prepare_cpu(options.threads)
+        except ValueError as error:
+            raise ShapmixError(str(error)) from error
         threads, load = torch.get_num_threads(), machine_load()
+        several = " that sleep while they wait, since other programs run" if THREADS_SLEEP else ""
         busy = f"; the load of this machine is {load.words}" if load.is_high else ""
-        log.info("computing on %s, %d thread%s%s", device, threads, "" if threads == 1 else "s", busy)
+        log.info("computing on %s, %d thread%s%s", device, threads, "" if threads == 1 else f"s{several}", busy)
     return device

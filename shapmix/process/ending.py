@@ -19,7 +19,7 @@ def is_script() -> bool:
     return os.path.basename(sys.argv[0]) == SCRIPT
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """Whether this process was started as a command: `python -m shapmix.NAME`, `python -m shapmix` or the console script."""
     given = sys.orig_argv
     return is_script() or any(option == "-m" and module.partition(".")[0] == "shapmix" for option, module in pairwise(given))
@@ -32,5 +32,5 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
 
 
-if _is_command():
+if is_command():
     sys.excepthook = _report
