@@ -1,6 +1,6 @@
 """A training step on the CPU beside other work: how the threads of OpenMP wait, whether they are bound to CPUs, and one thread.
 
-    python -m bench.shared_machine --out FILE [--seconds 150]
+    python -m bench.shared_machine --out FILE [--seconds 100]
 
 OpenMP reads its settings once, when torch loads it, so each setting has a process of its own. They take steps of the embedded data
 in turns, for one round as the machine is and for one beside a process that computes all the time, in a session of its own, as
@@ -57,7 +57,7 @@ WARM_UP, BATCHES, FEWEST = 2, 4, 3  # steps, batches, rounds
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=150.0, help="start no round after this time")
+    parser.add_argument("--seconds", type=float, default=100.0, help="start no round after this time")
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=OPTIONS, help="of the trainer; default: the embedded data")
     given = parser.parse_args(arguments)

@@ -37,6 +37,29 @@ def test_the_speed_of_the_network_is_that_of_the_results_file() -> None:
     assert f"| peak memory of training | {peak['reference'] / 1e9:.2f} GB | {shares} |" in text
 
 
+def test_steps_beside_other_programs_are_those_of_the_results_file() -> None:
+    found, text = results_file("shared_machine")["conditions"], " ".join(page("speed").split())
+    busy = found["beside a busy process"]
+    assert f"that {busy['runnable']:.0f} other threads wanted at the same time" in text
+    for name, entry in busy.items():
+        if name != "runnable":
+            ms, ratio = entry["ms"], entry["times the default"]
+            shown = f"{ms['median']:,.0f} ({ms['lowest']:,.0f} to {ms['highest']:,.0f})"
+            ratios = f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+            assert f"| {name} | {shown} | {ratios} |" in text, name
+    assert busy["one thread"]["ms"]["median"] < min(busy[name]["ms"]["median"] for name in busy if name.startswith("all CPUs"))
+
+
+def test_the_reason_for_not_flushing_denormals_is_that_of_the_results_file() -> None:
+    found, text = results_file("denormals"), " ".join(page("speed").split())
+    for case in found["cases"].values():
+        assert all(entry["denormal"] == 0 < entry["values"] for entry in case["denormals"].values())
+        assert 0.99 <= case["seconds"]["kept / flushed"]["p50"] <= 1.01  # a hundredth is no reason to change results
+    ratios = sorted(case["seconds"]["kept / flushed"]["p50"] for case in found["cases"].values())
+    assert f"takes {ratios[0]:.2f} and {ratios[1]:.2f} of its CPU time with flushing" in text
+    assert 0.95 < found["product of denormals"]["kept / flushed"]["p50"] < 1.05
+
+
 def test_the_cost_of_explanations_is_that_of_the_results_file() -> None:
     methods, text = results_file("explainers")["methods"], page("explain")
     rows = {

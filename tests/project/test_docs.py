@@ -23,6 +23,7 @@ from shapmix import ShapMix, load_layout, prepare, train
 from shapmix.data.store import open_store
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.ctrgcn import CTRGCN
+from shapmix.process import cpu
 from shapmix.skeleton.layout import BUILT_IN
 from tests.data.ntu_files import made, text_of
 from tests.small_run import leave_pictures_out
@@ -301,6 +302,8 @@ def test_the_doctor_of_the_troubleshooting_page(tmp_path: Path) -> None:
 def test_the_loop_of_the_plug_in_page_trains_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("own_loop.md", "python")
+    prepared: list[int] = []
+    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: prepared.append(1))  # it would last for all further tests
     torch.manual_seed(0)
     clips, labels = torch.randn(12, 3, 16, 25, 2), torch.arange(12) % 3
     network = nn.Sequential(nn.Flatten(), nn.Linear(clips[0].numel(), 3))
@@ -314,6 +317,7 @@ def test_the_loop_of_the_plug_in_page_trains_and_saves(tmp_path: Path, monkeypat
     exec(code, scope)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert any(torch.equal(value, scope["mixer"].saliency) for value in saved["mixer"].values())
+    assert prepared == [1]
     (example,) = blocks("own_loop.md", "bash")
     assert (DOCS.parent / example.split()[1]).exists(), "tests/project/test_examples.py runs it"
 
