@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import linear
 
 from shapmix.kernels import expanded, graph_conv, join_branches, layer_steps
 from shapmix.networks import ctrgcn_reference
 from shapmix.networks.backbones import backbone
+from shapmix.networks.convolution import convolution, pointwise
 from shapmix.networks.ctrgcn_layer import can_be_fused, folded_layers, fused_layers, parts_of
-from shapmix.networks.fused_norm import normalised
+from shapmix.networks.fused_norm import convolved, normalised, normalised_conv
 from shapmix.process.parallel import SharedForward
 from shapmix.reference.coalition import CoalitionClips
 
@@ -47,8 +48,8 @@ class GraphUnit(ctrgcn_reference.GraphUnit):
         products = [conv.conv3 for conv in subsets]
         graphs = (terms, relation_weight, relation_bias, self.PA)
         if self.training:
-            shortcut = x if isinstance(down, nn.Identity) else normalised(down[0](x), [down[1]], rectify=False)
-            y = graph_conv(conv2d(x, *_merged(products)), *graphs)
+            shortcut = x if isinstance(down, nn.Identity) else normalised_conv(x, down[0], down[1])
+            y = graph_conv(pointwise(x, *_merged(products)), *graphs)
             return normalised(y, [self.bn], shortcut=shortcut.to(y.dtype))
 
         # the sum is linear in the output channels of conv3, so the norm after the sum folds into conv3
@@ -57,11 +58,11 @@ class GraphUnit(ctrgcn_reference.GraphUnit):
         scale = scale.repeat(len(products))
         channels, weight, bias = len(offset), weight * scale[:, None, None, None], bias * scale
         if isinstance(down, nn.Identity):
-            features = conv2d(x, weight, bias)
+            features = pointwise(x, weight, bias)
             shortcut = x.to(features.dtype)
         else:
             down_weight, down_bias = _folded(down[0], down[1])
-            both = conv2d(x, torch.cat([weight, down_weight]), torch.cat([bias, down_bias]))
+            both = pointwise(x, torch.cat([weight, down_weight]), torch.cat([bias, down_bias]))
             features, shortcut = both[:, : len(bias)], both[:, len(bias) :]
         assert features.shape[1] == len(products) * channels
         if torch.is_grad_enabled():
@@ -88,13 +89,17 @@ class TemporalUnit(ctrgcn_reference.TemporalUnit):
         narrow, wide, pool, skip = branches
         begin, end = [narrow, wide, pool], [narrow[3].bn, wide[3].bn, pool[4], skip[1]]
         if self.training:
-            reduced = normalised(conv2d(x, *_merged([branch[0] for branch in begin])), [branch[1] for branch in begin])
+            reduced = convolved(x, [branch[0] for branch in begin])
+            reduced = normalised(reduced, [branch[1] for branch in begin], biases=[branch[0].bias for branch in begin])
             a, b, c = reduced.chunk(3, 1)
-            y = torch.cat([narrow[3].conv(a), wide[3].conv(b), pool[3](c), skip[0](x)], 1)
-            return normalised(y, end, rectify=rectify, shortcut=None if shortcut is None else shortcut.to(y.dtype))
+            y = torch.cat([convolved(a, [narrow[3].conv]), convolved(b, [wide[3].conv]), pool[3](c), convolved(x, [skip[0]])], 1)
+            biases = [narrow[3].conv.bias, wide[3].conv.bias, None, skip[0].bias]
+            shortcut = None if shortcut is None else shortcut.to(y.dtype)
+            return normalised(y, end, rectify=rectify, shortcut=shortcut, biases=biases)
 
-        weights, biases = zip(*(_folded(branch[0], branch[1]) for branch in begin), strict=True)
-        reduced = conv2d(x, torch.cat(weights), torch.cat(biases)).relu_()
+        folded = [_folded(branch[0], branch[1]) for branch in begin]
+        reduced = pointwise(x, torch.cat([weight for weight, _ in folded]), torch.cat([bias for _, bias in folded]))
+        reduced = reduced.relu() if torch.is_grad_enabled() else reduced.relu_()
         a, b, c = reduced.chunk(3, 1)
         return join_branches(
             _folded_call(a, narrow[3].conv, narrow[3].bn),
@@ -118,7 +123,7 @@ class Layer(ctrgcn_reference.Layer):
         elif isinstance(residual, nn.Identity):
             shortcut = x
         elif self.training:
-            shortcut = normalised(residual.conv(x), [residual.bn], rectify=False)
+            shortcut = normalised_conv(x, residual.conv, residual.bn)
         else:
             shortcut = _folded_call(x, residual.conv, residual.bn)
         y: Tensor
@@ -170,9 +175,8 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
             return None
         if self.training and any(layer.drop_path is not None for layer in self.layers):
             return None
-        if not can_be_fused(self.layers, self.data_bn, self.training):
-            return None
-        return layer_steps(clips.clips if isinstance(clips, CoalitionClips) else clips)
+        steps = layer_steps(clips.clips if isinstance(clips, CoalitionClips) else clips)
+        return steps if steps is not None and can_be_fused(self.layers, self.data_bn, self.training) else None
 
     def _fused(self, steps: Any, clips: Tensor | CoalitionClips) -> Tensor:
         """[N, C, T, V, M] -> [N, width of the last layer] in the parameters' dtype, through fused layers."""
@@ -235,4 +239,4 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _folded_call(x: Tensor, conv: Any, norm: Any) -> Tensor:
-    return conv2d(x, *_folded(conv, norm), conv.stride, conv.padding, conv.dilation)
+    return convolution(x, *_folded(conv, norm), conv)

@@ -1,4 +1,7 @@
-"""BatchNorms in training mode with shortcut and ReLU in the same pass: the op `batch_norm` in place of a network's modules."""
+"""BatchNorms in training mode with shortcut and ReLU in the same pass: the op `batch_norm` in place of a network's modules.
+
+A convolution before them is computed without its bias, which only shifts the running mean: see `convolved` and `normalised`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shapmix.kernels import batch_norm
+from shapmix.networks.convolution import convolution
 from shapmix.networks.synced_norm import SyncedBatchNorm, synced_batch_norm
 
 
@@ -33,22 +37,43 @@ def _is_plain(part: nn.Module) -> bool:
     return not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
-def normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcut: Tensor | None = None) -> Tensor:
+def convolved(x: Tensor, convs: Sequence[Any]) -> Tensor:
+    """Convolutions of one input x [N, C, T, V] that differ only in their weights, as one and without their biases."""
+    return convolution(x, _joined([conv.weight for conv in convs]), None, convs[0])
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors concatenated along the first axis; no copy of one alone."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def normalised(
+    x: Tensor,
+    norms: Sequence[Any],
+    *,
+    rectify: bool = True,
+    shortcut: Tensor | None = None,
+    biases: Sequence[Tensor | None] | None = None,
+) -> Tensor:
     """Several BatchNorms in training mode on consecutive channels of x [N, C, T, V], as one call; updates running statistics.
 
     Args:
         rectify: with a ReLU.
         shortcut: [N, C, T, V] in the dtype of x, added before the ReLU.
+        biases: per norm, the bias [C] of the convolution before it if x is without it, or None. Their gradients are zeros.
 
     A norm in eval mode, one that is frozen, uses its statistics and keeps them; all are then called one by one.
     """
+    biases = [None] * len(norms) if biases is None else biases
     if not all(norm.training for norm in norms):
-        y = torch.cat([norm(part) for norm, part in zip(norms, x.split([norm.num_features for norm in norms], 1), strict=True)], 1)
+        parts = x.split([norm.num_features for norm in norms], 1)
+        parts = [part if bias is None else part + bias.to(x.dtype)[:, None, None] for part, bias in zip(parts, biases, strict=True)]
+        y = torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], 1)
         y = y if shortcut is None else y + shortcut
         return torch.relu(y) if rectify else y
-    weight, bias = norms[0].weight, norms[0].bias
-    if len(norms) > 1:
-        weight, bias = (torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    weight, bias = (_joined([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
+    if any(given is not None for given in biases):
+        bias = _ZeroGradients.apply(bias, *(given for given in biases if given is not None))  # type: ignore[no-untyped-call]
     if isinstance(norms[0], SyncedBatchNorm):
         y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)
         y = y if shortcut is None else y + shortcut
@@ -62,8 +87,26 @@ def normalised(x: Tensor, norms: Sequence[Any], *, rectify: bool = True, shortcu
     with torch.no_grad():
         unbiased = variance * correction
         widths = [norm.num_features for norm in norms]
-        for norm, new_mean, new_var in zip(norms, mean.split(widths), unbiased.split(widths), strict=True):
-            norm.running_mean.lerp_(new_mean, norm.momentum)
+        for norm, given, new_mean, new_var in zip(norms, biases, mean.split(widths), unbiased.split(widths), strict=True):
+            norm.running_mean.lerp_(new_mean if given is None else new_mean + given, norm.momentum)
             norm.running_var.lerp_(new_var, norm.momentum)
             norm.num_batches_tracked.add_(1)
     return y
+
+
+def normalised_conv(x: Tensor, conv: Any, norm: Any) -> Tensor:
+    """A convolution and the BatchNorm after it, in training mode, without a ReLU."""
+    return normalised(convolved(x, [conv]), [norm], rectify=False, biases=[conv.bias])
+
+
+class _ZeroGradients(torch.autograd.Function):
+    """Returns x; the other tensors receive zeros as their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(*others)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad, *map(torch.zeros_like, ctx.saved_tensors)

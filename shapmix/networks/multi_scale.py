@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shapmix.networks.ctrgcn_reference import TemporalConv
-from shapmix.networks.fused_norm import can_be_fused, normalised
+from shapmix.networks.fused_norm import can_be_fused, normalised, normalised_conv
 from shapmix.networks.skeleton_graph import SkeletonNetwork, rows_product
 from shapmix.skeleton.layout import Layout
 
@@ -73,7 +73,7 @@ class Layer(nn.Module):
         if self.training and y.is_contiguous(memory_format=torch.channels_last) and can_be_fused(self, norms):
             y, residual = tcn.before_norm(y, fused=True), self.residual
             if isinstance(residual, TemporalConv):
-                x = normalised(residual.conv(x), [residual.bn], rectify=False)
+                x = normalised_conv(x, residual.conv, residual.bn)
             return normalised(y, [tcn.bn], shortcut=None if residual is None else x.to(y.dtype))
         y = tcn(y)
         return torch.relu(y if self.residual is None else y + self.residual(x))

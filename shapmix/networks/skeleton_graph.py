@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from shapmix.networks.fused_norm import normalised
+from shapmix.networks.convolution import is_by_onednn, pointwise
+from shapmix.networks.fused_norm import convolved, normalised, normalised_conv
 from shapmix.skeleton.layout import Layout
 
 WIDTHS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)  # ST-GCN and its successors
@@ -87,7 +88,11 @@ def shortcut(channels: int, width: int, stride: int) -> nn.Module:
 
 def rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution as a product of rows: x [N, C, T, V], weight [C', C, 1, 1] -> [N, T, V, C'] contiguous."""
-    return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
+    return (
+        pointwise(x, weight, bias).permute(0, 2, 3, 1)
+        if is_by_onednn(x)
+        else linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
+    )
 
 
 def aggregated(features: Tensor, graphs: Tensor) -> Tensor:
@@ -117,18 +122,17 @@ def added_shortcut(x: Tensor, module: Any) -> Tensor | None:
     """The `shortcut` of x in training mode, None without one."""
     if module is None or isinstance(module, nn.Identity):
         return None if module is None else x
-    conv, norm = module
-    return normalised(conv(x), [norm], rectify=False)
+    return normalised_conv(x, *module)
 
 
 def finished(y: Tensor, temporal: Any, residual: Any, x: Tensor, *, dropout: nn.Module | None = None) -> Tensor:
     """The end of a layer in training mode: temporal convolution of y, plus the residual of the layer's input x, rectified."""
     conv, norm = temporal
-    y, added = conv(y), added_shortcut(x, residual)
+    y, added = convolved(y, [conv]), added_shortcut(x, residual)
     added = None if added is None else added.to(y.dtype)
     if dropout is None or (type(dropout) is nn.Dropout and dropout.p == 0):
-        return normalised(y, [norm], shortcut=added)
-    y = dropout(normalised(y, [norm], rectify=False))
+        return normalised(y, [norm], shortcut=added, biases=[conv.bias])
+    y = dropout(normalised(y, [norm], rectify=False, biases=[conv.bias]))
     return torch.relu(y if added is None else y + added)
 
 

@@ -59,6 +59,37 @@ def test_merged_form_is_the_reference(
         torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-9, atol=1e-12, msg=name)
 
 
+def test_biases_before_norms_have_gradients_of_zero() -> None:
+    """Weight decay acts on them, and DistributedDataParallel expects a gradient of every parameter."""
+    network = CTRGCN(COCO, 5, widths=(8, 16))
+    network(torch.randn(2, 3, 8, 17, 2)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    layer = network.layers[1]
+    narrow, dilated, pool, skip = layer.tcn1.branches
+    before = [narrow[0], narrow[3].conv, dilated[0], dilated[3].conv, pool[0], skip[0], layer.gcn1.down[0], layer.residual.conv]
+    assert not any(conv.bias.grad.any() for conv in before)
+    assert all(conv.conv3.bias.grad.any() for conv in layer.gcn1.convs)
+
+
+def test_frozen_norms_use_the_biases_before_them() -> None:
+    results = []
+    initial = ctrgcn_reference.CTRGCN(COCO, 5, widths=(8, 16)).double()
+    lively(initial)
+    for kind in (ctrgcn_reference.CTRGCN, CTRGCN):
+        network = kind(COCO, 5, widths=(8, 16)).double()
+        network.load_state_dict(initial.state_dict())
+        for name, module in network.named_modules():
+            if name.endswith(("branches.1.3.bn", "branches.2.1", "down.1", "residual.bn")):
+                module.eval()
+        torch.manual_seed(0)
+        logits = network(torch.randn(2, 3, 8, 17, 2, dtype=torch.float64))
+        logits.square().sum().backward()
+        results.append([logits.detach(), *network.buffers(), *(p.grad for p in network.parameters())])
+    for theirs, ours in zip(*results, strict=True):
+        largest = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9 * largest)
+
+
 def gradient(network: torch.nn.Module, clips: torch.Tensor, labels: torch.Tensor, half: bool = False) -> torch.Tensor:
     network.train()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):

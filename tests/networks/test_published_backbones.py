@@ -7,6 +7,7 @@ import json
 import math
 import re
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from shapmix.data.synthetic import make_synthetic
 from shapmix.networks import multi_scale
 from shapmix.networks.backbones import find_backbone
 from shapmix.networks.fold import Folded
-from shapmix.networks.fused_norm import normalised
+from shapmix.networks.fused_norm import normalised, normalised_conv
 from shapmix.networks.head import head_of
 from shapmix.networks.protogcn import ProtoGCN
 from shapmix.training.build import make_network
@@ -274,7 +275,9 @@ def test_fused_norms_compute_what_the_modules_compute(half: bool, monkeypatch: p
     """ST-GCN++ in training. A hook on a norm makes every layer call its modules one by one."""
     fused = made("stgcnpp", **SMALL)
     calls = []
-    monkeypatch.setattr(multi_scale, "normalised", lambda *args, **options: calls.append(1) or normalised(*args, **options))
+    for function in (normalised, normalised_conv):
+        counted = partial(lambda of, *args, **options: calls.append(1) or of(*args, **options), function)
+        monkeypatch.setattr(multi_scale, function.__name__, counted)
     for key, parameter in fused.named_parameters():
         if parameter.dim() == 1:
             parameter.data += 0.1 * noise(key, tuple(parameter.shape)).float()
