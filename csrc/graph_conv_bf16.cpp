@@ -66,6 +66,24 @@ struct PairMicroKernel {
 
 std::int64_t pairs_in(std::int64_t count) { return (count + 1) / 2; }
 
+// Offsets of the columns (subset, joint) of a row's graphs in the features of one frame.
+std::vector<std::int64_t> feature_columns(const GraphConvJob& job) {
+  std::vector<std::int64_t> columns;
+  for (std::int64_t i = 0; i < job.subsets; ++i) {
+    for (std::int64_t v = 0; v < job.joints; ++v) columns.push_back(v * job.feature_stride + i * job.channels);
+  }
+  return columns;
+}
+
+// Offsets of the edges [u][v] of the first subset in a row's graphs [u][S V].
+std::vector<std::int64_t> graph_places(const GraphConvJob& job) {
+  std::vector<std::int64_t> places;
+  for (std::int64_t u = 0; u < job.joints; ++u) {
+    for (std::int64_t v = 0; v < job.joints; ++v) places.push_back(u * job.subsets * job.joints + v);
+  }
+  return places;
+}
+
 // Blocks of 16 channels of one row. W = S V is the width of a joint's graphs; pairs are formed along the reduced axis.
 class PairBlocks {
  public:
@@ -216,7 +234,7 @@ class PairBlocks {
     const auto* shortcut = static_cast<const Bfloat16*>(epilogue.shortcut);
     Floats offset = {};
     if (epilogue.offset != nullptr) offset = load<kLanes>(static_cast<const float*>(epilogue.offset) + channel);
-    products<PairMicroKernel>(graph_pairs_.of(0), width_pairs_, 1, joints, feature_pairs_.of(0), width_pairs_, 1, job_.frames,
+    products<PairMicroKernel>({graph_pairs_.of(0), joints, width_pairs_, 1}, {feature_pairs_.of(0), job_.frames, width_pairs_, 1},
                               width_pairs_, [&](std::int64_t u, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
                                 const std::int64_t at = first + t * joints + u;
                                 Floats value = sum;
@@ -252,27 +270,32 @@ class PairBlocks {
       }
     }
     const std::int64_t* columns = columns_.data();
-    products<PairMicroKernel>(graph_pairs_.of(0), joint_pairs_, 1, width_, grad_by_joints_.of(0), joint_pairs_, 1, job_.frames,
+    products<PairMicroKernel>({graph_pairs_.of(0), width_, joint_pairs_, 1}, {grad_by_joints_.of(0), job_.frames, joint_pairs_, 1},
                               joint_pairs_,
                               [&](std::int64_t column, std::int64_t t, const Floats& sum) __attribute__((always_inline)) {
                                 const std::int64_t at = (first + t * joints) * job_.feature_stride + channel;
                                 store(reinterpret_cast<std::uint16_t*>(to_features) + at + columns[column], rounded(sum));
                               });
-    products<PairMicroKernel>(grad_by_frames_.of(0), frame_stride_, 1, joints, feature_pairs_.of(0), frame_stride_, 1, width_,
+    products<PairMicroKernel>({grad_by_frames_.of(0), joints, frame_stride_, 1}, {feature_pairs_.of(0), width_, frame_stride_, 1},
                               frame_pairs_,
                               [&](std::int64_t u, std::int64_t column, const Floats& sum)
                                   __attribute__((always_inline)) { store(to_graph_.of(0) + (u * width_ + column) * kLanes, sum); });
   }
 
-  // Backward through build_graph. `to_shared` is [V][S V] vectors; `to_weight` and `to_bias` have the job's layout.
+  // Backward through build_graph. `to_shared` is [S][V][V] vectors; `to_weight` and `to_bias` have the job's layout.
   SHAPMIX_SIMD_BODY void backward_graph(std::int64_t channel, float* to_shared, float* to_weight, float* to_bias) {
     const std::int64_t joints = job_.joints;
     // The graph is no longer needed: its buffer is reused for the rounded gradient.
-    for (std::int64_t at = 0; at < joints * width_; ++at) {
-      const Floats grad = load<kLanes>(to_graph_.of(0) + at * kLanes);
-      float* to = to_shared + at * kLanes;
-      store(to, load<kLanes>(to) + grad);
-      store(graph_.of(0) + at * kLanes, rounded(grad));
+    for (std::int64_t u = 0; u < joints; ++u) {
+      for (std::int64_t i = 0; i < job_.subsets; ++i) {
+        for (std::int64_t v = 0; v < joints; ++v) {
+          const std::int64_t at = u * width_ + i * joints + v;
+          const Floats grad = load<kLanes>(to_graph_.of(0) + at * kLanes);
+          float* to = to_shared + ((i * joints + u) * joints + v) * kLanes;
+          store(to, load<kLanes>(to) + grad);
+          store(graph_.of(0) + at * kLanes, rounded(grad));
+        }
+      }
     }
     for (std::int64_t i = 0; i < job_.subsets; ++i) {
       const float* weight = static_cast<const float*>(job_.weight) + i * job_.relations * job_.channels + channel;

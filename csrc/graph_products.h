@@ -54,67 +54,92 @@ struct MicroKernel {
   SHAPMIX_SIMD_BODY static void add_product(Sums& sums, const Sums& left, const Sums& right) { sums += left * right; }
 };
 
-// Calls emit(row, column, sum over k of a[row][k] * b[column][k]), per lane; strides are in vectors.
-template <class M, class Emit>
-SHAPMIX_SIMD_BODY void products(const typename M::Factor* a, std::int64_t a_row, std::int64_t a_k, std::int64_t rows,
-                                const typename M::Factor* b, std::int64_t b_row, std::int64_t b_k, std::int64_t columns,
-                                std::int64_t depth, const Emit& emit) {
+// One factor of a product: rows of vectors along the reduced axis k. Strides are in vectors.
+template <class Number>
+struct Factor {
+  const Number* from;
+  std::int64_t rows;
+  std::int64_t row_stride;
+  std::int64_t k_stride;
+};
+
+inline std::int64_t tiles_of(std::int64_t count, std::int64_t tile) { return (count + tile - 1) / tile; }
+
+// Number of tiles of `products`.
+template <class M>
+std::int64_t product_tiles(std::int64_t rows, std::int64_t columns) {
+  return tiles_of(rows, M::kRows) * tiles_of(columns, M::kColumns);
+}
+
+// One tile of `products`. A partial tile repeats the last row or column and emits it once.
+template <class M, bool kWhole, class Start, class Emit>
+SHAPMIX_SIMD_BODY void product_tile(const Factor<typename M::Factor>& a, const Factor<typename M::Factor>& b, std::int64_t row,
+                                    std::int64_t column, std::int64_t depth, const Start& start, const Emit& emit) {
   constexpr int kLanes = M::kLanes;
   using Factors = Lanes<typename M::Factor, kLanes>;
-  for (std::int64_t row = 0; row < rows; row += M::kRows) {
-    for (std::int64_t column = 0; column < columns; column += M::kColumns) {
-      // A partial tile repeats the last row or column and emits it once.
-      const typename M::Factor* from_a[M::kRows];
-      const typename M::Factor* from_b[M::kColumns];
+  const auto row_at = [&](int i) __attribute__((always_inline)) { return kWhole ? row + i : std::min(row + i, a.rows - 1); };
+  const auto column_at = [&](int j)
+                             __attribute__((always_inline)) { return kWhole ? column + j : std::min(column + j, b.rows - 1); };
+  const typename M::Factor* from_a[M::kRows];
+  const typename M::Factor* from_b[M::kColumns];
+  typename M::Sums sums[M::kRows][M::kColumns];
 #pragma GCC unroll 8
-      for (int i = 0; i < M::kRows; ++i) from_a[i] = a + std::min(row + i, rows - 1) * a_row * kLanes;
+  for (int i = 0; i < M::kRows; ++i) from_a[i] = a.from + row_at(i) * a.row_stride * kLanes;
 #pragma GCC unroll 8
-      for (int j = 0; j < M::kColumns; ++j) from_b[j] = b + std::min(column + j, columns - 1) * b_row * kLanes;
-      typename M::Sums sums[M::kRows][M::kColumns] = {};
-      for (std::int64_t k = 0; k < depth; ++k) {
-        Factors left[M::kRows];
+  for (int j = 0; j < M::kColumns; ++j) from_b[j] = b.from + column_at(j) * b.row_stride * kLanes;
 #pragma GCC unroll 8
-        for (int i = 0; i < M::kRows; ++i) left[i] = load_words<kLanes>(from_a[i] + k * a_k * kLanes);
+  for (int i = 0; i < M::kRows; ++i) {
 #pragma GCC unroll 8
-        for (int j = 0; j < M::kColumns; ++j) {
-          const Factors right = load_words<kLanes>(from_b[j] + k * b_k * kLanes);
+    for (int j = 0; j < M::kColumns; ++j) sums[i][j] = start(row_at(i), column_at(j));
+  }
+  for (std::int64_t k = 0; k < depth; ++k) {
+    Factors left[M::kRows];
 #pragma GCC unroll 8
-          for (int i = 0; i < M::kRows; ++i) M::add_product(sums[i][j], left[i], right);
-        }
-      }
+    for (int i = 0; i < M::kRows; ++i) left[i] = load_words<kLanes>(from_a[i] + k * a.k_stride * kLanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < M::kRows; ++i) {
+    for (int j = 0; j < M::kColumns; ++j) {
+      const Factors right = load_words<kLanes>(from_b[j] + k * b.k_stride * kLanes);
 #pragma GCC unroll 8
-        for (int j = 0; j < M::kColumns; ++j) {
-          if (row + i < rows && column + j < columns) emit(row + i, column + j, sums[i][j]);
-        }
-      }
+      for (int i = 0; i < M::kRows; ++i) M::add_product(sums[i][j], left[i], right);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < M::kRows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < M::kColumns; ++j) {
+      if (kWhole || (row + i < a.rows && column + j < b.rows)) emit(row + i, column + j, sums[i][j]);
     }
   }
 }
 
-// Offsets of the columns (subset, joint) of a row's graphs in the features of one frame.
-inline std::vector<std::int64_t> feature_columns(const GraphConvJob& job) {
-  std::vector<std::int64_t> columns;
-  for (std::int64_t i = 0; i < job.subsets; ++i) {
-    for (std::int64_t v = 0; v < job.joints; ++v) columns.push_back(v * job.feature_stride + i * job.channels);
+// Calls emit(row, column, start(row, column) + sum over k of a[row][k] * b[column][k]), per lane, and after_tile() once per tile.
+template <class M, class Start, class Emit, class AfterTile>
+SHAPMIX_SIMD_BODY void products(const Factor<typename M::Factor>& a, const Factor<typename M::Factor>& b, std::int64_t depth,
+                                const Start& start, const Emit& emit, const AfterTile& after_tile) {
+  for (std::int64_t row = 0; row < a.rows; row += M::kRows) {
+    for (std::int64_t column = 0; column < b.rows; column += M::kColumns) {
+      if (row + M::kRows <= a.rows && column + M::kColumns <= b.rows) {
+        product_tile<M, true>(a, b, row, column, depth, start, emit);
+      } else {
+        product_tile<M, false>(a, b, row, column, depth, start, emit);
+      }
+      after_tile();
+    }
   }
-  return columns;
 }
 
-// Offsets of the edges [u][v] of the first subset in a row's graphs [u][S V].
-inline std::vector<std::int64_t> graph_places(const GraphConvJob& job) {
-  std::vector<std::int64_t> places;
-  for (std::int64_t u = 0; u < job.joints; ++u) {
-    for (std::int64_t v = 0; v < job.joints; ++v) places.push_back(u * job.subsets * job.joints + v);
-  }
-  return places;
+// Calls emit(row, column, sum over k of a[row][k] * b[column][k]), per lane.
+template <class M, class Emit>
+SHAPMIX_SIMD_BODY void products(const Factor<typename M::Factor>& a, const Factor<typename M::Factor>& b, std::int64_t depth,
+                                const Emit& emit) {
+  const auto zero = [](std::int64_t, std::int64_t) __attribute__((always_inline)) { return typename M::Sums{}; };
+  products<M>(a, b, depth, zero, emit, []() __attribute__((always_inline)) {});
 }
 
 // Partial sums of one worker over its rows.
 template <class Sum>
 struct PartialSums {
-  std::vector<Sum> shared;  // [V][S V] vectors of lanes
+  std::vector<Sum> shared;  // [S][V][V] vectors of lanes
   std::vector<Sum> weight;
   std::vector<Sum> bias;
 };

@@ -83,6 +83,15 @@ def test_graph_conv_of_cpp_is_the_reference(arguments: dict[str, Any]) -> None:
     check_graph_conv(arguments, "cpp")
 
 
+@pytest.mark.proves("graph_conv", backend="cpp")
+@pytest.mark.parametrize(("joints", "width", "relations"), [(25, 32, 8), (17, 24, 32), (13, 40, 5), (6, 48, 16)])
+@pytest.mark.parametrize("dtype", CPP)
+def test_graph_conv_of_cpp_on_many_frames(dtype: torch.dtype, joints: int, width: int, relations: int) -> None:
+    """Several blocks of frames and several lines of channels, the last ones of each partly filled."""
+    shape = Shape("long", None, (2, 3, 37, joints, 1), 5, subsets=3, width=width, relations=relations)
+    check_graph_conv(example("graph_conv", Batch(shape, dtype, CPU)), "cpp")
+
+
 @pytest.mark.proves("graph_conv", backend="triton")
 @settings(FEW, max_examples=min(10, FEW_EXAMPLES))
 @given(graphs(TRITON))
