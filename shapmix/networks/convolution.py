@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+HAS_ONEDNN = torch.backends.mkldnn.is_available()  # here, since torch.compile does not trace the call
 IMAGES = 16  # with fewer images and one thread, torch leaves oneDNN for a slower 1x1 convolution
 
 
 def is_by_onednn(x: Tensor) -> bool:
     """Whether torch computes convolutions of x with oneDNN."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and HAS_ONEDNN
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, like: Any) -> Tensor:
@@ -40,11 +41,11 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     n, channels, frames, joints = x.shape
     images = IMAGES if n * frames * joints % IMAGES == 0 else n * frames
     rows = x.permute(0, 2, 3, 1).reshape(images, 1, -1, channels).permute(0, 3, 1, 2)
-    rows = conv2d(rows, weight, None if bias is None else bias.detach())
-    y = rows.permute(0, 2, 3, 1).reshape(n, frames, joints, -1).permute(0, 3, 1, 2)
-    if bias is not None and bias.requires_grad:
-        y = _GradientOfBias.apply(y, bias)  # type: ignore[no-untyped-call]
-    return y
+    if bias is None or not bias.requires_grad or torch.compiler.is_compiling():  # it would warn of the function below
+        rows = conv2d(rows, weight, bias)
+    else:
+        rows = _GradientOfBias.apply(conv2d(rows, weight, bias.detach()), bias)  # type: ignore[no-untyped-call]
+    return rows.permute(0, 2, 3, 1).reshape(n, frames, joints, -1).permute(0, 3, 1, 2)
 
 
 def _undilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: int) -> Tensor:
@@ -59,7 +60,7 @@ def _undilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, pa
 
 
 class _GradientOfBias(torch.autograd.Function):
-    """The gradient of a bias [C'] that is already added to y [N, C', T, V]."""
+    """The gradient of a bias [C'] that is already added to y [N, C', 1, R]."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:

@@ -72,8 +72,9 @@ def normalised(
         y = y if shortcut is None else y + shortcut
         return torch.relu(y) if rectify else y
     weight, bias = (_joined([getattr(norm, name) for norm in norms]) for name in ("weight", "bias"))
-    if any(given is not None for given in biases):
-        bias = _ZeroGradients.apply(bias, *(given for given in biases if given is not None))  # type: ignore[no-untyped-call]
+    if any(given is not None for given in biases):  # for gradients of zero, as weight decay acts on parameters that have one
+        zeros = [torch.zeros_like(norm.bias) if given is None else 0 * given for norm, given in zip(norms, biases, strict=True)]
+        bias = bias + _joined(zeros)
     if isinstance(norms[0], SyncedBatchNorm):
         y, mean, variance, all_rows = synced_batch_norm(x, weight, bias, norms[0].eps)
         y = y if shortcut is None else y + shortcut
@@ -97,16 +98,3 @@ def normalised(
 def normalised_conv(x: Tensor, conv: Any, norm: Any) -> Tensor:
     """A convolution and the BatchNorm after it, in training mode, without a ReLU."""
     return normalised(convolved(x, [conv]), [norm], rectify=False, biases=[conv.bias])
-
-
-class _ZeroGradients(torch.autograd.Function):
-    """Returns x; the other tensors receive zeros as their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *others: Tensor) -> Tensor:
-        ctx.save_for_backward(*others)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad, *map(torch.zeros_like, ctx.saved_tensors)

@@ -150,3 +150,11 @@ def test_clips_of_another_shape_are_refused() -> None:
         network(torch.zeros(2, 3, 8, 17, 2))
     with pytest.raises(ValueError, match="layer width 12 is not a multiple of 8"):
         CTRGCN(NTU, 5, widths=(8, 12))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_torch_compile_takes_it_as_one_graph(training: bool) -> None:
+    network = CTRGCN(COCO, 5, num_people=1, widths=(8, 16)).train(training)
+    clips = torch.randn(3, 3, 8, 17, 1)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clips), network(clips))
