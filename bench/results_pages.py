@@ -45,6 +45,7 @@ GRIDS = {  # folder of bench/results -> grid
     "nw_ucla_short": Grid("nw_ucla_short", "Shap-Mix"),
     "penn_action": Grid("penn_action", "Shap-Mix"),
     "utd_mhad": Grid("utd_mhad", "Shap-Mix"),
+    "saliency_every": Grid("saliency_every", "every step"),
 }
 
 

@@ -128,3 +128,10 @@ def test_the_best_checkpoint_is_as_much_worse_as_the_page_says() -> None:
     tests = [json.loads(path.read_text())["test"] for path in (ROOT / "bench/results/nw_ucla_grid/cells").iterdir()]
     lost = mean(test["last"]["class_mean"] - test["best"]["class_mean"] for test in tests)
     assert f"its class mean is {100 * lost:.1f} points lower on average" in " ".join(page("results").split())
+
+
+def test_accuracy_with_fewer_measurements_is_that_of_the_results_file() -> None:
+    table, text = (ROOT / "bench" / "results" / "saliency_every" / "table.md").read_text(encoding="utf-8"), page("own_loop")
+    for name, option in (("second", "every=2"), ("fourth", "every=4")):
+        (line,) = re.findall(rf"^\| every {name} step \| .* \| ([-+][\d.]+ ± [\d.]+) \| 5 \|", table, re.MULTILINE)
+        assert re.search(rf"{re.escape(line)} points\s+with `{option}`", text), name
