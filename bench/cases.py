@@ -86,16 +86,22 @@ def forward(op: str, change: Callable[[Arguments], Arguments] = lambda arguments
 
 
 def forward_backward(op: str, leaves: tuple[str, ...], bytes_of_backward: Callable[[Arguments], int]) -> Callable[[Batch], Problem]:
-    """An op's example and the gradients of some arguments, of the sum of the first results."""
+    """An op's example and the gradients of some arguments: of the loss, or from a given gradient of a layer's output."""
 
     def make(batch: Batch) -> Problem:
         arguments = example(op, batch)
         arguments |= {name: arguments[name].clone().requires_grad_() for name in leaves}
         run, run_reference = getattr(kernels, op), reference_of(op)
         wanted = [arguments[name] for name in leaves]
+        above: list[Tensor] = []  # the gradient of the output, made once: in a network the layer above writes it
 
         def backward(found: Any) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(total(found), wanted)
+            first = found if isinstance(found, Tensor) else found[0]
+            if first.dim() == 0:
+                return torch.autograd.grad(total(found), wanted)
+            if not above:
+                above.append(torch.ones_like(first))
+            return torch.autograd.grad(first, wanted, above[0])
 
         return Problem(
             lambda backend: backward(run(**arguments, backend=backend)),
@@ -184,6 +190,7 @@ CASES = (
     Case("balanced_mix_loss", BOTH, forward_backward("balanced_mix_loss", ("logits",), loss_backward_bytes)),
     Case("graph_conv", "forward", forward("graph_conv")),
     Case("graph_conv", BOTH, forward_backward("graph_conv", GRAPH, graph_backward_bytes)),
+    Case("batch_norm", "forward", forward("batch_norm")),
     Case("batch_norm", BOTH, forward_backward("batch_norm", ("x", "shortcut"), norm_backward_bytes)),
     Case("join_branches", "", forward("join_branches")),
 )

@@ -46,11 +46,17 @@ def row(
         times: clock (`wall`, on a GPU also `cold` and `hot`) -> call (`op`, `copy`, for `wall` also `reference`) -> seconds.
             Wall times are interleaved.
 
-    Bandwidth and its ratio to the copy are computed from the cold device time if available, else from the wall time.
+    Bandwidth and its ratio to the copy are computed from the cold device time if available, else from the wall time, and then the
+    ratio is the median over rounds.
     """
     clock = "cold" if "cold" in times else "wall"
     wall, headline = times["wall"], times[clock]
     op, copy = (median(headline[name]) for name in ("op", "copy"))
+    share: float | None
+    if clock == "wall":
+        share = median(base / own for base, own in zip(wall["copy"], wall["op"], strict=True))
+    else:
+        share = copy / op if op else None
     return {
         "ops": case.ops,
         "variant": case.variant,
@@ -63,7 +69,7 @@ def row(
         "bytes_moved": bytes_moved,
         "clock": clock,
         "gb_per_s": round(bytes_moved / op / 1e9, 3) if op else None,
-        "copy_share": round(copy / op, 3) if op else None,
+        "copy_share": None if share is None else round(share, 3),
         "speedup": quantiles([base / own for base, own in zip(wall["reference"], wall["op"], strict=True)]),
         "seconds": {name: {what: quantiles(own) for what, own in timed.items()} for name, timed in times.items()},
     }
