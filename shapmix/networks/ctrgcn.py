@@ -32,7 +32,7 @@ from shapmix.reference.coalition import CoalitionClips
 
 CHANNELS_LAST = torch.channels_last
 CACHED_BYTES = 4 * 64 * 25 * 64 * 4  # activations of one layer per thread: four rows of the published network
-FEWEST_ROWS = 16  # below this, torch's convolutions fall back from oneDNN to a slow path on one thread
+FEWEST_ROWS = 32  # on one thread: with fewer, the calls of ten layers cost more than caches save
 
 
 class GraphUnit(ctrgcn_reference.GraphUnit):
