@@ -32,7 +32,7 @@ COMMANDS = {
     for name in re.findall(r"plans/(\w+)\.yaml", block)
 }
 BATCH = {"kinetics_lt": 160, "penn_action": 24}
-ELSEWHERE = {"nw_ucla", "nw_ucla_choice", "nw_ucla_short", "utd_mhad"}  # docs/results.md
+ELSEWHERE = {"nw_ucla", "nw_ucla_choice", "nw_ucla_short", "utd_mhad", "saliency_every"}  # docs/results.md
 ELSEWHERE |= {"rule_nw_ucla", "rule_penn_action"}  # docs/experiments.md
 SHORT = ["epochs=2", "saliency.warmup-epochs=1", "schedule.warmup-epochs=0", "num-frames=8", "precision=fp32", "threads=1"]
 SHORT += ["test-clips=2"]
