@@ -379,14 +379,6 @@ def test_report_says_what_it_cannot_show(tmp_path: Path) -> None:
         roofline([made_up(shown="red")], tmp_path / "none.png")
 
 
-def test_committed_results_make_a_table() -> None:
-    rows = read_rows(ROOT / "bench" / "results" / "cpu_ops.json")
-    shown = tables(rows)
-    assert {op for found in rows for op in found["ops"].split(" + ")} == {op for case in CASES for op in case.ops.split(" + ")}
-    assert all(found["speedup"]["p20"] <= found["speedup"]["p50"] <= found["speedup"]["p80"] for found in rows)
-    assert "mix_clips, k400" in shown
-
-
 def test_benchmarks_write_what_the_report_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(measure.COPIED, "cpu", 1 << 16)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from bench import copy_speed
 from bench.network import memory_line, table
 
 ROOT = Path(__file__).parents[2]
@@ -22,19 +23,22 @@ def page(name: str) -> str:
 
 
 def test_the_speed_of_the_network_is_that_of_the_results_file() -> None:
-    found, text = results_file("cpu_network"), page("speed")
-    if "instruction sets" in found:
-        assert table(found) in text
-        assert memory_line(found) in text
-        return
-    rows = {"coalition forward": "coalition forward", "training, forward and backward": "training forward and backward"}
-    for shown, key in (rows | {"whole Shap-Mix step": "shapmix step"}).items():
-        seconds = {variant: value["p50"] for variant, value in found[key]["seconds"].items()}
-        ratios = f"{seconds['speed-up float32']:.1f}x | {seconds['speed-up bfloat16']:.1f}x"
-        assert f"| {shown} | {seconds['reference']:.2f} s | {ratios} |" in text, key
-    peak = found["peak bytes"]
-    shares = " | ".join(f"{peak[half] / peak['reference']:.2f} of it" for half in ("float32", "bfloat16"))
-    assert f"| peak memory of training | {peak['reference'] / 1e9:.2f} GB | {shares} |" in text
+    found = results_file("cpu_network")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table(found) in page("speed")
+    assert table(found) in readme
+    assert memory_line(found)[1:] in page("speed")
+    of_step = {isa: of["whole step, published budget"]["speed-up"] for isa, of in found["instruction sets"].items()}
+    first_screen = " ".join(readme[:2000].split())
+    assert f"{of_step['avx2']['float32']['p50']:.1f}x faster than the eager reference on a CPU with AVX2" in first_screen
+    assert f"{of_step['avx512']['float32']['p50']:.1f}x with AVX-512" in first_screen
+    assert f"{of_step['avx512']['bfloat16']['p50']:.1f}x there in bfloat16" in first_screen
+
+
+def test_the_speed_of_single_ops_is_that_of_the_results_file() -> None:
+    found, text = results_file("cpu_rows"), page("speed")
+    assert copy_speed.table(found) in text
+    assert {row["ops"] for run in found["runs"] for row in run["rows"]} == {case.ops for case in copy_speed.cases()}
 
 
 def test_steps_beside_other_programs_are_those_of_the_results_file() -> None:
