@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from bench import instruction_counts
 from shapmix.kernels import triton_unit
 from shapmix.kernels.triton_launch import Launch, record_launches
-from shapmix.networks import aagcn, ctrgcn, ctrgcn_reference, stgcn
+from shapmix.networks import aagcn, convolution, ctrgcn, ctrgcn_reference, stgcn
 from shapmix.networks.ctrgcn import takes_coalitions
 from shapmix.reference.coalition import CoalitionClips, coalition_inputs
 from shapmix.skeleton.layout import load_layout
@@ -252,7 +253,8 @@ def fake_network(ours: bool, training: bool, backbone: str) -> Iterator[tuple[nn
     """The published network on fake tensors, and what records its passes."""
     counted = TorchOps()
     is_fused = ours and backbone == "ctrgcn"
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # Fake tensors lie on the CPU, but it is the path of a GPU that counts: without the shapes that oneDNN prefers.
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(convolution, "HAS_ONEDNN", False):
         make: Any = BACKBONES[backbone] if ours or backbone != "ctrgcn" else ctrgcn_reference.CTRGCN
         network = make(load_layout("ntu25"), CLASSES, num_people=PEOPLE).train(training)
         if is_fused:

@@ -32,7 +32,7 @@ from shapmix.reference.coalition import CoalitionClips
 
 CHANNELS_LAST = torch.channels_last
 CACHED_BYTES = 4 * 64 * 25 * 64 * 4  # activations of one layer per thread: four rows of the published network
-FEWEST_ROWS = 32  # on one thread: with fewer, the calls of ten layers cost more than caches save
+FEWEST_ROWS = 32  # with fewer, the calls of ten layers cost more than caches save
 
 
 class GraphUnit(ctrgcn_reference.GraphUnit):
@@ -208,7 +208,7 @@ class CTRGCN(ctrgcn_reference.CTRGCN):
             return len(x)
         width = self.layers[0].gcn1.bn.num_features
         rows = CACHED_BYTES * torch.get_num_threads() // (width * x[0, 0].numel() * 4)
-        return max(rows, 1 if torch.get_num_threads() > 1 else FEWEST_ROWS)
+        return max(rows, FEWEST_ROWS)
 
 
 def takes_coalitions(network: nn.Module) -> bool:
