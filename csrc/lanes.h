@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "element.h"
 #include "isa.h"
@@ -65,6 +66,19 @@ SHAPMIX_SIMD_BODY void store(Bfloat16* to, const Vector& value) {
   words += (0x7fff + ((words >> 16) & 1)) & is_number;
   const auto stored = __builtin_convertvector(words >> 16, Lanes<std::uint16_t, kLanes>);
   std::memcpy(to, &stored, sizeof(stored));
+}
+
+// The vector whose lane i is lane Order::of(i) of `a` followed by `b`, both of kLanes lanes.
+template <class Order, class Number, int... kLane>
+SHAPMIX_SIMD_BODY Lanes<Number, sizeof...(kLane)> shuffled(const Lanes<Number, sizeof...(kLane)>& a,
+                                                           const Lanes<Number, sizeof...(kLane)>& b,
+                                                           std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Order::of(kLane)...);
+#else
+  using Index = std::conditional_t<sizeof(Number) == 8, std::int64_t, std::int32_t>;
+  return __builtin_shuffle(a, b, Lanes<Index, sizeof...(kLane)>{Order::of(kLane)...});
+#endif
 }
 
 // Calls body<lanes>(channel) for whole vectors of channels, then for single channels.

@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "isa.h"
+#include "lanes.h"
 #include "parallel.h"
 #include "philox.h"
 #include "scratch.h"
@@ -59,24 +60,46 @@ struct Augment {
   const bool* kept = nullptr;  // [V]
 };
 
-template <class Real>
+// Some consecutive frames of a clip.
+struct Frames {
+  std::int64_t begin;
+  std::int64_t end;
+
+  std::int64_t count() const { return end - begin; }
+};
+
+// The last vector overlaps the one before it.
+template <class Set, class Real>
 SHAPMIX_SIMD_BODY void blend_rows(Real* __restrict out, const Real* before, const Real* after, Real weight_before,
                                   Real weight_after, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = before[i] * weight_before + after[i] * weight_after;
+  constexpr int kLanes = kLanesOf<Set, Real>;
+  const auto blend = [&](std::int64_t i) {
+    store(out + i, load<kLanes>(before + i) * weight_before + load<kLanes>(after + i) * weight_after);
+  };
+  if (count < kLanes) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] = before[i] * weight_before + after[i] * weight_after;
+    return;
+  }
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) blend(i);
+  if (i < count) blend(count - kLanes);
 }
 
 // Half-pixel centres (align_corners=False), with positions and weights as in torch's CPU kernel. A crop of the clip's length at its
-// own speed is copied without arithmetic.
-template <class Real>
-SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Augment<Real>& augment, const Layout& clip) {
+// own speed is copied without arithmetic. `people`: [M][frames, V, C].
+template <class Set, class Real>
+SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Augment<Real>& augment, const Layout& clip,
+                              const Frames& frames) {
   const std::int64_t width = clip.body();
+  const std::int64_t person = frames.count() * width;
   const Real scale = static_cast<Real>(crop.length) / static_cast<Real>(clip.frames);
-  for (std::int64_t t = 0; t < clip.frames; ++t) {
+  for (std::int64_t t = frames.begin; t < frames.end; ++t) {
+    Real* to = people + (t - frames.begin) * width;
     const std::int64_t shown = augment.reversed ? clip.frames - 1 - t : t;
     if (crop.length == clip.frames && augment.pace == nullptr) {
       const Real* from = crop.first + shown * clip.recorded_frame();
       for (std::int64_t m = 0; m < clip.people; ++m) {
-        std::memcpy(people + m * clip.person() + t * width, from + m * width, static_cast<std::size_t>(width) * sizeof(Real));
+        std::memcpy(to + m * person, from + m * width, static_cast<std::size_t>(width) * sizeof(Real));
       }
       continue;
     }
@@ -87,50 +110,156 @@ SHAPMIX_SIMD_BODY void resize(Real* people, const Crop<Real>& crop, const Augmen
     const std::int64_t after = std::min(before + 1, crop.length - 1);
     const Real weight = std::min(position - static_cast<Real>(before), Real(1));
     for (std::int64_t m = 0; m < clip.people; ++m) {
-      blend_rows(people + m * clip.person() + t * width, crop.first + before * clip.recorded_frame() + m * width,
-                 crop.first + after * clip.recorded_frame() + m * width, Real(1) - weight, weight, width);
+      blend_rows<Set>(to + m * person, crop.first + before * clip.recorded_frame() + m * width,
+                      crop.first + after * clip.recorded_frame() + m * width, Real(1) - weight, weight, width);
     }
   }
 }
 
-// Writes the three coordinates of every joint to their planes, rotated if there is a rotation. kPeople > 0 fixes the number of
-// people at compile time, so that loads and stores vectorise.
-template <int kPeople, bool kTurned, class Real>
-SHAPMIX_SIMD_BODY void spread(Real* __restrict x, Real* __restrict y, Real* __restrict z, const Real* people,
+// Orders of lanes that split kLanes joints of three coordinates. One coordinate's elements lie at different lanes of the three
+// vectors: two selections collect them, and a permutation puts them in the order of joints.
+// The vector (0 to 2) that holds the axis at a lane.
+constexpr int vector_at(int axis, int lane, int lanes) { return lane % 3 == axis ? 0 : (lane + lanes) % 3 == axis ? 1 : 2; }
+
+template <int kLanes, int kAxis>
+struct FirstOrSecond {
+  static constexpr int of(int lane) { return vector_at(kAxis, lane, kLanes) == 0 ? lane : kLanes + lane; }
+};
+
+template <int kLanes, int kAxis>
+struct EarlierOrThird {
+  static constexpr int of(int lane) { return vector_at(kAxis, lane, kLanes) == 2 ? kLanes + lane : lane; }
+};
+
+// Pairs of people are interleaved within blocks of 16 bytes, the only order in which all instruction sets have one instruction for
+// it. So a block has joints of the first half, then joints of the second.
+template <int kLanes, int kBlock>
+constexpr int joint_at(int lane) {
+  const int block = lane / kBlock, place = lane % kBlock, half = kBlock / 2;
+  return block * half + (place < half ? place : kLanes / 2 + place - half);
+}
+
+template <int kLanes, int kBlock, int kPeople, int kAxis>
+struct ByJoint {
+  static constexpr int of(int lane) { return (3 * (kPeople == 2 ? joint_at<kLanes, kBlock>(lane) : lane) + kAxis) % kLanes; }
+};
+
+template <int kLanes, int kBlock, int kHalf>
+struct Interleave {
+  static constexpr int of(int lane) {
+    const int place = lane % kBlock;
+    return lane - place + kHalf * kBlock / 2 + place / 2 + (place % 2) * kLanes;
+  }
+};
+
+// One coordinate of kLanes joints.
+template <int kPeople, int kAxis, int kLanes, class Real>
+SHAPMIX_SIMD_BODY Lanes<Real, kLanes> coordinate(const Real* joints) {
+  constexpr int kBlock = 16 / sizeof(Real);
+  constexpr std::make_integer_sequence<int, kLanes> kAll{};
+  const auto first = load<kLanes>(joints), second = load<kLanes>(joints + kLanes), third = load<kLanes>(joints + 2 * kLanes);
+  const auto earlier = shuffled<FirstOrSecond<kLanes, kAxis>, Real>(first, second, kAll);
+  const auto mixed = shuffled<EarlierOrThird<kLanes, kAxis>, Real>(earlier, third, kAll);
+  return shuffled<ByJoint<kLanes, kBlock, kPeople, kAxis>, Real>(mixed, mixed, kAll);
+}
+
+// Writes the three coordinates of kLanes joints of one or two people to their planes, rotated if there is a rotation.
+template <int kPeople, bool kTurned, int kLanes, class Real>
+SHAPMIX_SIMD_BODY void spread_lanes(Real* planes, std::int64_t plane, const Real* people, std::int64_t person,
+                                    const Rotation<Real>& rotation) {
+  constexpr int kBlock = 16 / sizeof(Real);
+  constexpr std::make_integer_sequence<int, kLanes> kAll{};
+  Lanes<Real, kLanes> joint[kPeople][3];
+  for (int m = 0; m < kPeople; ++m) {
+    const Real* from = people + m * person;
+    joint[m][0] = coordinate<kPeople, 0, kLanes>(from);
+    joint[m][1] = coordinate<kPeople, 1, kLanes>(from);
+    joint[m][2] = coordinate<kPeople, 2, kLanes>(from);
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    const Real* row = rotation.row[axis];
+    Lanes<Real, kLanes> shown[kPeople];
+    for (int m = 0; m < kPeople; ++m) {
+      const auto& of = joint[m];
+      shown[m] = kTurned ? row[0] * of[0] + row[1] * of[1] + row[2] * of[2] : of[axis];
+    }
+    Real* to = planes + axis * plane;
+    if constexpr (kPeople == 2) {
+      store(to, shuffled<Interleave<kLanes, kBlock, 0>, Real>(shown[0], shown[1], kAll));
+      store(to + kLanes, shuffled<Interleave<kLanes, kBlock, 1>, Real>(shown[0], shown[1], kAll));
+    } else {
+      store(to, shown[0]);
+    }
+  }
+}
+
+// Writes the three coordinates of the joints of people [M][joints, 3] to their planes, rotated if there is a rotation.
+// kPeople > 0 fixes the number of people at compile time.
+template <class Set, int kPeople, bool kTurned, class Real>
+SHAPMIX_SIMD_BODY void spread(Real* __restrict planes, const Real* __restrict people, std::int64_t joints,
                               const Rotation<Real>& rotation, const Layout& clip) {
   const std::int64_t num_people = kPeople > 0 ? kPeople : clip.people;
-  const std::int64_t person = clip.person();
+  const std::int64_t person = joints * 3;
+  Real* __restrict y = planes + clip.plane();
+  Real* __restrict z = y + clip.plane();
   const auto& r = rotation.row;
-  for (std::int64_t joint = 0; joint < clip.frames * clip.joints; ++joint) {
+  std::int64_t joint = 0;
+  if constexpr (kPeople > 0) {
+    constexpr int kLanes = kLanesOf<Set, Real>;
+    for (; joint + kLanes <= joints; joint += kLanes) {
+      spread_lanes<kPeople, kTurned, kLanes>(planes + joint * kPeople, clip.plane(), people + joint * 3, person, rotation);
+    }
+  }
+  for (; joint < joints; ++joint) {
     for (std::int64_t m = 0; m < num_people; ++m) {
       const Real* from = people + m * person + joint * 3;
       const std::int64_t to = joint * num_people + m;
-      x[to] = kTurned ? r[0][0] * from[0] + r[0][1] * from[1] + r[0][2] * from[2] : from[0];
+      planes[to] = kTurned ? r[0][0] * from[0] + r[0][1] * from[1] + r[0][2] * from[2] : from[0];
       y[to] = kTurned ? r[1][0] * from[0] + r[1][1] * from[1] + r[1][2] * from[2] : from[1];
       z[to] = kTurned ? r[2][0] * from[0] + r[2][1] * from[1] + r[2][2] * from[2] : from[2];
     }
   }
 }
 
-template <bool kTurned, class Real>
-SHAPMIX_SIMD_BODY void spread_three(Real* planes, const Real* people, const Rotation<Real>& rotation, const Layout& clip) {
-  Real* y = planes + clip.plane();
-  Real* z = y + clip.plane();
+template <class Set, bool kTurned, class Real>
+SHAPMIX_SIMD_BODY void spread_three(Real* planes, const Real* people, std::int64_t joints, const Rotation<Real>& rotation,
+                                    const Layout& clip) {
   switch (clip.people) {
-    case 1: return spread<1, kTurned>(planes, y, z, people, rotation, clip);
-    case 2: return spread<2, kTurned>(planes, y, z, people, rotation, clip);
-    default: return spread<0, kTurned>(planes, y, z, people, rotation, clip);
+    case 1: return spread<Set, 1, kTurned>(planes, people, joints, rotation, clip);
+    case 2: return spread<Set, 2, kTurned>(planes, people, joints, rotation, clip);
+    default: return spread<Set, 0, kTurned>(planes, people, joints, rotation, clip);
   }
 }
 
 // Writes any number of coordinates to their planes.
 template <class Real>
-SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restrict people, const Layout& clip) {
+SHAPMIX_SIMD_BODY void spread_any(Real* __restrict planes, const Real* __restrict people, std::int64_t joints, const Layout& clip) {
   for (std::int64_t c = 0; c < clip.channels; ++c) {
-    for (std::int64_t joint = 0; joint < clip.frames * clip.joints; ++joint) {
+    for (std::int64_t joint = 0; joint < joints; ++joint) {
       for (std::int64_t m = 0; m < clip.people; ++m) {
-        planes[c * clip.plane() + joint * clip.people + m] = people[m * clip.person() + joint * clip.channels + c];
+        planes[c * clip.plane() + joint * clip.people + m] = people[(m * joints + joint) * clip.channels + c];
       }
+    }
+  }
+}
+
+// Writes a clip whose joints are not moved. A few frames at a time: their rows stay in the L1 cache, and a multiple of the lanes
+// leaves no remainder for any number of joints.
+template <class Set, class Real>
+SHAPMIX_SIMD_BODY void spread_frames(Real* planes, const Crop<Real>& crop, const Rotation<Real>* rotation,
+                                     const Augment<Real>& augment, const Layout& clip, Real* people) {
+  constexpr std::int64_t kFrames = kLanesOf<Set, Real>;
+  for (std::int64_t begin = 0; begin < clip.frames; begin += kFrames) {
+    const Frames frames = {begin, std::min(begin + kFrames, clip.frames)};
+    const std::int64_t joints = frames.count() * clip.joints;
+    resize<Set>(people, crop, augment, clip, frames);
+    Real* to = planes + begin * clip.row();
+    if (rotation) {
+      spread_three<Set, true>(to, people, joints, *rotation, clip);
+    } else if (clip.channels == 3) {
+      spread_three<Set, false>(to, people, joints, Rotation<Real>{}, clip);
+    } else {
+      spread_any(to, people, joints, clip);
     }
   }
 }
@@ -308,17 +437,13 @@ struct SampleClip {
   SHAPMIX_SIMD_BODY static void run(Real* out, const Crop<Real>& crop, const Rotation<Real>* rotation, const Augment<Real>& augment,
                                     const SampleJob& job, Real* people, Real* parents) {
     const Layout clip = layout(job);
-    resize(people, crop, augment, clip);
     if (augment.moves) {
+      resize<Set>(people, crop, augment, clip, {0, clip.frames});
       // Functions of their own: inlined here, their loops and those of clips that are not augmented are slower.
       compiled<SpreadMoved<Real>>(Set::kIsa)(out, parents, people, rotation, augment, clip);
       if (augment.jitter) compiled<AddNoise<Real>>(Set::kIsa)(out, parents, augment, clip);
-    } else if (rotation) {
-      spread_three<true>(out, people, *rotation, clip);
-    } else if (clip.channels == 3) {
-      spread_three<false>(out, people, Rotation<Real>{}, clip);
     } else {
-      spread_any(out, people, clip);
+      spread_frames<Set>(out, crop, rotation, augment, clip, people);
     }
     if (job.bone) to_bones(out, parents, job.parents, clip);
     if (job.motion) to_motion(out, clip);
