@@ -21,6 +21,7 @@ from torch import nn
 
 from shapmix import ShapMix, load_layout, prepare, train
 from shapmix.data.store import open_store
+from shapmix.experiments.plan import read_plan
 from shapmix.mixing.mixers import MIXERS
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.process import cpu
@@ -199,7 +200,8 @@ def test_an_experiment(tmp_path: Path) -> None:
     short = f"epochs: 2\n  batch-size: 32\n  num-frames: 8\n  n-max: 40\n  {network}"
     assert "  epochs: 6\n" in plan
     (tmp_path / "plan.yaml").write_text(plan.replace("epochs: 6", short))
-    commands, dry_run = blocks("experiments.md", "bash")
+    commands, dry_run, on_trial = blocks("experiments.md", "bash")
+    assert all(read_plan(DOCS.parent / name).cells for name in re.findall(r"bench/plans/\S+", on_trial))
     run_shell(commands, tmp_path)
     table = (tmp_path / "grid" / "table.md").read_text()
     assert "| Shap-Mix |" in table
