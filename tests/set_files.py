@@ -57,8 +57,8 @@ def uav_human(folder: Path, frames: int = 9) -> list[str]:
         for action in (0, 1):
             name = f"P{person:03d}S{len(names):02d}G10B10H10UC022000LC021000A{action:03d}R0_08241716"
             lines = [str(frames)]
-            for frame in range(frames):
-                bodies = [100 + 20 * motion(1, 17, 2, action)[0] + frame]
+            for frame, pose in enumerate(motion(frames, 17, 2, action)):
+                bodies = [100 + 20 * pose + frame]
                 if action:
                     bodies.append(bodies[0] + 300)
                 lines.append(str(len(bodies)))
