@@ -14,7 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(?:python|cpp)\n(?:#|//) ((?:kernels|csrc)/[\w.]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MODULE = '#include "job.h"\n\nPYBIND11_MODULE(_native, module) { shapmix::Binding::run_all(module); }\n'
+MODULE = """#include "job.h"
+
+PYBIND11_MODULE(_native, module) {
+  shapmix::Binding::run_all(module);
+  module.def("cpu_info", [] {
+    using namespace pybind11::literals;
+    return pybind11::dict("isa"_a = "baseline", "isa_pinned"_a = false, "processor_sets"_a = pybind11::make_tuple("baseline"));
+  });
+}
+"""
 
 CHECK = """
 import sys
