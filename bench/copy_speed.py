@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +17,15 @@ from typing import Any
 
 import torch
 
-from bench import ROOT
 from bench.cases import CASES, SHAPES, Case
+from bench.instruction_sets import TITLES, available_sets, from_avx2, in_process, isa_environment
 from bench.machine import commit, machine
 from bench.measure import measure_all
-from bench.network import TITLES, isa_environment
 from bench.tables import NOT_MEASURED, markdown, name_of
-from shapmix.kernels import cpp
 from shapmix.kernels.checks import dtype_name
 from shapmix.process.cpu import prepare_cpu
 
+MODULE = "bench.copy_speed"
 CPU = torch.device("cpu")
 DTYPES = {dtype_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 BUDGET = 0.3  # seconds per op
@@ -47,15 +45,6 @@ def measure(shapes: Sequence[str], dtypes: Sequence[str], budget: float) -> list
     return list(measure_all(CPU, chosen, [DTYPES[name] for name in dtypes], cases(), budget))
 
 
-def in_process(environment: dict[str, str], *options: object) -> Any:
-    """What this command with more options prints in a new process, parsed."""
-    command = [sys.executable, "-m", "bench.copy_speed", "--measure", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"bench.copy_speed: `{' '.join(command)}` failed; its message is above")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def table(content: dict[str, Any]) -> str:
     """A results file as a Markdown table: the share of copy speed and the speed-up over the reference in each process."""
     head = ["op, shape"]
@@ -73,8 +62,7 @@ def read_arguments(argv: Sequence[str] | None, sets: Sequence[str]) -> argparse.
     """Parses the options; ends with a message if the output is missing or there are fewer than one thread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    from_avx2 = [isa for isa in sets if isa != "baseline"] or sets
-    parser.add_argument("--isa", nargs="+", choices=sets, default=from_avx2, help="default: all of this processor from AVX2 up")
+    parser.add_argument("--isa", nargs="+", choices=sets, default=from_avx2(sets), help="default: this processor's from AVX2 up")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 and 2")
     parser.add_argument("--shapes", nargs="+", choices=NAMES, default=NAMES[:1], help=f"default: {NAMES[0]}")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"], help="default: float32")
@@ -91,10 +79,8 @@ def read_arguments(argv: Sequence[str] | None, sets: Sequence[str]) -> argparse.
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, writes the results file and prints its table."""
     load = os.getloadavg()[0]
-    found = cpp.instruction_set()
-    if found is None:
-        raise SystemExit(f"bench.copy_speed: {cpp.load()[1]}")
-    arguments = read_arguments(argv, found.available)
+    sets = available_sets(MODULE)
+    arguments = read_arguments(argv, sets)
     if arguments.measure:
         prepare_cpu(arguments.threads[0])
         print(json.dumps(measure(arguments.shapes, arguments.dtypes, arguments.budget)))
@@ -105,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common = ["--shapes", *arguments.shapes, "--dtypes", *arguments.dtypes, "--budget", arguments.budget]
     for threads in arguments.threads:
         for isa in arguments.isa:
-            rows = in_process(isa_environment(isa, found.available[-1]), *common, "--threads", threads)
+            rows = in_process(MODULE, isa_environment(isa, sets[-1]), "--measure", *common, "--threads", threads)
             content["runs"].append({"isa": isa, "threads": threads, "rows": rows})
             print(f"measured {TITLES[isa]}, threads: {threads}", file=sys.stderr)
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")

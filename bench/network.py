@@ -19,28 +19,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import ROOT
 from bench.cases import NTU, total
+from bench.instruction_sets import TITLES, available_sets, from_avx2, in_process, isa_environment
 from bench.machine import commit, machine, peak_bytes
 from bench.timing import interleaved, quantiles, seconds
 from shapmix import ShapMix
-from shapmix.kernels import cpp
 from shapmix.kernels.examples import Batch, Shape
 from shapmix.mixing.estimators import ESTIMATORS
 from shapmix.networks import ctrgcn, ctrgcn_reference
 from shapmix.process.cpu import multiplies_bf16, prepare_cpu
 
+MODULE = "bench.network"
 CLIPS, ROUNDS = 8, 5
 ESTIMATOR = "official"  # two forward passes per clip, whatever the size of the batch
 CPU, HALF = torch.device("cpu"), torch.bfloat16
@@ -48,11 +47,6 @@ PRECISIONS = ("float32", "bfloat16")
 PASSES = ("coalition forward", "training pass")
 STEPS = ("whole step, published budget", "whole step, half budget")
 PRODUCTS = ((1024, 1024, 1024), (2048, 512, 512), (25600, 64, 192), (6400, 256, 256))  # rows, a multiple of 16; depth, columns
-TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
-TORCH_ENVIRONMENT = {
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-    "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
-}
 Run = Callable[[], object]
 Of = Callable[[nn.Module, bool], Run]  # what is timed, of a network, in bfloat16 or not
 Times = dict[str, list[float]]
@@ -215,8 +209,8 @@ def measure_pass(of: Of, shape: Shape, product: Product, options: Options) -> di
     pair = networks(shape)
     runs = variants(of, pair, options.precisions)
     count = flops(of(pair["op"], False))
-    results = {name: run() for name, run in runs.items()}
-    distance = {name: relative(results[name], results["reference"]) for name in options.precisions}  # type: ignore[arg-type]
+    results = {name: cast(Tensor, run()) for name, run in runs.items()}
+    distance = {name: relative(results[name], results["reference"]) for name in options.precisions}
     times = interleaved({**runs, "product": product.run}, CPU, budget=0, least=options.rounds, most=options.rounds)
     return {**row(times, product, count), "distance": distance}
 
@@ -253,20 +247,6 @@ def one_training_run(clips: int, name: str) -> Run:
     return variants(training(batch), networks(batch.shape), PRECISIONS)[name]
 
 
-def isa_environment(isa: str, widest: str) -> dict[str, str]:
-    """Variables that pin an instruction set in a new process."""
-    return {**os.environ, "SHAPMIX_ISA": isa, **({} if isa == widest else TORCH_ENVIRONMENT[isa])}
-
-
-def in_process(environment: dict[str, str], *options: object) -> Any:
-    """What this command with more options prints in a new process, parsed."""
-    command = [sys.executable, "-m", "bench.network", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"bench.network: `{' '.join(command)}` failed; its message is above")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare_sets(arguments: argparse.Namespace, sets: Sequence[str], widest: str) -> dict[str, Any]:
     """Every row of every instruction set, and the peak memory of a training pass."""
     common = ["--threads", torch.get_num_threads(), "--clips", arguments.clips, "--rounds", arguments.rounds]
@@ -275,11 +255,11 @@ def compare_sets(arguments: argparse.Namespace, sets: Sequence[str], widest: str
     for isa in sets:
         fast = PRECISIONS if isa == widest and multiplies_bf16() else PRECISIONS[:1]
         precisions = arguments.precision or fast
-        found[isa] = in_process(isa_environment(isa, widest), *common, "--measure", "--precision", *precisions)
+        found[isa] = in_process(MODULE, isa_environment(isa, widest), *common, "--measure", "--precision", *precisions)
         print(f"measured {TITLES[isa]}", file=sys.stderr)
     measured = {name for isa in sets for name in found[isa][PASSES[0]]["seconds"]}
     peak = {
-        name: in_process(isa_environment(widest, widest), *common, "--memory-of", name)
+        name: in_process(MODULE, isa_environment(widest, widest), *common, "--memory-of", name)
         for name in ("reference", *PRECISIONS)
         if name in measured
     }
@@ -335,10 +315,8 @@ def read_arguments(argv: Sequence[str] | None, sets: Sequence[str]) -> argparse.
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures, writes the results file and prints its table."""
     load = os.getloadavg()[0]
-    found = cpp.instruction_set()
-    if found is None:
-        raise SystemExit(f"bench.network: {cpp.load()[1]}")
-    arguments = read_arguments(argv, found.available)
+    sets = available_sets(MODULE)
+    arguments = read_arguments(argv, sets)
     prepare_cpu(arguments.threads)
     if arguments.memory_of is not None:
         print(peak_bytes(one_training_run(arguments.clips, arguments.memory_of)))
@@ -347,11 +325,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = Options(arguments.clips, arguments.rounds, tuple(arguments.precision), arguments.estimator)
         print(json.dumps(measure(options)))
         return
-    from_avx2 = [isa for isa in found.available if isa != "baseline"] or found.available
     given = " ".join(sys.argv[1:] if argv is None else argv)
     content: dict[str, Any] = {"command": f"python -m bench.network {given}", "commit": commit(), "machine": machine()}
     content |= {"clips": arguments.clips, "threads": torch.get_num_threads(), "load average": round(load, 2)}
-    content |= compare_sets(arguments, arguments.isa or from_avx2, found.available[-1])
+    content |= compare_sets(arguments, arguments.isa or from_avx2(sets), sets[-1])
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{table(content)}\n\n{memory_line(content)}")
 

@@ -2,8 +2,7 @@
 
 from importlib import metadata
 
-import shapmix.process.ending
-import shapmix.process.openmp  # noqa: F401 (before torch, since it decides how torch's threads wait)
+import shapmix.process.openmp  # noqa: F401 (first: decides how torch's threads wait, and loads the handling of Ctrl-C)
 from shapmix.mixing.mixer import ShapMix
 from shapmix.mixing.mixers import MixedBatch
 from shapmix.process.cpu import prepare_cpu

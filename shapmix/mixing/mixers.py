@@ -12,6 +12,7 @@ a custom mixer, register it before `ShapMix` or a configuration uses it:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import MixPlan
 from shapmix.kernels import draw_plan, mix_clips
 from shapmix.process.choices import Registry
-from shapmix.reference.plan import draw_inverse_plan
+from shapmix.reference.plan import draw_window, drawn_parts, inverse_partners, mix_plan
 from shapmix.skeleton.layout import Layout
 
 _RIVAL = 6  # what the random words are for; see shapmix.draws.crops
@@ -365,17 +366,34 @@ def _pasted(batch: Batch, pasting: Pasting, *, guided: bool) -> MixedBatch:
 
 
 def _planned(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
-    tables = (pasting.saliency, pasting.priority, pasting.combinations, pasting.part_of_joint, batch.clips.shape[2])
-    options: dict[str, Any] = {
-        "seed": batch.seed,
-        "step": batch.step if batch.counter is None else batch.counter,
-        "guided": guided,
-        "temperature": pasting.temperature,
-        "blend_probability": pasting.blend_probability,
-    }
     if pasting.inverse:
-        return draw_inverse_plan(batch.labels, batch.counts, *tables, **options)
-    return draw_plan(batch.labels, *tables, **options, backend=pasting.backend)
+        return inverse_plan(batch, pasting, guided=guided)
+    tables = (pasting.saliency, pasting.priority, pasting.combinations, pasting.part_of_joint, batch.clips.shape[2])
+    return draw_plan(
+        batch.labels,
+        *tables,
+        seed=batch.seed,
+        step=batch.step if batch.counter is None else batch.counter,
+        guided=guided,
+        temperature=pasting.temperature,
+        blend_probability=pasting.blend_probability,
+        backend=pasting.backend,
+    )
+
+
+def inverse_plan(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
+    """The plan of `draw_plan`, but with partners drawn by `inverse_partners` instead of by one shift of the batch.
+
+    Raises:
+        ValueError: as `draw_plan`.
+    """
+    labels, frames = batch.labels, batch.clips.shape[2]
+    drawn: dict[str, Any] = {"seed": batch.seed, "step": batch.step if batch.counter is None else batch.counter}
+    window = draw_window(len(labels), frames, **drawn, blend_probability=pasting.blend_probability, device=labels.device)
+    partner = inverse_partners(labels, batch.counts, **drawn)
+    tables = (pasting.saliency, pasting.priority, pasting.combinations, pasting.part_of_joint)
+    parts = drawn_parts(labels, labels[partner], *tables, **drawn, guided=guided, temperature=pasting.temperature)
+    return replace(mix_plan(window, parts, pasting.part_of_joint, frames), partner=partner)
 
 
 def _column(share: Tensor, clips: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -71,51 +70,12 @@ def draw_plan(
 
     Source: paper sections 3.1 and 3.3; fixtures `stmix_*` and `shapmix_*`.
     """
-    n, device = len(labels), labels.device
-    window = draw_window(n, num_frames, seed=seed, step=step, blend_probability=blend_probability, device=device)
-    if guided:
-        partner_labels = labels[partner_of(n, window.shift)]
-        parts = guided_parts(
-            labels, partner_labels, saliency, priority, combinations, part_of_joint, seed=seed, step=step, temperature=temperature
-        )
-    else:
-        parts = random_parts(n, combinations, seed=seed, step=step)
-    return mix_plan(window, parts, part_of_joint, num_frames)
-
-
-def draw_inverse_plan(
-    labels: Tensor,
-    counts: Tensor,
-    saliency: Tensor,
-    priority: Tensor,
-    combinations: Tensor,
-    part_of_joint: Tensor,
-    num_frames: int,
-    *,
-    seed: int,
-    step: int | Tensor,
-    guided: bool = True,
-    temperature: float = 0.2,
-    blend_probability: float = 0.25,
-) -> MixPlan:
-    """`draw_plan` with the partner of each sample drawn by `inverse_partners` instead of one shift of the batch.
-
-    Args:
-        counts: [K] int64 training clips of each class; the others are as in `draw_plan`.
-
-    Raises:
-        ValueError: as `draw_plan`.
-    """
     n = len(labels)
     window = draw_window(n, num_frames, seed=seed, step=step, blend_probability=blend_probability, device=labels.device)
-    partner = inverse_partners(labels, counts, seed=seed, step=step)
-    if guided:
-        parts = guided_parts(
-            labels, labels[partner], saliency, priority, combinations, part_of_joint, seed=seed, step=step, temperature=temperature
-        )
-    else:
-        parts = random_parts(n, combinations, seed=seed, step=step)
-    return replace(mix_plan(window, parts, part_of_joint, num_frames), partner=partner)
+    tables = (saliency, priority, combinations, part_of_joint)
+    partner_labels = labels[partner_of(n, window.shift)]
+    parts = drawn_parts(labels, partner_labels, *tables, seed=seed, step=step, guided=guided, temperature=temperature)
+    return mix_plan(window, parts, part_of_joint, num_frames)
 
 
 def inverse_partners(labels: Tensor, counts: Tensor, *, seed: int, step: int | Tensor) -> Tensor:
@@ -130,7 +90,7 @@ def inverse_partners(labels: Tensor, counts: Tensor, *, seed: int, step: int | T
     return torch.where(drawn == itself, (itself + 1) % n, drawn)  # rounding at the sample's own border
 
 
-def guided_parts(
+def drawn_parts(
     labels: Tensor,
     partner_labels: Tensor,
     saliency: Tensor,
@@ -140,20 +100,22 @@ def guided_parts(
     *,
     seed: int,
     step: int | Tensor,
+    guided: bool,
     temperature: float,
 ) -> Tensor:
-    """[N] bit sets of pasted parts, by a combination from the softmax over the saliency of the rarer class of each pair."""
+    """[N] bit sets of pasted parts.
+
+    Guided: by a combination from the softmax over the saliency of the rarer class of each pair. Unguided: one random combination
+    for the whole batch.
+    """
+    if not guided:
+        word = random_words(seed, COMBINATION, step, 1, 4, combinations.device)[0, :1]
+        return combinations[integers(word, 0, len(combinations) - 1)].repeat(len(labels))
     rarer = torch.where(priority[labels] > priority[partner_labels], partner_labels, labels)
     cumulative = (saliency[rarer].double() / temperature).softmax(1).cumsum(1)  # [N, Q]
     point = uniform(random_words(seed, COMBINATION, step, len(labels), 4, labels.device)[:, :1])
     columns = torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp(max=cumulative.shape[1] - 1)
     return pasted_parts(combinations[columns], labels, partner_labels, priority, part_of_joint)
-
-
-def random_parts(batch: int, combinations: Tensor, *, seed: int, step: int | Tensor) -> Tensor:
-    """[N] bit sets of pasted parts: one random combination for the whole batch."""
-    word = random_words(seed, COMBINATION, step, 1, 4, combinations.device)[0, :1]
-    return combinations[integers(word, 0, len(combinations) - 1)].repeat(batch)
 
 
 def window_range(num_frames: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def test_a_process_prints_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_set_and_number_of_threads_has_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[str, tuple[object, ...]]] = []
 
-    def in_process(environment: dict[str, str], *options: object) -> list[dict[str, Any]]:
+    def in_process(_module: str, environment: dict[str, str], *options: object) -> list[dict[str, Any]]:
         started.append((environment["SHAPMIX_ISA"], options))
         share = 0.25 * len(started)
         return [{"ops": "mix_clips", "variant": "", "shape": "ntu", "dtype": "float32", "copy_share": share, "speedup": {"p50": 8}}]

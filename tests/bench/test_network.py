@@ -141,7 +141,7 @@ def test_the_table_has_the_columns_of_every_instruction_set() -> None:
 def test_a_results_file_says_how_it_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[dict[str, str], list[str]]] = []
 
-    def in_process(environment: dict[str, str], *options: object) -> Any:
+    def in_process(_module: str, environment: dict[str, str], *options: object) -> Any:
         asked.append((environment, list(map(str, options))))
         sets = content()["instruction sets"]
         return 10**9 if "--memory-of" in options else sets["avx512" if "bfloat16" in options else "avx2"]

@@ -35,6 +35,13 @@ def test_the_speed_of_the_network_is_that_of_the_results_file() -> None:
     assert f"{of_step['avx512']['bfloat16']['p50']:.1f}x there in bfloat16" in first_screen
 
 
+def test_a_measurement_in_every_second_step_saves_a_tenth() -> None:
+    assert "`every=2` saves a tenth of a step of the published network" in page("own_loop")
+    for found in results_file("cpu_network")["instruction sets"].values():
+        published, half = (found[f"whole step, {budget} budget"]["speed-up"]["float32"]["p50"] for budget in ("published", "half"))
+        assert 0.08 < 1 - published / half < 0.13
+
+
 def test_the_speed_of_single_ops_is_that_of_the_results_file() -> None:
     found, text = results_file("cpu_rows"), page("speed")
     assert copy_speed.table(found) in text

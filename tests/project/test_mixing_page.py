@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from bench import mixing_page
 from shapmix.data.clips import Splits
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -19,45 +18,40 @@ SMALL = ["--num-frames", "16", "--network.widths", "8", "--network.halve", "0", 
 SMALL += ["--threads", "1", "--device", "cpu"]
 
 
-@pytest.fixture
-def mixing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(DOCS))
-    return importlib.import_module("mixing")
-
-
 def pictures() -> set[str]:
     return set(re.findall(r"\]\((mixing_\w+\.png)\)", (DOCS / "mixing.md").read_text(encoding="utf-8")))
 
 
 @pytest.mark.usefixtures("small_data")
-def test_one_command_draws_every_picture(mixing: ModuleType, tmp_path: Path, small_splits: Splits) -> None:
+def test_one_command_draws_every_picture(tmp_path: Path, small_splits: Splits) -> None:
     results = tmp_path / "seen.json"
-    mixing.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--results", str(results), *SMALL])
+    command = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--results", str(results), *SMALL]
+    mixing_page.main(command)
     drawn = {path.name for path in tmp_path.glob("*.png") if path.stat().st_size > 5000}
     assert drawn == pictures()
     seen = json.loads(results.read_text())["embedded data"]["seen"]
     assert list(seen) == ["joint", "bone"]
     for rows in seen.values():
-        assert set(rows) == set(mixing.ROWS)
+        assert set(rows) == set(mixing_page.ROWS)
         for name, row in rows.items():
             assert sum(row[column] for column in ("host", "partner", "neither")) == pytest.approx(1)
             assert (row["label"] == 0) == (name == "clean")
             assert 0 < row["rarer"] < row["host"] + row["partner"]
     assert seen["joint"] != seen["bone"]
     first = (tmp_path / "mixing_clips.png").stat().st_mtime_ns
-    mixing.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--results", str(results), "--set", "another", *SMALL])
+    mixing_page.main([*command, "--set", "another"])
     assert (tmp_path / "mixing_clips.png").stat().st_mtime_ns == first
     sets = json.loads(results.read_text())
     assert sets["another"]["seen"] == sets["embedded data"]["seen"] == seen  # of the runs that are there
     assert "/" not in json.dumps(sets["another"]["options"])
 
 
-def test_place_and_motion_of_a_paste_are_told_apart(mixing: ModuleType) -> None:
+def test_place_and_motion_of_a_paste_are_told_apart() -> None:
     time = torch.arange(8.0).view(1, 1, 8, 1, 1)
     host, partner = (time % 2).expand(1, 3, 8, 2, 1), (5 + 3 * (time % 2)).expand(1, 3, 8, 2, 1)
     mixed = host.clone()
     mixed[:, :, 2:6, 1] = partner[:, :, 2:6, 1]  # joint 1 in frames 2 to 5
-    motion, place = mixing.apart(host, mixed)
+    motion, place = mixing_page.apart(host, mixed)
     for clips, joints in ((motion, 0), (place, 0)):
         torch.testing.assert_close(clips[:, :, :, joints], host[:, :, :, joints])
         torch.testing.assert_close(clips[:, :, [0, 1, 6, 7]], host[:, :, [0, 1, 6, 7]])
@@ -65,12 +59,12 @@ def test_place_and_motion_of_a_paste_are_told_apart(mixing: ModuleType) -> None:
     torch.testing.assert_close(place[0, 0, 2:6, 1, 0], torch.tensor([6.0, 7.0, 6.0, 7.0]))  # about the partner's of 6.5
 
 
-def test_the_page_shows_what_was_measured(mixing: ModuleType) -> None:
+def test_the_page_shows_what_was_measured() -> None:
     page = (DOCS / "mixing.md").read_text(encoding="utf-8")
     sets = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert set(sets) == {"embedded data", "NW-UCLA"}
     for name, found in sets.items():
-        assert mixing.seen_table(found["seen"]) in page.partition(f"**{name}**")[2].partition("**")[0], mixing.seen_table(
+        assert mixing_page.seen_table(found["seen"]) in page.partition(f"**{name}**")[2].partition("**")[0], mixing_page.seen_table(
             found["seen"]
         )
     assert pictures() == {path.name for path in DOCS.glob("mixing_*.png")}

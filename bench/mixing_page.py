@@ -1,6 +1,6 @@
 """Pictures of docs/mixing.md and the figures beside them, from the embedded data.
 
-    python docs/mixing.py [--runs FOLDER] [--out FOLDER] [--results FILE] [--set NAME] [options of the trainer]
+    python -m bench.mixing_page [--runs FOLDER] [--out FOLDER] [--results FILE] [--set NAME] [options of the trainer]
 
 Trains two small networks without mixing, one on joints and one on bones, into FOLDER, or reads them if they are there. Then it
 draws the pictures and measures what these networks see in mixed clips. With `--set NAME` it only measures, on the data set that the
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -22,16 +21,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench.machine import commit, machine  # noqa: E402  (the repository's top is not on the path before)
-from shapmix import ShapMix, train  # noqa: E402
-from shapmix.data.order import epoch_batches, epoch_order  # noqa: E402
-from shapmix.mixing.mixers import MixedBatch  # noqa: E402
-from shapmix.pictures.plots import front, plot_mixed_clip, save_figure  # noqa: E402
-from shapmix.training.build import make_mixer  # noqa: E402
-from shapmix.training.trained import WithData, open_with_data  # noqa: E402
+from bench import ROOT
+from bench.machine import commit, machine
+from shapmix import ShapMix, train
+from shapmix.data.order import epoch_batches, epoch_order
+from shapmix.mixing.mixers import MixedBatch
+from shapmix.pictures.plots import front, plot_mixed_clip, save_figure
+from shapmix.training.build import make_mixer
+from shapmix.training.trained import WithData, open_with_data
 
 EMBEDDED = "embedded data"
 RECORDED = ("dataset", "split", "test_values", "imbalance", "n_max", "num_frames", "batch_size", "epochs")  # of the options
@@ -77,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_saliency(options.out / "mixing_saliency.png", runs["joint"], mixers["joint"], example)
         draw_seen(options.out / "mixing_seen.png", seen)
     sets = json.loads(options.results.read_text()) if options.results.exists() else {}
-    command = "python docs/mixing.py" + ("" if options.set is None else " --set NAME OPTIONS")
+    command = "python -m bench.mixing_page" + ("" if options.set is None else " --set NAME OPTIONS")
     recipe = {key: getattr(runs["joint"].config, key) for key in RECORDED}
     found = {"command": command, "commit": commit(), "machine": machine(), "options": recipe, "seen": seen}
     options.results.write_text(json.dumps({**sets, options.set or EMBEDDED: found}, indent=1) + "\n")
@@ -89,7 +86,7 @@ def trained(run: Path, stream: str, options: Sequence[str]) -> WithData:
     if not (run / "result.json").exists():
         begun = ["--resume", str(run)] if (run / "config.yaml").exists() else ["--run-dir", str(run)]
         if train.main(["--mix", "none", "--stream", stream, *begun, *options]):
-            raise SystemExit(f"docs/mixing.py: the run {run} failed")
+            raise SystemExit(f"bench.mixing_page: the run {run} failed")
     return open_with_data(run)
 
 
@@ -140,7 +137,7 @@ def find_example(run: WithData, mixer: ShapMix) -> Example:
             if rarer and bits == favourite[labels[partner]] and bits & arm and example.pasted("stmix").any():
                 return example
     if other is None:
-        raise SystemExit("docs/mixing.py: no pair of two classes was drawn; train with more clips")
+        raise SystemExit("bench.mixing_page: no pair of two classes was drawn; train with more clips")
     return other
 
 
