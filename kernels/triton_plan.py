@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from shapmix.reference.plan import COMBINATION, FRAMES_PER_UNIT, WINDOW
+from shapmix.draws.purposes import COMBINATION, WINDOW
+from shapmix.reference.plan import FRAMES_PER_UNIT
 
 from .checks import SUM_DTYPES
 from .dispatch import kernel

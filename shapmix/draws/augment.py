@@ -9,8 +9,8 @@ from torch import Tensor
 
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import AugmentPlan
+from shapmix.draws.purposes import AUGMENT, DROPPED_JOINTS
 
-_AUGMENT, _JOINTS = 8, 9  # what the random words are for
 MOST_AXES = 4  # coordinates of a joint that can be augmented, without a score
 
 # The random words of a sample. Each augmentation has its own, so that its draw does not depend on which others are on.
@@ -107,7 +107,7 @@ def draw_augment(
     if not config.on:
         return None
     n, device = len(lengths), lengths.device
-    words = random_words(seed, _AUGMENT, step, n, _WORDS, device)
+    words = random_words(seed, AUGMENT, step, n, _WORDS, device)
     mirrored, swapped = uniform(words[:, _MIRROR]) < config.mirror, uniform(words[:, _SWAP]) < config.swap
     flipped = (mirrored ^ swapped)[:, None]
     source = torch.where(flipped, sides.flips, torch.arange(len(sides.flips), device=device))
@@ -156,7 +156,7 @@ def _kept(config: AugmentConfig, sides: Sides, words: Tensor, seed: int, step: i
     lost = integers(words[:, _LOST], 0, sides.parts - 1)
     kept = ~(loses[:, None] & (sides.part_of_joint == lost[:, None]))
     if config.joint_drop:
-        each = random_words(seed, _JOINTS, step, len(words), -(-joints // 4) * 4, words.device)[:, :joints]
+        each = random_words(seed, DROPPED_JOINTS, step, len(words), -(-joints // 4) * 4, words.device)[:, :joints]
         kept = kept & (uniform(each) >= config.joint_drop)
     return kept
 

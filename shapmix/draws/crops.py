@@ -12,8 +12,7 @@ from torch import Tensor
 
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import CropPlan, FramePlan
-
-_CROP, _TURN = 4, 7  # what the random words are for
+from shapmix.draws.purposes import CROP, ROTATION
 
 MAX_ROTATION = 0.3  # radians about each axis, as in the NTU feeder
 
@@ -49,7 +48,7 @@ def draw_crops(
 
 def _words(seed: int, step: int | Tensor, rows: int, words: int, device: torch.device | None, alike: bool) -> Tensor:
     """[rows, words] random words of a crop or a selection of frames; the same in every row if `alike`."""
-    return random_words(seed, _CROP, step, 1 if alike else rows, words, device).expand(rows, words)
+    return random_words(seed, CROP, step, 1 if alike else rows, words, device).expand(rows, words)
 
 
 def centre_crops(clips: Tensor, lengths: Tensor, *, share: float = 0.95) -> CropPlan:
@@ -70,7 +69,8 @@ def draw_frames(
 ) -> FramePlan:
     """Random views of the NW-UCLA feeder: integer degrees U{-60..60} about x and y, scale U(0.5, 1.5), sorted frames.
 
-    Frames are drawn without replacement from 100 copies of every index, so short clips repeat frames.
+    Frames are drawn without replacement from 100 copies of every index, or as many as a clip shorter than T / 100 needs, so short
+    clips repeat frames.
 
     Args:
         clips: [N] int64 indices.
@@ -81,15 +81,16 @@ def draw_frames(
     words = _words(seed, step, len(clips), 4, None, alike)
     frames = np.empty((len(clips), num_frames), dtype=np.int64)
     for row, length in enumerate(lengths.tolist()):
-        drawn = np.random.default_rng((seed, step, 0 if alike else row)).choice(length * 100, num_frames, replace=False)
-        frames[row] = np.sort(drawn) // 100
+        copies = max(100, -(-num_frames // length))
+        drawn = np.random.default_rng((seed, step, 0 if alike else row)).choice(length * copies, num_frames, replace=False)
+        frames[row] = np.sort(drawn) // copies
     angles = integers(words[:, :2], -max_degrees, max_degrees).double()
     return FramePlan(clips, torch.from_numpy(frames), angles, 0.5 + uniform(words[:, 2]))
 
 
 def draw_rotations(clips: Tensor, *, seed: int, step: int | Tensor, max_rotation: float = MAX_ROTATION) -> Tensor:
     """[N, 3] float64 radians about x, y and z, each U(-max_rotation, max_rotation), for views of `draw_segments`."""
-    return (uniform(random_words(seed, _TURN, step, len(clips), 4, clips.device)[:, :3]) * 2 - 1) * max_rotation
+    return (uniform(random_words(seed, ROTATION, step, len(clips), 4, clips.device)[:, :3]) * 2 - 1) * max_rotation
 
 
 def draw_segments(

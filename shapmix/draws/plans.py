@@ -26,7 +26,8 @@ class CropPlan:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """Input of `sample_frames`, one row per sample; made by `shapmix.draws.crops.draw_frames` or `even_frames`.
+    """Input of `sample_frames` and `pick_frames`, one row per sample; made by `draw_frames`, `even_frames`, `draw_segments` or
+    `middle_segments` of `shapmix.draws.crops`.
 
     Attributes:
         clip: [N] int64, index of the recording.

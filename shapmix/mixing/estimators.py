@@ -24,13 +24,12 @@ import torch
 from torch import Tensor
 
 from shapmix.draws.philox import random_words
+from shapmix.draws.purposes import COALITIONS
 from shapmix.mixing.marginals import Request, draw_marginals
 from shapmix.process.choices import Registry
 from shapmix.reference.saliency import Contexts, contexts
 from shapmix.shapley.values import group_matrix
 from shapmix.skeleton.layout import Layout
-
-_ORDER = 5  # purpose of the random words (see `shapmix.draws.crops`)
 
 
 class Measurement(NamedTuple):
@@ -185,7 +184,7 @@ def pair_values(pairs: Tensor, layout: Layout) -> Tensor:
 def _pairs(request: Request) -> Measurement:
     n, parts = len(request.times_measured), request.layout.num_parts
     pairs = 1 << parts - 1
-    order = random_words(request.seed, _ORDER, request.step, 1, -(-n // 4) * 4)[0, :n].argsort()
+    order = random_words(request.seed, COALITIONS, request.step, 1, -(-n // 4) * 4)[0, :n].argsort()
     coalition = (order + request.step * n) % pairs  # without the last part; its complement holds it
     complement = (1 << parts) - 1 - coalition
     everyone = torch.arange(n)
@@ -271,7 +270,7 @@ def _chains(chosen: Tensor, request: Request, *, both_ways: bool) -> Measurement
     parts = layout.num_parts
     column_of = {bits: column for column, bits in enumerate(layout.combinations.tolist())}
     sizes = sorted({bits.bit_count() for bits in column_of})
-    words = random_words(request.seed, _ORDER, request.step, len(chosen), -(-parts // 4) * 4)[:, :parts]
+    words = random_words(request.seed, COALITIONS, request.step, len(chosen), -(-parts // 4) * 4)[:, :parts]
     samples: list[int] = []
     coalitions: list[int] = []
     owners: list[int] = []

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from shapmix.draws.philox import integers, random_words
+from shapmix.draws.purposes import MARGINAL
 from shapmix.skeleton.layout import Layout
 
 FORWARDS = 2  # per sample, the published budget
-
-# Purpose of a random word. The numbers define the meaning of a seed and must not change; `draw_plan` uses 1 and 2.
-_MARGINAL = 3
 
 
 class Marginals(NamedTuple):
@@ -51,7 +49,7 @@ def draw_marginals(request: Request) -> Marginals:
     batch, layout, combinations = len(request.times_measured), request.layout, request.combinations
     parts = layout.num_parts
     combinations = layout.combinations if combinations is None else combinations
-    words = random_words(request.seed, _MARGINAL, request.step, 1 if request.shared else batch, 12, combinations.device)
+    words = random_words(request.seed, MARGINAL, request.step, 1 if request.shared else batch, 12, combinations.device)
     columns = integers(words[:, 0], 0, len(combinations) - 1)
     each_part = torch.arange(parts, device=combinations.device)
     combination = combinations[columns]

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import MixPlan
-
-# Purposes of random words. They never change, because seeds would draw different plans. Others use 3 to 9.
-WINDOW, COMBINATION, PARTNER = 1, 2, 10
+from shapmix.draws.purposes import COMBINATION, PARTNER, WINDOW
 
 FRAMES_PER_UNIT = 4  # windows start and end on multiples of this
 _PUBLISHED_WINDOWS = {64: (7, 11), 100: (13, 20)}
