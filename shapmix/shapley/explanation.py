@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -256,13 +257,14 @@ class Explanation:
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 games, labels, about = file["games"], file["labels"], json.loads(str(file["about"]))
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            if about["format"] != FORMAT:
+                raise ValueError(f"it has format {about['format']}; this version reads format {FORMAT}")
+            name, parts, names, output, rows = (about[key] for key in ("layout", "parts", "names", "output", "rows_forwarded"))
+        except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: not an explanation: {error}") from error
-        if (about["layout"], about["parts"]) != (layout.name, list(layout.parts)):
-            raise ValueError(f"{path}: belongs to layout '{about['layout']}' with parts {about['parts']}, not to '{layout.name}'")
-        return cls(
-            torch.from_numpy(games), torch.from_numpy(labels), about["names"], layout, about["output"], about["rows_forwarded"]
-        )
+        if (name, parts) != (layout.name, list(layout.parts)):
+            raise ValueError(f"{path}: belongs to layout '{name}' with parts {parts}, not to '{layout.name}'")
+        return cls(torch.from_numpy(games), torch.from_numpy(labels), names, layout, output, rows)
 
 
 def explain(game: PartGame, clips: Tensor, labels: Tensor, names: list[str], *, progress: Progress | None = None) -> Explanation:

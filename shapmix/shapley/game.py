@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from shapmix.kernels import coalition_inputs
 from shapmix.networks.arguments import check_clips, check_labels, check_logits, check_mean_motion
@@ -39,8 +36,6 @@ class PartGame:
         mean_motion: [C, T, V, M], replaces the joints outside a coalition.
         output: v is the softmax probability of a class, its logit, or its log-probability.
         max_rows: clips per forward pass; None means 64. Halved on out-of-memory errors, down to 1.
-        memory_budget: in bytes, instead of `max_rows`: the peak memory of the tensors in a forward pass of one clip is measured,
-            and as many clips as fit are forwarded together.
         autocast: dtype of `torch.autocast` for the forward passes, or None.
         restored_frames: as in `coalition_inputs`.
         backend: of the kernels; None selects the fastest.
@@ -48,7 +43,7 @@ class PartGame:
     `rows_forwarded` is the number of clips forwarded by the last call.
 
     Raises:
-        ValueError: both `max_rows` and `memory_budget` are given, one is not positive, or the output is unknown.
+        ValueError: `max_rows` is not positive, or the output is unknown.
     """
 
     def __init__(
@@ -59,26 +54,20 @@ class PartGame:
         output: Output = "probability",
         *,
         max_rows: int | None = None,
-        memory_budget: int | None = None,
         autocast: torch.dtype | None = None,
         restored_frames: int | None = None,
         backend: str | None = None,
     ) -> None:
         check_choice("output", output, tuple(OUTPUTS))
         check_mean_motion(mean_motion, layout.num_joints, layout.name)
-        if max_rows is not None and memory_budget is not None:
-            raise ValueError("max_rows and memory_budget are both given; give one of them")
-        for name, value in (("max_rows", max_rows), ("memory_budget", memory_budget)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give a positive number")
+        if max_rows is not None and max_rows < 1:
+            raise ValueError(f"max_rows is {max_rows}; give a positive number")
         self.model, self.layout, self.mean_motion, self.output = model, layout, mean_motion, output
-        self.max_rows, self.memory_budget, self.autocast = max_rows, memory_budget, autocast
+        self.max_rows, self.autocast = max_rows, autocast
         self.restored_frames, self.backend = restored_frames, backend
         self.rows_forwarded = 0
 
-    def table(
-        self, clips: Tensor, labels: Tensor | None = None, *, logits: Tensor | None = None, progress: Progress | None = None
-    ) -> Tensor:
+    def table(self, clips: Tensor, labels: Tensor | None = None, *, progress: Progress | None = None) -> Tensor:
         """v of every coalition, in bit-set order: column A shows part p if bit p of A is set.
 
         With P parts, (2^P - 1) N + 1 rows are forwarded, since the empty coalition is the same for all samples. The model runs in
@@ -88,24 +77,20 @@ class PartGame:
         Args:
             clips: [N, C, T, V, M].
             labels: [N] int64, the class to explain; None means all classes.
-            logits: [N, K] of the clips in eval mode, if already computed: the N rows of the full coalition are not forwarded
-                again.
             progress: called with (rows done, total rows) after every forward pass.
 
         Returns:
             [N, 2^P], or [N, 2^P, K] for all classes; in the dtype of the logits.
 
         Raises:
-            ValueError: clips do not match the mean motion, or labels or logits do not match the clips.
+            ValueError: clips do not match the mean motion, or labels do not match the clips.
             torch.OutOfMemoryError: a single clip does not fit in memory.
         """
         n = len(clips)
         check_clips(clips, self.mean_motion)
         if labels is not None:
             check_labels(labels, clips, None)  # their range is checked below, once the number of classes is known
-        if logits is not None:
-            check_logits("logits", logits, n, None)
-        sets = torch.arange(1, self.layout.all_parts + (logits is None), device=clips.device)
+        sets = torch.arange(1, self.layout.all_parts + 1, device=clips.device)
         total, self.rows_forwarded = len(sets) * n + 1, 0
 
         def inputs(begin: int, end: int) -> Tensor:
@@ -124,7 +109,7 @@ class PartGame:
             none = forward(-1, 0)
             if labels is not None:
                 check_labels(labels, clips, none.shape[1])
-            rows = self._rows_together(lambda: self.model(inputs(0, 1)))
+            rows = self.max_rows or DEFAULT_ROWS
             found: list[Tensor] = []
             begin = 0
             while begin < len(sets) * n:
@@ -138,8 +123,8 @@ class PartGame:
                     continue
                 begin = end
         each = torch.cat(found).unflatten(0, (n, len(sets)))
-        columns = [none.expand(n, 1, -1), each] if logits is None else [none.expand(n, 1, -1), each, logits[:, None].to(each)]
-        value = OUTPUTS[self.output](torch.cat(columns, 1).float() if each.dtype.itemsize < 4 else torch.cat(columns, 1))
+        every = torch.cat([none.expand(n, 1, -1), each], 1)
+        value = OUTPUTS[self.output](every.float() if every.dtype.itemsize < 4 else every)
         return value if labels is None else value.gather(2, labels.view(n, 1, 1).expand(-1, value.shape[1], 1)).squeeze(2)
 
     def _inputs(self, clips: Tensor, sets: Tensor, begin: int, end: int) -> Tensor:
@@ -158,45 +143,9 @@ class PartGame:
         )
         return rows.unflatten(0, (len(wanted), len(some))).transpose(0, 1).flatten(0, 1)
 
-    def _rows_together(self, one: Callable[[], Any]) -> int:
-        if self.memory_budget is None:
-            return self.max_rows or DEFAULT_ROWS
-        with AliveTensors() as alive:
-            one()
-        return max(1, self.memory_budget // max(alive.peak, 1))
-
 
 def _end_of_chunk(begin: int, sets: int, total: int, rows: int) -> int:
     """End of a forward pass of at most `rows` rows: whole samples if they fit, else a part of one sample."""
     if begin % sets == 0 and rows >= sets:
         return min(begin + rows // sets * sets, total)
     return min(begin + rows, (begin // sets + 1) * sets)
-
-
-class AliveTensors(TorchDispatchMode):
-    """Tracks the bytes of live tensors created inside the context; `peak` is their maximum."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._seen: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
-        return result
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        address = storage._cdata
-        if address in self._seen:
-            return
-        self._seen[address] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._release, address)
-
-    def _release(self, address: int) -> None:
-        self.now -= self._seen.pop(address, 0)

@@ -26,7 +26,7 @@ def shapley_values(game: Tensor, num_parts: int) -> Tensor:
 def group_values(game: Tensor, combinations: Tensor, num_parts: int) -> Tensor:
     """[..., 2^P] -> [..., Q]: generalised Shapley value of each combination [Q] of parts, merged into one player.
 
-    The mean of the unrectified marginal over the contexts of `shapmix.mixing.mixer.marginals.draw_marginals`.
+    The mean of the unrectified marginal over the contexts of `shapmix.mixing.marginals.draw_marginals`.
 
     Source: Marichal et al. 2007; paper section 3.2.
     """

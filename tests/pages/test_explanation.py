@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +129,29 @@ def test_files_hold_everything_and_no_pickle(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes((tmp_path / "some.npz").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"cut\.npz: not an explanation"):
         Explanation.load(tmp_path / "cut.npz", NTU)
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({}, "'format'"),
+        ({"format": 1}, "'layout'"),
+        ({"format": 2}, "it has format 2; this version reads format 1"),
+        (3, "not subscriptable"),
+    ],
+)
+def test_files_of_another_kind(about: Any, reason: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", games=np.zeros((1, 32)), labels=np.zeros(1, dtype=np.int64), about=json.dumps(about))
+    with pytest.raises(ValueError, match=rf"other\.npz: not an explanation: .*{reason}"):
+        Explanation.load(tmp_path / "other.npz", NTU)
+
+
+def test_files_that_are_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("empty", "array.npy", "missing"):
+        with pytest.raises(ValueError, match=f"{name}: not an explanation"):
+            Explanation.load(tmp_path / name, NTU)
 
 
 @pytest.fixture(scope="module")
