@@ -1,10 +1,10 @@
 """Losses. Each is one registered function; `--loss`, `ShapMix(loss=...)`, help texts and errors list the registry.
 
-Most map logits [N, K], labels [N], training clips per class [K] and `deferred` to a loss per clip [N]; a mixed clip is the average
+Most map logits [N, K], labels [N], training clips per class [K] and `weighted` to a loss per clip [N]; a mixed clip is the average
 over its two labels, weighted by their shares. To add a custom loss, register it before `ShapMix` or a configuration uses it:
 
     @loss("twice", on_device=True)
-    def twice(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool) -> Tensor:
+    def twice(logits: Tensor, labels: Tensor, counts: Tensor, weighted: bool) -> Tensor:
         return 2 * cross_entropy(logits, labels, reduction="none")
 """
 
@@ -35,7 +35,7 @@ class Classes(NamedTuple):
 
     counts: Tensor
     log_prior: Tensor
-    deferred: bool  # whether the part of the training is reached in which LDAM and the action-aware loss weight their classes
+    weighted: bool  # whether the losses that defer their class weights apply them by now: from `deferred_steps` on
     backend: str | None = None
     label_smoothing: float = 0.0  # share of each label that is spread over all classes
 
@@ -54,10 +54,10 @@ LOSSES = Registry[Loss]("loss")
 
 
 def loss(name: str, *, on_device: bool = False) -> Callable[[ClipLoss], ClipLoss]:
-    """Registers a loss of logits [N, K] and labels [N], given the training clips [K] and `deferred`, that returns [N] losses.
+    """Registers a loss of logits [N, K] and labels [N], given the training clips [K] and `weighted`, that returns [N] losses.
 
     Args:
-        on_device: it depends on neither `deferred` nor values on the host, so it can be captured in a CUDA graph.
+        on_device: it depends on neither `weighted` nor values on the host, so it can be captured in a CUDA graph.
 
     Raises:
         ValueError: the name is already registered.
@@ -91,20 +91,20 @@ def mix_loss(of_clips: ClipLoss, logits: Tensor, batch: MixedBatch, classes: Cla
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if classes.label_smoothing:
         of_clips = partial(_smoothed, of_clips, classes.label_smoothing)
-    clean = of_clips(logits[:n], labels, classes.counts, classes.deferred).mean()
+    clean = of_clips(logits[:n], labels, classes.counts, classes.weighted).mean()
     if len(logits) == n:
         return clean, logits.new_zeros(())
     share = batch.share.to(logits.dtype)
-    own, other = (of_clips(logits[n:], of, classes.counts, classes.deferred) for of in (labels, labels[batch.partner]))
+    own, other = (of_clips(logits[n:], of, classes.counts, classes.weighted) for of in (labels, labels[batch.partner]))
     return clean, ((1 - share) * own + share * other).mean()
 
 
-def _smoothed(of_clips: ClipLoss, share: float, logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool) -> Tensor:
+def _smoothed(of_clips: ClipLoss, share: float, logits: Tensor, labels: Tensor, counts: Tensor, weighted: bool) -> Tensor:
     """[N]: a per-clip loss with `share` of each label spread over all classes."""
     n, classes = logits.shape
     every_label = torch.arange(classes, device=labels.device).repeat(n)
-    spread = of_clips(logits.repeat_interleave(classes, 0), every_label, counts, deferred).view(n, classes).mean(1)
-    return (1 - share) * of_clips(logits, labels, counts, deferred) + share * spread
+    spread = of_clips(logits.repeat_interleave(classes, 0), every_label, counts, weighted).view(n, classes).mean(1)
+    return (1 - share) * of_clips(logits, labels, counts, weighted) + share * spread
 
 
 @batch_loss("ce")
@@ -134,21 +134,21 @@ def class_weights(counts: Tensor, beta: float = BETA) -> Tensor:
 
 
 @loss("class_balanced", on_device=True)
-def class_balanced(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True, *, beta: float = BETA) -> Tensor:
+def class_balanced(logits: Tensor, labels: Tensor, counts: Tensor, weighted: bool = True, *, beta: float = BETA) -> Tensor:
     """Cross-entropy weighted by the effective number of clips (Cui et al., CVPR 2019)."""
     return class_weights(counts, beta)[labels].to(logits.dtype) * cross_entropy(logits, labels, reduction="none")
 
 
 @loss("focal", on_device=True)
-def focal(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True, *, gamma: float = GAMMA) -> Tensor:
+def focal(logits: Tensor, labels: Tensor, counts: Tensor, weighted: bool = True, *, gamma: float = GAMMA) -> Tensor:
     """Cross-entropy weighted by (1 - p)^gamma (Lin et al., ICCV 2017)."""
     every = cross_entropy(logits, labels, reduction="none")
     return (-torch.expm1(-every)) ** gamma * every
 
 
 @loss("ldam")
-def ldam(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) -> Tensor:
-    """Cross-entropy with a margin that goes by n^(-1/4), at most 0.5, of the label's logit; class weights once `deferred` is over.
+def ldam(logits: Tensor, labels: Tensor, counts: Tensor, weighted: bool = True) -> Tensor:
+    """Cross-entropy with a margin that goes by n^(-1/4), at most 0.5, of the label's logit; with class weights if `weighted`.
 
     Source: Cao et al., LDAM-DRW, NeurIPS 2019, equation 13 and algorithm 1. There logits are 30 times a cosine; these networks end
     in a plain linear layer, whose logits are taken as they are.
@@ -157,7 +157,7 @@ def ldam(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) 
     margin = (margin * LARGEST_MARGIN / margin.max()).to(logits.dtype)
     lowered = logits.scatter_add(1, labels[:, None], -margin[labels][:, None])
     every = cross_entropy(lowered, labels, reduction="none")
-    return class_weights(counts)[labels].to(logits.dtype) * every if deferred else every
+    return class_weights(counts)[labels].to(logits.dtype) * every if weighted else every
 
 
 @loss("label_aware_smoothing", on_device=True)
@@ -165,7 +165,7 @@ def label_aware_smoothing(
     logits: Tensor,
     labels: Tensor,
     counts: Tensor,
-    deferred: bool = True,
+    weighted: bool = True,
     *,
     head: float = HEAD_SMOOTHING,
     tail: float = TAIL_SMOOTHING,
@@ -193,8 +193,8 @@ def _relative_size(counts: Tensor) -> Tensor:
 
 
 @loss("action_aware")
-def action_aware(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool = True) -> Tensor:
-    """Plain cross-entropy, and weighted by an effective number of clips with a beta of each class once `deferred` is over.
+def action_aware(logits: Tensor, labels: Tensor, counts: Tensor, weighted: bool = True) -> Tensor:
+    """Cross-entropy; if `weighted`, weighted by an effective number of clips with a beta of each class.
 
     Source: Liu et al., BRL, arXiv 2308.14024, the detached action-aware learning schedule. BRL weights the last 5 of its 24
     epochs, and so does the trainer's schedule (the last fifth, rounded up). BRL's code divides by the sum of the weights in a
@@ -202,7 +202,7 @@ def action_aware(logits: Tensor, labels: Tensor, counts: Tensor, deferred: bool 
     epoch, where its weights are nearly uniform; here they are those of the paper in each of these epochs.
     """
     every = cross_entropy(logits, labels, reduction="none")
-    return action_aware_weights(counts)[labels].to(logits.dtype) * every if deferred else every
+    return action_aware_weights(counts)[labels].to(logits.dtype) * every if weighted else every
 
 
 def action_aware_weights(counts: Tensor) -> Tensor:

@@ -69,14 +69,15 @@ class ShapMix(nn.Module):
         label_smoothing: share of each label, clean or mixed, that is spread over all classes, in every loss.
         rule: changes of the mixing rule that are on trial (`shapmix.mixing.rule.Rule`); by default the rule is the paper's.
             `align` takes clips of joint positions only: bones and motion have no place to be moved to.
-        scores: whether the last coordinate of a clip is a confidence score, which `align` does not move.
+        scores: whether the last coordinate of a clip is a confidence score: `align` does not move it, and mixers that would mix it
+            as a coordinate are refused.
         seed: random seed; draws are functions of (seed, step).
         backend: of the kernels (see `shapmix.kernels`); None selects the fastest.
 
     Raises:
         TypeError, ValueError: an unknown choice (with the nearest valid one), a wrong shape or dtype, a number out of range, a
-            class without training clips, rules that contradict other options or do not fit the clips, or `compat="official"` with
-            a layout that does not have five parts.
+            class without training clips, a mixer or rules that do not fit the clips, rules that contradict other options, or
+            `compat="official"` with a layout that does not have five parts.
 
     Labels on the CPU are checked against K. Labels on a GPU are not, since that would synchronise in every step: a label outside
     0 to K - 1 triggers a device-side assert, after which the process cannot use the GPU. Check such labels once, at their source.
@@ -118,7 +119,7 @@ class ShapMix(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        MIXERS.find(mix)
+        entry = MIXERS.find(mix)
         LOSSES.find(loss)
         check_choice("compat", compat, get_args(Compat))
         if estimator is None:
@@ -136,6 +137,8 @@ class ShapMix(nn.Module):
         if len(class_counts) < 2:
             raise ValueError("class_counts: one class; a classifier needs at least two")
         check_mean_motion(mean_motion, layout.num_joints, layout.name)
+        if wrong := entry.unfit(layout, len(mean_motion) - int(scores), scores):
+            raise ValueError(f"mix '{mix}' {wrong}")
         _check_numbers(temperature, blend_probability, label_smoothing)
         _check_steps(warmup=warmup_steps, replace=replace_steps, deferred=deferred_steps)
         self.layout, self.mix_name, self.compat, self.backend = layout, mix, compat, backend
@@ -331,7 +334,7 @@ def _check_numbers(temperature: float, blend_probability: float, label_smoothing
 def _check_cost(budget: float | None, every: int) -> None:
     if budget is not None and not (budget > 0 and isfinite(budget)):
         raise ValueError(f"budget is {budget}; give the forward passes per clip, a number above 0")
-    if every < 1 or every % 1:
+    if not isinstance(every, int) or every < 1:
         raise ValueError(f"every is {every}; give 1 to measure in every step, K for every K-th")
 
 

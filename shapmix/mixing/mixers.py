@@ -21,12 +21,11 @@ from torch.nn.functional import interpolate
 
 from shapmix.draws.philox import integers, random_words, uniform
 from shapmix.draws.plans import MixPlan
+from shapmix.draws.purposes import MIXER
 from shapmix.kernels import draw_plan, mix_clips
 from shapmix.process.choices import Registry
-from shapmix.reference.plan import draw_window, drawn_parts, inverse_partners, mix_plan
+from shapmix.reference.plan import draw_window, drawn_parts, inverse_partners, mix_plan, partner_of
 from shapmix.skeleton.layout import Layout
-
-_RIVAL = 6  # what the random words are for; see shapmix.draws.crops
 
 
 class MixedBatch(NamedTuple):
@@ -119,13 +118,21 @@ class Mixer(NamedTuple):
     unfit: Unfit
     views: int
     mixes: bool
+    positions: bool
 
 
 MIXERS = Registry[Mixer]("mix")
 
 
 def mixer(
-    name: str, *, on_device: bool = False, guided: bool = False, unfit: Unfit = _fits_all, views: int = 1, mixes: bool = True
+    name: str,
+    *,
+    on_device: bool = False,
+    guided: bool = False,
+    unfit: Unfit = _fits_all,
+    views: int = 1,
+    mixes: bool = True,
+    positions: bool = False,
 ) -> Callable[[Callable[[Batch], MixedBatch]], Callable[[Batch], MixedBatch]]:
     """Registers a mixer under a name.
 
@@ -135,13 +142,14 @@ def mixer(
         unfit: says why it cannot mix some clips, before training.
         views: 2 if it takes a second sampling of the clips as `batch.second`.
         mixes: False if no clip of its batch is a mix, so that batches of any size and any number of frames will do.
+        positions: it mixes positions of joints, so that the trainer refuses other streams.
 
     Raises:
         ValueError: the name is already registered.
     """
 
     def register(mix: Callable[[Batch], MixedBatch]) -> Callable[[Batch], MixedBatch]:
-        MIXERS.add(name, Mixer(mix, on_device, guided, unfit, views, mixes))
+        MIXERS.add(name, Mixer(mix, on_device, guided, unfit, views, mixes, positions))
         return mix
 
     return register
@@ -151,7 +159,7 @@ class Draws:
     """Random numbers of a step, one row per clip."""
 
     def __init__(self, seed: int, step: int, rows: int, device: torch.device) -> None:
-        self._of, self._rows, self._device, self._at = (seed, _RIVAL, step), rows, device, 0
+        self._of, self._rows, self._device, self._at = (seed, MIXER, step), rows, device, 0
         self._words = random_words(*self._of, rows, 64, device)
 
     def next(self, columns: int = 1) -> Tensor:
@@ -167,8 +175,11 @@ class Draws:
 
     def other(self) -> Tensor:
         """[rows] int64, a different clip of the batch for each, uniformly distributed."""
-        shift = integers(self.next()[:, 0], 1, self._rows - 1)
-        return (torch.arange(self._rows, device=shift.device) + shift) % self._rows
+        return partner_of(self._rows, integers(self.next()[:, 0], 1, self._rows - 1))
+
+    def same_shift(self, clips: int) -> Tensor:
+        """[clips] int64, for each clip the one that is as many places on; the same number for the whole batch."""
+        return partner_of(clips, integers(self.next()[0, 0], 1, clips - 1))
 
 
 @mixer("none", on_device=True, mixes=False)
@@ -206,7 +217,7 @@ def shapmix(batch: Batch) -> MixedBatch:
 
 @mixer("remix")
 def remix(batch: Batch) -> MixedBatch:
-    """Mixup whose label is the rarer class alone if that class is 3 times rarer and its share is less than half.
+    """Mixup whose label is the rarer class alone if that class is at least 3 times rarer and more than half of the mix.
 
     Source: Chou et al., Remix, ECCV 2020 workshops, equation 5, with its kappa = 3 and tau = 0.5.
     """
@@ -255,8 +266,7 @@ def skelemix(batch: Batch) -> MixedBatch:
     clips, layout, n = batch.clips, batch.layout, len(batch.labels)
     num_frames = clips.shape[2]
     draws = batch.draws(1)
-    shift = integers(draws.next()[:, 0], 1, n - 1)
-    partner = (torch.arange(n, device=clips.device) + shift) % n
+    partner = draws.same_shift(n)
     count = integers(draws.next()[:, 0], 1, layout.num_parts - 1)
     rank = draws.next(layout.num_parts)[0].argsort().argsort()
     joints = (rank < count)[layout.part_of_joint.to(clips.device)].expand(n, -1)  # [N, V]
@@ -272,13 +282,8 @@ def partial_mixup(batch: Batch) -> MixedBatch:
 
     Source: Liu et al., Balanced Representation Learning, arXiv 2308.14024, rebalanced partial mixup. The paper mixes a sixteenth of
     a batch and counts the pelvis as lower body on NTU; here the lower body is the layout's leg parts.
-
-    Raises:
-        ValueError: the layout has no parts with `leg` in their names.
     """
     clips, labels, counts, layout = batch.clips, batch.labels, batch.counts, batch.layout
-    if wrong := _without_legs(layout, clips.shape[1], False):
-        raise ValueError(f"mix 'partial_mixup' {wrong}")
     legs = [name for name in layout.parts if "leg" in name]
     kappa, n = 3, len(labels)
     partner = batch.draws().other()
@@ -296,16 +301,10 @@ def spatial_mix(batch: Batch) -> MixedBatch:
     """Takes each projection along an axis from the clip or the partner; a coordinate is the mean over projections that contain it.
 
     Source: Xiang and Wang, JMDA, TOMM 2024, SpatialMix. One draw per batch, as in the paper. Needs C = 3 coordinates.
-
-    Raises:
-        ValueError: clips do not have three coordinates.
     """
     clips, n = batch.clips, len(batch.labels)
-    if wrong := _not_in_space(batch.layout, clips.shape[1], False):
-        raise ValueError(f"mix 'spatial_mix' {wrong}")
     draws = batch.draws(1)
-    shift = integers(draws.next()[:, 0], 1, n - 1)
-    partner = (torch.arange(n, device=clips.device) + shift) % n
+    partner = draws.same_shift(n)
     theirs = uniform(draws.next(3)[0]).to(clips.dtype) < 0.5  # [3], of the projection along each axis
     share_of_axis = (theirs.sum() - theirs.to(torch.int64)).to(clips.dtype) / 2  # a coordinate is seen along the other two axes
     weight = share_of_axis.view(1, 3, 1, 1, 1)
@@ -322,19 +321,18 @@ def temporal_mix(batch: Batch) -> MixedBatch:
     clips, n = batch.clips, len(batch.labels)
     num_frames = clips.shape[2]
     draws = batch.draws(1)
-    shift = integers(draws.next()[:, 0], 1, n - 1)
-    partner = (torch.arange(n, device=clips.device) + shift) % n
+    partner = draws.same_shift(n)
     own = min(max(1, int(num_frames * draws.share())), num_frames - 1)
     mixed = torch.cat([_resized(clips, own), _resized(clips[partner], num_frames - own)], dim=2)
     return batch.mixed(mixed, partner, torch.full((n,), 1 - own / num_frames, device=clips.device))
 
 
-@mixer("bone_mix", unfit=_scored)
+@mixer("bone_mix", unfit=_scored, positions=True)
 def bone_mix(batch: Batch) -> MixedBatch:
     """Mixup of bone directions, with root and bone lengths of the clip, so that body proportions are preserved.
 
-    An approximation of mixing in pose space: directions are mixed linearly and renormalised per frame. Joint stream only; bones of
-    zero length remain so.
+    An approximation of mixing in pose space: directions are mixed linearly and renormalised per frame. Bones of zero length remain
+    so.
     """
     clips, layout = batch.clips, batch.layout
     draws = batch.draws()

@@ -1,8 +1,9 @@
 """Deviations of the published code from its paper, reproduced with `compat="official"`.
 
-Three of them are options of other functions: one coalition draw for the whole batch (`Request(shared=True)`), class id
-instead of class size (`priority`), and the mean of first frames as the mean motion (`mean_motion`). Not reproduced: checkpoint
-selection on the test set, and a running sum instead of a mean in the first epoch on Kinetics.
+Here: class id instead of class size (`priority`), NTU's joint counts for every layout (`joint_counts`), 64 restored frames on
+Kinetics (`restored_frames`), and the mean of first frames as the mean motion (`mean_motion`). Elsewhere: one coalition draw for
+the whole batch (`Request(shared=True)`). Not reproduced: checkpoint selection on the test set, and a running sum instead of a mean
+in the first epoch on Kinetics.
 """
 
 from __future__ import annotations

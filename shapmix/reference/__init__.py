@@ -1,6 +1,6 @@
 """Reference implementation: every operation of Shap-Mix as a plain eager function.
 
-The kernels have the same names and signatures, and are tested and benchmarked against these functions.
+Those that have kernels share name and arguments with them; the kernels are tested and benchmarked against these functions.
 """
 
 from shapmix.draws.plans import AugmentPlan, CropPlan, FramePlan, MixPlan

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shapmix.draws.plans import MixPlan
-from shapmix.reference.mix import replaced, source_frames
+from shapmix.reference.mix import in_window, replaced, source_frames
 
 
 def mix_aligned(
@@ -52,7 +52,7 @@ def mix_aligned(
     host, theirs = clips[:, :dimension], taken[:, :dimension]
     anchor = anchors[plan.parts][:, None, None, :, None]  # [N, 1, 1, V, 1]
     mine, other = (_seen(positions, scores) for positions in (host, theirs))  # [N, 1, T, V, M]
-    both = mine & other & _window(plan, clips.shape[2])
+    both = mine & other & in_window(plan, clips.shape[2])[:, None, :, None, None]
     offset = (theirs - _at(theirs, anchor)) * _relative_size(host, theirs, both, bones)
     if dimension == 3:
         offset = _turned(offset, host, theirs, both, pairs, up)
@@ -62,13 +62,6 @@ def mix_aligned(
     keep, take = (share.to(clips.dtype).view(-1, 1, 1, 1, 1) for share in (1 - plan.lam, plan.lam))
     blended = clips * keep + clips[plan.partner] * take
     return torch.cat([clips, torch.where(plan.blend.view(-1, 1, 1, 1, 1), blended, pasted)])
-
-
-def _window(plan: MixPlan, num_frames: int) -> Tensor:
-    """[N, 1, T, 1, 1] bool."""
-    frame = torch.arange(num_frames, device=plan.start.device)
-    inside = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])
-    return inside[:, None, :, None, None]
 
 
 def _seen(positions: Tensor, scores: bool) -> Tensor:

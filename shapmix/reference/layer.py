@@ -76,13 +76,6 @@ def join_moments(joins: Sequence[Join], eps: float = EPS) -> None:
         out.copy_(torch.stack(values))
 
 
-def norm_of(partial: Tensor, weight: Tensor, bias: Tensor, *, tail: Tensor | None = None) -> Tensor:
-    """The norm [6, C] of one join."""
-    out = weight.new_empty(6, len(weight))
-    join_moments([Join(partial, weight, bias, out, tail)])
-    return out
-
-
 def merge_moments(partial: Tensor, channels: int, *, tail: Tensor | None = None) -> Tensor:
     """Moments of parts of the rows, as in `join_moments` -> moments [1, 3, channels] of all rows of this process."""
     return torch.stack(_merged(partial, channels, tail))[None].to(partial.dtype)

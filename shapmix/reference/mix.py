@@ -8,6 +8,12 @@ from torch import Tensor
 from shapmix.draws.plans import MixPlan
 
 
+def in_window(plan: MixPlan, num_frames: int) -> Tensor:
+    """[N, T] bool: frames of the window, which are overwritten."""
+    frame = torch.arange(num_frames, device=plan.start.device)
+    return (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])
+
+
 def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
     """[N, T] int64: source frame in the partner for each frame of the window (outside the window: the frame itself).
 
@@ -15,7 +21,6 @@ def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
     floor(j * source_length / length).
     """
     frame = torch.arange(num_frames, device=plan.start.device).expand(len(plan.start), -1)
-    inside = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])
     step = (frame - plan.start[:, None]).clamp(min=0)
     if dtype == torch.float64:
         offset = step * plan.source_length[:, None] // plan.length[:, None]
@@ -23,15 +28,13 @@ def source_frames(plan: MixPlan, num_frames: int, dtype: torch.dtype) -> Tensor:
         scale = plan.source_length.float() / plan.length.float()
         offset = (step.float() * scale[:, None]).long()
     offset = torch.minimum(offset, plan.source_length[:, None] - 1)
-    return torch.where(inside, plan.source_start[:, None] + offset, frame)
+    return torch.where(in_window(plan, num_frames), plan.source_start[:, None] + offset, frame)
 
 
 def replaced(plan: MixPlan, part_of_joint: Tensor, num_frames: int) -> Tensor:
     """[N, 1, T, V, 1] bool mask of the elements pasted from the partner."""
-    frame = torch.arange(num_frames, device=plan.start.device)
-    in_window = (frame >= plan.start[:, None]) & (frame < (plan.start + plan.length)[:, None])  # [N, T]
     in_parts = ((plan.parts[:, None] >> part_of_joint) & 1).bool()  # [N, V]
-    return in_window[:, None, :, None, None] & in_parts[:, None, None, :, None]
+    return in_window(plan, num_frames)[:, None, :, None, None] & in_parts[:, None, None, :, None]
 
 
 def mix_clips(clips: Tensor, plan: MixPlan, part_of_joint: Tensor) -> Tensor:

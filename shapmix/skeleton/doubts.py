@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from shapmix.skeleton.layout import BUILT_IN, Layout, load_layout
 
-SIDES = {"left": "right", "l": "r"}
 _SIDED = re.compile(  # left_hand, l_hand, L_Hand, LHand, leftHand, hand_left, hand_l
     r"(?P<front>left|right|[lr](?=_)|[lr](?-i:(?=[A-Z])))_?(?P<after>.+)|(?P<before>.+)_(?P<end>left|right|[lr])", re.IGNORECASE
 )

@@ -188,7 +188,7 @@ def layout_file(source: str | Path) -> Path:
     Raises:
         LayoutError: neither a built-in name nor a `.toml` file.
     """
-    if isinstance(source, str) and source in BUILT_IN:
+    if str(source) in BUILT_IN:
         return FOLDER / f"{source}.toml"
     if Path(source).suffix != ".toml":
         raise LayoutError(

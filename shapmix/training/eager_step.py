@@ -16,7 +16,7 @@ from shapmix.training.step import StepResult, auxiliary_loss, clip_gradients, co
 
 
 class EagerStep:
-    """`step(chosen, number, clips)` trains on the store's clips `chosen`; the interface is that of `CapturedStep`.
+    """`step(chosen, number, clips)` trains on the store's clips `chosen`; the interface is that of `TrainingStep`.
 
     Args:
         run: network, mixer and optimizer.

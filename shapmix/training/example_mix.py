@@ -50,12 +50,12 @@ def example_mix(config: TrainConfig, splits: Splits, sampler: ClipSampler, mixer
         batch = mixer.mix(clips, labels, mixer.warmup_steps + index, second=clips if mixer.views == 2 else None)
         clean, mixed = batch.clips.chunk(2)
         changed = (mixed != clean).any(1).any(-1)  # [N, T, V]
-        sizes = mixer.class_counts[labels]
+        sizes, priority = mixer.class_counts[labels], mixer.priority[labels]
         for row, partner in enumerate(batch.partner.tolist()):
             pasted = sum(1 << part for part in layout.part_of_joint[changed[row].any(0)].unique().tolist())
             if changed[row].any(1).all() or not pasted:
                 continue  # blended, or nothing to see
-            brings = bool(sizes[row] > sizes[partner])
+            brings = bool(priority[row] > priority[partner])
             kept = pasted if brings else layout.all_parts ^ pasted
             if MIXERS[config.mix].guided and kept != int(favourite[labels[partner if brings else row]]):
                 continue

@@ -350,6 +350,8 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(wrong)
     if config.rule.align and config.stream != "joint":
         raise ConfigError(f"rule.align: moves joints to where they hang; stream '{config.stream}' has no positions, choose joint")
+    if MIXERS[config.mix].positions and config.stream != "joint":
+        raise ConfigError(f"mix: '{config.mix}' mixes positions of joints; stream '{config.stream}' has none, choose joint")
     if MIXERS[config.mix].guided and config.saliency_from is None and config.saliency.warmup_epochs >= config.epochs:
         raise ConfigError(
             f"saliency.warmup_epochs: Shap-Mix would begin after epoch {config.saliency.warmup_epochs} of {config.epochs}; "

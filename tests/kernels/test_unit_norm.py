@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shapmix.kernels import unavailable
 from shapmix.reference import layer
 from tests.kernels.backends import FEW, FEW_EXAMPLES
-from tests.kernels.layers import SHAPES, Draw, Shape, check, check_sums, run
+from tests.kernels.layers import SHAPES, Draw, Shape, check, check_sums, norm_of, run
 from tests.proofs import DEVICE_OF
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -45,10 +45,10 @@ def test_triton_joins_moments(shape: Shape, parts: int) -> None:
         return first, second
 
     (first, second), _ = run(join, poisoned, poisoned[..., :narrow].contiguous(), tail, weight, bias, device=device)
-    check(first, layer.norm_of(partial, weight, bias), shape.dtype)
-    check(second, layer.norm_of(partial[..., :narrow], weight, bias, tail=tail), shape.dtype)
+    check(first, norm_of(partial, weight, bias), shape.dtype)
+    check(second, norm_of(partial[..., :narrow], weight, bias, tail=tail), shape.dtype)
     merged, _ = run(unit.merge_moments, poisoned, channels, device=device)
-    check(layer.norm_of(merged.cpu(), weight, bias), layer.norm_of(partial, weight, bias), shape.dtype)
+    check(norm_of(merged.cpu(), weight, bias), norm_of(partial, weight, bias), shape.dtype)
 
 
 @SOME

@@ -41,7 +41,7 @@ def test_the_budget_is_two_forwards_a_sample(estimator: str, n: int) -> None:
         else:
             assert rows <= max(2 * n, {"exact_subset": 31, "chain": 5, "chain_reverse": 9}.get(estimator, 2))
         assert bool((found.coalitions > 0).all())
-        assert len({*zip(found.samples.tolist(), found.coalitions.tolist(), strict=True)}) == rows or estimator == "official"
+        assert len({*zip(found.samples.tolist(), found.coalitions.tolist(), strict=True)}) == rows
         for row in (found.with_rows, found.without_rows):
             assert int(row.min()) >= 0
             assert int(row.max()) <= rows
@@ -107,8 +107,3 @@ def test_pairs_are_seen_equally_often_and_give_the_group_values() -> None:
     assert count.unique().tolist() == [16.0]
     values = pair_values((total / count)[None], NTU)
     torch.testing.assert_close(values, group_values(games[:1], NTU.combinations, 5).relu())
-
-
-def test_an_unknown_estimator_is_named() -> None:
-    with pytest.raises(ValueError, match="estimator is 'shap'; give one of official, naive, exact"):
-        ESTIMATORS.find("shap")

@@ -177,6 +177,10 @@ def test_what_a_mixer_cannot_do_is_said() -> None:
     armless = Layout("a", ODD.joints, ODD.parents, ODD.flips, {"low": (0,), "high": (1, 2)}, 1)
     with pytest.raises(ValueError, match="mix 'partial_mixup' needs parts with 'leg' in their names; layout 'a' has low, high"):
         mixed_clips("partial_mixup", clips, armless, 0, 0)
+    for name in ("bone_mix", "spatial_mix"):
+        motion = torch.zeros(4 if name == "spatial_mix" else 3, FRAMES, 3, 1)
+        with pytest.raises(ValueError, match=f"mix '{name}' would mix the confidence score as a coordinate"):
+            ShapMix(ODD, COUNTS, motion, mix=name, scores=True)
 
 
 # Losses

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shapmix.mixing.marginals import Request, draw_marginals
 from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import (
     CropPlan,
@@ -191,17 +190,6 @@ def test_normalised_coalitions_are_what_the_first_layer_sees() -> None:
     )
     assert found.is_contiguous()
     torch.testing.assert_close(found, expected)
-
-
-def test_expected_marginals_are_the_mean_of_the_drawn_ones() -> None:
-    """Agrees with the paper's sampler over many draws within 4 standard errors, for every combination."""
-    values = torch.rand(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = expected_marginals(values, NTU.combinations, 5)[0]
-    drawn = draw_marginals(Request(torch.zeros(40_000), NTU, 0, 0))
-    marginal = marginals(values[0, NTU.combinations[drawn.columns] | drawn.contexts], values[0, drawn.contexts])
-    for column in range(20):
-        sample = marginal[drawn.columns == column]
-        assert abs(sample.mean() - expected[column]) <= 4 * sample.std() / len(sample) ** 0.5
 
 
 @given(st.integers(1, 31))

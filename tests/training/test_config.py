@@ -244,6 +244,10 @@ def test_rules_are_options_and_say_what_they_contradict() -> None:
     assert config.rule == Rule(partner="inverse", align=True, outside="smooth", unit="layout")
     assert baseline_config(config, "balanced").rule == Rule()
     for arguments, message in (
+        (
+            ["--mix", "bone_mix", "--stream", "bone"],
+            "mix: 'bone_mix' mixes positions of joints; stream 'bone' has none, choose joint",
+        ),
         (["--rule.align", "--stream", "bone"], "rule.align: moves joints to where they hang; stream 'bone' has no positions"),
         (["--rule.fresh", "--mix", "mixup"], "rule.fresh: changes the rule of shapmix and stmix; mix 'mixup' has another"),
         (["--rule.outside", "smooth", "--label-smoothing", "0.1"], "rule.outside: 'smooth' is a label smoothing of its own"),
