@@ -28,7 +28,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    content = {"commit": commit(), "machine": machine(), "runs": {run.name: collect(run) for run in arguments.runs}}
+    command = f"python -m bench.collect {' '.join(run.name for run in arguments.runs)}"
+    content = {
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "runs": {run.name: collect(run) for run in arguments.runs},
+    }
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

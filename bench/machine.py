@@ -17,6 +17,7 @@ import torch
 
 from bench import ROOT
 
+MEASURED = ("shapmix", "kernels", "csrc", "bench/*.py")
 SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".toml")
 
 
@@ -60,12 +61,17 @@ def triton_version() -> str | None:
 
 
 def commit() -> str:
-    """Commit of the working tree, with `+` if it has changes; `uncommitted` outside a repository."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
+    """Commit of the working tree, with `+` if what is measured has changes; `uncommitted` outside a repository."""
     if shutil.which("git") is None:
         return "uncommitted"
-    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return described.stdout.strip() if described.returncode == 0 else "uncommitted"
+    described, changed = (
+        subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        for arguments in (
+            ["describe", "--always", "--abbrev=12"],
+            ["status", "--porcelain", "--untracked-files=no", "--", *MEASURED],
+        )
+    )
+    return described.stdout.strip() + "+" * bool(changed.stdout) if described.returncode == 0 else "uncommitted"
 
 
 def tree() -> str:

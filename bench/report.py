@@ -2,7 +2,7 @@
 
     python -m bench.report FILE... [--shapes ntu large] [--dtypes float32] [--ptxas LOG] [--roofline OUT.png]
 
-Reads the output of `python -m bench.measure --out FILE` and of `python -m tests.gpu --out FILE`.
+Reads the output of `python -m bench.measure --out FILE.jsonl` and of `python -m tests.gpu --out FILE`.
 """
 
 from __future__ import annotations

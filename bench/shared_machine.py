@@ -5,8 +5,8 @@
 OpenMP reads its settings once, when torch loads it, so each setting has a process of its own. They take steps of the embedded data
 in turns, for one round as the machine is and for one beside a process that computes all the time, in a session of its own, as
 another user's would be. Reports milliseconds per step and their ratio to the default setting within each round: median, lowest and
-highest. `runnable` is the number of other threads that wanted a CPU when a step began; on a quiet machine it is 0, and 1 beside the
-busy process.
+highest. `runnable` is the number of other threads that wanted a CPU when a step began, once the threads of the setting before no
+longer spin; on a quiet machine it is 0, and 1 beside the busy process.
 
 OMP_DYNAMIC is no candidate: OpenMP then starts fewer threads than torch counts on, and convolutions of oneDNN wait for the missing
 ones for ever.
@@ -149,6 +149,7 @@ def busy_process() -> Iterator[None]:
 
 
 def _step(process: subprocess.Popen[str]) -> dict[str, float]:
+    time.sleep(0.1)  # until the threads of the setting before no longer spin
     runnable = int(LOADAVG.read_text().split()[3].partition("/")[0]) - 1  # less this thread
     assert process.stdin is not None
     process.stdin.write("\n")

@@ -25,9 +25,6 @@ def read_rows(path: Path) -> list[Row]:
     if path.suffix == ".jsonl":  # of bench.measure
         return [{**line["row"], "shown": "green"} for line in read_lines(path) if "error" not in line.get("row", {"error": ""})]
     content = json.loads(path.read_text(encoding="utf-8"))
-    if "benchmarks" in content:  # of pytest-benchmark
-        found = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
-        return [{**row, "shown": "green"} for row in found if "ops" in row]
     return shown_rows(as_result(content["runs"][-1]) if "runs" in content else content)
 
 

@@ -1,7 +1,7 @@
 """A developer's view of every op beside its reference, in pytest-benchmark's table: `pytest bench -k mix_clips --benchmark-only`.
 
 For the loop of changing a kernel: `--benchmark-save`, `--benchmark-compare` and `--benchmark-cprofile` are pytest-benchmark's. The
-figures that are published come from `python -m bench.measure`, which interleaves an op with its reference and a copy.
+figures that are published come from `python -m bench.copy_speed`, which interleaves an op with its reference and a copy.
 """
 
 from __future__ import annotations

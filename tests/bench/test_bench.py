@@ -273,7 +273,7 @@ def test_a_time_below_the_clock_has_no_bandwidth() -> None:
 
 def test_machine_and_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert {"cpu", "cores", "gpu", "driver", "cuda", "python", "torch", "triton"} <= set(machine())
-    monkeypatch.setattr("bench.machine.__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setattr("bench.machine.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "uncommitted"
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -343,13 +343,14 @@ def test_markdown() -> None:
     assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def pytest_results(*rows: dict[str, Any]) -> dict[str, Any]:
-    return {"benchmarks": [{"extra_info": found} for found in rows]}
+def lines_of(*rows: dict[str, Any]) -> str:
+    """A file of bench.measure."""
+    return "".join(json.dumps(line) + "\n" for line in ({"command": "x"}, *({"row": found} for found in rows)))
 
 
 def test_report_reads_several_files_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    on_cpu, on_gpu, log, picture = (tmp_path / name for name in ("cpu.json", "gpu.json", "ptxas.log", "roofline.png"))
-    on_cpu.write_text(json.dumps(pytest_results(made_up(), made_up(dtype="bfloat16"), {})))
+    on_cpu, on_gpu, log, picture = (tmp_path / name for name in ("cpu.jsonl", "gpu.json", "ptxas.log", "roofline.png"))
+    on_cpu.write_text(lines_of(made_up(), made_up(dtype="bfloat16"), {"error": "no memory"}))
     counts = {"failed": 0, "cuda": 1, "triton": 0}
     suite = {"rows": [made_up("cuda", "cuda"), {"ops": "x", "error": "y"}], "tests": {"ops": {"mix_clips": counts}}}
     on_gpu.write_text(json.dumps(suite))
@@ -371,8 +372,8 @@ def test_report_reads_several_files_and_draws(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_report_says_what_it_cannot_show(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.json"
-    empty.write_text(json.dumps(pytest_results()))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(lines_of())
     with pytest.raises(SystemExit, match="no measurement of an op"):
         report.main([str(empty)])
     with pytest.raises(SystemExit, match="nothing to draw"):

@@ -69,7 +69,7 @@ def test_the_reason_for_not_flushing_denormals_is_that_of_the_results_file() -> 
     for case in found["cases"].values():
         assert all(entry["denormal"] == 0 < entry["values"] for entry in case["denormals"].values())
         assert 0.99 <= case["seconds"]["kept / flushed"]["p50"] <= 1.01  # a hundredth is no reason to change results
-    ratios = sorted(case["seconds"]["kept / flushed"]["p50"] for case in found["cases"].values())
+    ratios = [found["cases"][name]["seconds"]["kept / flushed"]["p50"] for name in ("embedded recipe", "published optimizer")]
     assert f"takes {ratios[0]:.2f} and {ratios[1]:.2f} of its CPU time with flushing" in text
     assert 0.95 < found["product of denormals"]["kept / flushed"]["p50"] < 1.05
 
@@ -92,6 +92,29 @@ def test_the_cost_of_explanations_is_that_of_the_results_file() -> None:
         assert rows_a_clip == f"{method['rows a clip']:.0f}", line
         assert float(time.removesuffix("x")) == float(f"{ratio:.2g}"), line
         assert float(error) == float(f"{method['error']:.{2 if method['error'] > 0.1 else 1}g}"), line
+
+
+def test_the_readme_compares_explanations_with_the_fastest_others() -> None:
+    methods = results_file("explainers")["methods"]
+    assert "Exact Shapley values take a third of the time of shap and shapiq" in " ".join((ROOT / "README.md").read_text().split())
+    for name in ("shap", "shapiq"):
+        assert 0.3 < 1 / methods[f"{name} exact, eager network"]["times shapmix"]["p50"] < 0.37
+
+
+def test_the_error_of_the_default_estimator_is_that_of_the_results_files() -> None:
+    budgets = results_file("saliency_budgets")["budgets"]
+    error, rows = (
+        [budgets[name]["budget 2 every 1"][key]["mean"] for name in ("official", "exact_subset")]
+        for key in ("error", "rows a sample")
+    )
+    assert f"{error[0] / error[1]:.1f} times smaller" in (text := " ".join(page("own_loop").split()))
+    assert f"about {rows[1] / rows[0] - 1:.0%} more rows" in text
+    published, exact = (
+        results_file("saliency_estimators")["estimators"][name]["error"]["mean"] for name in ("official", "exact_subset")
+    )
+    ratio = f"{published / exact:.1f}"
+    assert f"in batches of 16 it is {ratio} times smaller" in text
+    assert f"has a {ratio} times smaller error of the class table in batches of 16" in " ".join(page("explain").split())
 
 
 def test_the_evidence_of_mixes_is_that_of_the_results_file() -> None:

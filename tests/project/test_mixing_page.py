@@ -86,11 +86,21 @@ def test_the_readings_are_those_of_the_results_file() -> None:
     assert f"by {real[0]} and {real[1]} points on NW-UCLA, and by {embedded[0]} and {embedded[1]} on the embedded data" in page
     for rows in seen["NW-UCLA"].values():
         assert max(rows[half]["partner"] for half in ("motion", "place")) < rows["shapmix"]["partner"] / 2
+    shares = {
+        name: sorted(
+            round(100 * mix["partner"] / (mix["host"] + mix["partner"])) for mix in (rows["shapmix"] for rows in streams.values())
+        )
+        for name, streams in seen.items()
+    }
+    real, embedded = shares["NW-UCLA"], shares["embedded data"]
+    labels = {name: {round(100 * rows["shapmix"]["label"]) for rows in streams.values()} for name, streams in seen.items()}
+    assert labels == {"NW-UCLA": {30}, "embedded data": {32}}
+    assert f"{real[0]} and {real[1]}% on NW-UCLA, where the label says 30%" in page
+    assert f"{embedded[0]} and {embedded[1]}% on the embedded data, where it says 32%" in page
     for name, streams in seen.items():
         for rows in streams.values():
             for mix in ("stmix", "shapmix"):  # "a third", "about half"
                 assert rows[mix]["neither"] == pytest.approx(1 / 3 if name == "NW-UCLA" else 1 / 2, abs=0.09)
-            assert 0.4 < rows["shapmix"]["partner"] / rows["shapmix"]["label"] < 0.6  # "about half"
 
 
 def test_the_command_of_the_page_is_the_script() -> None:
