@@ -42,7 +42,7 @@ class PrepareConfig:
     label_offset: int | None = None
     """Label of the first class: 1 for labels 1 to K. Default: 0, and labels that start at 1 are an error."""
     dtype: Literal["float32", "float16"] = "float32"
-    """float16 halves the size of the store; coordinates keep three digits."""
+    """float16 halves the size on disk; coordinates keep three digits. Training reads such a store into memory, as float32."""
     skip_damaged: bool = False
     """Skip and list damaged recordings; otherwise the first one is an error."""
     inspect: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -131,6 +132,11 @@ class ClipStore:
         return torch.bincount(self.labels[clips], minlength=self.num_classes)
 
 
+def list_hash(names: Iterable[str]) -> str:
+    """SHA-256 of the sorted names, one a line: which clips a list has, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Splits:
     """A store and its training, validation and test clips (int64 indices).
@@ -146,9 +152,8 @@ class Splits:
 
     @property
     def list_sha256(self) -> str:
-        """SHA-256 of the sorted names of the training clips, one a line: which clips train, in whatever order."""
-        names = sorted(self.store.names[clip] for clip in self.train.tolist())
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        """`list_hash` of the training clips: `training_list` of result.json, and `lists` of a plan."""
+        return list_hash(self.store.names[clip] for clip in self.train.tolist())
 
     def class_counts(self) -> Tensor:
         """[K] int64: number of training clips per class.

@@ -224,7 +224,8 @@ def _published(prepared: Prepared, split: str) -> Pools | None:
     lists, none = prepared.splits, torch.empty(0, dtype=torch.int64)
     for ending in ("test", "val"):
         if f"{split}_train" in lists and f"{split}_{ending}" in lists:
-            return Pools(lists[f"{split}_train"], none, lists[f"{split}_{ending}"])
+            own_val = lists.get(f"{split}_val", none) if ending == "test" else none
+            return Pools(lists[f"{split}_train"], own_val, lists[f"{split}_{ending}"])
     known = [one for one in PROTOCOLS if one.name == split]
     if not known:
         return None
@@ -342,11 +343,11 @@ def held_out(labels: Sequence[int], together: Sequence[str], share: float, seed:
 def performances(prepared: Prepared, clips: Tensor) -> list[str]:
     """Identifies the performance of each clip, shared by all its cameras; the clip's name if its numbers are unknown.
 
-    A subject without a camera or a replication does not identify a performance.
+    A subject with a camera or a replication identifies a performance, and so does a setup with a replication.
     """
     columns = [prepared.numbers[name][clips].tolist() for name in ("setup", "subject", "replication", "camera")]
     labels, names = prepared.clips.labels[clips].tolist(), [prepared.clips.names[clip] for clip in clips.tolist()]
     return [
-        f"{setup}/{subject}/{replication}/{label}" if subject and (replication or camera) else name
+        f"{setup}/{subject}/{replication}/{label}" if (subject and (replication or camera)) or (setup and replication) else name
         for name, label, setup, subject, replication, camera in zip(names, labels, *columns, strict=True)
     ]

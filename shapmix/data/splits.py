@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,7 +49,7 @@ def store_splits(
         imbalance: largest class / smallest class.
         n_max: training clips of the largest class of the long-tailed sample; None uses all of them.
         train_list: file with one name per line.
-        min_frames: shorter clips are dropped.
+        min_frames: shorter clips are dropped and logged.
         drop_empty_classes: classes without training clips are dropped and logged; the others are renumbered.
         drop_classes: names of classes that are dropped and logged, with all of their clips; the others are renumbered.
         seed: of the validation clips and the long-tailed sample.
@@ -61,20 +60,22 @@ def store_splits(
     """
     if imbalance is not None and train_list is not None:
         raise DataError("give imbalance or train_list, not both: the list already defines the training clips")
-    long_enough = prepared.clips.lengths >= min_frames
     pools = find_pools(prepared, options or SplitOptions())
     _check_apart(prepared.clips.names, *pools)
+    pool = [prepared.clips.names[clip] for clip in pools.train.tolist()]
+    listed = (
+        None if train_list is None else [pool[row] for row in match_list(train_list, pool)]
+    )  # also clips that are dropped below
     if drop_classes:
         prepared, pools = _without_named(prepared, drop_classes, pools)
-        long_enough = prepared.clips.lengths >= min_frames
-    pools = Pools(*(part[long_enough[part]] for part in pools))
+    pools = _long_enough(prepared.clips, pools, min_frames)
     for part, clips in (("training", pools.train), ("test", pools.test)):
         if len(clips) == 0:
             of_length = "" if min_frames == 1 else f" of at least {min_frames} frames"
             raise DataError(f"no {part} clips{of_length}; choose other test clips with --split, --fold or --test-split")
     used = pools.train
-    if train_list is not None:
-        used = used[match_list(train_list, [prepared.clips.names[clip] for clip in used.tolist()])]
+    if listed is not None:
+        used = used[_rows(listed, [prepared.clips.names[clip] for clip in used.tolist()])]
     counts = prepared.clips.class_counts(used)
     if drop_empty_classes and bool((counts == 0).any()):
         prepared, pools = _without_empty(prepared, counts, pools)
@@ -83,8 +84,8 @@ def store_splits(
     store, (train_pool, val, test) = prepared.clips, pools
     names = [store.names[clip] for clip in train_pool.tolist()]
     labels = store.labels[train_pool].tolist()
-    if train_list is not None:
-        chosen = match_list(train_list, names)
+    if listed is not None:
+        chosen = _rows(listed, names)
     elif imbalance is not None:
         largest = n_max or max(np.bincount(labels))
         chosen = longtail_list(names, labels, longtail_counts(store.num_classes, largest, imbalance), list_seed(seed, imbalance))
@@ -98,8 +99,23 @@ def store_splits(
         else:
             val = train_pool[left_over(labels, performances(prepared, train_pool), chosen, VAL_PER_CLASS, seed)]
     train = train_pool[chosen]
-    _log_profile(store.class_counts(train), [store.names[clip] for clip in train.tolist()])
-    return Splits(store, train, val, test)
+    splits = Splits(store, train, val, test)
+    _log_profile(splits)
+    return splits
+
+
+def _long_enough(store: ClipStore, pools: Pools, min_frames: int) -> Pools:
+    """The clips of at least so many frames; logs the others."""
+    long = store.lengths >= min_frames
+    if short := [store.names[clip] for part in pools for clip in part[~long[part]].tolist()]:
+        log.info("dropped %d clips of fewer than %d frames: %s", len(short), min_frames, ", ".join(short))
+    return Pools(*(part[long[part]] for part in pools))
+
+
+def _rows(listed: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Rows in `names` of the listed clips that are left, in the order of the list."""
+    row_of = {name: row for row, name in enumerate(names)}
+    return [row_of[name] for name in listed if name in row_of]
 
 
 def left_over(labels: Sequence[int], performances: Sequence[object], chosen: Sequence[int], per_class: int, seed: int) -> list[int]:
@@ -175,10 +191,10 @@ def _without(prepared: Prepared, kept: Tensor, pools: Pools) -> tuple[Prepared, 
     return replace(prepared, clips=clips, numbers=numbers, splits={}, columns={}), moved
 
 
-def _log_profile(counts: Tensor, names: Sequence[str]) -> None:
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+def _log_profile(splits: Splits) -> None:
+    counts = splits.store.class_counts(splits.train)
     sizes = ", ".join(f"{int(mask.sum())} {bucket}" for bucket, mask in buckets(counts)._asdict().items())
     log.info(
         "training list: %d clips, %d to %d per class (%s classes), sha256 %s",
-        len(names), int(counts.max()), int(counts.min()), sizes, digest[:16],
+        len(splits.train), int(counts.max()), int(counts.min()), sizes, splits.list_sha256[:16],
     )  # fmt: skip

@@ -4,8 +4,8 @@
 - `store.json`: names, labels, lengths, checksums and numbers of the recordings, splits, classes, provenance;
 - `layout.toml`: the skeleton.
 
-All three are common formats that cannot execute code. `frames.npy` is memory-mapped, so opening a store does not depend on its
-size.
+All three are common formats that cannot execute code. float32 frames are memory-mapped, so opening such a store does not depend on
+its size; float16 frames are read into memory as float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shapmix.data.sources.bounded import (
     show,
 )
 from shapmix.process.errors import DataError
-from shapmix.skeleton.layout import layout_text, parse_layout
+from shapmix.skeleton.layout import Layout, layout_text, parse_layout
 
 FRAMES, INDEX, LAYOUT = "frames.npy", "store.json", "layout.toml"
 VERSION = 1
@@ -68,22 +68,9 @@ def open_store(folder: str | Path) -> Prepared:
     """
     folder = Path(folder)
     index = read_index(folder)
-    try:
-        mapped = np.lib.format.open_memmap(folder / FRAMES, mode="c")
-        layout = parse_layout(layout_text(folder / LAYOUT), where=str(folder / LAYOUT))
-    except Exception as error:  # NumPy raises many types of error for a damaged file
-        raise DataError(f"{folder}: damaged store ({error}); prepare it again") from error
+    mapped, layout = _opened(folder, index)
     clips = index["clips"]
     lengths = np.asarray(clips["length"], dtype=np.int64)
-    if mapped.ndim != 4 or not mapped.flags.c_contiguous:
-        raise DataError(f"{folder}: {FRAMES} is {list(mapped.shape)}, not [frames, people, joints, coordinates]; prepare it again")
-    if list(mapped.shape[:1]) != [int(lengths.sum())] or str(mapped.dtype) != index["dtype"]:
-        raise DataError(
-            f"{folder}: {FRAMES} contains {len(mapped)} frames of {mapped.dtype}, {INDEX} expects {lengths.sum()} of "
-            f"{index['dtype']}; prepare it again"
-        )
-    if wrong := layout.wrong_dimension(mapped.shape[3], scores=index["scores"]):
-        raise DataError(f"{folder}: {wrong}; prepare it again")
     frames = torch.from_numpy(mapped)
     store = ClipStore(
         frames.float() if frames.dtype == torch.float16 else frames,
@@ -102,6 +89,26 @@ def open_store(folder: str | Path) -> Prepared:
         index["source"],
         index["columns"],
     )
+
+
+def _opened(folder: Path, index: dict[str, Any]) -> tuple[np.ndarray, Layout]:
+    """The frames [F, M, V, C], memory-mapped, and the layout, as the index describes them."""
+    try:
+        mapped = np.lib.format.open_memmap(folder / FRAMES, mode="c")
+        layout = parse_layout(layout_text(folder / LAYOUT), where=str(folder / LAYOUT))
+    except Exception as error:  # NumPy raises many types of error for a damaged file
+        raise DataError(f"{folder}: damaged store ({error}); prepare it again") from error
+    total = sum(index["clips"]["length"])
+    if mapped.ndim != 4 or not mapped.flags.c_contiguous:
+        raise DataError(f"{folder}: {FRAMES} is {list(mapped.shape)}, not [frames, people, joints, coordinates]; prepare it again")
+    if list(mapped.shape[:1]) != [total] or str(mapped.dtype) != index["dtype"]:
+        raise DataError(
+            f"{folder}: {FRAMES} contains {len(mapped)} frames of {mapped.dtype}, {INDEX} expects {total} of "
+            f"{index['dtype']}; prepare it again"
+        )
+    if wrong := layout.wrong_dimension(mapped.shape[3], scores=index["scores"]):
+        raise DataError(f"{folder}: {wrong}; prepare it again")
+    return mapped, layout
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -181,9 +188,9 @@ def damaged_clips(folder: str | Path) -> Iterator[tuple[str, str]]:
         DataError: as `open_store`.
     """
     folder = Path(folder)
-    open_store(folder)
-    columns = read_index(folder)["clips"]
-    frames = np.load(folder / FRAMES, mmap_mode="r", allow_pickle=False)
+    index = read_index(folder)
+    frames, _ = _opened(folder, index)
+    columns = index["clips"]
     begin = 0
     for name, length, expected in zip(columns["name"], columns["length"], columns["crc32"], strict=True):
         found = zlib.crc32(np.ascontiguousarray(frames[begin : begin + length]).data)

@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import re
+import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
@@ -24,7 +26,7 @@ from shapmix.data.clips import OF_PIXELS
 from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.annotations import Annotated
 from shapmix.data.sources.bounded import LARGEST_TABLE, MOST_CLASSES, MOST_CLIPS, check_name, parse_json, read_file
-from shapmix.data.sources.plain import Plain
+from shapmix.data.sources.registry import FORMATS
 from shapmix.data.sources.rows import PaddedRows
 from shapmix.data.sources.skeletons import fitting_layouts
 from shapmix.data.store import COLUMNS, FRAMES, INDEX, LAYOUT, NUMBERS, VERSION
@@ -38,7 +40,7 @@ log = logging.getLogger("shapmix")
 JOURNAL, ORIGIN = "clips.jsonl", "origin.json"
 
 TEMPORARY = re.compile(
-    rf"({re.escape(ORIGIN)}|{re.escape(INDEX)}|{re.escape(FRAMES)})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}"
+    rf"({'|'.join(map(re.escape, (ORIGIN, INDEX, LAYOUT, FRAMES)))})\.\d+-[0-9a-f]+{re.escape(UNFINISHED)}"
 )  # temporary files
 
 OF_A_SCORE = 1.0  # the highest confidence score
@@ -111,9 +113,14 @@ def prepare(
                 "options": given,
             }
             rows = _resumed(partial, origin, source.names)
+            stopped = threading.Event()
             with ThreadPoolExecutor(1) as aside:
-                hashes = aside.submit(_hashes, source.files)
-                _convert(source, layout, partial, rows, people, np.dtype(dtype), skip_damaged, workers, depth)
+                hashes = aside.submit(_hashes, source.files, stopped)
+                try:
+                    _convert(_Form(source, layout, people, np.dtype(dtype), depth), partial, rows, skip_damaged, workers)
+                except BaseException:
+                    stopped.set()  # the pool waits for the hashes before the error is raised
+                    raise
                 index = _index(source, rows, dtype, offset, hashes.result(), given)
             write_whole(partial / LAYOUT, text)
             write_whole(partial / INDEX, json.dumps(index))
@@ -164,9 +171,13 @@ def _check_source(source: Source) -> None:
             raise DataError(f"{_place(source)}: two recordings are named '{name}'; rename one")
         seen.add(name)
     for split, names in source.splits.items():
+        listed: set[str] = set()
         for name in names:
             if name not in seen:
                 raise DataError(f"{_place(source)}: split '{split}' lists '{name}', which is not a recording; correct the list")
+            if name in listed:
+                raise DataError(f"{_place(source)}: split '{split}' lists '{name}' twice; remove one")
+            listed.add(name)
 
 
 def check_offset(source: Source, label_offset: int | None) -> int:
@@ -275,59 +286,99 @@ def _is_row(row: Any) -> bool:
     return row["length"] != 0 and all(type(row.get(column)) is int and row[column] >= 0 for column in (*COLUMNS[1:], "people"))
 
 
-def _convert(
-    source: Source,
-    layout: Layout,
-    partial: Path,
-    rows: list[dict[str, Any]],
-    people: int | None,
-    dtype: np.dtype,
-    skip_damaged: bool,
-    workers: int,
-    depth: bool,
-) -> None:
-    """Converts the recordings after the last of `rows`; appends them to the frames and to `rows`."""
-    with ExitStack() as opened, (partial / JOURNAL).open("w", encoding="utf-8") as journal:
-        frames: BinaryIO = opened.enter_context((partial / FRAMES).open("a+b"))
-        shape = _truncate(frames, rows, dtype)
+@dataclass(frozen=True)
+class _Form:
+    """What every recording of a store is checked against and padded to."""
+
+    source: Source
+    layout: Layout
+    people: int | None
+    dtype: np.dtype
+    depth: bool
+
+    def fit(self, name: str, recording: Recording, shape: tuple[int, ...] | None) -> np.ndarray:
+        """[T, M, V, C] as the store has it; `shape` [M, V, C] is the store's so far.
+
+        Raises:
+            DataError: the recording is damaged.
+            PrepareError: the layout, or what the third coordinate is, does not fit the data: such recordings are not skipped.
+        """
+        if shape is None:
+            _check_skeleton(self.source, self.layout, recording.joints)
+        wanted = _fitting(shape, recording.joints, self.people)
+        joints = _fitted(name, recording, self.layout, len(self.source.class_names), wanted, self.dtype)
+        check_third_coordinate(self.source, name, recording.joints, self.depth)
+        return joints
+
+
+@dataclass
+class _Unfinished:
+    """Frames and journal of a `.partial` folder, open behind the last recording that is complete in both.
+
+    `rows` are the entries of the journal, and `shape` [M, V, C] that of the frames once there are any.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+    dtype: np.dtype
+    frames: BinaryIO
+    journal: TextIO
+    shape: tuple[int, ...] | None
+
+    def add(self, name: str, recording: Recording, joints: np.ndarray) -> None:
+        """Appends a recording that was fitted to `joints` [T, M, V, C]."""
+        shape = joints.shape[1:]
+        if self.shape is None:
+            self.frames.write(_header(0, shape, self.dtype))
+        elif self.shape != shape:
+            before, self.frames = self.frames, _widened(self.path, self.frames, self.rows, shape, self.dtype)
+            before.close()
+            _write_journal(self.journal, self.rows)
+        self.shape = shape
+        self.frames.write(joints.data)
+        self.frames.flush()
+        self.note(_row(name, recording, joints))
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Appends an entry to the journal."""
+        self.journal.write(json.dumps(row) + "\n")
+        self.journal.flush()
+        self.rows.append(row)
+
+
+@contextmanager
+def _unfinished(partial: Path, rows: list[dict[str, Any]], dtype: np.dtype) -> Iterator[_Unfinished]:
+    # the journal is opened for appending, which keeps it until the frames are verified
+    with (partial / FRAMES).open("a+b") as frames, (partial / JOURNAL).open("a", encoding="utf-8") as journal:
+        store = _Unfinished(partial / FRAMES, rows, dtype, frames, journal, _truncate(frames, rows, dtype))
         _write_journal(journal, rows)
-        names = source.names[len(rows) :]
-        for name, read in tqdm(
-            zip(names, _in_order(source, len(rows), workers), strict=True),
-            total=len(source.names),
-            initial=len(rows),
-            unit=" recordings",
-            disable=None,
-        ):
+        try:
+            yield store
+        finally:
+            store.frames.close()
+
+
+def _convert(form: _Form, partial: Path, rows: list[dict[str, Any]], skip_damaged: bool, workers: int) -> None:
+    """Converts the recordings after the last of `rows`; appends them to the frames, to the journal and to `rows`."""
+    source = form.source
+    with _unfinished(partial, rows, form.dtype) as store:
+        names, first = source.names[len(rows) :], len(rows)
+        reads = zip(names, _in_order(source, first, workers), strict=True)
+        for name, read in tqdm(reads, total=len(source.names), initial=first, unit=" recordings", disable=None):
             try:
                 recording = read.result()
-                if shape is None:
-                    _check_skeleton(source, layout, recording.joints)
-                fitting = _fitting(shape, recording.joints, people)
-                joints = _fitted(name, recording, layout, len(source.class_names), fitting, dtype)
+                joints = form.fit(name, recording, store.shape)
             except DataError as error:
                 if not skip_damaged:
                     raise DataError(f"{error} (--skip-damaged skips such recordings)") from error
-                row: dict[str, Any] = {"name": name, "damaged": str(error)}
+                store.note({"name": name, "damaged": str(error)})
             else:
-                check_third_coordinate(source, name, recording.joints, depth)
-                if shape is None:
-                    frames.write(_header(0, fitting, dtype))
-                elif shape != fitting:
-                    frames = opened.enter_context(_widened(partial / FRAMES, frames, rows, fitting, dtype))
-                    _write_journal(journal, rows)
-                shape = fitting
-                frames.write(joints.data)
-                frames.flush()
-                row = _row(name, recording, joints)
-            journal.write(json.dumps(row) + "\n")
-            journal.flush()
-            rows.append(row)
-        if shape is None:
+                store.add(name, recording, joints)
+        if store.shape is None:
             raise DataError(f"{_place(source)}: every recording is damaged; the first: {rows[0]['damaged']}")
-        os.fsync(frames.fileno())
+        os.fsync(store.frames.fileno())
     with (partial / FRAMES).open("r+b") as frames:
-        frames.write(_header(sum(row.get("length", 0) for row in rows), shape, dtype))
+        frames.write(_header(sum(row.get("length", 0) for row in rows), store.shape, form.dtype))
         os.fsync(frames.fileno())
 
 
@@ -462,7 +513,7 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
     reach = float(np.abs(joints[..., :2]).max())
     if third.min() < 0 or not 0 < third.max() <= OF_A_SCORE or reach < OF_PIXELS:
         return
-    if isinstance(source, (Plain, PaddedRows)):
+    if any(form.open is type(source) and "scores" in form.options for form in FORMATS.values()):
         scores = "give --scores"
     elif isinstance(source, Annotated):
         scores = "write it as 'keypoint_score'"
@@ -551,13 +602,15 @@ def _header(num_frames: int, shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return header.getvalue()
 
 
-def _hashes(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and SHA-256 of each source file; a single combined entry if there are many files."""
+def _hashes(files: Sequence[Path], stopped: threading.Event) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each source file; a single combined entry if there are many files. Ends early once `stopped`."""
     found = []
     for file in files:
+        if stopped.is_set():
+            break
         digest = hashlib.sha256()
         with file.open("rb") as content:
-            while block := content.read(1 << 20):
+            while not stopped.is_set() and (block := content.read(1 << 20)):
                 digest.update(block)
         found.append({"file": file.name, "bytes": file.stat().st_size, "sha256": digest.hexdigest()})
     if len(found) <= HASHED_ONE_BY_ONE:

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +442,35 @@ def test_another_skeleton_starts_again(
     assert (store.scores, store.layout.up) == (change == "scores", "y" if change == "layout file" else "z")
 
 
+def test_a_stop_while_the_journal_is_verified_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = plain(tmp_path / "raw", clips([3, 4, 5]))
+    full = OSError(28, "No space left on device")
+    for name in ("_index", "_truncate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(store_writer, name, lambda *_: (_ for _ in ()).throw(full))
+            assert run(folder, tmp_path / "store", "--layout", "ucla20") == 2
+    (tmp_path / "store.partial" / "layout.toml.123-0a1b2c3d.tmp").touch()  # of a run that was killed while it wrote the layout
+    with caplog.at_level("INFO"):
+        make(folder, tmp_path / "store")
+    assert "resuming after 'clip002', recording 3" in caplog.text
+
+
+def test_an_error_does_not_wait_for_the_hashes_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[list[dict[str, Any]]] = []
+    hashes = store_writer._hashes
+
+    def slow(files: Sequence[Path], stopped: threading.Event) -> list[dict[str, Any]]:
+        assert stopped.wait(timeout=60)
+        hashed.append(hashes(files, stopped))
+        return hashed[0]
+
+    monkeypatch.setattr(store_writer, "_hashes", slow)
+    assert run(plain(tmp_path / "raw", clips([3, 4])), tmp_path / "store", "--layout", "ntu25") == 2
+    assert hashed == [[]]
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = plain(tmp_path / "raw", clips(list(range(1, 31))))
     first = start(folder, tmp_path / "store")
@@ -591,6 +622,17 @@ def test_short_clips_are_left_out(tmp_path: Path) -> None:
     splits = store_splits(found, min_frames=3)
     for rows in (splits.train, splits.val, splits.test):
         assert (found.clips.lengths[rows] >= 3).all()
+
+
+def test_short_clips_and_dropped_classes_may_be_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"clip{row:03d}_{row % 4 // 2 + row % 4 // 3}" for row in range(32)]  # three classes, clips of 2, 3 and 4 frames
+    found = prepared(tmp_path, names, split=["train"] * 20 + ["test"] * 12)
+    (tmp_path / "list.txt").write_text("\n".join(reversed(names[:16])) + "\n")
+    with caplog.at_level("INFO"):
+        splits = store_splits(found, min_frames=3, train_list=tmp_path / "list.txt", drop_classes=["2"])
+    kept = [name for name in reversed(names[:16]) if name[-1] != "2" and found.clips.lengths[names.index(name)] >= 3]
+    assert [splits.store.names[row] for row in splits.train.tolist()] == kept
+    assert "clips of fewer than 3 frames: clip000_0, clip006_1, " in caplog.text
 
 
 def test_nw_ucla_from_a_store_trains_as_from_its_files(tmp_path: Path) -> None:

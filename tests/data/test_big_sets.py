@@ -47,6 +47,7 @@ def test_pku_mmd_is_cut_by_its_label_files(tmp_path: Path) -> None:
         video, number = set_files.PKU_VIDEOS[index // 4], index % 4
         np.testing.assert_allclose(recording.joints, written[video][2 + 12 * number : 14 + 12 * number], atol=1e-6)
         assert recording.camera == {"L": 1, "M": 2, "R": 3}[video[-1]]
+        assert (recording.setup, recording.replication) == (int(video[:4]), number + 1)  # the same clip before each camera
     assert {name: len(names) for name, names in source.splits.items()} == {
         "xsub_train": 12, "xsub_test": 4, "xview_train": 12, "xview_test": 4,
     }  # fmt: skip

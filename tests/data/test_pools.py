@@ -101,6 +101,23 @@ def test_the_cameras_of_a_performance_stay_together() -> None:
         assert {row // 3 for row in tests} & {row // 3 for row in range(60) if row not in tests} == set()
 
 
+def test_a_setup_with_a_replication_is_a_performance() -> None:
+    """As of PKU-MMD, whose recordings name no subject."""
+    numbers = {"setup": [1 + row // 6 for row in range(60)], "replication": [1 + row // 3 % 2 for row in range(60)]}
+    tests = clips_that_test(prepared([row // 3 % 2 for row in range(60)], **numbers), split="random")
+    assert tests
+    assert not {row // 3 for row in tests} & {row // 3 for row in range(60) if row not in tests}
+
+
+def test_a_protocol_of_three_lists_validates_on_its_own() -> None:
+    found, rows = prepared(), torch.arange(59)
+    found.splits.update(cv1_train=rows[:30], cv1_val=rows[30:40], cv1_test=rows[40:], cv2_train=rows[:30], cv2_val=rows[30:])
+    pools = find_pools(found, SplitOptions(split="cv1"))
+    assert [len(part) for part in pools] == [30, 10, 19]
+    pools = find_pools(found, SplitOptions(split="cv2"))  # a list of validation alone tests
+    assert [len(part) for part in pools] == [30, 0, 29]
+
+
 def test_clips_of_one_person_are_different_performances() -> None:
     """A table with subjects alone does not say which clips show the same performance."""
     for options in ({"split": "random"}, {"fold": "1/5"}):

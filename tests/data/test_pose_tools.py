@@ -138,6 +138,15 @@ def test_class_folders_give_the_labels(tmp_path: Path) -> None:
     assert source.splits == {}
 
 
+@pytest.mark.parametrize("loose", ["b", "train/b"])
+def test_clips_beside_the_folders_of_lists_are_refused(loose: str, tmp_path: Path) -> None:
+    for path in ("train/wave/a", "test/kick/a", loose):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{path}.bvh").write_bytes(bvh_text([[0.0] * 9]))
+    with pytest.raises(DataError, match=f"'{loose}' is a clip without a class folder"):
+        opened(tmp_path, "bvh")
+
+
 @pytest.mark.parametrize("format", ["alphapose", "mmpose", "ultralytics", "mediapipe"])
 def test_class_folders_of_every_tool(format: str, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
@@ -387,6 +396,16 @@ def test_coco_results_find_their_clips_by_names(tmp_path: Path) -> None:
     assert [track.person for track in source.people(1)] == ["3"]
 
 
+def test_coco_images_of_two_clips_are_not_one(tmp_path: Path) -> None:
+    keypoints = person(joints=17)["pose_keypoints_2d"]
+    names = ["images/wave_1_0001.jpg", "images/kick_1_0001.jpg"]
+    write_json(tmp_path / "results.json", [{"image_id": name, "keypoints": keypoints, "score": 0.5} for name in names])
+    with pytest.raises(
+        DataError, match=r"frame 1 of clip 'images' would be 'images/kick_1_0001\.jpg' and 'images/wave_1_0001\.jpg'"
+    ):
+        opened(tmp_path, "coco_results").people(0)
+
+
 def test_files_that_name_the_joints_are_not_taken_for_coco(tmp_path: Path) -> None:
     coco = list(load_layout("coco17").joints)
     other = [coco[0], "head_bottom", "head_top", *coco[3:]]  # the 17 joints of PoseTrack
@@ -491,6 +510,10 @@ def test_mediapipe_tables_of_several_hands(tmp_path: Path) -> None:
     (tmp_path / "hands.csv").write_text("\n".join(lines) + "\n")
     tracks = opened(tmp_path / "hands.csv", "mediapipe").people(0)
     assert {track.person: track.poses[:, 0, 0].tolist() for track in tracks} == {"1": [0.5, 0.5], "0": [0.25, 0.25]}
+    without = "\n".join(line.partition(",")[2] for line in lines)
+    (tmp_path / "hands.csv").write_text(without + "\n")
+    with pytest.raises(DataError, match="column 'person' needs column 'frame'"):
+        opened(tmp_path / "hands.csv", "mediapipe").people(0)
 
 
 # BVH

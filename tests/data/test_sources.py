@@ -207,6 +207,20 @@ def test_pyskl_takes_integers_and_any_skeleton(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0, 0, :, :2], joints[1, 0] / [100, 50] - 1, atol=1e-6)
 
 
+def test_names_of_ntu_with_other_labels_have_no_class_names(tmp_path: Path) -> None:
+    """As in subsets whose classes were numbered anew."""
+    entries = [annotation(name, RNG.normal(size=(1, 4, 25, 3)), label) for label, name in enumerate(NAMES)]
+    assert Pyskl(dump(tmp_path / "few.pkl", {"annotations": entries})).class_names == [str(label) for label in range(len(NAMES))]
+
+
+def test_a_list_for_a_pose_is_an_error_with_a_layout_too(tmp_path: Path) -> None:
+    entry = annotation("a", RNG.normal(size=(1, 4, 17, 3)))
+    entry["keypoint"] = entry["keypoint"].tolist()
+    for layout in (None, "coco17"):
+        with pytest.raises(DataError, match="keypoint"):
+            Pyskl(dump(tmp_path / "a.pkl", {"annotations": [entry]}), layout=layout).read(0)
+
+
 @pytest.mark.parametrize("names", [("train1", "test1", "train3"), ("train", "val"), ("sub1_train", "sub1_val")])
 def test_pyskl_lists_keep_their_names(names: tuple[str, ...], tmp_path: Path) -> None:
     entries = [annotation(f"Archery/v_{at}", RNG.normal(size=(1, 4, 25, 3)), at % 2) for at in range(4)]
@@ -438,6 +452,7 @@ def test_plain(end: str, tmp_path: Path) -> None:
         ("name,label\n/etc/passwd,0\n", "line 2: '/etc/passwd' is not the name of a file inside"),
         ("name,label\nd,0\n", "clip 'd': no file"),
         ("name,label,subject\nb,0,anna\n", "line 2: subject 'anna' is not a number"),
+        ("name,label,camera\nb,0,0\n", "line 2: camera '0' is not a number from 1 of at most"),
     ],
 )
 def test_a_wrong_table_is_named(table: str, message: str, tmp_path: Path) -> None:

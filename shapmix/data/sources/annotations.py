@@ -15,7 +15,7 @@ import numpy as np
 
 from shapmix.data.sources import Recording
 from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, MOST_SPLITS, check_label, no_body, show
-from shapmix.data.sources.names import ntu_classes, parse_ntu_name
+from shapmix.data.sources.names import class_names_of, parse_ntu_name
 from shapmix.data.sources.people import MOST_IN_FRAME, link_people, seat_people
 from shapmix.data.sources.skeletons import choose_layout
 from shapmix.process.errors import DataError
@@ -57,19 +57,17 @@ class Annotated:
             raise DataError(f"{path}: {len(annotations)} annotations; the limit is {MOST_CLIPS}")
         self.names = [self._name(row) for row in range(len(annotations))]
         self.labels = [self._label(row) for row in range(len(annotations))]
-        if all(parse_ntu_name(name) for name in self.names):
-            self.class_names = ntu_classes(max(self.labels) + 1)
-        else:
-            self.class_names = [str(label) for label in range(max(self.labels) + 1)]
+        self.class_names = class_names_of(self.names, self.labels)
         self.splits = dict(splits)
         compressed, apart = "frame_inds" in annotations[0], "keypoint_score" in annotations[0]
         self.scores = compressed or apart
         self.layout = layout or self._guessed_layout(apart and not compressed)
-        most = max(
+        found = (
             max_people if "frame_inds" in entry else (np.shape(entry["keypoint"]) or (0,))[0]
             for entry in annotations
             if "frame_inds" in entry or isinstance(entry.get("keypoint"), np.ndarray)
         )
+        most = max(found, default=1)  # without an array, `read` says what is wrong
         self._num_people = max(1, min(most, max_people))
 
     def read(self, index: int) -> Recording:

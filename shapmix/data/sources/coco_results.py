@@ -181,6 +181,7 @@ def _by_clip(file: Path, name_of: Mapping[int, str], names: Sequence[str] | None
     """The frames of each clip; of several readings of an image's name, the one that the table has."""
     known = None if names is None else set(names)
     clips: dict[str, dict[int, Frame]] = {}
+    image_of: dict[tuple[str, int], str] = {}
     for image, pose, where in read_results(read_json(file, "write one file of results per clip"), file):
         name = name_of.get(image) if isinstance(image, int) else image
         if name is None:
@@ -192,6 +193,11 @@ def _by_clip(file: Path, name_of: Mapping[int, str], names: Sequence[str] | None
         readings = [parent, PurePosixPath(parent).name, prefix, f"{parent}/{prefix}"]
         clip = next((one for one in readings if one and (known is None or one in known)), None)
         if clip is not None:
+            if (other := image_of.setdefault((clip, number), name)) != name:
+                raise DataError(
+                    f"{where}: frame {number} of clip '{clip}' would be {show(name)} and {show(other)}; write one file of results "
+                    f"per clip, or name the clips in {TABLE}"
+                )
             frames = clips.setdefault(clip, {})
             frames.setdefault(number, Frame(number, [], where)).poses.append(pose)
     return {clip: list(frames.values()) for clip, frames in clips.items()}

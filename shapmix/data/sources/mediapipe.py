@@ -191,6 +191,8 @@ def _columns(header: list[str], file: Path) -> dict[str, Any]:
             raise DataError(
                 f"{file}, line 1: unknown column {show(header[column])}; columns are frame, person, x0, y0, z0, visibility0, ..."
             )
+    if "person" in names and "frame" not in names:
+        raise DataError(f"{file}, line 1: column 'person' needs column 'frame', which says which rows are of one frame")
     first, axes = min(key[0] for key in place), 1 + max(key[1] for key in place)
     for count in (POSE, HAND):
         wanted = [[(joint + first, axis) for axis in range(axes)] for joint in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from shapmix.data.sources import Numbers
@@ -53,6 +54,14 @@ def parse_ntu_name(name: str) -> NtuName | None:
         return None
     setup, camera, subject, replication, action = map(int, found.groups())
     return NtuName(setup, camera, subject, replication, action - 1) if 1 <= action <= 120 else None
+
+
+def class_names_of(names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """Those of NTU RGB+D if every recording's name is of that data set and says its label; otherwise the class numbers."""
+    parsed = map(parse_ntu_name, names)
+    if all(name is not None and name.label == label for name, label in zip(parsed, labels, strict=True)):
+        return ntu_classes(max(labels) + 1)
+    return [str(label) for label in range(max(labels) + 1)]
 
 
 def ntu_classes(labels: int) -> list[str]:

@@ -73,14 +73,14 @@ class PkuMmd:
         self.class_names = [f"A{action:02d} {name}" for action, name in enumerate(ACTIONS, start=1)]
         self.names: list[str] = []
         self.labels: list[int] = []
-        self._clips: list[tuple[Path, int, int]] = []
+        self._clips: list[tuple[Path, int, int, int]] = []  # file, first and last frame, place among the clips of the file
         of_video: dict[str, list[str]] = {}
         for stem in sorted(skeletons.keys() & labels.keys()):
             for number, (action, start, end) in enumerate(_segments(labels[stem])):
                 name = f"{stem}_{number:03d}"
                 self.names.append(name)
                 self.labels.append(action - 1)
-                self._clips.append((skeletons[stem], start, end))
+                self._clips.append((skeletons[stem], start, end, number))
                 of_video.setdefault(stem, []).append(name)
             if len(self.names) > MOST_CLIPS:
                 raise DataError(f"{folder}: more than {MOST_CLIPS} clips")
@@ -96,7 +96,7 @@ class PkuMmd:
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""
-        path, start, end = self._clips[index]
+        path, start, end, number = self._clips[index]
         content, ends = self._kept.read(path)
         where = f"{path}, frames {start} to {end} ('{self.names[index]}')"
         if start >= len(ends):
@@ -112,7 +112,10 @@ class PkuMmd:
         stands = np.flatnonzero(joints.any((1, 2, 3)))
         if len(stands) == 0:
             raise no_body(where)
-        return Recording(joints[: stands[-1] + 1], self.labels[index], camera=CAMERAS[path.stem[-1]])
+        recording = int("".join(filter(str.isdecimal, path.stem)))  # the three cameras have the same, with the same clips
+        return Recording(
+            joints[: stands[-1] + 1], self.labels[index], camera=CAMERAS[path.stem[-1]], setup=recording, replication=number + 1
+        )
 
 
 def _find(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -209,6 +209,13 @@ class PoseFiles:
         plain = [Clip(self._stem(file), (file,)) for file in self._files_in(path)]
         folders = [folder for folder in _folders(path) if folder.name not in self.inside]
         if folders and {folder.name for folder in folders} <= set(SPLITS):
+            loose = [clip.name for clip in plain]
+            loose += [f"{folder.name}/{self._stem(file)}" for folder in folders for file in self._files_in(folder)]
+            if loose:
+                raise DataError(
+                    f"{path}: '{loose[0]}' is a clip without a class folder; write {TABLE}, or move every clip to the folder of "
+                    "its class"
+                )
             return self._classes({split: _folders(path / split) for split in SPLITS if path / split in folders}, path)
         found = {folder: self._clip_files(folder) for folder in folders}
         plain += [Clip(folder.name, files) for folder, files in found.items() if files]

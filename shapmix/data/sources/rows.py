@@ -10,7 +10,7 @@ import numpy as np
 
 from shapmix.data.sources import Recording
 from shapmix.data.sources.bounded import LARGEST_CLIP, MOST_CLIPS, check_label, no_body, show
-from shapmix.data.sources.names import ntu_classes, parse_ntu_name
+from shapmix.data.sources.names import class_names_of, parse_ntu_name
 from shapmix.data.sources.people import link_people, seat_people
 from shapmix.data.sources.restricted import load_pickle
 from shapmix.data.sources.skeletons import choose_layout
@@ -64,9 +64,7 @@ class PaddedRows:
             raise DataError(f"{path}: files of {found}; keep the files of one skeleton")
         self.scores = scores or (layout is None and not depth and shapes == [(17, 3)])
         self.layout = choose_layout(layout, path, *shapes[0], scores=self.scores, takes_scores=True)
-        classes = max(self.labels) + 1
-        named = all(parse_ntu_name(name) for name in self.names)
-        self.class_names = ntu_classes(classes) if named else [str(label) for label in range(classes)]
+        self.class_names = class_names_of(self.names, self.labels)
 
     def read(self, index: int) -> Recording:
         """Recording `names[index]`; see `Source`."""

@@ -93,9 +93,13 @@ def number_classes(names: Sequence[str], labels: Sequence[str], where: str) -> t
 
 def _numbers(row: Mapping[str, str], where: str) -> Numbers:
     def number(column: str) -> int:
-        text = row.get(column) or "0"
-        if not text.isdecimal() or len(text) > MOST_DIGITS:
-            raise DataError(f"{where}: {column} {show(text)} is not a number of at most {MOST_DIGITS} digits")
+        text = row.get(column)
+        if not text:
+            return 0  # unknown
+        if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) == 0:
+            raise DataError(
+                f"{where}: {column} {show(text)} is not a number from 1 of at most {MOST_DIGITS} digits; leave it empty if unknown"
+            )
         return int(text)
 
     return {
