@@ -86,6 +86,8 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
         InUseError: another process trains a grid in this folder.
         Interruption: stopped by a signal.
     """
+    if not config.devices:
+        raise PlanError("devices: give at least one")
     plan = read_plan(config.plan, config.data_root, config.set)
     results = read_results(plan, config.out)  # checks existing results against the plan before hours of training
     if config.pairs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,14 +18,14 @@ from typing import Any
 import torch
 
 from shapmix.experiments.plan import Cell, Plan, PlanError, settled
-from shapmix.process.errors import RunError
+from shapmix.process.errors import RunError, ShapmixError
 from shapmix.process.files import write_whole
 from shapmix.process.signals import PARENT, StopRequest
-from shapmix.training.config import as_arguments
+from shapmix.training.config import as_arguments, parse_config, parser_errors
 from shapmix.training.ensemble import score_runs
 from shapmix.training.metrics import HEADS
 from shapmix.training.options import plain
-from shapmix.training.run_folder import commit, read_metrics, versions
+from shapmix.training.run_folder import last_start, read_metrics
 from shapmix.training.scores import accuracy_of
 from shapmix.training.trained import Checkpoint
 
@@ -46,6 +48,9 @@ def train_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRe
     """Trains or resumes a cell and writes its result; returns False if it failed, with the reason in its log."""
     run, logged = out / "runs" / cell.name, log_of(cell, out)
     begun = (run / "config.yaml").exists()
+    if begun and (changed := begun_otherwise(cell, run)):
+        log.warning("%s: its run was begun with %s; move %s away to train it anew", cell.name, changed, run)
+        return False
     where = ["--resume", str(run)] if begun else ["--run-dir", str(run)]
     here = ["--device", device, "--threads", str(threads)]
     command = [sys.executable, "-m", "shapmix.train", *as_arguments(cell.options), *where, *here]
@@ -57,7 +62,7 @@ def train_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRe
         log.warning("%s failed with exit code %d; the end of %s:\n%s", cell.name, code, logged, _end(logged))
         return False
     try:
-        test, rows = reached(run / "result.json"), read_metrics(run / "metrics.jsonl")
+        test, rows, start = reached(run / "result.json"), read_metrics(run / "metrics.jsonl"), last_start(run / "environment.jsonl")
     except (PlanError, RunError) as error:
         log.warning("%s has no result: %s", cell.name, error)
         return False
@@ -65,18 +70,41 @@ def train_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRe
         "setting": cell.setting,
         "row": cell.row,
         "seed": cell.seed,
-        "options": {key: value for key, value in plain(cell.options).items() if not _is_data_root(key)},
+        "options": recorded(cell.options),
         "training_list": _read_object(run / "result.json").get("training_list"),
+        "data_sha256": start["data_sha256"],
         "test": {name.split()[-1]: accuracy for name, accuracy in test.items()},
         "epochs": len(rows),
         "seconds": None if begun else round(time.monotonic() - begin),
-        "device": device,
+        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
         "threads": threads,
-        "commit": commit(),
-        "versions": versions(),
+        "commit": start["commit"],
+        "versions": start["versions"],
     }
     write_whole(result_of(cell, out), json.dumps(content, indent=1) + "\n")
     return True
+
+
+def recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a cell with the values of presets and defaults, which may change later; paths as the plan has them."""
+    given = {key.replace("-", "_"): value for key, value in options.items()}
+    resolved = settled(options)
+    for name in ("init_from", "stage2"):  # which are read before the parser, that takes the word None
+        if resolved[name] is None:
+            del resolved[name]
+    found: dict[str, Any] = plain({key: given[key] if isinstance(value, Path) else value for key, value in resolved.items()})
+    return found
+
+
+def begun_otherwise(cell: Cell, run: Path) -> str:
+    """The options in which a begun run differs from the plan, in words; empty if there are none."""
+    try:
+        with parser_errors(str(run / "config.yaml")):
+            before = plain(asdict(parse_config(["--config", str(run / "config.yaml")])))
+    except ShapmixError as error:
+        return f"options that cannot be read ({error})"
+    now = plain(settled(cell.options))
+    return "; ".join(f"{key} {before[key]}, but the plan has {now[key]}" for key in now if before[key] != now[key])
 
 
 def run_child(command: Sequence[str], logged: Path, request: StopRequest) -> int:
@@ -116,8 +144,11 @@ def measure_ensembles(plan: Plan, out: Path, checkpoint: Checkpoint, device: tor
         path = result_of(average, out)
         runs = [out / "runs" / cell.name for cell in cells]
         ended = all(result_of(cell, out).exists() and run.exists() for cell, run in zip(cells, runs, strict=True))
-        before = _read_object(path)["test"] if path.exists() else {}
-        if not ended or checkpoint in before:
+        if not ended:
+            continue
+        members, old = _members(cells, out), _read_object(path) if path.exists() else {}
+        before = old["test"] if old.get("members") == members else {}
+        if checkpoint in before:
             continue
         log.info("measuring the ensemble '%s' of %s, seed %d", average.setting, average.row, average.seed)
         found = accuracy_of(score_runs(runs, checkpoint, device).whole)
@@ -126,12 +157,17 @@ def measure_ensembles(plan: Plan, out: Path, checkpoint: Checkpoint, device: tor
             "row": average.row,
             "seed": average.seed,
             "options": {},
-            "members": [cell.name for cell in cells],
+            "members": members,
             "test": {**before, checkpoint: found.as_dict()},
             "seconds": None,
             "device": str(device),
         }
         write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def _members(cells: Sequence[Cell], out: Path) -> dict[str, str]:
+    """Name of each cell -> SHA-256 of its result: an ensemble is of these results, and measured again once one is another."""
+    return {cell.name: hashlib.sha256(result_of(cell, out).read_bytes()).hexdigest() for cell in cells}
 
 
 def ensembles(plan: Plan) -> list[tuple[Cell, list[Cell]]]:
@@ -161,7 +197,7 @@ def read_results(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
         path = result_of(ensemble, out)
         if path.exists():
             found = results[ensemble.name] = read_cell(path)
-            if found.get("members") != [cell.name for cell in members]:
+            if list(found.get("members", ())) != [cell.name for cell in members]:
                 raise PlanError(f"{path} has other members than the plan's '{ensemble.setting}'; move it away to measure it again")
     for cell in plan.cells:
         path = result_of(cell, out)
@@ -169,7 +205,8 @@ def read_results(plan: Plan, out: Path) -> dict[str, dict[str, Any]]:
             continue
         found = results[cell.name] = read_cell(path)
         now = settled(cell.options)
-        then = settled({**{key: value for key, value in cell.options.items() if _is_data_root(key)}, **found["options"]})
+        with parser_errors(str(path)):
+            then = settled({**{key: value for key, value in cell.options.items() if _is_data_root(key)}, **found["options"]})
         for key in now:
             if now[key] != then[key]:
                 raise PlanError(
@@ -186,16 +223,23 @@ def _check_shared_lists(plan: Plan, out: Path, results: Mapping[str, dict[str, A
     for cell in plan.cells:
         if cell.name in results and lists_known(results[cell.name]):
             other = first.setdefault((cell.setting, cell.seed), cell)
-            if results[cell.name]["training_list"] != results[other.name]["training_list"]:
-                raise PlanError(
-                    f"{result_of(cell, out)} was trained with another list of clips than {result_of(other, out)}, so the rows "
-                    "cannot be compared; move one of them and its run away to train it again"
-                )
+            for key, what in (("training_list", "another list of clips"), ("data_sha256", "other data")):
+                mine, theirs = (results[each.name].get(key) for each in (cell, other))
+                if None not in (mine, theirs) and mine != theirs:
+                    raise PlanError(
+                        f"{result_of(cell, out)} was trained with {what} than {result_of(other, out)}, so the rows cannot be "
+                        "compared; move one of them and its run away to train it again"
+                    )
 
 
 def lists_known(result: Mapping[str, Any]) -> bool:
     """Whether a cell's result names its training list; those of older versions do not."""
     return result.get("training_list") is not None
+
+
+def comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two results of a setting and seed may be a pair: not if only one of them names its training list."""
+    return lists_known(one) == lists_known(other)
 
 
 def with_pools(plan: Plan, results: dict[str, dict[str, Any]]) -> tuple[list[Cell], dict[str, dict[str, Any]]]:
@@ -227,7 +271,8 @@ def _pooled(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
             test[checkpoint][column] = sum(n * v for n, v in zip(clips, values, strict=True)) / sum(clips) if known else None
     timed = [result for result in results if result["seconds"] is not None]
     seconds = mean(result["seconds"] for result in timed) if timed else None
-    return {"test": test, "seconds": seconds, "device": timed[0]["device"] if timed else ""}
+    lists = " ".join(result["training_list"] for result in results) if all(map(lists_known, results)) else None
+    return {"test": test, "seconds": seconds, "device": timed[0]["device"] if timed else "", "training_list": lists}
 
 
 def read_cell(path: Path) -> dict[str, Any]:

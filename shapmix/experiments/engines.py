@@ -14,7 +14,7 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,11 @@ def train_cells(cells: list[Cell], out: Path, on: str, options: EngineOptions, r
     return ENGINES.find(on)(waiting, out, options, request) if waiting else []
 
 
+def threads_of(devices: Sequence[str]) -> int:
+    """Threads of each run where one trains on each device at a time."""
+    return max(1, usable_cpus() // len(devices))
+
+
 @engine("local")
 def on_this_machine(cells: list[Cell], out: Path, options: EngineOptions, request: StopRequest) -> list[Cell]:
     """One process at a time per device; a signal stops them with their state saved."""
@@ -86,7 +91,7 @@ def on_this_machine(cells: list[Cell], out: Path, options: EngineOptions, reques
     free: Queue[str] = Queue()
     for device in options.devices:
         free.put(device)
-    threads = max(1, usable_cpus() // len(options.devices))
+    threads = threads_of(options.devices)
 
     def train(cell: Cell) -> bool:
         device = free.get()
@@ -220,5 +225,8 @@ def values_of(options: tuple[str, ...]) -> dict[str, Any]:
         key, sign, value = option.partition("=")
         if not key or not sign:
             raise RunError(f"cluster: '{option}' is no KEY=VALUE, such as timeout_min=600")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RunError(f"cluster: the value of '{option}' is no YAML: {error}") from error
     return values

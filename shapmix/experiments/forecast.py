@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
@@ -10,15 +11,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from shapmix.experiments.engines import threads_of
 from shapmix.experiments.plan import Cell, Plan, PlanError
-from shapmix.process.errors import ShapmixError
+from shapmix.process.cpu import prepare_cpu
+from shapmix.process.errors import RunError, ShapmixError
 from shapmix.process.signals import StopRequest
 from shapmix.training.build import load_splits
 from shapmix.training.config import as_arguments, parse_config
 from shapmix.training.options import TrainConfig
 from shapmix.training.trainer import Trainer
 
-WARM, TIMED = 2, 5  # steps before the clock starts, and on the clock
+WARM, TIMED = 4, 5  # steps before the clock starts, three eager ones and a capture of a CUDA graph, and on the clock
 
 
 class Cost(NamedTuple):
@@ -42,6 +45,10 @@ def forecast(plan: Plan, cells: list[Cell], devices: Sequence[str], request: Sto
     Raises:
         ConfigError, DataError, RunError: a cell cannot be trained.
     """
+    try:
+        prepare_cpu(threads_of(devices))  # as each run does
+    except ValueError as error:
+        raise RunError(f"threads: {error}") from error
     lines = [f"{len(cells)} of {len(plan.cells)} cells have no result.", ""]
     lines += ["| setting | row | runs | device | steps a run | ms a step | hours a run |", "|---" * 7 + "|"]
     total = dict.fromkeys(devices, 0.0)
@@ -67,18 +74,20 @@ def measure(cell: Cell, device: str, request: StopRequest) -> Cost:
     """Times steps and one validation of a cell, with the data and the options of its training, in memory."""
     config = replace(parse_config(list(as_arguments(cell.options))), device=device, non_finite="skip")
     trainer = Trainer(config, load_splits(config), request)
-    seconds = []
+    measures, seconds = trainer.run.mixer.measures, dict[bool, list[float]]()
+    kinds = Counter(measures(step) for step in range(trainer.steps))  # with and without a measurement of the saliency
     trainer.run.network.train()
-    for number, (clips, chosen, step) in enumerate(epochs_without_end(trainer)):
+    for clips, chosen, step in epochs_without_end(trainer):
         begin = time.perf_counter()
         trainer.train_step(clips, chosen, step)  # ends with a read of the losses
-        seconds.append(time.perf_counter() - begin)
-        if number + 1 == WARM + TIMED:
+        seconds.setdefault(measures(step), []).append(time.perf_counter() - begin)
+        if all(len(seconds.get(kind, ())) >= WARM + TIMED for kind in kinds):
             break
+    each = sum(steps * median(seconds[kind][WARM:]) for kind, steps in kinds.items()) / trainer.steps
     begin = time.perf_counter()
     trainer.measure(trainer.splits.val)
     evaluation = time.perf_counter() - begin
-    return Cost(config.epochs * trainer.steps, median(seconds[WARM:]), evaluations(config), evaluation)
+    return Cost(config.epochs * trainer.steps, each, evaluations(config), evaluation)
 
 
 def evaluations(config: TrainConfig) -> int:

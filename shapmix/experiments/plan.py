@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -14,15 +13,18 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from shapmix.data.clips import list_hash
 from shapmix.data.sources.bounded import line_of_name
 from shapmix.process.errors import ShapmixError
 from shapmix.training.config import as_arguments, parse_config, parser_errors
+from shapmix.training.options import ConfigError
 
 IRRELEVANT = (
     "data_root",
     "preset",
     "config",
     "run_dir",
+    "resume",
     "picture_every",
     "device",
     "threads",
@@ -59,7 +61,7 @@ class Plan:
         pools: name -> settings whose test results of one row and seed are averaged, and that the table shows as one.
         published: setting or ensemble -> row -> top-1 accuracy in percent, as its authors published it.
         source: where the published figures stand.
-        lists: setting -> SHA-256 of its training list (names, one a line).
+        lists: setting -> SHA-256 of its training list (sorted names, one a line).
     """
 
     cells: list[Cell]
@@ -83,12 +85,13 @@ def read_plan(path: Path, data_root: Path | None = None, changes: Sequence[str] 
     """
     try:
         plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"{path}: cannot be read: {error}") from error
     if not isinstance(plan, dict) or set(plan) - set(KEYS) or not plan.get("rows"):
         raise PlanError(f"{path}: a plan is a mapping of rows and optionally {', '.join(key for key in KEYS if key != 'rows')}")
     settings, rows = plan.get("settings") or {"all": {}}, plan["rows"]
-    for name, options in {"base": plan.get("base") or {}, **settings, **rows}.items():
+    _check_names(path, {"settings": settings, "rows": rows, **{key: plan.get(key) or {} for key in ("ensembles", "pools")}})
+    for name, options in (("base", plan.get("base") or {}), *settings.items(), *rows.items()):
         if not isinstance(options, dict):
             raise PlanError(f"{path}: '{name}' is a {type(options).__name__}, not options of the trainer")
     seeds = plan.get("seeds") or [0]
@@ -101,9 +104,9 @@ def read_plan(path: Path, data_root: Path | None = None, changes: Sequence[str] 
         for setting, of_setting in settings.items()
         for row, of_row in rows.items()
     ]
-    _check_cells(path, cells)
     ensembles = _groups(path, "ensembles", plan, settings, settings)
     pools = _groups(path, "pools", plan, settings, {**settings, **ensembles})
+    _check_cells(path, cells, [Cell(name, row, seed, {}) for name in (*ensembles, *pools) for row in rows for seed in seeds])
     members = Counter(setting for of_pool in pools.values() for setting in of_pool)
     if twice := [setting for setting, times in members.items() if times > 1]:
         raise PlanError(f"{path}: pools: '{twice[0]}' is named twice; a setting is part of one pool")
@@ -132,18 +135,34 @@ def _changes(changes: Sequence[str]) -> dict[str, Any]:
         if not sign or not key:
             raise PlanError(f"set: '{change}' is no KEY=VALUE, such as epochs=2 or network.widths=[16,32]")
         group, dot, name = key.rpartition(".")
-        found = _merged(found, {group: {name: yaml.safe_load(value)}} if dot else {key: yaml.safe_load(value)})
+        try:
+            content = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise PlanError(f"set: the value of '{change}' is no YAML: {error}") from error
+        found = _merged(found, {group: {name: content}} if dot else {key: content})
     return found
 
 
-def _check_cells(path: Path, cells: list[Cell]) -> None:
-    names = Counter(cell.name for cell in cells)
-    for cell in cells:
+def _check_names(path: Path, parts: Mapping[str, Any]) -> None:
+    for key, part in parts.items():
+        if not isinstance(part, dict):
+            what = "lists of settings" if key in ("ensembles", "pools") else "options of the trainer"
+            raise PlanError(f"{path}: {key}: a mapping of names to {what}, not a {type(part).__name__}")
+        for name in part:
+            if not isinstance(name, str):
+                raise PlanError(f"{path}: {key}: the name {name!r} is read as a {type(name).__name__}; put it in quotes")
+
+
+def _check_cells(path: Path, cells: list[Cell], of_groups: list[Cell]) -> None:
+    """Checks the options of all cells, and that no two cells, also of ensembles and pools, have the same file."""
+    names = Counter(cell.name for cell in [*cells, *of_groups])
+    for cell in [*cells, *of_groups]:
         if names[cell.name] > 1:
-            raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row or a setting")
+            raise PlanError(f"{path}: two cells would have the name '{cell.name}'; rename a row, a setting or a group of settings")
     for cell in {(cell.setting, cell.row): cell for cell in cells}.values():  # seeds differ in nothing else
         with parser_errors(f"{path}: setting '{cell.setting}', row '{cell.row}'"):
-            settled(cell.options)
+            if settled(cell.options)["baselines"]:
+                raise ConfigError("baselines: a cell is one run; make each baseline a row of its own")
 
 
 def _groups(
@@ -151,8 +170,6 @@ def _groups(
 ) -> dict[str, list[str]]:
     """Name -> settings, of the plan's ensembles or pools; a name that is `taken` is an error."""
     groups = plan.get(key) or {}
-    if not isinstance(groups, dict):
-        raise PlanError(f"{path}: {key}: a mapping of names to lists of settings")
     for name, members in groups.items():
         if name in taken:
             owner = "a setting" if name in settings else "an ensemble"
@@ -224,6 +241,6 @@ def check_lists(plan: Plan) -> None:
         path = parse_config(list(as_arguments(options))).train_list
         if path is None:
             raise PlanError(f"lists: setting '{setting}' has no train-list")
-        found = hashlib.sha256("\n".join(line_of_name(path)).encode()).hexdigest()
+        found = list_hash(line_of_name(path))
         if found != wanted:
             raise PlanError(f"lists: setting '{setting}': {path} is another list: its names have SHA-256 {found}, not {wanted}")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from shapmix.experiments.cells import ALWAYS, lists_known
+from shapmix.experiments.cells import ALWAYS, comparable, lists_known
 from shapmix.experiments.plan import Cell
 from shapmix.pictures.plots import save_figure
 from shapmix.shapley.interval import Interval, interval, values_needed
@@ -42,7 +42,8 @@ def summaries(cells: list[Cell], results: Mapping[str, dict[str, Any]], checkpoi
         found = list(reached.values())
         columns = {column: interval([cell["test"][checkpoint].get(column) for cell in found]) for column in HEADS}
         base = first.setdefault(setting, reached)
-        both = [(reached[seed]["test"][checkpoint], base[seed]["test"][checkpoint]) for seed in reached if seed in base]
+        paired = [seed for seed in reached if seed in base and comparable(reached[seed], base[seed])]
+        both = [(reached[seed]["test"][checkpoint], base[seed]["test"][checkpoint]) for seed in paired]
         gain = None if base is reached else interval([cell["class_mean"] - other["class_mean"] for cell, other in both])
         seconds: dict[str, list[float]] = {}
         for cell in found:
@@ -101,24 +102,29 @@ def table(
 def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: str, checkpoint: str = "last") -> str:
     """Markdown: paired differences between `row` and each other row, mean and 95% interval over seeds.
 
-    The difference of a seed is the mean over the settings that both rows have a result in: settings of one seed share test clips
-    and first weights, so they are no independent pairs. The last column is the number of seeds at which the interval of the class
+    The difference of a seed is the mean over the settings in which both rows have results: settings of one seed share test clips
+    and first weights, so they are no independent pairs. A seed counts once both rows have a result in each of these settings, and
+    only results that are `comparable` are compared. The last column is the number of seeds at which the interval of the class
     mean excludes zero, if the mean and the spread of the differences stay as they are.
     """
     reached: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}  # per row, by setting and seed
     for cell in cells:
         if cell.name in results:
-            reached.setdefault(cell.row, {})[cell.setting, cell.seed] = results[cell.name]["test"][checkpoint]
+            reached.setdefault(cell.row, {})[cell.setting, cell.seed] = results[cell.name]
     columns = ("class_mean", "few")
     heads = [f"{row} less", *(HEADS[name] for name in columns), "class mean is higher in", "seeds needed"]
     lines = [_line(heads), "|---" * len(heads) + "|"]
     ours = reached.pop(row, {})
     for other, theirs in reached.items():
+        both = [key for key in ours if key in theirs and comparable(ours[key], theirs[key])]
+        settings = {setting for setting, _ in both}
         of_seed: dict[str, dict[int, list[float]]] = {name: {} for name in columns}
-        for setting, seed in ours:
-            mine, its = ours[setting, seed], theirs.get((setting, seed))
+        for setting, seed in both:
+            if any((each, seed) not in both for each in settings):
+                continue
+            mine, its = (row[setting, seed]["test"][checkpoint] for row in (ours, theirs))
             for name in columns:
-                if its is not None and None not in (mine[name], its[name]):
+                if None not in (mine[name], its[name]):
                     of_seed[name].setdefault(seed, []).append(mine[name] - its[name])
         differences = {name: [mean(each) for each in seeds.values()] for name, seeds in of_seed.items()}
         if not differences["class_mean"]:

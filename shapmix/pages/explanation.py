@@ -41,10 +41,12 @@ def explain_run(
 
     Raises:
         OSError: the page cannot be written where it should; nothing was forwarded.
-        ExplainError: a clip or split that is not there.
+        ExplainError: a clip or split that is not there, or `max_rows` that is not positive.
         ConfigError, CheckpointError, DataError: a run that cannot be read.
     """
     check_output_folder(out)
+    if max_rows is not None and max_rows < 1:
+        raise ExplainError(f"max_rows is {max_rows}; give a positive number")
     _, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
     store = splits.store
     chosen = choose_clips(store, {"test": splits.test, "val": splits.val, "train": splits.train}[split], clips, per_class)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shapmix.data.clips import ClipStore, Splits
 from shapmix.data.sampling import ClipSampler
 from shapmix.mixing.mixer import ShapMix
+from shapmix.mixing.mixers import MIXERS
 from shapmix.pages.rendering import render
 from shapmix.pictures import plots
 from shapmix.process.files import check_output_file, write_whole
@@ -26,6 +27,7 @@ from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.example_mix import MixExample, example_mix
 from shapmix.training.run_folder import read_metrics
 from shapmix.training.schedule import describe_schedule, steps_of_an_epoch
+from shapmix.training.scores import as_trained
 from shapmix.training.trained import CPU, Checkpoint, open_with_data
 from shapmix.training.views import Views, predict_views
 
@@ -47,8 +49,10 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     store, counts = splits.store, splits.class_counts()
     views = Views.of_run(trained)
 
+    forward = as_trained(network, trained, device, run)
+
     def score(clips: Tensor) -> Tensor:
-        return predict_views(network, sampler, clips, trained.batch_size, device, views)
+        return predict_views(forward, sampler, clips, trained.batch_size, device, views)
 
     tau, labels = find_tau(trained.logit_adjustment, splits, score), store.labels[splits.test]
     probabilities = adjusted(score(splits.test), counts, tau)
@@ -64,7 +68,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     scenes = mixed_scene(example_mix(trained, splits, sampler, mixer), up=store.up)
     scenes += worst_confusions(splits, sampler, probabilities.argmax(1), labels, confusion)
     values = part_values(network, mixer, splits, sampler, device)
-    saliency = mixer.saliency if trained.mix == "shapmix" else None
+    saliency = mixer.saliency if MIXERS[trained.mix].guided else None
     page = render(
         "report.html",
         title=run.name,

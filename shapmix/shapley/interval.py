@@ -15,7 +15,10 @@ Interval = tuple[float, float | None] | None  # mean and half-width of its 95% i
 
 
 def interval(values: Sequence[float | None]) -> Interval:
-    """Mean and half-width of its 95% interval (Student's t); no width for a single value, None if a value is missing."""
+    """Mean and half-width of its 95% interval (Student's t); no width for a single value, None if a value is missing.
+
+    More than 31 values have the quantile of 31, which makes their interval at most 5% too wide.
+    """
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None

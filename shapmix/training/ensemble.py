@@ -40,7 +40,8 @@ def score_runs(
 
     Without `weights` the runs are weighted equally; with `fit` the weights are fitted on validation clips. The logits of each run
     are adjusted (`adjustment`; None: as in the run's own test) with its own class counts, before they are averaged. With `tau_norm`
-    the head of each run is tau-normalised.
+    the head of each run is tau-normalised. Each run's classes are many, medium or few by its own training clips, those of the
+    ensemble by the first run's.
 
     Raises:
         ConfigError, CheckpointError, DataError: a run cannot be read.
@@ -55,7 +56,10 @@ def score_runs(
         shares = fit_weights(torch.stack([each.probabilities for each in validations]), validations[0].labels)
     shares = shares / shares.sum()
     seen = [str(member.views) for member in members]
-    titles = [f"{run.name} {checkpoint}, {each}{member.adapted}" for run, each, member in zip(runs, seen, members, strict=True)]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):  # such as the baselines "plain" of two runs
+        names = [str(run) for run in runs]
+    titles = [f"{name} {checkpoint}, {each}{member.adapted}" for name, each, member in zip(names, seen, members, strict=True)]
     rows = dict(zip(titles, tests, strict=True))
     whole = tests[0]
     if len(tests) > 1:

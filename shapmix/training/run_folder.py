@@ -169,6 +169,21 @@ def record_start(
     append_line(path, json.dumps(content))
 
 
+def last_start(path: Path) -> dict[str, Any]:
+    """What `record_start` wrote at the last start of a run.
+
+    Raises:
+        RunError: the file is not there, or its last line is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict) or not {"commit", "versions", "data_sha256"} <= set(found):
+        raise RunError(f"{path}: its last line is not the start of a run")
+    return found
+
+
 def versions() -> dict[str, str | None]:
     """Versions of the software that affects results."""
     return {

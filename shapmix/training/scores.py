@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
 from shapmix.data.clips import Splits
@@ -26,7 +26,7 @@ from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.build import PRECISIONS, load_splits, make_network, make_sampler
 from shapmix.training.checkpoint import load_checkpoint, load_weights
 from shapmix.training.config import parse_config
-from shapmix.training.options import Adjustment
+from shapmix.training.options import Adjustment, TrainConfig
 from shapmix.training.tau_norm import normalise_head
 from shapmix.training.trained import Checkpoint
 from shapmix.training.views import AS_IN_THE_RUN, ViewOptions, Views, predict_views
@@ -110,17 +110,22 @@ def open_member(
     state = load_checkpoint(path, layout=store.layout.name, class_names=store.class_names)
     network = make_network(trained, store)
     load_weights(network, state["network"], path)
+    sampler = make_sampler(trained, store)
+    network.to(device)
+    tau = None if tau_norm is None else normalise_head(network, tau_norm, splits, sampler, trained.batch_size)
+    forward = as_trained(network, trained, device, run)
+    member = Member(splits, forward, sampler, trained.batch_size, views.views(trained), device, tau_norm=tau)
+    asked = trained.logit_adjustment if adjustment is None else adjustment
+    return member._replace(tau=find_tau(asked, splits, member.probabilities))
+
+
+def as_trained(network: nn.Module, trained: TrainConfig, device: torch.device, run: Path) -> SharedForward:
+    """The network in the precision of its training, or in fp32 on a CPU without products of bf16, which is logged."""
     precision = PRECISIONS[trained.precision]
     if precision is not None and device.type == "cpu" and cpu.multiplies_bf16() is False:
         log.warning("%s: was trained in bf16, of which this CPU has no products; it is measured in fp32, which is faster here", run)
         precision = None
-    sampler = make_sampler(trained, store)
-    network.to(device)
-    tau = None if tau_norm is None else normalise_head(network, tau_norm, splits, sampler, trained.batch_size)
-    forward = SharedForward(network, precision)
-    member = Member(splits, forward, sampler, trained.batch_size, views.views(trained), device, tau_norm=tau)
-    asked = trained.logit_adjustment if adjustment is None else adjustment
-    return member._replace(tau=find_tau(asked, splits, member.probabilities))
+    return SharedForward(network, precision)
 
 
 def weight_clips(splits: Sequence[Splits], runs: Sequence[Path]) -> list[Tensor]:
@@ -169,7 +174,8 @@ def align(scores: list[Scores], runs: Sequence[Path]) -> list[Scores]:
             clip = int((each.lengths[order] != first.lengths).nonzero()[0])
             frames = f"{int(each.lengths[order][clip])} frames, in {runs[0]} {int(first.lengths[clip])}"
             raise RunError(f"{run}: clip '{first.names[clip]}' has {frames}; the runs use different recordings")
-        aligned.append(replace(first, probabilities=each.probabilities[order]))
+        mine = replace(each, names=first.names, labels=first.labels, lengths=first.lengths)
+        aligned.append(replace(mine, probabilities=each.probabilities[order]))
     return aligned
 
 

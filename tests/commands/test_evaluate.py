@@ -90,6 +90,8 @@ def test_ensembles_are_aligned_by_name() -> None:
     first, second = scores([0, 1, 2, 3, 4, 5], values), scores([3, 1, 5, 0, 2, 4], values)
     aligned = align([first, second], [Path("x"), Path("y")])
     assert torch.equal(aligned[1].probabilities, values)
+    other = replace(second, class_counts=second.class_counts + 100)
+    assert torch.equal(align([first, other], [Path("x"), Path("y")])[1].class_counts, other.class_counts)  # of its own training
     with pytest.raises(RunError, match="y: clip 'clip5' is tested not here but in x"):
         align([first, scores([0, 1, 2, 3, 4], values)], [Path("x"), Path("y")])
     with pytest.raises(RunError, match="y: clip 'clip5' is tested here but not in x"):

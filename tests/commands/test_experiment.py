@@ -25,6 +25,7 @@ from shapmix.experiments import tables
 from shapmix.experiments.cells import reached
 from shapmix.experiments.plan import Cell, PlanError, only, read_plan
 from shapmix.experiments.tables import interval, summaries, table
+from shapmix.process.signals import StopRequest
 from shapmix.shapley.interval import STUDENT, values_needed
 from shapmix.training.options import ConfigError
 from tests import small_run
@@ -100,11 +101,67 @@ def test_a_grid_trains_once_and_keeps_failures_apart(tmp_path: Path, capsys: pyt
         ("rows: {a: {}}\nseeds: [0, one]", r"seeds: a list of whole numbers, such as \[0, 1, 2\], not \[0, 'one'\]"),
         ("rows: {a: {}}\nseeds: 5", "seeds: a list of whole numbers"),
         ("rows: {a: {}}\nseeds: [-1]", "seeds: a list of whole numbers"),
+        ("rows: [a, b]", "rows: a mapping of names to options of the trainer, not a list"),
+        ("settings: [a]\nrows: {a: {}}", "settings: a mapping of names to options of the trainer, not a list"),
+        ("settings: {a: 3}\nrows: {a: {}}", "'a' is a int, not options"),
+        ("rows: {0.1: {}, 0.5: {}}", "rows: the name 0.1 is read as a float; put it in quotes"),
+        ("rows: {on: {}}", "rows: the name True is read as a bool; put it in quotes"),
+        (
+            "settings: {apart: {}, x: {n-max: 4}, y: {n-max: 5}}\nrows: {a: {mix: none}}\npools: {Apart: [x, y]}",
+            "two cells would have the name 'apart-a-seed-0'",
+        ),
     ],
 )
 def test_a_wrong_plan_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=message):
         read_plan(written(tmp_path, text))
+
+
+def test_what_is_no_cell_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="row 'a': baselines: a cell is one run; make each baseline a row of its own"):
+        read_plan(written(tmp_path, "rows: {a: {baselines: [plain]}}"))
+    with pytest.raises(PlanError, match=r"set: the value of 'network.widths=\[8' is no YAML"):
+        read_plan(written(tmp_path, "rows: {a: {}}"), changes=["network.widths=[8"])
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("rows: {gr\u00f6\u00dfer: {}}".encode("latin-1"))
+    with pytest.raises(PlanError, match="cannot be read"):
+        read_plan(path)
+    plan = str(written(tmp_path, "rows: {a: {mix: none}}"))
+    assert experiment.main([plan, "--out", str(tmp_path), "--devices"]) == 2
+    assert "devices: give at least one" in capsys.readouterr().err
+
+
+def test_a_cell_records_its_presets_and_keeps_its_paths(tmp_path: Path) -> None:
+    options = {"preset": "nw-ucla", "data-root": "somewhere", "train-list": "lists/mine.txt", "mix": "none"}
+    found = grid.recorded(options)
+    assert found["batch_size"] == 16
+    assert found["schedule"]["lr"] == 0.1
+    assert found["train_list"] == "lists/mine.txt"
+    assert "data_root" not in found
+    assert json.loads(json.dumps(found)) == found
+    assert plans.settled({"data-root": "elsewhere", **found}) == plans.settled(options)
+
+
+def test_an_unfinished_run_of_other_options_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(grid, "run_child", lambda *_: pytest.fail("the run was resumed"))
+    (cell,) = read_plan(written(tmp_path, "rows: {a: {mix: none, epochs: 4}}")).cells
+    run = tmp_path / "runs" / cell.name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("mix: none\nepochs: 3\n")
+    assert not grid.train_cell(cell, tmp_path, "cpu", 1, StopRequest())
+    assert f"all-a-seed-0: its run was begun with epochs 3, but the plan has 4; move {run} away to train it anew" in caplog.text
+    (run / "config.yaml").write_text("mix: none\nepochs: 4\nthreads: 7\n")
+    assert grid.begun_otherwise(cell, run) == ""
+
+
+def test_a_cell_of_options_that_are_gone_is_named(tmp_path: Path) -> None:
+    plan = finished(tmp_path, "rows: {a: {mix: none}}", {("all", "a", 0): None})
+    path = tmp_path / "cells" / "all-a-seed-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"protocol": "xsub"}}))
+    with pytest.raises(ConfigError, match=rf"{path}: .*protocol"):
+        grid.read_results(read_plan(plan), tmp_path)
 
 
 def test_an_unknown_option_stops_the_grid_before_it_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +322,24 @@ def test_a_row_is_paired_with_each_other_one_over_all_settings() -> None:
     cells += [Cell("x", "b", 1, {})]
     results[cells[-1].name] = {"test": {"last": {"class_mean": 0.3, "few": None}}}
     text = tables.pair_table(cells, results, "a")
-    assert text.splitlines()[2:] == ["| b | +22.5 ± 222.4 | n/a | 2 of 2 seeds | 8 |"]  # of 0.05 and 0.4: 12.706 times 0.175
+    assert text.splitlines()[2:] == ["| b | +5.0 | n/a | 1 of 1 seeds | n/a |"]  # seed 1 lacks y, in which seed 0 is compared
+    cells += [Cell("y", "a", 1, {})]
+    results[cells[-1].name] = {"test": {"last": {"class_mean": 1.3, "few": None}}}
+    text = tables.pair_table(cells, results, "a")
+    assert text.splitlines()[2:] == [
+        "| b | +22.5 ± 222.4 | n/a | 2 of 2 seeds | 8 |",  # of 0.05 and 0.4: 12.706 times 0.175
+        "| c | +120.0 | n/a | 1 of 1 seeds | n/a |",
+    ]
+
+
+def test_a_result_with_a_list_is_no_pair_of_one_without() -> None:
+    cells = [Cell("x", row, seed, {}) for row in "ab" for seed in (0, 1)]
+    values = {cell.name: {"test": {"last": {**NEW, "class_mean": 0.25 * at}}, "seconds": None} for at, cell in enumerate(cells)}
+    values["x-a-seed-1"]["training_list"] = "11"
+    (line,) = tables.pair_table(cells, values, "b").splitlines()[2:]
+    assert line.startswith("| a | +50.0 | ")
+    assert line.endswith("| 1 of 1 seeds | n/a |")
+    assert [row.gain for row in summaries(cells, values)][1] == (0.5, None)
 
 
 def test_a_cell_of_other_options_is_no_result_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,7 +487,7 @@ def test_an_ensemble_is_measured_once_its_runs_have_ended(
     plan, out = written(tmp_path, STREAMS), tmp_path / "out"
     assert experiment.main([str(plan), "--out", str(out), "--devices", "cpu", "--set", "epochs=1"]) == 0
     content = json.loads((out / "cells" / "both-plain-seed-0.json").read_text())
-    assert content["members"] == ["joint-plain-seed-0", "bone-plain-seed-0"]
+    assert list(content["members"]) == ["joint-plain-seed-0", "bone-plain-seed-0"]
     evaluated = tmp_path / "evaluated"
     runs = [str(out / "runs" / name) for name in content["members"]]
     assert evaluate.main([*runs, "--out", str(evaluated)]) == 0
@@ -421,6 +495,11 @@ def test_an_ensemble_is_measured_once_its_runs_have_ended(
     assert content["test"]["last"]["class_mean"] == expected["class_mean"]
     assert "**both**" in (out / "table.md").read_text()
     assert json.loads((out / "cells" / "joint-plain-seed-0.json").read_text())["options"]["epochs"] == 1
+    member = out / "cells" / "joint-plain-seed-0.json"
+    member.write_text(member.read_text() + "\n")  # as if it had been trained again
+    assert experiment.main([str(plan), "--out", str(out), "--devices", "cpu", "--set", "epochs=1"]) == 0
+    again = json.loads((out / "cells" / "both-plain-seed-0.json").read_text())
+    assert again["members"]["joint-plain-seed-0"] != content["members"]["joint-plain-seed-0"]
     capsys.readouterr()
     plan.write_text(STREAMS.replace("[joint, bone]", "[bone, joint]"))
     assert experiment.main([str(plan), "--out", str(out), "--set", "epochs=1", "--only-table"]) == 2
@@ -431,13 +510,16 @@ def test_a_dry_run_measures_steps_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_run.make_small_runs(monkeypatch.setattr, small_run.make_small())
-    plan, out = written(tmp_path, STREAMS.replace("epochs: 2", "epochs: 100") + "seeds: [0, 1]\n"), tmp_path / "out"
+    guided = "guided: {mix: shapmix, saliency: {every: 2}}"
+    text = STREAMS.replace("epochs: 2", "epochs: 100").replace("{plain: {loss: ce}}", f"{{plain: {{loss: ce}}, {guided}}}")
+    plan, out = written(tmp_path, text + "seeds: [0, 1]\n"), tmp_path / "out"
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert experiment.main([str(plan), "--out", str(out), "--dry-run", "--devices", "cpu", "cpu"]) == 0
     assert sorted(tmp_path.rglob("*")) == before
     said = capsys.readouterr().out
-    assert said.startswith("4 of 4 cells have no result.\n")
+    assert said.startswith("8 of 8 cells have no result.\n")
+    assert "| joint | guided | 2 | cpu |" in said
     clips = len(small_run.make_small().train)
     (row,) = [line for line in said.splitlines() if line.startswith("| joint | plain |")]
     _, _, _, runs, device, steps, milliseconds, hours, _ = (cell.strip() for cell in row.split("|"))

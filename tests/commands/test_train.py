@@ -157,7 +157,6 @@ def test_a_loss_that_is_not_finite_names_the_clips(monkeypatch: pytest.MonkeyPat
     step = int(re.search(r"the loss of step (\d+)", message).group(1))
     state = torch.load(failed, weights_only=True)
     assert state["epoch"] * 6 + state["batch"] == step
-    assert all(value.isfinite().all() for name, value in state["network"].items() if "running" not in name) or step > 0
 
 
 def test_checkpoints_of_another_layout_or_class_count_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

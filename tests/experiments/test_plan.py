@@ -92,7 +92,7 @@ def test_what_a_plan_does_not_have_is_named(old: str, new: str, message: str, tm
 
 def test_another_list_than_the_plans_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = tmp_path / "list.txt"
-    names.write_text("one\ntwo\n")
+    names.write_text("two\none\n")  # in any order
     text = "base: {dataset: store, data-root: a.store, train-list: LIST}\nrows: {a: {mix: none}}\nlists: {all: 'HASH'}\n"
     text = text.replace("LIST", str(names))
     check_lists(read_plan(written(tmp_path, text.replace("HASH", hashlib.sha256(b"one\ntwo").hexdigest()))))

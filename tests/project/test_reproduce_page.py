@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from shapmix import experiment, prepare, train
+from shapmix.data.clips import list_hash
 from shapmix.data.sources.bounded import line_of_name
 from shapmix.experiments import cells
 from shapmix.experiments.plan import read_plan
@@ -41,13 +41,14 @@ SMALL = ["network.widths=[8]", "network.halve=[]"]  # of CTR-GCN
 
 def ntu_annotations(classes: int) -> list[dict[str, Any]]:
     """Two training clips and one test clip of every class, by every protocol."""
+    rng = np.random.default_rng(0)
     numbers = [("S002C002P001", 0), ("S002C003P002", 1), ("S001C001P003", 2)]
     return [
         {
             "frame_dir": f"{number}R{1 + repeat:03d}A{label + 1:03d}",
             "label": label,
             "total_frames": 10,
-            "keypoint": np.stack([motion(10, 25, 3, label)] * 2),
+            "keypoint": np.stack([motion(rng, 10, 25, 3, label)] * 2),
         }
         for label in range(classes)
         for number, repeat in numbers
@@ -55,6 +56,7 @@ def ntu_annotations(classes: int) -> list[dict[str, Any]]:
 
 
 def poses_2d(classes: int, joints: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
     return [
         {
             "frame_dir": f"clip{label:03d}_{number}",
@@ -62,7 +64,7 @@ def poses_2d(classes: int, joints: int) -> list[dict[str, Any]]:
             "img_shape": (340, 400),
             "original_shape": (340, 400),
             "total_frames": 10,
-            "keypoint": (100 + 50 * motion(10, joints, 2, label)).astype(np.float16)[None].repeat(2, 0),
+            "keypoint": (100 + 50 * motion(rng, 10, joints, 2, label)).astype(np.float16)[None].repeat(2, 0),
             "keypoint_score": np.full((2, 10, joints), 0.9, np.float16),
         }
         for label in range(classes)
@@ -103,7 +105,7 @@ def test_the_plans_name_the_published_lists() -> None:
     if folder is None:
         pytest.skip("SHAPMIX_LISTS is not set to a folder with the published training lists")
     lists = Path(folder).glob("*_exp_*.txt")
-    hashes = {path.name: hashlib.sha256("\n".join(line_of_name(path)).encode()).hexdigest() for path in lists}
+    hashes = {path.name: list_hash(line_of_name(path)) for path in lists}
     found = 0
     for name in COMMANDS:
         text = yaml.safe_load((PLANS / f"{name}.yaml").read_text())
