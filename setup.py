@@ -10,6 +10,7 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -100,13 +102,22 @@ def version() -> str:
         return UNKNOWN_VERSION
 
 
+class Build(build):
+    """Starts from an empty package: setuptools would ship what earlier builds left there."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "shapmix", ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """Builds every extension in one CMake tree under build/, which later builds reuse."""
 
     def run(self) -> None:
         check_cxx_compiler()
-        tree = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
         nvcc = wanted_nvcc()
+        compilers = hashlib.sha256(f"{os.environ.get('CXX')} {nvcc}".encode()).hexdigest()[:8]  # CMake keeps those of a tree
+        tree = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}-{compilers}"
         werror = warnings_are_errors()
         # With build isolation, the paths of the tools change at every build, so the cached ones are overwritten.
         cmake, ninja = required_tool("cmake"), required_tool("ninja")
@@ -160,5 +171,5 @@ setup(
         ]
     },
     ext_modules=native,
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build": Build, "build_ext": CMakeBuild},
 )

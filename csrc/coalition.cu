@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kBlock) coalition_kernel(CoalitionJob job) {
     const Lanes rest = *reinterpret_cast<const Lanes*>(mean + i);
 
     for (std::int64_t set = 0; set < job.sets; ++set) {
-      const std::int64_t coalition = job.coalitions[set * job.set_stride + sample * job.sample_stride];
+      const std::int64_t coalition = job.coalitions[set * job.set_stride + sample * job.sample_stride] & INT64_MAX;
       Lanes shown;
 #pragma unroll
       for (int k = 0; k < kLanes; ++k) {

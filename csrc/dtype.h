@@ -19,13 +19,6 @@ inline std::string name_of(Dtype dtype) {
   return "dtype " + std::to_string(static_cast<int>(dtype));
 }
 
-inline Dtype dtype_named(const std::string& name) {
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat64, Dtype::kFloat16, Dtype::kBfloat16}) {
-    if (name == name_of(dtype)) return dtype;
-  }
-  throw std::invalid_argument("dtype is '" + name + "'; give float32, float64, float16 or bfloat16");
-}
-
 // The Dtype of an element type; element.h has those of the CPU's half types, cuda_rounding.h those of CUDA's.
 template <class Element>
 struct DtypeOf;

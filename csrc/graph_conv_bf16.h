@@ -9,7 +9,8 @@
 
 namespace shapmix {
 
-// True if the CPU supports it and the job has bfloat16 features, whole vectors of channels and an even number of relations.
+// True if the CPU supports it and the job has bfloat16 features, whole vectors of channels, and relations that are
+// a multiple of 8 and at most 256.
 bool fits_bf16(const GraphConvJob& job);
 
 // Processes rows begin..end, like the other paths of graph_conv.cpp.

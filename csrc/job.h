@@ -121,15 +121,15 @@ class Array {
   std::int64_t row_stride() const {
     const auto stride = strides();
     bool even = size_[1] == 1 || stride[1] == 1;
-    std::int64_t found = 0, rows = 1;
+    std::int64_t found = -1, rows = 1;  // -1: not known yet; 0 is the stride of an expanded tensor
     for (const int axis : {3, 2, 0}) {
       if (size_[axis] == 1) continue;  // the stride of an axis of size 1 is meaningless
-      if (found == 0) found = stride[axis];
+      if (found < 0) found = stride[axis];
       even = even && stride[axis] == rows * found;
       rows *= size_[axis];
     }
     if (!even) throw std::invalid_argument(label() + " has no rows of contiguous channels; give a channels-last tensor");
-    return found == 0 ? size_[1] : found;
+    return found < 0 ? size_[1] : found;
   }
 
  private:

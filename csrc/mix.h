@@ -29,8 +29,8 @@ struct MixJob {
   void* out;  // [2N, C, T, V, M], contiguous
 };
 
-// Throws std::invalid_argument naming the first field and row out of range of the batch, the clip or the parts. A blended row
-// uses only its partner and lam, so only those are checked. Host memory only.
+// Throws std::invalid_argument naming the first field and row out of range of the batch, the clip or the parts. Of a blended
+// row, which ignores its window, only the partner is checked. Host memory only.
 void check_plan(const ClipShape& shape, const MixPlan& plan, const std::int64_t* part_of_joint);
 
 // All four dtypes, host memory. Precondition: check_plan passed.

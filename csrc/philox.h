@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "host_device.h"
 #include "isa.h"
 
 namespace shapmix {
@@ -12,11 +11,11 @@ struct RandomWords {
   std::uint32_t word[4];
 };
 
-// Purpose of a random word; same values as in shapmix.reference.plan.
+// Purpose of a random word; same values as in shapmix.draws.purposes.
 inline constexpr std::uint32_t kWindowDraw = 1;
 inline constexpr std::uint32_t kCombinationDraw = 2;
 
-SHAPMIX_HOST_DEVICE inline RandomWords random_words(std::uint64_t seed, std::uint32_t purpose, std::uint32_t step,
+inline RandomWords random_words(std::uint64_t seed, std::uint32_t purpose, std::uint32_t step,
                                                     std::uint32_t row, std::uint32_t block) {
   RandomWords c = {{row, block, step, purpose}};
   auto key0 = static_cast<std::uint32_t>(seed);
@@ -69,10 +68,10 @@ SHAPMIX_SIMD_BODY std::int32_t byte_sum(std::uint32_t word) {
 }
 
 // Uniform in the open interval (0, 1).
-SHAPMIX_HOST_DEVICE inline double uniform(std::uint32_t word) { return (word + 0.5) * 0x1p-32; }
+inline double uniform(std::uint32_t word) { return (word + 0.5) * 0x1p-32; }
 
 // Uniform on low..high, both inclusive, for ranges below 2^31.
-SHAPMIX_HOST_DEVICE inline std::int64_t uniform_integer(std::uint32_t word, std::int64_t low, std::int64_t high) {
+inline std::int64_t uniform_integer(std::uint32_t word, std::int64_t low, std::int64_t high) {
   return low + (static_cast<std::int64_t>(word) * (high - low + 1) >> 32);
 }
 

@@ -551,6 +551,15 @@ void check_turnable(const SampleJob& job, std::int64_t row) {
                               std::to_string(job.channels));
 }
 
+template <class Real>
+void check_pace(const SampleJob& job, std::int64_t row) {
+  if (job.augment.pace == nullptr) return;
+  const Real* pace = static_cast<const Real*>(job.augment.pace) + 2 * row;
+  if (std::isfinite(pace[0]) && std::isfinite(pace[1])) return;
+  throw std::invalid_argument("augment.pace[" + std::to_string(row) + "] is (" + std::to_string(pace[0]) + ", " +
+                              std::to_string(pace[1]) + "); give a finite speed and shift");
+}
+
 }  // namespace
 
 void check_crops(const SampleJob& job) {
@@ -567,6 +576,7 @@ void check_crops(const SampleJob& job) {
     check_range("plan.start", row, job.plan.start[row], 0, recorded - 1, "the crop's first frame");
     check_range("plan.length", row, job.plan.length[row], 1, recorded - job.plan.start[row], "the crop's length from its start");
     job.dtype == Dtype::kFloat64 ? check_turnable<double>(job, row) : check_turnable<float>(job, row);
+    job.dtype == Dtype::kFloat64 ? check_pace<double>(job, row) : check_pace<float>(job, row);
   }
   for (std::int64_t at = 0; job.augment.source && at < job.samples * job.joints; ++at) {
     check_range("augment.source", at, job.augment.source[at], 0, job.joints - 1, "the joint that a joint shows");

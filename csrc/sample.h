@@ -28,8 +28,6 @@ struct AugmentPlan {
   bool moves() const { return source != nullptr || linear != nullptr || jitter != nullptr; }
 };
 
-inline constexpr std::int64_t kMostAxes = 4;  // coordinates of joints that are moved
-
 struct SampleJob {
   const void* frames;  // [F, M, V, C], contiguous
   std::int64_t recorded_frames;

@@ -61,7 +61,9 @@ def sample_clips(
     if frames.dim() != 4 or frames.numel() == 0:
         raise ValueError(f"frames has shape {list(frames.shape)}; give [F, M, V, C] with no axis empty")
     check_dtype("frames", frames, DTYPES)
-    device, (n,) = frames.device, plan.clip.shape
+    if plan.clip.dim() != 1:
+        raise ValueError(f"plan.clip has shape {list(plan.clip.shape)}; give [N], the recording of each sample")
+    device, n = frames.device, len(plan.clip)
     _, people, joints, channels = frames.shape
     if n == 0 or num_frames < 1:
         raise ValueError(f"plan has {n} rows and num_frames is {num_frames}; give at least one of both")

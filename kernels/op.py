@@ -109,6 +109,7 @@ class Op:
         parameters = inspect.signature(function).parameters
         self.names = tuple(parameters)
         self.defaults = {name: value.default for name, value in parameters.items() if value.default is not value.empty}
+        self.required = parameters.keys() - self.defaults.keys()
         self.takes_out = "out" in parameters and parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY
         self.options = {"backend", "out"} if self.takes_out else {"backend"}
         arguments = {name: hints[name] for name in self.names if name not in self.options}
@@ -139,7 +140,7 @@ class Op:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = {**self.defaults, **dict(zip(self.names, args)), **kwargs}  # noqa: B905  the call of `function` checks the number
-        if len(given) != len(self.names):
+        if len(given) != len(self.names) or not self.required <= given.keys():
             inspect.signature(self.function).bind(*args, **kwargs)  # raises TypeError
         backend, out = given.pop("backend"), given.pop("out") if self.takes_out else None
         flat = self._flat(given) if self.plans else given

@@ -25,6 +25,7 @@ TABLES = 64  # kept; a network takes five
 PACK_COLUMNS, STATISTICS_COLUMNS = 3, 8
 
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+_captured: dict[int, Tensor] = {}  # tables that CUDA graphs read at every replay, which nothing sees: they are kept
 
 
 @triton.jit
@@ -169,7 +170,10 @@ def _table(key: tuple[object, ...], rows: Callable[[], list[list[int]]], device:
         if len(_tables) > TABLES:
             _tables.popitem(last=False)
     _tables.move_to_end(key)
-    return _tables[key]
+    table = _tables[key]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.setdefault(table.data_ptr(), table)
+    return table
 
 
 def _element(tensor: Tensor) -> tl.dtype:

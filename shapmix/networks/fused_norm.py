@@ -62,10 +62,11 @@ def normalised(
         shortcut: [N, C, T, V] in the dtype of x, added before the ReLU.
         biases: per norm, the bias [C] of the convolution before it if x is without it, or None. Their gradients are zeros.
 
-    A norm in eval mode, one that is frozen, uses its statistics and keeps them; all are then called one by one.
+    A norm in eval mode, one that is frozen, uses its statistics and keeps them; all are then called one by one, and so are norms of
+    different eps.
     """
     biases = [None] * len(norms) if biases is None else biases
-    if not all(norm.training for norm in norms):
+    if not all(norm.training for norm in norms) or len({norm.eps for norm in norms}) > 1:
         parts = x.split([norm.num_features for norm in norms], 1)
         parts = [part if bias is None else part + bias.to(x.dtype)[:, None, None] for part, bias in zip(parts, biases, strict=True)]
         y = torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], 1)

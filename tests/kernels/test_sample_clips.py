@@ -145,6 +145,16 @@ ERRORS: dict[str, tuple[Callable[[CropProblem], CropProblem], type[Exception], s
         ValueError,
         r"plan.angles has shape \[3, 4\]; give \[3, 3\]",
     ),
+    "a plan of two axes": (
+        lambda p: p._replace(plan=replace(p.plan, clip=p.plan.clip[:, None])),
+        ValueError,
+        r"plan.clip has shape \[3, 1\]; give \[N\], the recording of each sample",
+    ),
+    "a speed that is not a number": (
+        lambda p: p._replace(augment=AugmentPlan(pace=torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [1.0, 0.0]]))),
+        ValueError,
+        r"augment.pace\[1\] is \(nan, 0.0+\); give a finite speed and shift",
+    ),
     "int32 starts": (
         lambda p: p._replace(plan=replace(p.plan, start=p.plan.start.int())),
         TypeError,

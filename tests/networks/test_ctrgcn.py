@@ -90,6 +90,19 @@ def test_frozen_norms_use_the_biases_before_them() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9 * largest)
 
 
+def test_norms_of_different_eps_keep_theirs() -> None:
+    torch.manual_seed(0)
+    network = CTRGCN(load_layout("ntu25"), 5, num_people=1, widths=(8,))
+    lively(network)
+    branch = network.l1.tcn1.branches[1][1]
+    clips = torch.randn(3, 3, 16, 25, 1)
+    with torch.no_grad():
+        before = network.train()(clips)
+        branch.eps = 10.0
+        after = network.train()(clips)
+    assert float((after - before).abs().max()) > 1e-3
+
+
 def gradient(network: torch.nn.Module, clips: torch.Tensor, labels: torch.Tensor, half: bool = False) -> torch.Tensor:
     network.train()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
