@@ -181,7 +181,6 @@ CASES = (
     Case("coalition_inputs", "S=2", forward("coalition_inputs", shared(2))),
     Case("coalition_inputs", "S=31", forward("coalition_inputs", shared(31))),
     Case("coalition_inputs", "S=31 into a buffer", into_a_buffer),
-    Case("normalised_coalition_inputs", "S=2", forward("normalised_coalition_inputs")),
     Case("mix_clips", "", forward("mix_clips")),
     Case("draw_plan", "", forward("draw_plan")),
     Case("saliency_update", "", forward("saliency_update")),

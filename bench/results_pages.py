@@ -45,6 +45,8 @@ GRIDS = {  # folder of bench/results -> grid
     "nw_ucla_short": Grid("nw_ucla_short", "Shap-Mix"),
     "penn_action": Grid("penn_action", "Shap-Mix"),
     "utd_mhad": Grid("utd_mhad", "Shap-Mix"),
+    "rule_nw_ucla": Grid("rule_nw_ucla", "Shap-Mix"),
+    "rule_penn_action": Grid("rule_penn_action", "Shap-Mix"),
     "saliency_every": Grid("saliency_every", "every step"),
 }
 

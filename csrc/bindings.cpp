@@ -147,15 +147,9 @@ LossJob loss_job(Fields& fields) {
 
 void bind_ops(py::module_& module) {
   declare(module, "coalition_inputs", kEveryDtype, [](Fields& fields) {
-    return [job = coalition_job(fields, 5), threads = torch_threads()] {
+    return [job = coalition_job(fields), threads = torch_threads()] {
       check_coalitions(job);
       coalition_inputs_cpu(job, threads);
-    };
-  });
-  declare(module, "normalised_coalition_inputs", kEveryDtype, [](Fields& fields) {
-    return [job = normalised_job(fields), threads = torch_threads()] {
-      check_coalitions(job.coalition);
-      normalised_coalition_inputs_cpu(job, threads);
     };
   });
   declare(module, "mix_clips", kEveryDtype, [](Fields& fields) {

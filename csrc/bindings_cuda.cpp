@@ -22,10 +22,7 @@ PYBIND11_MODULE(_native_cuda, module) {
   module.doc() = "CUDA ops of shapmix, called by shapmix.kernels with tensors by name; KERNELS has the dtypes of each op.";
 
   declare(module, "coalition_inputs", kEveryDtype, [](Fields& fields) {
-    return [job = coalition_job(fields, 5), at = place_of(fields)] { coalition_inputs_cuda(job, at.device, at.stream); };
-  });
-  declare(module, "normalised_coalition_inputs", kEveryDtype, [](Fields& fields) {
-    return [job = normalised_job(fields), at = place_of(fields)] { normalised_coalition_inputs_cuda(job, at.device, at.stream); };
+    return [job = coalition_job(fields), at = place_of(fields)] { coalition_inputs_cuda(job, at.device, at.stream); };
   });
   declare(module, "mix_clips", kEveryDtype, [](Fields& fields) {
     return [job = mix_job(fields), at = place_of(fields)] { mix_clips_cuda(job, at.device, at.stream); };

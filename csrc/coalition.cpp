@@ -57,15 +57,15 @@ void repeat_row(Element* first, std::int64_t row, std::int64_t tile) {
   }
 }
 
-// keep [tile]: bit mask, all ones on the elements of the coalition's joints, zero elsewhere; `people` elements per joint.
+// keep [tile]: bit mask, all ones on the elements of the coalition's joints, zero elsewhere.
 template <class Lane>
-void fill_tile(Lane* keep, const CoalitionJob& job, std::int64_t coalition, std::int64_t people, std::int64_t tile) {
+void fill_tile(Lane* keep, const CoalitionJob& job, std::int64_t coalition, std::int64_t tile) {
   Lane* next = keep;
   for (std::int64_t joint = 0; joint < job.shape.joints; ++joint) {
     const bool kept = (coalition >> job.part_of_joint[joint]) & 1;
-    next = std::fill_n(next, people, kept ? static_cast<Lane>(~Lane{0}) : Lane{0});
+    next = std::fill_n(next, job.shape.people, kept ? static_cast<Lane>(~Lane{0}) : Lane{0});
   }
-  repeat_row(keep, job.shape.joints * people, tile);
+  repeat_row(keep, job.shape.row(), tile);
 }
 
 // Coalitions of a sample written per pass over its planes.
@@ -74,10 +74,10 @@ constexpr std::int64_t kSetsAtOnce = 8;
 // keep [kSetsAtOnce, tile]: the masks of the sample's sets first..last.
 template <class Lane>
 void fill_tiles(Lane* keep, const CoalitionJob& job, std::int64_t sample, std::int64_t first, std::int64_t last,
-                std::int64_t people, std::int64_t tile) {
+                std::int64_t tile) {
   for (std::int64_t set = first; set < last; ++set) {
     const std::int64_t coalition = job.coalitions[set * job.set_stride + sample * job.sample_stride];
-    fill_tile(keep + (set - first) * tile, job, coalition, people, tile);
+    fill_tile(keep + (set - first) * tile, job, coalition, tile);
   }
 }
 
@@ -113,7 +113,7 @@ void run(const CoalitionJob& job, int threads) {
 
   for_sets(job, workers, [&](std::int64_t worker, std::int64_t sample, std::int64_t first, std::int64_t last) {
     Lane* keep = tiles.of(worker);
-    fill_tiles(keep, job, sample, first, last, shape.people, tile);
+    fill_tiles(keep, job, sample, first, last, tile);
     for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
       const Lane* clip =
           static_cast<const Lane*>(job.clips.data) + sample * job.clips.sample_stride + channel * job.clips.channel_stride;
@@ -125,103 +125,6 @@ void run(const CoalitionJob& job, int threads) {
           select(out + pair * step + begin, step, sets, clip + begin, mean + begin, keep + pair * tile, tile,
                  std::min(tile, restored - begin));
         }
-      }
-      for (std::int64_t set = 0; set < last - first; ++set) {
-        std::memcpy(out + set * step + restored, mean + restored, unrestored_bytes);
-      }
-    }
-  });
-}
-
-// Normalises one person of a plane [T, V, M]; weight and bias [tile] are the same in every frame. kPeople > 0 fixes the number
-// of people at compile time, so that loads vectorise.
-template <int kPeople, class Element>
-SHAPMIX_SIMD_BODY void normalise_person(Element* __restrict out, const Element* plane, std::int64_t people, const Element* weight,
-                                        const Element* bias, std::int64_t tile, std::int64_t count) {
-  const std::int64_t step = kPeople > 0 ? kPeople : people;
-  for (std::int64_t begin = 0; begin < count; begin += tile) {
-    const std::int64_t end = std::min(begin + tile, count);
-    for (std::int64_t i = begin; i < end; ++i) {
-      out[i] = sum(product(plane[i * step], weight[i - begin]), bias[i - begin]);
-    }
-  }
-}
-
-template <class Element>
-struct Normalise {
-  template <class>
-  SHAPMIX_SIMD_BODY static void run(Element* out, const Element* plane, std::int64_t people, const Element* weight,
-                                    const Element* bias, std::int64_t tile, std::int64_t count) {
-    switch (people) {
-      case 1: return normalise_person<1>(out, plane, people, weight, bias, tile, count);
-      case 2: return normalise_person<2>(out, plane, people, weight, bias, tile, count);
-      default: return normalise_person<0>(out, plane, people, weight, bias, tile, count);
-    }
-  }
-};
-
-// [M, V, C] -> [M, C, tile], with the joints of a frame repeated.
-template <class Element>
-Scratch<Element> tiles_of(const void* by_joint, const ClipShape& shape, std::int64_t tile) {
-  const auto* from = static_cast<const Element*>(by_joint);
-  Scratch<Element> tiles(1, shape.people * shape.channels * tile);
-  for (std::int64_t person = 0; person < shape.people; ++person) {
-    for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
-      Element* to = tiles.of(0) + (person * shape.channels + channel) * tile;
-      for (std::int64_t joint = 0; joint < shape.joints; ++joint) {
-        to[joint] = from[(person * shape.joints + joint) * shape.channels + channel];
-      }
-      repeat_row(to, shape.joints, tile);
-    }
-  }
-  return tiles;
-}
-
-// Normalising before the selection gives the same bits as after it, and leaves one select per element of the expanded clips.
-template <class Element>
-void run_normalised(const NormalisedJob& normalised, int threads) {
-  using Lane = Bits<Element>;
-  const CoalitionJob& job = normalised.coalition;
-  const ClipShape& shape = job.shape;
-  const std::int64_t plane = shape.frames * shape.joints;  // of one person
-  const std::int64_t planes = shape.people * shape.channels;
-  const std::int64_t tile = kFramesPerTile<Lane> * shape.joints;
-  const std::int64_t restored = job.restored_frames * shape.joints;
-  const auto unrestored_bytes = static_cast<std::size_t>(plane - restored) * sizeof(Lane);
-  const Scratch<Element> weight = tiles_of<Element>(normalised.weight, shape, tile);
-  const Scratch<Element> bias = tiles_of<Element>(normalised.bias, shape, tile);
-
-  // Plane `index` of [M, C, T, V].
-  const auto normalise = compiled<Normalise<Element>>();
-  const auto normalise_plane = [&](Element* to, const Element* clip, std::int64_t channel_stride, std::int64_t index) {
-    const Element* from = clip + index % shape.channels * channel_stride + index / shape.channels;
-    normalise(to, from, shape.people, weight.of(0) + index * tile, bias.of(0) + index * tile, tile, plane);
-  };
-  const Scratch<Element> mean_clip(1, shape.sample());
-  for (std::int64_t index = 0; index < planes; ++index) {
-    const auto* mean_motion = static_cast<const Element*>(job.mean_motion.data);
-    normalise_plane(mean_clip.of(0) + index * plane, mean_motion, job.mean_motion.channel_stride, index);
-  }
-
-  const int workers = workers_of(job, threads);
-  const Scratch<Lane> tiles(workers, kSetsAtOnce * tile);
-  const Scratch<Element> own_tiles(workers, tile);
-  const std::int64_t step = shape.samples * shape.sample();  // to the next set
-  const auto select = compiled<Select<Lane>>();
-  for_sets(job, workers, [&](std::int64_t worker, std::int64_t sample, std::int64_t first, std::int64_t last) {
-    Lane* keep = tiles.of(worker);
-    Element* own = own_tiles.of(worker);
-    const auto* clip = static_cast<const Element*>(job.clips.data) + sample * job.clips.sample_stride;
-    fill_tiles(keep, job, sample, first, last, 1, tile);
-    for (std::int64_t index = 0; index < planes; ++index) {
-      const Element* from = clip + index % shape.channels * job.clips.channel_stride + index / shape.channels;
-      const auto* mean = reinterpret_cast<const Lane*>(mean_clip.of(0)) + index * plane;
-      Lane* out = static_cast<Lane*>(job.out) + (first * shape.samples + sample) * shape.sample() + index * plane;
-      for (std::int64_t begin = 0; begin < restored; begin += tile) {
-        const std::int64_t count = std::min(tile, restored - begin);
-        normalise(own, from + begin * shape.people, shape.people, weight.of(0) + index * tile, bias.of(0) + index * tile, tile,
-                  count);
-        select(out + begin, step, last - first, reinterpret_cast<const Lane*>(own), mean + begin, keep, tile, count);
       }
       for (std::int64_t set = 0; set < last - first; ++set) {
         std::memcpy(out + set * step + restored, mean + restored, unrestored_bytes);
@@ -248,11 +151,6 @@ void check_coalitions(const CoalitionJob& job) {
 void coalition_inputs_cpu(const CoalitionJob& job, int threads) {
   switch_element_size(job.element_size, "coalition_inputs on the CPU: clips",
                       [&](auto bits) { run<decltype(bits)>(job, threads); });
-}
-
-void normalised_coalition_inputs_cpu(const NormalisedJob& job, int threads) {
-  switch_dtype<float, double, Half, Bfloat16>(job.dtype, "normalised_coalition_inputs on the CPU: clips",
-                                              [&](auto element) { run_normalised<decltype(element)>(job, threads); });
 }
 
 }  // namespace shapmix

@@ -25,28 +25,14 @@ struct CoalitionJob {
   void* out;                          // [sets * N, C, T, V, M], contiguous
 };
 
-// The same clips as the first layer of a graph network reads them: x * weight + bias, one row per person.
-struct NormalisedJob {
-  CoalitionJob coalition;  // `out` is [sets * N * M, C, T, V], contiguous
-  const void* weight;      // [M, V, C]
-  const void* bias;        // [M, V, C]
-  Dtype dtype;
-};
-
 // Throws std::invalid_argument naming the first coalition with a bit beyond the parts. Host memory only.
 void check_coalitions(const CoalitionJob& job);
 
 // Elements of 2, 4 or 8 bytes, host memory. Precondition: check_coalitions passed.
 void coalition_inputs_cpu(const CoalitionJob& job, int threads);
 
-// All four dtypes, host memory; product and sum are rounded separately. Precondition: check_coalitions passed.
-void normalised_coalition_inputs_cpu(const NormalisedJob& job, int threads);
-
 // Elements of 2, 4 or 8 bytes, device memory, asynchronous on `stream`. Values are not checked, since that would synchronise
 // with the host. A bit set with bits beyond the parts is harmless; part_of_joint must be in 0..62.
 void coalition_inputs_cuda(const CoalitionJob& job, int device, void* stream);
-
-// All four dtypes, device memory; otherwise like coalition_inputs_cuda.
-void normalised_coalition_inputs_cuda(const NormalisedJob& job, int device, void* stream);
 
 }  // namespace shapmix

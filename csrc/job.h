@@ -327,7 +327,7 @@ inline CoalitionJob coalitions_of(Fields& fields, const Array& clips) {
   return job;
 }
 
-inline CoalitionJob coalition_job(Fields& fields, int axes_of_out) {
+inline CoalitionJob coalition_job(Fields& fields) {
   const Array clips = fields.tensor("clips", 5);
   CoalitionJob job = coalitions_of(fields, clips);
   const Dtype dtype = clips.dtype();
@@ -337,17 +337,7 @@ inline CoalitionJob coalition_job(Fields& fields, int axes_of_out) {
   const std::int64_t frames = job.shape.frames, restored = fields.integer_or("restored_frames", frames);
   job.restored_frames = restored < 0 ? 0 : restored > frames ? frames : restored;
   job.element_size = element_bytes(dtype);
-  job.out = fields.tensor("out", axes_of_out).of(dtype);
-  return job;
-}
-
-inline NormalisedJob normalised_job(Fields& fields) {
-  NormalisedJob job{};
-  job.coalition = coalition_job(fields, 4);
-  const Array weight = fields.tensor("weight", 3);
-  job.dtype = weight.dtype();
-  job.weight = weight.of(job.dtype);
-  job.bias = fields.tensor("bias", 3).of(job.dtype);
+  job.out = fields.tensor("out", 5).of(dtype);
   return job;
 }
 

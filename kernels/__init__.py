@@ -5,7 +5,7 @@
 
 from .branches import join_branches
 from .clips import sample_clips
-from .coalition import coalition_inputs, expanded, normalised_coalition_inputs
+from .coalition import coalition_inputs, expanded
 from .dispatch import BACKENDS, BackendError, unavailable
 from .graph import graph_conv
 from .loss import balanced_mix_loss
@@ -28,7 +28,6 @@ __all__ = [
     "join_branches",
     "layer_steps",
     "mix_clips",
-    "normalised_coalition_inputs",
     "saliency_update",
     "sample_clips",
     "unavailable",

@@ -1,4 +1,4 @@
-"""Coalition inputs on the fastest back end: as clips, and as the normalised rows that a graph network's first layer reads."""
+"""Coalition inputs on the fastest back end."""
 
 from __future__ import annotations
 
@@ -13,34 +13,17 @@ from shapmix.reference.coalition import CoalitionClips
 from .checks import as_given, check_clips, check_tensor, in_planes, new_output
 from .op import Gradient, op
 
-_LAYOUTS = {"clips": in_planes, "mean_motion": in_planes, "coalitions": as_given}
-
 
 def _backward(grad: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
-    return _to_clips_and_mean(grad.view(len(saved.coalitions), -1, *grad.shape[1:]), saved)
-
-
-def _normalised_backward(grad: Tensor, saved: Any) -> tuple[Tensor, ...]:
-    clips = saved.clips
-    _, channels, frames, joints, people = clips.shape
-    by_person = grad.view(-1, people, channels, frames, joints)  # [S N, M, C, T, V]
-    arguments = (clips, saved.mean_motion, saved.coalitions, saved.part_of_joint)
-    expanded = reference.coalition_inputs(*arguments, restored_frames=saved.restored_frames)
-    to_weight = (by_person * expanded.permute(0, 4, 1, 2, 3)).sum((0, 3)).transpose(1, 2)  # [M, V, C]
-    to_bias = by_person.sum((0, 3)).transpose(1, 2)
-    unscaled = (by_person * saved.weight.transpose(1, 2)[:, :, None]).permute(0, 2, 3, 4, 1)  # [S N, C, T, V, M]
-    return *_to_clips_and_mean(unscaled.reshape(-1, *clips.shape), saved), to_weight, to_bias
-
-
-def _to_clips_and_mean(grad: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
-    """[S, N, C, T, V, M] -> gradients of the clips [N, C, T, V, M] and of the mean motion [C, T, V, M]."""
+    """[S * N, C, T, V, M] -> gradients of the clips [N, C, T, V, M] and of the mean motion [C, T, V, M]."""
+    grad = grad.view(len(saved.coalitions), -1, *grad.shape[1:])
     keep = reference.coalition.kept(saved.coalitions, saved.part_of_joint, grad.shape[3], saved.restored_frames)
     return torch.where(keep, grad, 0).sum(0), torch.where(keep, 0, grad).sum((0, 1))
 
 
 @op(
     reference=reference.coalition_inputs,
-    layouts=_LAYOUTS,
+    layouts={"clips": in_planes, "mean_motion": in_planes, "coalitions": as_given},
     check_values="check_coalitions",
     gradient=Gradient(of=("clips", "mean_motion"), saves=("coalitions", "part_of_joint"), backward=_backward),
 )
@@ -74,60 +57,6 @@ def coalition_inputs(
         ValueError: an argument has the wrong shape or device; on CPU tensors also if a bit set has bits beyond the parts.
         BackendError: the requested back end cannot run.
     """
-    _check(clips, mean_motion, coalitions, part_of_joint)
-    return new_output(out, (len(coalitions) * len(clips), *clips.shape[1:]), clips)
-
-
-@op(
-    reference=reference.normalised_coalition_inputs,
-    layouts=_LAYOUTS,
-    check_values="check_coalitions",
-    gradient=Gradient(
-        of=("clips", "mean_motion", "weight", "bias"),
-        saves=("clips", "mean_motion", "coalitions", "part_of_joint", "weight"),
-        backward=_normalised_backward,
-    ),
-)
-def normalised_coalition_inputs(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    restored_frames: int | None = None,
-    backend: str | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Coalition inputs as the first layer of a graph network reads them: normalised, one row per person, fused into one write.
-
-    Args:
-        clips, mean_motion, coalitions, part_of_joint, restored_frames, backend, out: as in `coalition_inputs`.
-        weight, bias: [M, V, C] in the clips' dtype: the input normalisation in eval mode, x * weight + bias.
-
-    Returns:
-        [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
-        rounded separately (no FMA), so the result is bit-equal to the reference.
-
-    Raises:
-        TypeError, ValueError, BackendError: as in `coalition_inputs`.
-    """
-    _check(clips, mean_motion, coalitions, part_of_joint)
-    n, channels, frames, joints, people = clips.shape
-    for name, value in (("weight", weight), ("bias", bias)):
-        check_tensor(name, value, (people, joints, channels), clips.dtype, clips.device)
-    return new_output(out, (len(coalitions) * n * people, channels, frames, joints), clips)
-
-
-def expanded(rows: CoalitionClips, *, backend: str | None = None) -> Tensor:
-    """The rows [L, C, T, V, M] of clips under coalitions, by `coalition_inputs`, whose errors it raises."""
-    own, sets = rows.clips[rows.samples], rows.coalitions[None]
-    restored = rows.restored_frames
-    return coalition_inputs(own, rows.mean_motion, sets, rows.part_of_joint, restored_frames=restored, backend=backend)
-
-
-def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint: Tensor) -> None:
     check_clips(clips)
     n, device = len(clips), clips.device
     check_tensor("mean_motion", mean_motion, clips.shape[1:], clips.dtype, device)
@@ -136,3 +65,11 @@ def _check(clips: Tensor, mean_motion: Tensor, coalitions: Tensor, part_of_joint
     sets = coalitions.shape[0]
     check_tensor("coalitions", coalitions, (sets,) if coalitions.dim() == 1 else (sets, n), torch.int64, device)
     check_tensor("part_of_joint", part_of_joint, (clips.shape[3],), torch.int64, device)
+    return new_output(out, (len(coalitions) * len(clips), *clips.shape[1:]), clips)
+
+
+def expanded(rows: CoalitionClips, *, backend: str | None = None) -> Tensor:
+    """The rows [L, C, T, V, M] of clips under coalitions, by `coalition_inputs`, whose errors it raises."""
+    own, sets = rows.clips[rows.samples], rows.coalitions[None]
+    restored = rows.restored_frames
+    return coalition_inputs(own, rows.mean_motion, sets, rows.part_of_joint, restored_frames=restored, backend=backend)

@@ -304,11 +304,6 @@ def _coalition_inputs(batch: Batch) -> Arguments:
     return found | {"coalitions": batch.coalitions, "part_of_joint": batch.part_of_joint}
 
 
-def _normalised_coalition_inputs(batch: Batch) -> Arguments:
-    norm = batch.mean_motion[:, 0].permute(2, 1, 0).contiguous()  # [M, V, C]
-    return _coalition_inputs(batch) | {"weight": norm, "bias": norm.flip(0)}
-
-
 def _coalition_bytes(arguments: Arguments) -> int:
     return nbytes(arguments.values()) + len(arguments["coalitions"]) * arguments["clips"].nbytes
 
@@ -417,7 +412,6 @@ def _branches_tolerance(arguments: Arguments, expected: list[Tensor]) -> list[Te
 EXAMPLES: dict[str, Kind] = {
     "sample_clips": Kind(_sample_clips, _sample_tolerance, _sample_bytes),
     "coalition_inputs": Kind(_coalition_inputs, _exact, _coalition_bytes),
-    "normalised_coalition_inputs": Kind(_normalised_coalition_inputs, _exact, _coalition_bytes),
     "mix_clips": Kind(_mix_clips, _exact, _mix_bytes),
     "draw_plan": Kind(lambda batch: batch.drawn_from | {"seed": batch.seed, "step": 2}, _exact, _draw_bytes, SUM_DTYPES),
     "saliency_update": Kind(_saliency_update, _saliency_tolerance, _saliency_bytes),

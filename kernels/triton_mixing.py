@@ -61,75 +61,6 @@ def coalition_kernel(
 
 
 @triton.jit
-def rounded_product(x, y):
-    """x * y rounded to the dtype, half precision via float32 as in torch; the launch disables FP fusion."""
-    if x.dtype == tl.float64:
-        return x * y
-    return (x.to(tl.float32) * y.to(tl.float32)).to(x.dtype)
-
-
-@triton.jit
-def rounded_sum(x, y):
-    """x + y, rounded as in `rounded_product`."""
-    if x.dtype == tl.float64:
-        return x + y
-    return (x.to(tl.float32) + y.to(tl.float32)).to(x.dtype)
-
-
-@triton.jit
-def normalised_coalition_kernel(
-    out,
-    clips,
-    mean_motion,
-    coalitions,
-    part_of_joint,
-    weight,
-    bias,
-    channels,
-    sets,
-    set_size,
-    clip_sample_stride,
-    clip_channel_stride,
-    mean_channel_stride,
-    set_stride,
-    coalition_sample_stride,
-    frames,
-    restored_frames,
-    JOINTS: tl.constexpr,
-    PEOPLE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Each program writes one block of a channel of one sample, in output order [M, T, V], under every coalition."""
-    plane = frames * JOINTS * PEOPLE
-    person_plane = frames * JOINTS
-    blocks = tl.cdiv(plane, BLOCK)
-    plane_id = (tl.program_id(0) // blocks).to(tl.int64)
-    sample = plane_id // channels
-    channel = plane_id % channels
-    element = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < plane
-    person, in_person = element // person_plane, element % person_plane
-    frame, joint = in_person // JOINTS, in_person % JOINTS
-
-    source = (frame * JOINTS + joint) * PEOPLE + person
-    norm = (person * JOINTS + joint) * channels + channel
-    scale, shift = tl.load(weight + norm, mask=inside), tl.load(bias + norm, mask=inside)
-    own = tl.load(clips + sample * clip_sample_stride + channel * clip_channel_stride + source, mask=inside)
-    rest = tl.load(mean_motion + channel * mean_channel_stride + source, mask=inside)
-    own = rounded_sum(rounded_product(own, scale), shift)
-    rest = rounded_sum(rounded_product(rest, scale), shift)
-    part = tl.load(part_of_joint + joint, mask=inside, other=0)
-    is_restored = frame < restored_frames
-
-    to = out + ((sample * PEOPLE + person) * channels + channel) * person_plane + in_person
-    for _ in range(sets):
-        kept = (((tl.load(coalitions + sample * coalition_sample_stride) >> part) & 1) == 1) & is_restored
-        tl.store(to, tl.where(kept, own, rest), mask=inside)
-        coalitions += set_stride
-        to += set_size
-
-
-@triton.jit
 def mix_kernel(
     out,
     clips,
@@ -220,45 +151,6 @@ def coalition_inputs(
         PEOPLE=people,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
-    )
-
-
-@kernel("normalised_coalition_inputs", backend="triton", dtypes=DTYPES)
-def normalised_coalition_inputs(
-    *,
-    out: Tensor,
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    restored_frames: int | None,
-) -> None:
-    """Writes `out` [S * N * M, C, T, V]; weight and bias [M, V, C] contiguous, the rest as in `coalition_inputs`."""
-    n, channels, frames, joints, people = clips.shape
-    normalised_coalition_kernel[(triton.cdiv(frames * joints * people, BLOCK) * n * channels,)](
-        out,
-        clips,
-        mean_motion,
-        coalitions,
-        part_of_joint,
-        weight,
-        bias,
-        channels,
-        coalitions.shape[0],
-        clips.numel(),
-        clips.stride(0),
-        clips.stride(1),
-        mean_motion.stride(0),
-        *set_strides(coalitions),
-        frames,
-        restored(restored_frames, frames),
-        JOINTS=joints,
-        PEOPLE=people,
-        BLOCK=BLOCK,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,
     )
 
 

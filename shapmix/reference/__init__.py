@@ -6,7 +6,7 @@ Those that have kernels share name and arguments with them; the kernels are test
 from shapmix.draws.plans import AugmentPlan, CropPlan, FramePlan, MixPlan
 from shapmix.reference.branches import join_branches
 from shapmix.reference.clips import Stream, pick_frames, sample_clips, sample_frames, to_stream
-from shapmix.reference.coalition import coalition_inputs, normalised_coalition_inputs
+from shapmix.reference.coalition import coalition_inputs
 from shapmix.reference.graph import graph_conv, graph_conv_backward
 from shapmix.reference.loss import balanced_mix_loss, balanced_mix_loss_backward, log_class_prior
 from shapmix.reference.mix import mix_clips
@@ -35,7 +35,6 @@ __all__ = [
     "log_class_prior",
     "marginals",
     "mix_clips",
-    "normalised_coalition_inputs",
     "pick_frames",
     "saliency_update",
     "sample_clips",

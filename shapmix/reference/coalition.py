@@ -83,31 +83,3 @@ def kept(coalitions: Tensor, part_of_joint: Tensor, num_frames: int, restored_fr
         return keep
     frame = torch.arange(num_frames, device=coalitions.device)
     return keep & (frame < restored_frames)[:, None, None]
-
-
-def normalised_coalition_inputs(
-    clips: Tensor,
-    mean_motion: Tensor,
-    coalitions: Tensor,
-    part_of_joint: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    restored_frames: int | None = None,
-) -> Tensor:
-    """Normalised coalition inputs of the first layer of a graph network, one row per person.
-
-    Args:
-        clips, mean_motion, coalitions, part_of_joint, restored_frames: as in `coalition_inputs`.
-        weight, bias: [M, V, C] with the clips' dtype: input normalisation in eval mode, x * weight + bias.
-
-    Returns:
-        [S * N * M, C, T, V]: row (s * N + n) * M + m is person m of sample n under its coalition s. Product and sum are
-        rounded separately (no fused multiply-add).
-
-    Source: `CTRGCN.normalised` of the expanded clips (shapmix.networks.ctrgcn_reference).
-    """
-    x = coalition_inputs(clips, mean_motion, coalitions, part_of_joint, restored_frames=restored_frames)
-    x = x.permute(0, 4, 1, 2, 3)  # [S N, M, C, T, V]
-    x = x * weight.permute(0, 2, 1)[:, :, None] + bias.permute(0, 2, 1)[:, :, None]
-    return x.flatten(0, 1).contiguous()

@@ -77,7 +77,6 @@ def test_both_sides_of_a_ratio_compute_the_same(case: Case, dtype: torch.dtype) 
         ("coalition_inputs S=2", 1 + 2 + 1 / 5),
         ("coalition_inputs S=31", 1 + 31 + 1 / 5),
         ("coalition_inputs S=31 into a buffer", 1 + 31 + 1 / 5),
-        ("normalised_coalition_inputs S=2", 1 + 2 + 1 / 5),
         ("mix_clips", 3),
     ],
 )

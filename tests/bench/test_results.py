@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from bench import copy_speed
-from bench.network import memory_line, table
+from bench.network import STEPS, memory_line, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_the_speed_of_the_network_is_that_of_the_results_file() -> None:
     assert table(found) in page("speed")
     assert table(found) in readme
     assert memory_line(found)[1:] in page("speed")
-    of_step = {isa: of["whole step, published budget"]["speed-up"] for isa, of in found["instruction sets"].items()}
+    of_step = {isa: of["whole step"]["speed-up"] for isa, of in found["instruction sets"].items()}
     first_screen = " ".join(readme[:2000].split())
     assert f"{of_step['avx2']['float32']['p50']:.1f}x faster than the eager reference on a CPU with AVX2" in first_screen
     assert f"{of_step['avx512']['float32']['p50']:.1f}x with AVX-512" in first_screen
@@ -38,7 +38,7 @@ def test_the_speed_of_the_network_is_that_of_the_results_file() -> None:
 def test_a_measurement_in_every_second_step_saves_a_tenth() -> None:
     assert "`every=2` saves a tenth of a step of the published network" in page("own_loop")
     for found in results_file("cpu_network")["instruction sets"].values():
-        published, half = (found[f"whole step, {budget} budget"]["speed-up"]["float32"]["p50"] for budget in ("published", "half"))
+        published, half = (found[name]["speed-up"]["float32"]["p50"] for name in STEPS)
         assert 0.08 < 1 - published / half < 0.13
 
 
@@ -46,6 +46,13 @@ def test_the_speed_of_single_ops_is_that_of_the_results_file() -> None:
     found, text = results_file("cpu_rows"), page("speed")
     assert copy_speed.table(found) in text
     assert {row["ops"] for run in found["runs"] for row in run["rows"]} == {case.ops for case in copy_speed.cases()}
+
+
+def test_what_kept_memory_saves_is_that_of_the_results_file() -> None:
+    found = results_file("freed_memory")["cases"]["a third of the published depth, batch 64"]
+    faster, more = found["speed-up"]["median"], found["kept"]["peak MB"] / found["given back"]["peak MB"] - 1
+    text = " ".join(page("speed").split())
+    assert f"makes a step {faster:.2f}x faster for a network of 3 layers on batches of 64, at {more:.0%} more memory" in text
 
 
 def test_steps_beside_other_programs_are_those_of_the_results_file() -> None:
@@ -125,9 +132,21 @@ def test_the_evidence_of_mixes_is_that_of_the_results_file() -> None:
             assert f"| `{layout}` | {kind} | {row} |" in text, layout
 
 
+def test_the_first_runs_are_those_of_the_results_file() -> None:
+    found = results_file("embedded")["runs"]["shapmix"]["test"]
+    names = {
+        "shapmix": "Shap-Mix",
+        "balanced": "no mixing, adjusted loss (`balanced`)",
+        "plain": "no mixing, cross-entropy (`plain`)",
+    }
+    for run, name in names.items():
+        figures = (f"{100 * found[f'{run} last'][column]:.1f}%" for column in ("top1", "class_mean", "many", "medium", "few"))
+        assert f"| {name} | {' | '.join(figures)} |" in page("install"), run
+
+
 def test_the_reasons_are_those_of_the_results_file() -> None:
     text = page("results")
-    for name, means in results_file("mixing_reasons")["mean"].items():
+    for name, means in (results_file("mixing_reasons")["mean"] | results_file("mixing_reasons_official")["mean"]).items():
         few = means["few classes"]
         kept = " | ".join(f"{few[key]:.0%}" for key in ("error", "kept_guided", "kept_random", "kept_best"))
         assert f"| {name} | {kept} | {few['share']:.2f} |" in text, name
@@ -159,6 +178,16 @@ def test_the_speed_of_readers_is_that_of_the_results_file() -> None:
     assert opened in " ".join(text.split())
     assert f"`pickle.load` takes {plain['CPU seconds']} s and {plain['MB kept']:,} MB" in text
     assert ours["MB after 100 clips"] == ours["MB kept"]
+
+
+def test_every_difference_that_is_claimed_is_in_a_table() -> None:
+    text = page("results")
+    tables = "\n".join(re.findall(r"<!-- grid: \w+ -->.*?<!-- end -->", text, re.DOTALL))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"<!-- (grid|summary): \w+ -->.*?<!-- end -->", "", text + readme, flags=re.DOTALL)
+    claimed = re.findall(r"[-+]\d+\.\d ± \d+\.\d", prose)
+    assert len(claimed) >= 10
+    assert not [figure for figure in claimed if f"| {figure} |" not in tables]
 
 
 def test_the_best_checkpoint_is_as_much_worse_as_the_page_says() -> None:

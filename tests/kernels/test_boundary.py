@@ -53,11 +53,6 @@ def coalition_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     return {"clips": clips, "mean_motion": mean_motion, "coalitions": coalitions, "part_of_joint": part_of_joint}
 
 
-def normalised_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    line = torch.linspace(-1, 2, 16, dtype=dtype).view(2, 4, 2)
-    return coalition_arguments(dtype) | {"weight": line, "bias": line.flip(0)}
-
-
 def mix_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     problem = mix_problem(dtype)
     return {"clips": problem.clips, "plan": problem.plan, "part_of_joint": problem.part_of_joint}
@@ -72,14 +67,13 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "batch_norm": norm_arguments,
     "join_branches": branch_arguments,
     "coalition_inputs": coalition_arguments,
-    "normalised_coalition_inputs": normalised_arguments,
     "mix_clips": mix_arguments,
     "balanced_mix_loss": loss_arguments,
     "sample_clips": crop_arguments,
     "draw_plan": plan_arguments,
     "saliency_update": update_arguments,
 }
-FILLED = {"coalition_inputs": "clips", "normalised_coalition_inputs": "clips", "mix_clips": "clips", "sample_clips": "frames"}
+FILLED = {"coalition_inputs": "clips", "mix_clips": "clips", "sample_clips": "frames"}
 
 
 def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -240,7 +234,6 @@ def float64(op: str) -> tuple[Callable[..., Any], list[Tensor]]:
         "graph_conv": graph_arguments,
         "batch_norm": lambda: norm_arguments(torch.float64),
         "coalition_inputs": lambda: coalition_arguments(torch.float64),
-        "normalised_coalition_inputs": lambda: normalised_arguments(torch.float64),
         "mix_clips": lambda: mix_arguments(torch.float64),
         "balanced_mix_loss": lambda: loss_arguments(3, 4, torch.float64),
         "join_branches": lambda: changed(branch_arguments(), lambda x: x.double()),

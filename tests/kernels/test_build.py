@@ -49,7 +49,7 @@ def test_what_is_missing_is_said_in_one_sentence(tmp_path: Path, environment: di
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-@pytest.mark.parametrize("source", ["coalition.cu", "mix.cu", "normalised.cu"])
+@pytest.mark.parametrize("source", ["coalition.cu", "mix.cu"])
 def test_cuda_kernels_compile_without_spills(tmp_path: Path, source: str) -> None:
     """Every dtype, with and without packs, on sm_80 and sm_90."""
     command = [str(NVCC), "-c", str(ROOT / "csrc" / source), "-o", str(tmp_path / "kernels.o"), "-O3", "-std=c++17", "-Xptxas=-v"]
@@ -58,7 +58,7 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path, source: str) -> Non
     report = done.stdout + done.stderr
     assert done.returncode == 0, report
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    kernels = {"coalition.cu": 3 * 2, "mix.cu": 4 * 2, "normalised.cu": 4 * 2}[source]
+    kernels = {"coalition.cu": 3 * 2, "mix.cu": 4 * 2}[source]
     assert len(spills) == 2 * kernels, report
     assert set(spills) == {("0", "0")}
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shapmix import reference
-from shapmix.kernels import coalition_inputs, mix_clips, normalised_coalition_inputs
+from shapmix.kernels import coalition_inputs, mix_clips
 from shapmix.kernels.examples import Batch, Shape
 from shapmix.reference import MixPlan
 from tests.kernels.backends import ALL, FEW, MANY, TRITON, same_bits, uniform_integers
 from tests.kernels.examples import MixProblem, mix_problem
 from tests.proofs import CPU, DEVICE_OF
 
-OPS = ("coalition_inputs", "normalised_coalition_inputs", "mix_clips")
+OPS = ("coalition_inputs", "mix_clips")
 pytestmark = pytest.mark.proves(*OPS)
 
 
@@ -76,14 +76,6 @@ def check_against_reference(problem: MixProblem, backend: str) -> None:
     )
     assert found is poisoned
     assert same_bits(found, expected)
-
-    norm = torch.linspace(-2, 2, mean_motion[:, 0].numel(), device=clips.device).to(clips.dtype)
-    weight = norm.view(clips.shape[4], clips.shape[3], clips.shape[1])
-    arguments = (clips, mean_motion, coalitions, part_of_joint, weight, weight.flip(0, 1, 2))
-    expected = reference.normalised_coalition_inputs(*arguments, restored_frames=restored_frames)
-    poisoned = torch.full_like(expected, torch.nan)
-    normalised_coalition_inputs(*arguments, restored_frames=restored_frames, backend=backend, out=poisoned)
-    assert same_bits(poisoned, expected)
 
     expected = reference.mix_clips(clips, plan, part_of_joint)
     poisoned = torch.full_like(expected, torch.nan, memory_format=torch.contiguous_format)
@@ -230,17 +222,6 @@ def test_bad_coalition_arguments_are_named(case: str, backend: str) -> None:
     clips, mean_motion, coalitions, part_of_joint, _, _ = spoil(mix_problem())
     with pytest.raises(error, match=message):
         coalition_inputs(clips, mean_motion, coalitions, part_of_joint, backend=backend)
-    norm = torch.ones(2, 4, 2)
-    with pytest.raises(error, match=message):
-        normalised_coalition_inputs(clips, mean_motion, coalitions, part_of_joint, norm, norm, backend=backend)
-
-
-def test_bad_normalisations_are_named() -> None:
-    problem, norm = mix_problem(), torch.ones(2, 4, 2)
-    with pytest.raises(ValueError, match=r"weight has shape \[2, 2, 4\]; give \[2, 4, 2\]"):
-        normalised_coalition_inputs(*problem[:4], norm.transpose(1, 2), norm)
-    with pytest.raises(TypeError, match=r"bias is torch.float64; give torch.float32"):
-        normalised_coalition_inputs(*problem[:4], norm, norm.double())
 
 
 PLAN_ERRORS = {

@@ -23,7 +23,7 @@ ON_BACKENDS = [
     pytest.param(op, backend, marks=pytest.mark.proves(op, backend=backend))
     for op in OPS
     for backend in ("cpp", "triton", "cuda")
-    if backend != "cuda" or op in ("coalition_inputs", "normalised_coalition_inputs", "mix_clips")
+    if backend != "cuda" or op in ("coalition_inputs", "mix_clips")
 ]
 
 

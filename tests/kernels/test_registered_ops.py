@@ -15,7 +15,6 @@ from shapmix.kernels import (
     coalition_inputs,
     draw_plan,
     mix_clips,
-    normalised_coalition_inputs,
     saliency_update,
     sample_clips,
 )
@@ -30,8 +29,6 @@ from tests.kernels.examples import (
     plan_arguments,
     update_arguments,
 )
-
-NORM = torch.linspace(-1, 2, 16, dtype=torch.float64).view(2, 4, 2)
 
 
 def of_each(*ops: str) -> pytest.MarkDecorator:
@@ -51,9 +48,6 @@ def differentiable(backend: str) -> dict[str, tuple[Callable[..., Tensor], Calla
     def expand(op: Any, **options: Any) -> Callable[..., Tensor]:
         return lambda clips, mean: op(clips, mean, coalitions, part_of_joint, **some, **options)
 
-    def normalise(op: Any, **options: Any) -> Callable[..., Tensor]:
-        return lambda clips, mean, weight, bias: op(clips, mean, coalitions, part_of_joint, weight, bias, **some, **options)
-
     def mix(op: Any, **options: Any) -> Callable[..., Tensor]:
         return lambda clips: op(clips, plan, part_of_joint, **options)
 
@@ -63,17 +57,12 @@ def differentiable(backend: str) -> dict[str, tuple[Callable[..., Tensor], Calla
             expand(reference.coalition_inputs),
             [clips, mean],
         ),
-        "normalised_coalition_inputs": (
-            normalise(normalised_coalition_inputs, backend=backend),
-            normalise(reference.normalised_coalition_inputs),
-            [clips, mean, NORM, NORM.flip(0)],
-        ),
         "mix_clips": (mix(mix_clips, backend=backend), mix(reference.mix_clips), [clips]),
     }
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-@of_each("coalition_inputs", "normalised_coalition_inputs", "mix_clips")
+@of_each("coalition_inputs", "mix_clips")
 def test_gradients(op: str, backend: str) -> None:
     """Compared with finite differences and with autograd through the reference."""
     run, run_reference, tensors = differentiable(backend)[op]
@@ -104,8 +93,6 @@ def arguments_of(op: str) -> tuple[Any, ...]:
     clips, mean = clips.requires_grad_(), mean.requires_grad_()
     if op == "coalition_inputs":
         return (clips, mean, coalitions, part_of_joint, None, None)
-    if op == "normalised_coalition_inputs":
-        return (clips, mean, coalitions, part_of_joint, NORM.clone().requires_grad_(), NORM.clone().requires_grad_(), 3, None)
     if op == "mix_clips":
         return (clips, *plan_of(problem), part_of_joint, None)
     if op == "sample_clips":
@@ -148,7 +135,6 @@ def arguments_of(op: str) -> tuple[Any, ...]:
 
 OPS = (
     "coalition_inputs",
-    "normalised_coalition_inputs",
     "mix_clips",
     "sample_clips",
     "draw_plan",

@@ -74,4 +74,4 @@ def test_every_op_is_proved_on_the_back_ends_that_have_it(request: pytest.Fixtur
     assert pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", folder], plugins=[Proofs()]) == 0
     wanted = {(op, backend) for op in OPS for backend in ("cpp", "triton")}
     assert wanted <= seen
-    assert {("coalition_inputs", "cuda"), ("normalised_coalition_inputs", "cuda"), ("mix_clips", "cuda")} <= seen
+    assert {("coalition_inputs", "cuda"), ("mix_clips", "cuda")} <= seen

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shapmix.networks.ctrgcn import CTRGCN
 from shapmix.reference import (
     CropPlan,
     FramePlan,
@@ -23,7 +22,6 @@ from shapmix.reference import (
     log_class_prior,
     marginals,
     mix_clips,
-    normalised_coalition_inputs,
     saliency_update,
     sample_clips,
     sample_frames,
@@ -171,25 +169,6 @@ def test_the_update_is_softmax_marginal_and_average() -> None:
         pairs = zip(with_rows[update], without_rows[update], weights[update].double(), strict=True)
         by_hand = sum(share * (value[w, labels[update]] - value[r, labels[update]]).relu() for w, r, share in pairs)
         torch.testing.assert_close(found[update], by_hand)
-
-
-def test_normalised_coalitions_are_what_the_first_layer_sees() -> None:
-    network = CTRGCN(NTU, 3, widths=(8,)).double().eval()
-    norm = network.data_bn
-    with torch.no_grad():
-        for value in (norm.weight, norm.bias, norm.running_mean):
-            value.normal_()
-        norm.running_var.uniform_(0.5, 2)
-    weight = norm.weight / (norm.running_var + norm.eps).sqrt()
-    bias = norm.bias - norm.running_mean * weight
-    clips, mean = clips_of(3, dtype=torch.float64), clips_of(1, dtype=torch.float64)[0]
-    coalitions = torch.tensor([[0, 5, 31], [1, 2, 3]])
-    expected = network.normalised(coalition_inputs(clips, mean, coalitions, NTU.part_of_joint))
-    found = normalised_coalition_inputs(
-        clips, mean, coalitions, NTU.part_of_joint, weight.detach().view(2, 25, 3), bias.detach().view(2, 25, 3)
-    )
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, expected)
 
 
 @given(st.integers(1, 31))
