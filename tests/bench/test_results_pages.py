@@ -21,7 +21,7 @@ def test_a_grids_table_is_that_of_its_cells(folder: str, tmp_path: Path) -> None
     table = (tmp_path / folder / "table.md").read_text()
     assert table == (RESULTS / folder / "table.md").read_text(), "run python -m bench.results_pages"
     for path in (RESULTS / folder / "cells").iterdir():
-        assert "/" not in json.dumps(json.loads(path.read_text())["options"]), f"{path}: a path of the machine it ran on"
+        assert '"/' not in json.dumps(json.loads(path.read_text())["options"]), f"{path}: a path of the machine it ran on"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
