@@ -15,8 +15,8 @@ struct RandomWords {
 inline constexpr std::uint32_t kWindowDraw = 1;
 inline constexpr std::uint32_t kCombinationDraw = 2;
 
-inline RandomWords random_words(std::uint64_t seed, std::uint32_t purpose, std::uint32_t step,
-                                                    std::uint32_t row, std::uint32_t block) {
+inline RandomWords random_words(std::uint64_t seed, std::uint32_t purpose, std::uint32_t step, std::uint32_t row,
+                                std::uint32_t block) {
   RandomWords c = {{row, block, step, purpose}};
   auto key0 = static_cast<std::uint32_t>(seed);
   auto key1 = static_cast<std::uint32_t>(seed >> 32);
