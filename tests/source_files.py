@@ -50,13 +50,13 @@ def split_of(number: int) -> str:
 
 
 @builder("plain")
-def plain(path: Path, joints: int = 20) -> None:
+def plain(path: Path, joints: int = 20, classes: tuple[str, str] = ("wave", "kick")) -> None:
     path.mkdir(parents=True)
     rows = ["name,label,split,subject,session"]
     for label, number in each():
-        name = f"{('wave', 'kick')[label]}_{number}"
+        name = f"{classes[label]}_{number}"
         np.save(path / f"{name}.npy", motion(joints, 3, label, number, people=1 + number % 2))
-        rows.append(f"{name},{('wave', 'kick')[label]},{split_of(number)},{1 + number // 2},s{number % 3}")
+        rows.append(f"{name},{classes[label]},{split_of(number)},{1 + number // 2},s{number % 3}")
     (path / "labels.csv").write_text("\n".join(rows) + "\n")
 
 

@@ -452,7 +452,7 @@ def test_plain(end: str, tmp_path: Path) -> None:
         ("name,label\n/etc/passwd,0\n", "line 2: '/etc/passwd' is not the name of a file inside"),
         ("name,label\nd,0\n", "clip 'd': no file"),
         ("name,label,subject\nb,0,anna\n", "line 2: subject 'anna' is not a number"),
-        ("name,label,camera\nb,0,0\n", "line 2: camera '0' is not a number from 1 of at most"),
+        ("name,label,camera\nb,0,1\na,0,0\n", "line 3: camera '0' beside others: 0 is an unknown number; count from 1"),
     ],
 )
 def test_a_wrong_table_is_named(table: str, message: str, tmp_path: Path) -> None:

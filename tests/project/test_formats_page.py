@@ -18,7 +18,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 ROWS = re.findall(
     r"^\| (.+?) \| `(\w+)` \| `python -m shapmix\.prepare (.+?)` \|(?: `(.+?)`)? \|$", PAGE.read_text("utf-8"), re.MULTILINE
 )
-OTHERS = {"penn_action": partial(plain, joints=13), "utd_mhad": plain}  # data sets in the plain form, by SOURCE
+OTHERS = {
+    "penn_action": partial(plain, joints=13),
+    "utd_mhad": partial(plain, classes=("1", "2")),
+}  # data sets in the plain form, by SOURCE
 SHORT = ["--epochs", "1", "--num-frames", "8", "--network.widths", "8", "--saliency.warmup-epochs", "0", "--device", "cpu"]
 SHORT += ["--drop-empty-classes"]  # the made data has two classes
 SHORT += ["--schedule.warmup-epochs", "0", "--threads", "1", "--batch-size", "2", "--mix", "none"]

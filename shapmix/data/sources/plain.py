@@ -13,8 +13,8 @@ my_data/
 - `name`: the clip's file without `.npy` or `.npz`, possibly in a subfolder (`anna/wave_01`).
 - `label`: the class, as a name or as a number from 0. Names are numbered alphabetically.
 - `split` (optional): `train`, `val` or `test`.
-- `subject`, `camera`, `setup`, `replication` (optional): numbers that the hold-out of validation clips uses, to keep the clips of
-  one performance together.
+- `subject`, `camera`, `setup`, `replication` (optional): numbers from 1 (empty, or 0 in every line: unknown). The hold-out of
+  validation clips uses them to keep the clips of one performance together.
 - any further column, such as `session`: text. Clips can be split by every column (`train --split session`).
 
 Clips may have different numbers of people: `prepare` pads them with zeros to the clip with the most, or to `--people`. C is 1 to 4

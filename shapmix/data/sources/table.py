@@ -52,6 +52,7 @@ def read_labels(table: Path) -> Labels:
     splits: dict[str, list[str]] = {}
     numbers: list[Numbers] = []
     columns: list[Mapping[str, str]] = []
+    zeros: dict[str, int] = {}  # column of a number -> the first line that has the number 0 there
     for line, row in read_table(table, COLUMNS[:2]):
         where, name = f"{table}, line {line}", row["name"]
         path = PurePosixPath(name)
@@ -68,9 +69,17 @@ def read_labels(table: Path) -> Labels:
             if len(splits) > MOST_SPLITS:
                 raise DataError(f"{where}: column 'split' names more than {MOST_SPLITS} lists")
         numbers.append(_numbers(row, where))
+        for column, number in numbers[-1].items():
+            if row.get(column) and number == 0:
+                zeros.setdefault(column, line)
         columns.append(_further(row, where))
     if not names:
         raise DataError(f"{table}: lists no clips")
+    for column, line in zeros.items():
+        if any(dict(row)[column] for row in numbers):
+            raise DataError(
+                f"{table}, line {line}: {column} '0' beside others: 0 is an unknown number; count from 1, or leave it empty"
+            )
     ids, class_names = number_classes(names, labels, str(table))
     return Labels(names, ids, class_names, splits, numbers, columns)
 
@@ -96,10 +105,8 @@ def _numbers(row: Mapping[str, str], where: str) -> Numbers:
         text = row.get(column)
         if not text:
             return 0  # unknown
-        if not text.isdecimal() or len(text) > MOST_DIGITS or int(text) == 0:
-            raise DataError(
-                f"{where}: {column} {show(text)} is not a number from 1 of at most {MOST_DIGITS} digits; leave it empty if unknown"
-            )
+        if not text.isdecimal() or len(text) > MOST_DIGITS:
+            raise DataError(f"{where}: {column} {show(text)} is not a number of at most {MOST_DIGITS} digits")
         return int(text)
 
     return {
