@@ -88,11 +88,8 @@ def train_cell(cell: Cell, out: Path, device: str, threads: int, request: StopRe
 def recorded(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a cell with the values of presets and defaults, which may change later; paths as the plan has them."""
     given = {key.replace("-", "_"): value for key, value in options.items()}
-    resolved = settled(options)
-    for name in ("init_from", "stage2"):  # which are read before the parser, that takes the word None
-        if resolved[name] is None:
-            del resolved[name]
-    found: dict[str, Any] = plain({key: given[key] if isinstance(value, Path) else value for key, value in resolved.items()})
+    resolved = settled(options).items()
+    found: dict[str, Any] = plain({key: given[key] if isinstance(value, Path) else value for key, value in resolved})
     return found
 
 

@@ -24,7 +24,6 @@ IRRELEVANT = (
     "preset",
     "config",
     "run_dir",
-    "resume",
     "picture_every",
     "device",
     "threads",

@@ -43,12 +43,12 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         SystemExit: an unknown key (the message names the nearest) or a value of the wrong type.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", type=Path)
-    early.add_argument("--resume", type=Path)
+    early.add_argument("--config", type=_path)
+    early.add_argument("--resume", type=_path)
     early.add_argument("--dataset")
     early.add_argument("--preset")
-    early.add_argument("--init-from", "--init_from", type=Path)
-    early.add_argument("--stage2")
+    early.add_argument("--init-from", "--init_from", type=_path)
+    early.add_argument("--stage2", type=lambda text: None if text == "None" else text)
     early.add_argument("--run-dir", "--run_dir")
     known, _ = early.parse_known_args(argv)
     if known.resume is not None and known.run_dir is not None:
@@ -113,6 +113,11 @@ def _second_stage(name: str, where: str) -> tuple[str, dict[str, Any]]:
     if name not in get_args(Stage2):
         raise ConfigError(f"{where}stage2: '{name}' is unknown; give one of {', '.join(get_args(Stage2))}")
     return f"preset {name}", _read_yaml(PRESETS / "stage2" / f"{name}.yaml")
+
+
+def _path(text: str) -> Path | None:
+    """A path; the word None stands for no path, as for the parser of all options."""
+    return None if text == "None" else Path(text)
 
 
 def _of_these_widths(config: TrainConfig, before: TrainConfig, halves: bool) -> TrainConfig:

@@ -87,7 +87,7 @@ def test_unknown_back_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_misspelt_argument_is_a_type_error() -> None:
     clips = torch.zeros(3, 3, 8, 25, 1)
     with pytest.raises(TypeError, match=r"part_of_joint|parts"):
-        mix_clips(clips, mix_problem().plan, parts=torch.zeros(25, dtype=torch.int64))  # type: ignore[call-arg]
+        mix_clips(clips, mix_problem().plan, parts=torch.zeros(25, dtype=torch.int64))
 
 
 def test_argument_comes_before_environment_before_auto(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,11 @@ def test_damaged_files_are_configurations_or_one_line_errors(tmp_path: Path) -> 
     assert refused > 10
 
 
+def test_the_word_none_is_no_file() -> None:
+    config = parse_config(["--init-from", "None", "--stage2", "None", "--config", "None", "--resume", "None"])
+    assert (config.init_from, config.stage2, config.config, config.resume) == (None, None, None, None)
+
+
 def test_rules_are_options_and_say_what_they_contradict() -> None:
     config = parse_config(["--rule.partner", "inverse", "--rule.align", "--rule.outside", "smooth", "--rule.unit", "layout"])
     assert config.rule == Rule(partner="inverse", align=True, outside="smooth", unit="layout")
