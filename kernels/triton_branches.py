@@ -12,6 +12,7 @@ from torch import Tensor
 from .checks import row_stride, sum_dtype
 from .dispatch import kernel
 from .triton import DTYPES
+from .triton_rows import relu
 
 BLOCK_R = 16
 LONGEST_BLOCK = 64
@@ -81,7 +82,7 @@ def join_kernel(
     column = branch * width + channel
     if shortcut is not None:
         value += load_rows(shortcut, row, column, of_shortcut, inside, SUM)
-    value = tl.where(value < 0, 0.0, value)  # keeps NaN, as torch's ReLU
+    value = relu(value)
     to = out + row[:, None].to(tl.int64) * (4 * width) + column[None, :]
     tl.store(to, value.to(out.dtype.element_ty), mask=inside)
 

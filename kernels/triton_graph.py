@@ -29,6 +29,7 @@ from torch import Tensor
 from .checks import row_stride
 from .dispatch import kernel
 from .triton import DTYPES
+from .triton_rows import block_of, relu
 
 
 @triton.jit
@@ -179,7 +180,7 @@ def aggregate_kernel(
         if shortcut is not None:
             shortcut += (first + clip) * rows * shortcut_stride
             acc += load_rows(shortcut, frame, u, channel, frames, joints, channels, shortcut_stride).to(acc.dtype)
-        acc = tl.where(acc < 0, 0.0, acc)  # keeps NaN, as torch's ReLU
+        acc = relu(acc)
     store_rows(out + (first + clip) * rows * channels, acc, frame, u, channel, frames, joints, channels, channels)
 
 
@@ -249,15 +250,9 @@ FORWARD = {
 BACKWARD = dict.fromkeys(FORWARD, Launch(8, 16, 16, 8)) | {torch.float64: Launch(4, 16, 16, 8)}
 PARTS = {torch.float32: 1, torch.float64: 1, torch.float16: 2, torch.bfloat16: 2}
 PRECISION = {torch.float32: "tf32x3", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
-SHORTEST_BLOCK = 16
 GRAPH_BYTES = 64 << 20  # size of the graph buffer: about the L2 of a large GPU, and small compared with the features
 EXTRA_COLUMNS = 4  # after the relations: bias, shared graph, and two zeros that keep rows aligned to 16 bytes
 RELATION_BLOCK = 512
-
-
-def block_of(size: int) -> int:
-    """Block size that covers an axis of this size."""
-    return max(SHORTEST_BLOCK, int(triton.next_power_of_2(size)))
 
 
 def constants(features: Tensor, subsets: int, launch: Launch) -> dict[str, int | str]:

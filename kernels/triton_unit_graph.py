@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_launch import Moved, architecture, in_three_products, launch, product_precision
-from .triton_rows import block_of
+from .triton_rows import block_of, load_norm, normalise, relu
 from .triton_unit_relations import add_to
 
 
@@ -119,17 +119,6 @@ def graph_tile(
         weight = scale * weight_tile(w4, channel, k, channels, relations, CB, KB).to(SUM)
         graph = tl.dot(weight.to(factor.dtype), factor, acc=graph, input_precision=PRECISION, out_dtype=SUM)
     return graph
-
-
-@triton.jit
-def affine(x, norm, channel, channels):
-    """The normalised value of x [rows, channel]; `norm` is [6, C]."""
-    is_channel = channel < channels
-    mean = tl.load(norm + channel, mask=is_channel, other=0.0)
-    scale = tl.load(norm + channels + channel, mask=is_channel, other=0.0)
-    scale *= tl.load(norm + 2 * channels + channel, mask=is_channel, other=0.0)
-    bias = tl.load(norm + 3 * channels + channel, mask=is_channel, other=0.0)
-    return (x - mean[None, :]) * scale[None, :] + bias[None, :]
 
 
 @triton.jit
@@ -238,7 +227,8 @@ def graph_unit_kernel(
         tl.store(moments + part + channels, mean, mask=channel < channels)
         tl.store(moments + part + 2 * channels, tl.sum(deviation * deviation, 0), mask=channel < channels)
     else:
-        value = affine(value, norm, channel, channels)
+        mean, scale, bias = load_norm(norm, channel, channels, channel < channels)
+        value = normalise(value, mean, scale, bias)
         if down is None:
             value += tl.load(x + at, mask=inside, other=0.0).to(SUM)
         else:
@@ -251,9 +241,9 @@ def graph_unit_kernel(
                 is_weight = is_input[:, None] & (channel < channels)[None, :]
                 weight = tl.load(down + channel[None, :] * in_channels + input[:, None], mask=is_weight, other=0.0)
                 raw = tl.dot(tile, weight, acc=raw, input_precision=PRECISION, out_dtype=SUM)
-            value += affine(raw, down_norm, channel, channels)
-        value = tl.where(value < 0, 0.0, value)  # keeps NaN, as torch's ReLU
-        tl.store(y + at, value.to(dtype), mask=inside)
+            mean, scale, bias = load_norm(down_norm, channel, channels, channel < channels)
+            value += normalise(raw, mean, scale, bias)
+        tl.store(y + at, relu(value).to(dtype), mask=inside)
 
 
 @triton.jit

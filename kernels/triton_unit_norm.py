@@ -18,6 +18,7 @@ from torch import Tensor
 from shapmix.reference.layer import EPS, Join, joined_shape
 
 from .triton_launch import launch
+from .triton_rows import load_norm, normalise, relu
 
 BLOCK_PARTS, BLOCK_JOINED = 64, 8  # parts and channels that a program of a join of moments reads at once
 BLOCK_SUMS, BLOCK_SUMMED = 128, 16  # parts and values that a program of a join of sums reads at once
@@ -168,16 +169,6 @@ def join_parts_kernel(
 
 
 @triton.jit
-def normalised(x, norm, channel, is_channel, channels):
-    """(x - mean) * (weight / deviation) + bias of a tile whose last axis is the channel."""
-    mean = tl.load(norm + channel, mask=is_channel, other=0.0)
-    scale = tl.load(norm + channels + channel, mask=is_channel, other=0.0)
-    scale *= tl.load(norm + 2 * channels + channel, mask=is_channel, other=0.0)
-    bias = tl.load(norm + 3 * channels + channel, mask=is_channel, other=0.0)
-    return (x.to(mean.dtype) - mean[None, :]) * scale[None, :] + bias[None, :]
-
-
-@triton.jit
 def finish_layer_kernel(
     out,
     pooled,
@@ -199,20 +190,22 @@ def finish_layer_kernel(
     channel = element % channels
     base = clip * frames * row
     total = tl.zeros([BLOCK_T, BLOCK], pooled.dtype.element_ty)
+    mean, scale, bias = load_norm(norm, channel, channels, inside)
+    if residual_norm is not None:
+        residual_mean, residual_scale, residual_bias = load_norm(residual_norm, channel, channels, inside)
     for first in range(0, frames, BLOCK_T):
         frame = first + tl.arange(0, BLOCK_T)
         read = (frame < frames)[:, None] & inside[None, :]
         at = base + frame[:, None] * row + element[None, :]
-        value = normalised(tl.load(o + at, mask=read, other=0.0), norm, channel, inside, channels)
+        value = normalise(tl.load(o + at, mask=read, other=0.0), mean, scale, bias)
         if residual_norm is not None:
-            value += normalised(tl.load(residual + at, mask=read, other=0.0), residual_norm, channel, inside, channels)
+            value += normalise(tl.load(residual + at, mask=read, other=0.0), residual_mean, residual_scale, residual_bias)
         elif residual is not None:
             value += tl.load(residual + at, mask=read, other=0.0).to(value.dtype)
-        value = tl.where(value < 0, 0.0, value).to(out.dtype.element_ty)  # keeps NaN
+        value = relu(value).to(out.dtype.element_ty)
         tl.store(out + at, value, mask=read)
         total += tl.where(read, value.to(total.dtype), 0.0)
-    mean = tl.sum(total, 0) / frames
-    tl.store(pooled + clip * row + element, mean, mask=inside)
+    tl.store(pooled + clip * row + element, tl.sum(total, 0) / frames, mask=inside)
 
 
 @triton.jit
