@@ -289,6 +289,7 @@ class ShapMix(nn.Module):
             step >= self.warmup_steps,
             self.backend,
             self.drawn is not None,
+            self.rule.windows == "clip",
             self.aligner,
         )
         batch = mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting, second))

@@ -45,8 +45,8 @@ class MixedBatch(NamedTuple):
 class Pasting(NamedTuple):
     """How shapmix and stmix paste: the arguments of `draw_plan` that are the same in every step, and other rules than the paper's.
 
-    warmed_up: whether the saliency is already known. inverse: partners are drawn by inverse class frequency. aligned: maps clips,
-    a plan and the part of each joint to the batch [clean; mixed], in place of `mix_clips`.
+    warmed_up: whether the saliency is already known. inverse: partners are drawn by inverse class frequency. each: every clip draws
+    its own window. aligned: maps clips, a plan and the part of each joint to the batch [clean; mixed], in place of `mix_clips`.
     """
 
     saliency: Tensor  # [K, Q]
@@ -58,6 +58,7 @@ class Pasting(NamedTuple):
     warmed_up: bool
     backend: str | None
     inverse: bool = False
+    each: bool = False
     aligned: Callable[[Tensor, MixPlan, Tensor], Tensor] | None = None
 
 
@@ -364,8 +365,8 @@ def _pasted(batch: Batch, pasting: Pasting, *, guided: bool) -> MixedBatch:
 
 
 def _planned(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
-    if pasting.inverse:
-        return inverse_plan(batch, pasting, guided=guided)
+    if pasting.inverse or pasting.each:
+        return plan_on_trial(batch, pasting, guided=guided)
     tables = (pasting.saliency, pasting.priority, pasting.combinations, pasting.part_of_joint, batch.clips.shape[2])
     return draw_plan(
         batch.labels,
@@ -379,18 +380,19 @@ def _planned(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
     )
 
 
-def inverse_plan(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
-    """The plan of `draw_plan`, but with partners drawn by `inverse_partners` instead of by one shift of the batch.
+def plan_on_trial(batch: Batch, pasting: Pasting, *, guided: bool) -> MixPlan:
+    """The plan of `draw_plan`, but with partners drawn by `inverse_partners`, with windows of each clip's own, or with both.
 
     Raises:
         ValueError: as `draw_plan`.
     """
     labels, frames = batch.labels, batch.clips.shape[2]
     drawn: dict[str, Any] = {"seed": batch.seed, "step": batch.step if batch.counter is None else batch.counter}
-    window = draw_window(len(labels), frames, **drawn, blend_probability=pasting.blend_probability, device=labels.device)
-    partner = inverse_partners(labels, batch.counts, **drawn)
+    blend, each = pasting.blend_probability, pasting.each
+    window = draw_window(len(labels), frames, **drawn, blend_probability=blend, device=labels.device, each=each)
+    partner = inverse_partners(labels, batch.counts, **drawn) if pasting.inverse else partner_of(len(labels), window.shift)
     tables = (pasting.saliency, pasting.priority, pasting.combinations, pasting.part_of_joint)
-    parts = drawn_parts(labels, labels[partner], *tables, **drawn, guided=guided, temperature=pasting.temperature)
+    parts = drawn_parts(labels, labels[partner], *tables, **drawn, guided=guided, temperature=pasting.temperature, each=each)
     return replace(mix_plan(window, parts, pasting.part_of_joint, frames), partner=partner)
 
 

@@ -24,6 +24,7 @@ MEMORY = 100  # steps that the marginal of the drawn labels remembers
 Partner = Literal["shift", "inverse"]
 Outside = Literal["ignore", "weigh", "smooth"]
 Unit = Literal["ntu25", "layout"]
+Windows = Literal["batch", "clip"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ class Rule:
     unit: Unit = "ntu25"
     """Unit of the saliency, and so of its temperature: ten joints, which are two average parts of ntu25, or two average parts of
     the layout."""
+    windows: Windows = "batch"
+    """batch: the window of frames, and whether and by which share whole clips are blended, are drawn once per batch, as published.
+    clip: for every clip, and so are the random parts of stmix and of the warm-up."""
     fresh: bool = False
     """Mix a second sampling of the clips, so that the mixed half of a batch shows other crops or frames than the clean half."""
 
     def check_choices(self) -> None:
         """Raises ValueError where a value is none of those that its rule takes."""
-        for name, choices in (("partner", Partner), ("outside", Outside), ("unit", Unit)):
+        for name, choices in (("partner", Partner), ("outside", Outside), ("unit", Unit), ("windows", Windows)):
             check_choice(f"rule.{name}", getattr(self, name), get_args(choices))
 
     @property

@@ -16,7 +16,7 @@ _PUBLISHED_WINDOWS = {64: (7, 11), 100: (13, 20)}
 
 
 class Window(NamedTuple):
-    """One draw per batch: the shift to the mixing partner and the windows in frames; 0-dim tensors.
+    """One draw per batch: the shift to the mixing partner and the windows in frames; 0-dim tensors, or one window per clip, [N].
 
     `blend` True means Mixup of whole clips by `lam` instead of pasting the window.
     """
@@ -100,15 +100,16 @@ def drawn_parts(
     step: int | Tensor,
     guided: bool,
     temperature: float,
+    each: bool = False,
 ) -> Tensor:
     """[N] bit sets of pasted parts.
 
     Guided: by a combination from the softmax over the saliency of the rarer class of each pair. Unguided: one random combination
-    for the whole batch.
+    for the whole batch, or with `each` one for every clip.
     """
     if not guided:
-        word = random_words(seed, COMBINATION, step, 1, 4, combinations.device)[0, :1]
-        return combinations[integers(word, 0, len(combinations) - 1)].repeat(len(labels))
+        word = random_words(seed, COMBINATION, step, len(labels) if each else 1, 4, combinations.device)[:, 0]
+        return combinations[integers(word, 0, len(combinations) - 1)].expand(len(labels)).contiguous()
     rarer = torch.where(priority[labels] > priority[partner_labels], partner_labels, labels)
     cumulative = (saliency[rarer].double() / temperature).softmax(1).cumsum(1)  # [N, Q]
     point = uniform(random_words(seed, COMBINATION, step, len(labels), 4, labels.device)[:, :1])
@@ -136,8 +137,11 @@ def draw_window(
     step: int | Tensor,
     blend_probability: float = 0.25,
     device: torch.device | None = None,
+    each: bool = False,
 ) -> Window:
     """Shift uniform on 1..N-2, window and source window uniform in their ranges (paper section 3.1).
+
+    With `each`, every clip has a window, a share and a blend of its own, [N]; the shift is one for the batch.
 
     Raises:
         ValueError: fewer than 3 samples, or a clip length without windows.
@@ -146,11 +150,12 @@ def draw_window(
         raise ValueError(f"mixing needs a batch of at least 3 clips, not {batch}: the partner shift is drawn from 1..N-2")
     shortest, longest = window_range(num_frames)
     units = num_frames // FRAMES_PER_UNIT
-    word = random_words(seed, WINDOW, step, 1, 8, device)[0]
+    word = random_words(seed, WINDOW, step, batch if each else 1, 8, device).T
+    word = word if each else word[:, 0]
     length = integers(word[1], shortest, longest)
     source_length = integers(word[3], length, units)
     return Window(
-        shift=integers(word[0], 1, batch - 2),
+        shift=integers(word[0, 0] if each else word[0], 1, batch - 2),
         start=integers(word[2], 0, units - length) * FRAMES_PER_UNIT,
         length=length * FRAMES_PER_UNIT,
         source_start=integers(word[4], 0, units - source_length) * FRAMES_PER_UNIT,
@@ -172,7 +177,7 @@ def mix_plan(window: Window, parts: Tensor, part_of_joint: Tensor, num_frames: i
     pasted = (window.length * replaced_joints).double() / whole
 
     def each(value: Tensor) -> Tensor:
-        return value.repeat(n)
+        return value.expand(n).contiguous()
 
     return MixPlan(
         partner=partner_of(n, window.shift),

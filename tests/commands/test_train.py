@@ -70,7 +70,18 @@ def test_a_run_leaves_everything_it_promises(mix: str, capsys: pytest.CaptureFix
         ["--saliency.estimator", "exact"],
         ["--compat", "official", "--stream", "bone"],
         ["--saliency.estimator", "official", "--saliency.budget", "1", "--saliency.every", "2"],
-        ["--rule.partner", "inverse", "--rule.align", "--rule.outside", "weigh", "--rule.unit", "layout", "--rule.fresh"],
+        [
+            "--rule.partner",
+            "inverse",
+            "--rule.align",
+            "--rule.outside",
+            "weigh",
+            "--rule.unit",
+            "layout",
+            "--rule.fresh",
+            "--rule.windows",
+            "clip",
+        ],
     ],
 )
 def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from shapmix.draws.plans import MixPlan
 from shapmix.mixing.mixer import ShapMix
-from shapmix.mixing.mixers import Batch, MixedBatch, Pasting, inverse_plan
+from shapmix.mixing.mixers import Batch, MixedBatch, Pasting, plan_on_trial
 from shapmix.mixing.rule import MEMORY, Aligner, DrawnLabels, Rule, anchors, inside, mixed_loss, scale_of, siblings
 from shapmix.reference import mix_clips
-from shapmix.reference.plan import draw_plan, inverse_partners
+from shapmix.reference.plan import draw_plan, draw_window, inverse_partners
 from shapmix.skeleton.layout import Layout, load_layout, parse_layout
 
 NTU, UCLA, COCO = load_layout("ntu25"), load_layout("ucla20"), load_layout("coco17")
@@ -113,13 +113,14 @@ def test_a_plan_of_inverse_partners_keeps_the_salient_parts_of_the_rarer() -> No
     tables = (saliency, COUNTS, NTU.combinations, NTU.part_of_joint)
     pasting = Pasting(*tables, 0.2, 0.0, True, None)
     drawn = Batch(torch.zeros(40, 3, FRAMES, 25, 1), labels, COUNTS, NTU, 1, 2, None, pasting)
-    found = inverse_plan(drawn, pasting, guided=True)
+    pasting = pasting._replace(inverse=True)
+    found = plan_on_trial(drawn, pasting, guided=True)
     assert torch.equal(found.partner, inverse_partners(labels, COUNTS, seed=1, step=2))
     for own, other, parts in zip(labels.tolist(), labels[found.partner].tolist(), found.parts.tolist(), strict=True):
         brings = bool(COUNTS[own] > COUNTS[other])
         kept = int(NTU.combinations[favourite[other if brings else own]])
         assert parts == (kept if brings else NTU.all_parts ^ kept)
-    random = inverse_plan(drawn, pasting, guided=False)
+    random = plan_on_trial(drawn, pasting, guided=False)
     assert len(random.parts.unique()) == 1
 
 
@@ -360,7 +361,7 @@ def test_a_mixer_aligns() -> None:
         assert torch.equal(one.clips, other.clips) == bool(pasted.all())  # blended
 
 
-@pytest.mark.parametrize("rule", [Rule(partner="inverse"), Rule(align=True), Rule(outside="smooth")])
+@pytest.mark.parametrize("rule", [Rule(partner="inverse"), Rule(align=True), Rule(outside="smooth"), Rule(windows="clip")])
 def test_a_step_on_the_device_draws_the_same(rule: Rule) -> None:
     clips, labels = batch()
     logits = torch.randn(24, 4, generator=torch.Generator().manual_seed(1))
@@ -369,6 +370,47 @@ def test_a_step_on_the_device_draws_the_same(rule: Rule) -> None:
         one, other = host.mix(clips, labels, step), device.mix(clips, labels, step, counter=torch.tensor(step))
         assert torch.equal(one.clips, other.clips)
         assert torch.equal(torch.stack(host.loss(logits, one)), torch.stack(device.loss(logits, other)))
+
+
+# windows of each clip's own
+
+
+def test_windows_of_clips_are_drawn_as_those_of_batches() -> None:
+    """The first clip of a batch has the window that the batch would have; together the clips of one step have them all."""
+    clips = 4000
+    each = draw_window(clips, 64, seed=5, step=7, each=True)
+    one = draw_window(clips, 64, seed=5, step=7)
+    assert each.shift.shape == ()
+    assert int(each.shift) == int(one.shift)
+    drawn = {name: getattr(each, name) for name in ("start", "length", "source_start", "source_length", "lam", "blend")}
+    assert all(value.shape == (clips,) and value[0] == getattr(one, name) for name, value in drawn.items())
+    steps = [draw_window(3, 64, seed=5, step=step) for step in range(clips)]
+    for name, value in drawn.items():
+        of_steps = torch.stack([getattr(window, name) for window in steps])
+        if name != "lam":
+            assert torch.equal(value.unique(), of_steps.unique())
+        spread = float(of_steps.double().std())
+        assert float(value.double().mean()) == pytest.approx(float(of_steps.double().mean()), abs=4 * spread * (2 / clips) ** 0.5)
+
+
+@pytest.mark.parametrize("mix", ["shapmix", "stmix"])
+@pytest.mark.parametrize("partner", ["shift", "inverse"])
+def test_every_clip_draws_its_own_window(mix: str, partner: Any) -> None:
+    clips, labels = batch(40)
+    mixer = mixer_of(mix=mix, rule=Rule(windows="clip", partner=partner))
+    mixed = mixer.mix(clips, labels, 3)
+    assert torch.equal(mixed.clips[:40], clips)
+    own = clips[:, :, :, :, 0]
+    changed = (mixed.clips[40:, :, :, :, 0] != own).any(1)  # [N, T, V]
+    pasted = changed.any(2).sum(1) < FRAMES  # a blend changes all frames
+    assert 20 < int(pasted.sum()) < 40  # a quarter blends
+    assert len({tuple(row.tolist()) for row in changed.any(2)[pasted]}) > 3
+    assert len({tuple(row.tolist()) for row in changed.any(1)[pasted]}) > 3
+    share = changed.double().mean((1, 2))
+    torch.testing.assert_close(mixed.share[pasted].double(), share[pasted], atol=1e-6, rtol=0)
+    blended = clips.lerp(clips[mixed.partner], mixed.share.view(-1, 1, 1, 1, 1))
+    torch.testing.assert_close(mixed.clips[40:][~pasted], blended[~pasted])
+    assert torch.equal(mixed.partner, mixer_of(mix=mix, rule=Rule(partner=partner)).mix(clips, labels, 3).partner)
 
 
 # a second sampling
