@@ -26,13 +26,13 @@ from shapmix.training.ensemble import score_runs
 from shapmix.training.foreign import write_run
 from shapmix.training.options import Adjustment, ConfigError, check_range
 from shapmix.training.scores import accuracy_of, save_scores, write_tables
-from shapmix.training.trained import CheckpointOptions
+from shapmix.training.trained import CheckpointOptions, DataOptions
 from shapmix.training.views import ViewOptions
 from shapmix.training.weights import run_of
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(CheckpointOptions, ViewOptions, ComputeOptions):
+class EvaluateConfig(CheckpointOptions, DataOptions, ViewOptions, ComputeOptions):
     """Measure runs on their test split; several runs are an ensemble.
 
     A single FILE of weights instead of RUN is measured on the data and with the network of the options that follow it, which are
@@ -134,6 +134,7 @@ def evaluate(config: EvaluateConfig) -> None:
         fit=config.fit_weights,
         adjustment=config.logit_adjustment,
         tau_norm=config.tau_norm,
+        data_root=config.data_root,
     )
     print(metrics.table({name: accuracy_of(each) for name, each in rows.items()}))
     tables = config.tables()

@@ -16,11 +16,11 @@ import tyro
 from shapmix.pages.explanation import explain_run
 from shapmix.process.command import ComputeOptions, read_options, run_command, start_computing
 from shapmix.shapley.game import Output
-from shapmix.training.trained import CheckpointOptions
+from shapmix.training.trained import CheckpointOptions, DataOptions
 
 
 @dataclass(frozen=True)
-class ExplainConfig(CheckpointOptions, ComputeOptions):
+class ExplainConfig(CheckpointOptions, DataOptions, ComputeOptions):
     """Explain a trained network with exact Shapley values of body parts."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -55,6 +55,7 @@ def explain(config: ExplainConfig) -> None:
         split=config.split,
         output=config.output,
         max_rows=config.max_rows,
+        data_root=config.data_root,
     )
     print(f"explanation: {page}")
 

@@ -17,11 +17,11 @@ import tyro
 
 from shapmix.pages.run import write_report
 from shapmix.process.command import ComputeOptions, read_options, run_command, start_computing
-from shapmix.training.trained import CheckpointOptions
+from shapmix.training.trained import CheckpointOptions, DataOptions
 
 
 @dataclass(frozen=True)
-class ReportConfig(CheckpointOptions, ComputeOptions):
+class ReportConfig(CheckpointOptions, DataOptions, ComputeOptions):
     """Summarise a finished run on one page."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(config: ReportConfig) -> None:
     """Writes the page and prints its path."""
-    print(f"report: {write_report(config.run, config.checkpoint, config.out, start_computing(config))}")
+    page = write_report(config.run, config.checkpoint, config.out, start_computing(config), data_root=config.data_root)
+    print(f"report: {page}")
 
 
 if __name__ == "__main__":

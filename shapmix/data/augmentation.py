@@ -14,7 +14,17 @@ from shapmix.process.errors import DataError
 from shapmix.reference.clips import Stream
 from shapmix.skeleton.layout import Layout
 
-__all__ = ["AugmentConfig", "augment_clips", "check_augment", "check_centred", "check_mirror", "pixel_among", "sides_of"]
+__all__ = [
+    "AugmentConfig",
+    "augment_clips",
+    "check_augment",
+    "check_centred",
+    "check_mirror",
+    "check_two_sided",
+    "one_sided",
+    "pixel_among",
+    "sides_of",
+]
 
 FRAMES_AT_ONCE = 1 << 14  # that are searched for pixels, so that a store need not fit into memory
 
@@ -34,7 +44,7 @@ def augment_clips(
 
     Raises:
         ValueError: clips of another shape.
-        DataError: an augmentation that does not fit the clips, see `check_augment` and `check_centred`.
+        DataError: an augmentation that does not fit the clips, see `check_augment`, `check_centred` and `check_two_sided`.
     """
     if clips.dim() != 5 or clips.shape[3] != layout.num_joints:
         raise ValueError(f"clips has shape {list(clips.shape)}; give [N, C, T, {layout.num_joints}, M], the joints of the layout")
@@ -42,6 +52,8 @@ def augment_clips(
     check_augment(config, layout, dimension)
     for name in config.multipliers:
         check_centred(f"augment.{name}", pixel_among(clips))
+    if config.mirror:
+        check_two_sided("augment.mirror", one_sided(clips.transpose(1, -1), layout.sideways(dimension)))
     device = clips.device
     rows, lengths = torch.arange(n, device=device), torch.full((n,), num_frames, device=device)
     angles = torch.zeros(n, 3, dtype=torch.float64, device=device)
@@ -94,6 +106,24 @@ def pixel_among(frames: Tensor) -> float | None:
         if (largest := float(part.abs().amax())) > OF_PIXELS:
             return largest
     return None
+
+
+def one_sided(frames: Tensor, axis: int) -> bool:
+    """Whether no coordinate of an axis of frames [F, ..., D] is negative; reads the frames up to the first that has one."""
+    return all(float(part[..., axis].amin()) >= 0 for part in frames.split(FRAMES_AT_ONCE))
+
+
+def check_two_sided(option: str, is_one_sided: bool) -> None:
+    """Checks that clips are not `one_sided`, for the option that mirrors them about zero.
+
+    Raises:
+        DataError: they are.
+    """
+    if is_one_sided:
+        raise DataError(
+            f"{option}: clips are mirrored about zero, and no left-right coordinate of these is negative, as where coordinates are "
+            f"relative to the corner of an image; subtract the middle before preparing them, or leave {option} out"
+        )
 
 
 def check_centred(option: str, pixel: float | None) -> None:

@@ -260,7 +260,7 @@ def _commands(seen: Inspected) -> list[str]:
     if len({*source.labels}) < len(source.class_names) - ("--label-offset" in given):
         training.append("--drop-empty-classes")
     if len(source.names) < 4 * BATCH:
-        training += ["--batch-size", str(max(4, 1 << (len(source.names) // 4).bit_length() - 1))]
+        training += ["--batch-size", str(max(4, (1 << (len(source.names) // 4).bit_length()) // 2))]
     return [
         f"  python -m shapmix.prepare {shlex.join([str(seen.path), store, *given])}",
         f"  python -m shapmix.train {shlex.join(training)}",

@@ -12,7 +12,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from shapmix.data.augmentation import check_augment, check_centred, check_mirror, pixel_among, sides_of
+from shapmix.data.augmentation import (
+    check_augment,
+    check_centred,
+    check_mirror,
+    check_two_sided,
+    one_sided,
+    pixel_among,
+    sides_of,
+)
 from shapmix.data.clips import ClipStore
 from shapmix.draws.augment import AugmentConfig, Sides, draw_augment, mirror_all
 from shapmix.draws.crops import (
@@ -78,7 +86,7 @@ class ClipSampler:
             raise ValueError(f"pipeline '{self.pipeline}' would treat the confidence score as a coordinate; choose 'segments'")
         check_augment(self.augment, self.store.layout, self.store.dimension)
         for name in self.augment.multipliers:
-            self._check_centred(f"augment.{name}")
+            self._check_centred(f"augment.{name}", mirrors=name == "mirror")
 
     @property
     def turns(self) -> bool:
@@ -160,12 +168,19 @@ class ClipSampler:
 
     def _mirror(self, clips: int) -> AugmentPlan:
         check_mirror("mirrored", self.store.layout)
-        self._check_centred("mirrored")
+        self._check_centred("mirrored", mirrors=True)
         return mirror_all(self.sides(self.store.frames.device), clips, self.store.dimension)
 
-    def _check_centred(self, option: str) -> None:
-        if self.pipeline != "frames":  # the frames of that pipeline are in a box
-            check_centred(option, self._pixel)
+    def _check_centred(self, option: str, *, mirrors: bool) -> None:
+        if self.pipeline == "frames":  # its frames are in a box
+            return
+        check_centred(option, self._pixel)
+        if mirrors:
+            check_two_sided(option, self._one_sided)
+
+    @cached_property
+    def _one_sided(self) -> bool:
+        return one_sided(self.store.frames, self.store.layout.sideways(self.store.dimension))
 
     @cached_property
     def _pixel(self) -> float | None:

@@ -41,7 +41,7 @@ def store_splits(
     Training clips are those of `train_list`, or a long-tailed sample with `imbalance` from the training pool (for NTU RGB+D 120 the
     published lists), or all. Validation clips are never test clips: the list `val` of the store if it also has `test`; otherwise up
     to 10 clips per class that the training list does not use; or, if all clips are trained on, a twentieth of each class's
-    performances (with all cameras).
+    performances (with all cameras), but at least one of a class that has two.
 
     Args:
         prepared: the store.

@@ -288,9 +288,9 @@ class ShapMix(nn.Module):
             self.blend_probability,
             step >= self.warmup_steps,
             self.backend,
-            self.drawn is not None,
-            self.rule.windows == "clip",
-            self.aligner,
+            inverse=self.drawn is not None,
+            each=self.rule.windows == "clip",
+            aligned=self.aligner,
         )
         batch = mixer.mix(Batch(clips, labels, self.class_counts, self.layout, self.seed, step, counter, pasting, second))
         if self.drawn is not None:

@@ -36,6 +36,7 @@ def explain_run(
     split: Literal["test", "val", "train"] = "test",
     output: Output = "probability",
     max_rows: int | None = None,
+    data_root: Path | None = None,
 ) -> Path:
     """Forwards every coalition of a run's clips, and writes `explanation.npz`, the pictures and the page; returns the page's path.
 
@@ -47,7 +48,7 @@ def explain_run(
     check_output_folder(out)
     if max_rows is not None and max_rows < 1:
         raise ExplainError(f"max_rows is {max_rows}; give a positive number")
-    _, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
+    _, splits, network, sampler, mixer = open_with_data(run, checkpoint, device, data_root=data_root)
     store = splits.store
     chosen = choose_clips(store, {"test": splits.test, "val": splits.val, "train": splits.train}[split], clips, per_class)
     labels, names = store.labels[chosen].to(device), [store.names[clip] for clip in chosen.tolist()]

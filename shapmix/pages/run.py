@@ -36,7 +36,9 @@ WORST = 3  # number of confusions shown
 EXPLAINED = 4  # test clips per class for the part values
 
 
-def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, device: torch.device = CPU) -> Path:
+def write_report(
+    run: Path, checkpoint: Checkpoint, out: Path | None = None, device: torch.device = CPU, *, data_root: Path | None = None
+) -> Path:
     """Evaluates a run's checkpoint on the test split and writes the page atomically; by default to `run`/report.html.
 
     Raises:
@@ -45,7 +47,7 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     """
     path = out or run / "report.html"
     check_output_file(path)
-    trained, splits, network, sampler, mixer = open_with_data(run, checkpoint, device)
+    trained, splits, network, sampler, mixer = open_with_data(run, checkpoint, device, data_root=data_root)
     store, counts = splits.store, splits.class_counts()
     views = Views.of_run(trained)
 
@@ -57,7 +59,8 @@ def write_report(run: Path, checkpoint: Checkpoint, out: Path | None = None, dev
     tau, labels = find_tau(trained.logit_adjustment, splits, score), store.labels[splits.test]
     probabilities = adjusted(score(splits.test), counts, tau)
     accuracy, confusion = metrics.accuracy(probabilities, labels, counts), metrics.confusion_matrix(probabilities, labels)
-    rows = read_metrics(run / "metrics.jsonl")
+    metrics_file = run / "metrics.jsonl"
+    rows = read_metrics(metrics_file) if metrics_file.exists() else []  # a file of weights that became a run has no epochs
 
     about = (
         f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
@@ -88,8 +91,8 @@ def figures(
 ) -> list[tuple[str, str, str]]:
     """(heading, base64 PNG, caption) of every figure; the saliency table only if the run has one."""
     layout, names = store.layout, store.class_names
-    found = [
-        ("Curves", draw_curves(rows), "Training losses and accuracies by epoch."),
+    found = [("Curves", draw_curves(rows), "Training losses and accuracies by epoch.")] if rows else []
+    found += [
         ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, names)), "Fraction of the true class."),
         (
             "Parts",

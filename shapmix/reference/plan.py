@@ -166,7 +166,7 @@ def draw_window(
 
 
 def mix_plan(window: Window, parts: Tensor, part_of_joint: Tensor, num_frames: int) -> MixPlan:
-    """The plan that pastes `parts` ([N] int64 bit sets) of each sample's partner through one window.
+    """The plan that pastes `parts` ([N] int64 bit sets) of each sample's partner through the window of the batch, or of each.
 
     The partner's share of the label is window frames * replaced joints / (T * V), or the window's lam if it blends.
     """

@@ -50,7 +50,7 @@ class Layout:
         parents: parent joint of each joint; the root is its own parent.
         flips: for each joint, its counterpart when left and right are swapped.
         parts: part name -> joints; every joint is in exactly one part.
-        centre: joint that clips are centred on.
+        centre: joint whose place in the first frame is the origin in the pipeline "frames"; others keep the coordinates.
         dimensions: numbers of coordinates, without a score, that clips of this skeleton have; empty for any.
         up: the axis that points up, with a minus sign if it points down; None for the usual one, see `upward`.
     """
@@ -94,8 +94,11 @@ class Layout:
         """
         return 1 if self.upward(dimension)[0] == 0 and dimension > 1 else 0
 
-    def wrong_dimension(self, coordinates: int, *, scores: bool) -> str | None:
-        """Why clips of so many coordinates, the last a score with `scores`, do not fit, and what to do; None if they fit."""
+    def wrong_dimension(self, coordinates: int, *, scores: bool, declare: str = "declare it (--scores)") -> str | None:
+        """Why clips of so many coordinates, the last a score with `scores`, do not fit, and what to do; None if they fit.
+
+        `declare` says how the data would say that its last coordinate is a score.
+        """
         dimension = coordinates - int(scores)
         if not self.dimensions or dimension in self.dimensions:
             return None
@@ -103,7 +106,7 @@ class Layout:
         has += ", the last a score," if scores else " and no score"
         wanted = " or ".join(map(str, self.dimensions))
         if not scores and dimension - 1 in self.dimensions:
-            remedy = "if the last one is a score, declare it (--scores); otherwise "
+            remedy = f"if the last one is a score, {declare}; otherwise "
         elif scores and coordinates in self.dimensions:
             remedy = "if the last one is not a score, omit --scores; otherwise "
         else:

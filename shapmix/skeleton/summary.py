@@ -40,4 +40,4 @@ def summary(layout: Layout) -> str:
         + f"  {row[4]}"
         for row in rows
     ]
-    return "\n".join([f"{layout.name}: {heading(layout)}; centred on {layout.joints[layout.centre]}", *lines])
+    return "\n".join([f"{layout.name}: {heading(layout)}; centre {layout.joints[layout.centre]}", *lines])

@@ -35,6 +35,7 @@ def score_runs(
     fit: bool = False,
     adjustment: Adjustment | None = None,
     tau_norm: Adjustment | None = None,
+    data_root: Path | None = None,
 ) -> Measured:
     """Scores of the test clips for each run, and for the average of their probabilities weighted with `weights`.
 
@@ -47,7 +48,7 @@ def score_runs(
         ConfigError, CheckpointError, DataError: a run cannot be read.
         RunError: the runs have different clips, labels or classes.
     """
-    members = [open_member(run, checkpoint, device, views, adjustment, tau_norm) for run in runs]
+    members = [open_member(run, checkpoint, device, views, adjustment, tau_norm, data_root) for run in runs]
     tests = align([member.score(member.splits.test) for member in members], runs)
     shares = torch.tensor(weights or [1.0] * len(tests), dtype=torch.float64)
     if fit:

@@ -25,10 +25,9 @@ from shapmix.training import metrics
 from shapmix.training.adjustment import adjusted, find_tau
 from shapmix.training.build import PRECISIONS, load_splits, make_network, make_sampler
 from shapmix.training.checkpoint import load_checkpoint, load_weights
-from shapmix.training.config import parse_config
 from shapmix.training.options import Adjustment, TrainConfig
 from shapmix.training.tau_norm import normalise_head
-from shapmix.training.trained import Checkpoint
+from shapmix.training.trained import Checkpoint, config_with_data
 from shapmix.training.views import AS_IN_THE_RUN, ViewOptions, Views, predict_views
 
 log = logging.getLogger("shapmix")
@@ -95,6 +94,7 @@ def open_member(
     views: ViewOptions = AS_IN_THE_RUN,
     adjustment: Adjustment | None = None,
     tau_norm: Adjustment | None = None,
+    data_root: Path | None = None,
 ) -> Member:
     """Reads a run's checkpoint and data; without `adjustment`, logits are adjusted as in the run's own test. With `tau_norm` the
     head is tau-normalised.
@@ -103,7 +103,7 @@ def open_member(
         ConfigError, CheckpointError, DataError: the run cannot be read.
         RunError: there are no validation clips to choose the tau of logit adjustment on.
     """
-    trained = parse_config(["--config", str(run / "config.yaml")])
+    trained = config_with_data(run, data_root)
     splits = load_splits(trained)
     store = splits.store
     path = run / "checkpoints" / f"{checkpoint}.pt"

@@ -33,6 +33,14 @@ class CheckpointOptions:
     """last: end of training, the result to report; best: best on the validation clips, which are often too few to select by."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where the data of a run is."""
+
+    data_root: Path | None = None
+    """Folder of the run's data, if it was moved since the training; None: as in the run's config.yaml."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A network in eval mode on `device`, with the metadata of its input.
@@ -108,13 +116,25 @@ class WithData(NamedTuple):
     mixer: ShapMix
 
 
-def open_with_data(run: Path, checkpoint: Checkpoint = "last", device: torch.device = CPU) -> WithData:
+def config_with_data(run: Path, data_root: Path | None) -> TrainConfig:
+    """The configuration of a run, with its data in another folder unless `data_root` is None.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    moved = [] if data_root is None else ["--data-root", str(data_root)]
+    return parse_config(["--config", str(run / "config.yaml"), *moved])
+
+
+def open_with_data(
+    run: Path, checkpoint: Checkpoint = "last", device: torch.device = CPU, *, data_root: Path | None = None
+) -> WithData:
     """Reads a run directory and its data set.
 
     Raises:
         ConfigError, CheckpointError, DataError: the run or the data cannot be read.
     """
-    config = parse_config(["--config", str(run / "config.yaml")])
+    config = config_with_data(run, data_root)
     splits = load_splits(config)
     store = splits.store
     path = run / "checkpoints" / f"{checkpoint}.pt"

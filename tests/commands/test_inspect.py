@@ -64,6 +64,14 @@ def write(folder: Path, rows: list[tuple[str, np.ndarray]], labels: list[str]) -
     return folder
 
 
+@pytest.mark.parametrize("clips", [1, 2, 3])
+def test_very_few_clips_are_inspected(clips: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(f"c{number}", motion(20, 3, number % 2, number)) for number in range(clips)]
+    found = inspected(capsys, write(tmp_path / "own", rows, ["a", "b", "a"][:clips]), "--layout", "ucla20")
+    assert found["clips"] == str(clips)
+    assert "--batch-size 4" in found["next"]
+
+
 def test_what_is_odd_about_a_data_set_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = [(f"c{number}", motion(17, 3, number % 2, number, people=1 + number % 3)) for number in range(12)]
     for _, clip in clips:

@@ -310,6 +310,21 @@ def test_what_does_not_fit_the_clips_is_refused(of: tuple[str, int], options: di
         ClipSampler(store(*of), "crop", "joint", 16, augment=AugmentConfig(**options))
 
 
+def test_clips_beside_zero_are_not_mirrored() -> None:
+    """Coordinates from 0 to 1, relative to an image's corner: mirrored about it they would lie where no clip is."""
+    data = store()
+    beside = replace(data, frames=data.frames.abs())
+    with pytest.raises(DataError, match=r"augment.mirror: .* no left-right coordinate of these is negative"):
+        sampler("segments", of=beside, mirror=0.5)
+    with pytest.raises(DataError, match=r"mirrored: .* no left-right coordinate of these is negative"):
+        sampler("segments", of=beside).evaluation(CHOSEN, mirrored=True)
+    assert sampler("segments", of=beside, stretch=(0.9, 1.1)).training(CHOSEN, 0).isfinite().all()
+    assert sampler("segments", of=data, mirror=0.5).training(CHOSEN, 0).isfinite().all()
+    clips = torch.rand(2, 3, 8, 25, 1)
+    with pytest.raises(DataError, match=r"augment.mirror: .* no left-right coordinate of these is negative"):
+        augment_clips(clips, load_layout("ntu25"), AugmentConfig(mirror=0.5), seed=0, step=0)
+
+
 def test_pixels_are_not_multiplied() -> None:
     data = store("coco17", 2, scores=True)
     frames = data.frames.clone()

@@ -423,7 +423,7 @@ def test_scores_are_not_taken_for_a_depth(layout: str, joints: int, tmp_path: Pa
     assert run(folder, tmp_path / "store", "--skip-damaged") == 2
     said = capsys.readouterr().err
     assert "recording 'a': the third coordinate is from 0 to 1 and the others reach " in said
-    assert "If it is a score, give --scores; if it is a depth, give --depth" in said
+    assert "If it is a score, declare it (--scores); if it is a depth, give --depth" in said
     assert not (tmp_path / "store").exists()
     assert run(folder, tmp_path / "scores", "--scores") == 0
     assert open_store(tmp_path / "scores").clips.scores

@@ -708,6 +708,8 @@ DAMAGED = [
     ("mediapipe", damaged("a.csv", "x0,y0,z0\n1,1,1\n"), "line 1: the columns are not x, y, z"),
     ("mediapipe", damaged("a.csv", "1,2,3\n"), "line 1: 3 numbers, expected 132, 99, 63"),
     ("mediapipe", damaged("a.csv", "1," * 62 + "x\n"), "line 1: could not convert string to float: 'x'"),
+    ("mediapipe", damaged("a.csv", "nose_x,nose_y,nose_z\n1,2,3\n"), "line 1: unknown column 'nose_x'; columns are frame"),
+    ("mediapipe", damaged("a.csv", "frame,person\n0,0\n"), "line 1: no landmarks; columns are frame, person, x0"),
     ("mediapipe", damaged("a.npy", "nothing"), "not a valid NumPy file"),
     ("bvh", damaged("a.bvh", "HIERARCHY\nJOINT a"), "line 2: 'JOINT a' instead of ROOT"),
     (

@@ -193,6 +193,11 @@ def test_pyskl_kinetics_is_gathered(tmp_path: Path) -> None:
     expected = np.float16([[0.9, 0.2], [0, 0.3], [0.9, 0.3]]).astype(np.float32)
     np.testing.assert_array_equal(found[:, :, 0, 2], expected)  # 1 and 0 keep their places, 2 is left out
     np.testing.assert_allclose(found[0, 1, :, :2], (poses[1, :, :2] - 50) / 50, atol=2e-3)
+    everybody = Pyskl(tmp_path / "k400.pkl", people=3).read(0).joints
+    assert everybody.shape == (3, 3, 17, 3)
+    np.testing.assert_array_equal(
+        np.sort(everybody[:, :, 0, 2], 1), np.sort(np.float16([[0.9, 0.2, 0.1], [0, 0, 0.3], [0.3, 0.9, 0]]), 1)
+    )
 
 
 def test_pyskl_takes_integers_and_any_skeleton(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ import tarfile
 import zipfile
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from shapmix import ShapMix, load_layout, prepare, train
+from shapmix import ShapMix, evaluate, load_layout, prepare, report, train
 from shapmix.data.store import open_store
 from shapmix.experiments.plan import read_plan
 from shapmix.mixing.mixers import MIXERS
@@ -151,13 +152,19 @@ def test_installation_and_first_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_predict_and_export(folder_with_run: Path) -> None:
+def test_evaluate_predict_and_export(folder_with_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate, predict, export, onnx = blocks("use.md", "bash")
     assert "calibration error" in run_shell(evaluate, folder_with_run)
     assert (folder_with_run / "scores.npz").exists()
     json.loads(run_shell(predict, folder_with_run).splitlines()[-1])
     run_shell(export, folder_with_run)
     assert (folder_with_run / "network.pt2").exists()
+    monkeypatch.chdir(folder_with_run)
+    (code,) = blocks("use.md", "python")
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    logits = torch.export.load("network.pt2").module()(scope["clips"])
+    torch.testing.assert_close(logits, scope["trained"].network(scope["clips"]), atol=1e-4, rtol=1e-4)
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     run_shell(onnx, folder_with_run)
     assert (folder_with_run / "network.onnx").exists()
@@ -315,6 +322,7 @@ def test_the_loop_of_the_plug_in_page_trains_and_saves(tmp_path: Path, monkeypat
         "class_counts": torch.tensor([30, 20, 4]),
         "mean_motion": clips.mean(0),
         "loader": [(clips, labels)] * 3,
+        "epochs": 2,
     }
     exec(code, scope)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -347,7 +355,7 @@ def test_an_own_data_set_trains_explains_and_predicts(
 ) -> None:
     """In one process, as each command by itself would import torch anew."""
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("own_data.md", "python")
+    code, _ = blocks("own_data.md", "python")
     exec(code, {})
     commands = [shlex.split(line) for block in blocks("own_data.md", "bash") for line in block.splitlines()]
     modules = [f"shapmix.{name}" for name in ("prepare", "train", "explain", "predict", "export")]
@@ -363,7 +371,44 @@ def test_an_own_data_set_trains_explains_and_predicts(
     assert said["shapmix.predict"].splitlines()[0].split(": ")[1].startswith("kick ")
     assert "right_leg +" in said["shapmix.predict"].splitlines()[1].split(";")[1].split(",")[0]  # the part that kicks comes first
     assert (tmp_path / "gestures.run" / "explanation" / "index.html").stat().st_size > 100_000
+    Path("gestures.store").rename("moved.store")
+    assert evaluate.main(["gestures.run"]) == 2
+    assert "gestures.store" in capsys.readouterr().err
+    assert evaluate.main(["gestures.run", "--data-root", "moved.store"]) == 0
+    assert report.main(["gestures.run", "--data-root", "moved.store"]) == 0
     assert "within" in said["shapmix.export"]
+
+
+def test_one_array_of_all_clips_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = np.random.default_rng(0).normal(size=(4, 3, 10, 25, 1))
+    data[1, :, 6:] = 0
+    np.savez("data.npz", data=data, labels=np.array([0, 1, 1, 0]))
+    _, code = blocks("own_data.md", "python")
+    exec(code, {})
+    assert prepare.main(["own", "own.store", "--layout", "ntu25"]) == 0
+    clips = open_store(Path("own.store")).clips
+    assert (clips.names, clips.labels.tolist(), clips.lengths.tolist()) == (
+        ["clip_0", "clip_1", "clip_2", "clip_3"],
+        [0, 1, 1, 0],
+        [10, 6, 10, 10],
+    )
+
+
+def test_classes_in_file_names_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_data").mkdir()
+    for name in ("wave_01", "kick_02", "high_kick_1"):
+        np.savetxt(f"my_data/{name}.csv", np.random.default_rng(0).random((5, 33 * 4)), delimiter=",")
+    (code,) = blocks("pose_tools.md", "python")
+    exec(code, {})
+    assert prepare.main(["my_data", "my.store", "--format", "mediapipe"]) == 0
+    clips = open_store(Path("my.store")).clips
+    assert {name: clips.class_names[label] for name, label in zip(clips.names, clips.labels.tolist(), strict=True)} == {
+        "high_kick_1": "high_kick",
+        "kick_02": "kick",
+        "wave_01": "wave",
+    }
 
 
 def test_every_page_with_commands_or_code_is_run_by_a_test_above_or_by_its_own() -> None:

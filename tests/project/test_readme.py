@@ -23,6 +23,7 @@ def test_the_plug_in_lines_train_a_network_of_the_users_own() -> None:
         "class_counts": torch.tensor([30, 20, 4]),
         "mean_motion": clips.mean(0),
         "loader": [(clips, labels)] * 3,
+        "epochs": 2,
     }
     exec(code, scope)
     assert torch.isfinite(scope["loss"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shapmix import evaluate, explain, export, predict, train
+from shapmix import evaluate, explain, export, predict, report, train
 from shapmix.data.clips import Splits, join_clips
 from shapmix.data.sampling import ClipSampler
 from shapmix.networks.ctrgcn import CTRGCN
@@ -60,6 +60,7 @@ def test_a_file_becomes_a_run_directory_for_every_command(weights: str, capsys: 
     assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["classes"]) == 3
     assert export.main(["run", "network.pt2"]) == 0
     assert explain.main(["run", "--device", "cpu", "--per-class", "1"]) == 0
+    assert report.main(["run", "--device", "cpu"]) == 0
     short = ["--epochs", "1", "--device", "cpu", "--saliency.warmup-epochs", "0"]
     assert train.main(["--stage2", "crt", "--init-from", "run", *short, "--run-dir", "next"]) == 0
 

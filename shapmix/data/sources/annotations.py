@@ -25,9 +25,9 @@ class Annotated:
     """Annotations of a file, named by their `frame_dir`.
 
     2D poses become (x, y, score) with x and y normalised to [-1, 1] by the image's width and height, as in pyskl's PreNormalize2D;
-    undetected joints (score 0) are placed at the centre. A person keeps one place through the clip. If a clip has more than
-    `max_people` people, those with the most motion are kept (3D: variance of all joints, summed over the axes), or those with the
-    highest total score (2D). Frames after the last one with a person are removed; all clips are padded with zeros to the same
+    undetected joints (score 0) are placed at the centre. A person keeps one place through the clip. If a clip has more people than
+    `people`, by default two, those with the most motion are kept (3D: variance of all joints, summed over the axes), or those with
+    the highest total score (2D). Frames after the last one with a person are removed; all clips are padded with zeros to the same
     number of people.
 
     In the compressed format, frames without poses are removed, as in pyskl's DecompressPose; poses that `anno_inds` does not list
@@ -48,8 +48,9 @@ class Annotated:
         *,
         files: Sequence[Path] = (),
         layout: str | None = None,
-        max_people: int = 2,
+        people: int | None = None,
     ) -> None:
+        max_people = people or 2
         self.files = [path, *files]
         self._path, self._max_people = path, max_people
         self._annotations: Sequence[dict[str, Any]] = annotations

@@ -43,7 +43,9 @@ class Kinetics(Annotated):
         DataError: not such a table, a threshold outside 0 to 1, or missing files.
     """
 
-    def __init__(self, path: Path, *, layout: str | None = None, box_threshold: float | None = None, max_people: int = 2) -> None:
+    def __init__(
+        self, path: Path, *, layout: str | None = None, box_threshold: float | None = None, people: int | None = None
+    ) -> None:
         tables = _tables(path) if path.is_dir() else [path]
         if len(tables) != 1:
             found = " and ".join(file.name for file in tables) or f"no .pkl with '{TABLE_FIELD}'"
@@ -62,7 +64,7 @@ class Kinetics(Annotated):
         in_order = sorted(range(len(annotations)), key=lambda row: self._file_of[annotations[row][TABLE_FIELD]])
         files = sorted(set(self._file_of.values()))
         super().__init__(
-            table, [annotations[row] for row in in_order], splits, files=files, layout=layout or "coco17", max_people=max_people
+            table, [annotations[row] for row in in_order], splits, files=files, layout=layout or "coco17", people=people
         )
 
     def _keypoint(self, index: int) -> np.ndarray:

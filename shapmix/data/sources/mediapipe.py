@@ -166,7 +166,7 @@ def _of_csv(file: Path) -> Iterator[Frame]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: not a UTF-8 table ({error})") from error
     rows = [[cell.strip() for cell in row] for row in rows]
-    header = bool(rows) and any(_COLUMN.fullmatch(cell.lower()) for cell in rows[0])
+    header = bool(rows) and any(rows[0]) and not any(map(_is_number, rows[0]))
     columns = _columns(rows[0], file) if header else {}
     frames: dict[int, Frame] = {}
     for line, row in enumerate(rows[int(header) :], start=1 + int(header)):
@@ -191,6 +191,8 @@ def _columns(header: list[str], file: Path) -> dict[str, Any]:
             raise DataError(
                 f"{file}, line 1: unknown column {show(header[column])}; columns are frame, person, x0, y0, z0, visibility0, ..."
             )
+    if not place:
+        raise DataError(f"{file}, line 1: no landmarks; columns are frame, person, x0, y0, z0, visibility0, ...")
     if "person" in names and "frame" not in names:
         raise DataError(f"{file}, line 1: column 'person' needs column 'frame', which says which rows are of one frame")
     first, axes = min(key[0] for key in place), 1 + max(key[1] for key in place)
@@ -226,8 +228,16 @@ def _bare_row(row: list[str], where: str) -> np.ndarray:
     return _floats(row, where).reshape(SHAPES[len(row)])
 
 
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
 def _floats(row: list[str], where: str) -> np.ndarray:
     try:
         return np.array([float(cell) if cell else np.nan for cell in row])
     except ValueError as error:
-        raise DataError(f"{where}: {error}; write numbers, or nothing for an undetected landmark") from error
+        raise DataError(f"{where}: {error}; write numbers, 0 for an undetected landmark, or an empty row for nobody") from error

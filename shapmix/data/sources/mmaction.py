@@ -32,7 +32,7 @@ class Mmaction(Annotated):
         DataError: not such pickles, they request anything but data, or a clip with different labels in two files.
     """
 
-    def __init__(self, path: Path, *, layout: str | None = None, max_people: int = 2) -> None:
+    def __init__(self, path: Path, *, layout: str | None = None, people: int | None = None) -> None:
         files = sorted(path.glob("*.pkl")) if path.is_dir() else [path]
         if len(files) > MOST_SPLITS:
             raise DataError(f"{path}: {len(files)} .pkl files; the limit is {MOST_SPLITS}")
@@ -58,6 +58,4 @@ class Mmaction(Annotated):
                     continue
                 label_of[name] = label
                 annotations.append(entry)
-        super().__init__(
-            files[0], annotations, lists if path.is_dir() else {}, files=files[1:], layout=layout, max_people=max_people
-        )
+        super().__init__(files[0], annotations, lists if path.is_dir() else {}, files=files[1:], layout=layout, people=people)

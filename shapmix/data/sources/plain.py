@@ -81,7 +81,7 @@ class Plain:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Reads [T, M, V, C] float32 from a file of the plain format.
+    """Reads [T, M, V, C] float32 from a file of the plain format, up to the last frame that is not all zero: padding ends there.
 
     Raises:
         DataError: missing or unreadable, not such an array, larger than `LARGEST_CLIP` bytes, empty, all zero, or with non-finite
@@ -111,7 +111,7 @@ def read_array(path: Path) -> np.ndarray:
         raise DataError(f"{path}: frame {frame}, person {person}, joint {joint} is not finite; write 0 for an undetected joint")
     if not joints.any():
         raise no_body(str(path))
-    return joints
+    return joints[: 1 + np.flatnonzero(joints.any((1, 2, 3)))[-1]]
 
 
 def _member(path: Path, file: IO[bytes]) -> np.ndarray:

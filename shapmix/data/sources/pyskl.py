@@ -33,10 +33,10 @@ class Pyskl(Annotated):
         DataError: not such a pickle, or it requests anything but data.
     """
 
-    def __init__(self, path: Path, *, layout: str | None = None, max_people: int = 2) -> None:
+    def __init__(self, path: Path, *, layout: str | None = None, people: int | None = None) -> None:
         content = load_pickle(path)
         if not isinstance(content, dict) or not isinstance(content.get("annotations"), list) or not content["annotations"]:
             raise DataError(f"{path}: has no list 'annotations'; give a pickle in pyskl's format")
         annotations = content["annotations"]
         splits = check_splits(path, content.get("split"), len(annotations))
-        super().__init__(path, annotations, splits, layout=layout, max_people=max_people)
+        super().__init__(path, annotations, splits, layout=layout, people=people)

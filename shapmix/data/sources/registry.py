@@ -37,7 +37,8 @@ class SourceOptions:
     box_threshold: float | None = None
     """Least score of a person's box that is read from Kinetics-400; None: every box that the release contains."""
     people: int | None = None
-    """People per clip, padded with zeros; None: as many as the clip with the most has, of pose tools at most two."""
+    """People per clip, padded with zeros; None: as many as the clip with the most has, of pose tools, pyskl and mmaction2 at most
+    two. These formats leave out further people; in the others a clip with more is an error."""
     train_names: Path | None = None
     """File with the names of the rows of x_train of an NTU npz, one per line."""
     test_names: Path | None = None
