@@ -257,6 +257,7 @@ def test_small_shapes_run_and_count(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(small_shapes, "run_small", lambda op, device: 0)
     assert small_shapes.main() == 1
     assert "mix_clips ran 0 times" in capsys.readouterr().out
+    assert small_shapes.run_layers(torch.device("cpu")) in (0, 4)  # fused where Triton runs
 
 
 def outcomes(**changes: str) -> list[Content]:
@@ -269,7 +270,7 @@ def outcome_line(op: str, backend: str | None, outcome: str) -> Content:
 
 
 def clean_sanitizer() -> dict[str, Any]:
-    return {tool: {op: GREEN._asdict() for op in OPS} for tool in gpu.TOOLS}
+    return {tool: {op: GREEN._asdict() for op in (*OPS, small_shapes.LAYERS)} for tool in gpu.TOOLS}
 
 
 def test_only_verified_speeds_are_shown() -> None:
@@ -520,7 +521,7 @@ def sanitize(monkeypatch: pytest.MonkeyPatch, tool: str, output_of: Callable[[st
     commands = Commands(lambda name, command: Finished(0, 1.0, output_of(name)))
     monkeypatch.setattr(gpu, "run_commands", commands)
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "compute-sanitizer")
-    return gpu.sanitize(tool, OPS, 100), commands
+    return gpu.sanitize(tool, (*OPS, small_shapes.LAYERS), 100), commands
 
 
 def well(name: str) -> str:
@@ -530,11 +531,11 @@ def well(name: str) -> str:
 def test_every_op_is_sanitized(monkeypatch: pytest.MonkeyPatch) -> None:
     for tool in gpu.TOOLS:
         found, commands = sanitize(monkeypatch, tool, well)
-        assert list(commands.asked) == [gpu.FAULT] * (tool == "memcheck") + list(OPS)
+        assert list(commands.asked) == [gpu.FAULT] * (tool == "memcheck") + [*OPS, small_shapes.LAYERS]
         assert all("tests.gpu.small_shapes" in command and tool in command for command in commands.asked.values())
         assert commands.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         assert found == {tool: clean_sanitizer()[tool]}
-    assert sorted(op for ops in gpu.GROUPS.values() for op in ops) == sorted(OPS)
+    assert sorted(op for ops in gpu.GROUPS.values() for op in ops) == sorted([*OPS, small_shapes.LAYERS])
 
 
 def test_a_sanitizer_that_is_blind_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

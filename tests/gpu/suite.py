@@ -4,6 +4,7 @@ Runs the headline (`bench.headline`), the tests that need a GPU, memcheck, the o
 built in the background, offline; items that need only torch and Triton do not wait for it. Each item is saved when it finishes and
 starts only if its estimated time fits; with `--resume FILE`, items that the file has for this version and card are skipped. The
 final table hides the speed of ops with a failed test or sanitizer report, and marks ops whose tests could not run as "unverified".
+racecheck sees hazards in shared memory only; races in global memory are for the tests that a step repeats to the bit.
 
 Exit code: 0 if everything was measured without failures; 1 if something failed; 2 without a GPU or for invalid arguments; 3 if
 items are left to measure.
@@ -46,6 +47,7 @@ from bench.step import PUBLISHED
 from bench.tables import in_units, markdown, measured, shown_rows
 from bench.verdicts import as_result, count_tests, may_show
 from shapmix.kernels import unavailable
+from tests.gpu.small_shapes import LAYERS
 from tests.proofs import OPS
 
 MINUTES = 9.0
@@ -55,7 +57,7 @@ BUILD_ENVIRONMENT = {"SHAPMIX_CUDA": "1", "CMAKE_BUILD_PARALLEL_LEVEL": str(WORK
 # memcheck checks memory only: torch and Triton query the driver for symbols that it may lack, which is not an error
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}
 NETWORK_OPS = ("graph_conv", "batch_norm", "join_branches")
-GROUPS = {"of the network": NETWORK_OPS, "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
+GROUPS = {"of the network": (*NETWORK_OPS, LAYERS), "of the step": tuple(op for op in OPS if op not in NETWORK_OPS)}
 TESTS = ROOT / "tests"
 MARKER, BACKEND = re.compile(r"mark\.proves|on_backends\("), re.compile('"(triton|cuda)"')
 FIRST = "training/test_train_gpu.py"  # the whole path, before the ops one by one
