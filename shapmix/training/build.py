@@ -31,7 +31,7 @@ from shapmix.process.errors import RunError
 from shapmix.training.eager_step import EagerStep
 from shapmix.training.options import TrainConfig
 from shapmix.training.state import Training
-from shapmix.training.step import TrainingStep, draws_on_host
+from shapmix.training.step import TrainingStep, draws_on_host, reads_on_host
 
 DEFERRED = 0.8  # of the epochs, before LDAM (as in its paper) and the action-aware loss (19 of 24, as published) weight classes
 
@@ -258,7 +258,7 @@ def not_captured(config: TrainConfig, mixer: ShapMix, device: torch.device) -> s
         return "SAM passes every batch twice"
     if config.compile:
         return "--compile"
-    return draws_on_host(mixer)
+    return draws_on_host(mixer) or reads_on_host(mixer)
 
 
 def check_machine(config: TrainConfig, device: torch.device) -> None:

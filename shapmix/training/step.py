@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from shapmix.data.order import passes
 from shapmix.data.sampling import ClipSampler
 from shapmix.kernels import sample_clips
+from shapmix.kernels.dispatch import choose
 from shapmix.mixing.estimators import ESTIMATORS, drawn_on_device
 from shapmix.mixing.losses import LOSSES
 from shapmix.mixing.mixer import ShapMix
@@ -103,6 +104,8 @@ class TrainingStep:
         self.capture = device.type == "cuda" if capture is None else capture
         if self.capture:
             check_capturable(optimizer, device)
+            if reason := reads_on_host(mixer):
+                raise ValueError(reason)
         self.network, self.mixer, self.optimizer, self.sampler = network, mixer, optimizer, sampler
         self.autocast, self.takes_clips, self.clip_norm = autocast, clips_given, clip_norm
         self.observer = parallel.SharedForward(network, autocast)
@@ -369,6 +372,14 @@ def draws_on_host(mixer: ShapMix) -> str | None:
         return f"{what} goes by a step that the host knows; train with it in a plain loop"
     if mix.guided and not ESTIMATORS[mixer.estimator].on_device:
         return f"estimator '{mixer.estimator}' is drawn on the host; take one of {', '.join(drawn_on_device())}"
+    return None
+
+
+def reads_on_host(mixer: ShapMix) -> str | None:
+    """Which op of a step runs on the reference, which reads values on the host, None where none does."""
+    for op, backend in (("sample_clips", None), ("mix_clips", mixer.backend), ("saliency_update", mixer.backend)):
+        if choose(op, mixer.mean_motion, backend) == "reference":
+            return f"{op} runs on back end 'reference', which reads values on the host"
     return None
 
 

@@ -187,6 +187,9 @@ def test_what_draws_on_the_host_is_refused(splits: Splits) -> None:
         Setup(splits, "shapmix", rule=Rule(fresh=True)).step()
     with pytest.raises(ValueError, match="cannot be captured as a CUDA graph"):
         Setup(splits, "shapmix").step(capture=True)
+    assert step.reads_on_host(Setup(splits, "shapmix", backend="reference").mixer) == (
+        "mix_clips runs on back end 'reference', which reads values on the host"
+    )
     with pytest.raises(ValueError, match=r"chosen has shape \[3\]; give \[8\]"):
         Setup(splits, "shapmix").step()(splits.train[:3], 0)
 
