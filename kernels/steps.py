@@ -6,11 +6,14 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .dispatch import choose
+
+SHARED_OF_DOUBLE = 102 << 10  # bytes of shared memory that the fused layers take in float64; consumer cards have 99 KB
 
 
 def layer_steps(x: Tensor) -> ModuleType | None:
@@ -19,7 +22,17 @@ def layer_steps(x: Tensor) -> ModuleType | None:
     Raises:
         BackendError: SHAPMIX_BACKEND requests a back end that cannot run on x.
     """
-    return import_module(".triton_unit", __package__) if choose("graph_conv", x, None) == "triton" else None
+    if choose("graph_conv", x, None) != "triton":
+        return None
+    if x.dtype == torch.float64 and x.is_cuda and _shared_memory(x.device) < SHARED_OF_DOUBLE:
+        return None
+    return import_module(".triton_unit", __package__)
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may take."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def tile_of_joints(joints: int) -> str:

@@ -251,15 +251,19 @@ BACKWARD = dict.fromkeys(FORWARD, Launch(8, 16, 16, 8)) | {torch.float64: Launch
 PARTS = {torch.float32: 1, torch.float64: 1, torch.float16: 2, torch.bfloat16: 2}
 PRECISION = {torch.float32: "tf32x3", torch.float64: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32x3"}
 GRAPH_BYTES = 64 << 20  # size of the graph buffer: about the L2 of a large GPU, and small compared with the features
+MOST_JOINTS = 64  # for which the blocks of channels are chosen
 EXTRA_COLUMNS = 4  # after the relations: bias, shared graph, and two zeros that keep rows aligned to 16 bytes
 RELATION_BLOCK = 512
 
 
 def constants(features: Tensor, subsets: int, launch: Launch) -> dict[str, int | str]:
-    """Compile-time constants of both aggregation kernels, except the blocks of joints."""
+    """Compile-time constants of both aggregation kernels, except the blocks of joints.
+
+    Both operands of a product lie in shared memory, so many joints take fewer channels.
+    """
     return {
         "SUBSETS": subsets,
-        "BLOCK_C": launch.channels,
+        "BLOCK_C": max(1, launch.channels * MOST_JOINTS // max(MOST_JOINTS, block_of(features.shape[3]))),
         "BLOCK_T": min(launch.frames, block_of(features.shape[2])),
         "PARTS": PARTS[features.dtype],
         "PRECISION": PRECISION[features.dtype],
@@ -329,7 +333,7 @@ def graph_conv(
     launch = FORWARD[features.dtype]
     sizes = constants(features, subsets, launch)
     block_u = min(launch.joints, block_of(joints))
-    blocks = triton.cdiv(joints, block_u) * triton.cdiv(channels, launch.channels) * triton.cdiv(frames, sizes["BLOCK_T"])
+    blocks = triton.cdiv(joints, block_u) * triton.cdiv(channels, sizes["BLOCK_C"]) * triton.cdiv(frames, sizes["BLOCK_T"])
     with torch.autocast(features.device.type, enabled=False):
         for some in refined_graphs(relation_terms, weight, bias, shared):
             aggregate_kernel[(some.clips * blocks,)](
@@ -372,7 +376,7 @@ def graph_conv_backward(
     launch = BACKWARD[features.dtype]
     sizes = constants(features, subsets, launch)
     block_v = min(launch.joints, block_of(joints))
-    blocks = triton.cdiv(joints, block_v) * triton.cdiv(channels, launch.channels) * subsets
+    blocks = triton.cdiv(joints, block_v) * triton.cdiv(channels, sizes["BLOCK_C"]) * subsets
     of_weights = weight.new_zeros(subsets, relations + EXTRA_COLUMNS, channels)
     to_shared.zero_()
     with torch.autocast(features.device.type, enabled=False):

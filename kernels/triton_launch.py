@@ -84,7 +84,7 @@ def in_three_products(dtype: torch.dtype) -> bool:
 def architecture(x: Tensor) -> int:
     """80, 90 or 100: the tensor cores for which the blocks of a kernel on x are chosen; off a GPU, those of an H100.
 
-    Consumer cards have the instructions of sm_80 and no more registers.
+    Consumer cards have the instructions of sm_80, no more registers, and 99 KB of shared memory instead of 163.
     """
     if x.device.type != "cuda" or isinstance(x, FakeTensor):
         return 90

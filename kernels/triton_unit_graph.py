@@ -642,6 +642,7 @@ def graph_unit_gradient_kernel(
             is_channel = below(channel, channels, GC)
             of_b4 = tl.load(to_b4 + channel, mask=is_channel, other=0.0)
             of_alpha += of_b4 * tl.load(b4 + channel, mask=is_channel, other=0.0)
+            tl.debug_barrier()  # several threads load an element that one of them overwrites
             tl.store(to_b4 + channel, scale_of_graph * of_b4, mask=is_channel)
             for k_first in range(0, relations, KB):
                 k = k_first + tl.arange(0, KB)
@@ -649,6 +650,7 @@ def graph_unit_gradient_kernel(
                 at = channel[:, None] * relations + k[None, :]
                 of_w4 = tl.load(to_w4 + at, mask=is_weight, other=0.0)
                 of_alpha += tl.sum(of_w4 * tl.load(w4 + at, mask=is_weight, other=0.0).to(SUM), 1)
+                tl.debug_barrier()
                 tl.store(to_w4 + at, scale_of_graph * of_w4, mask=is_weight)
         tl.store(to_alpha, tl.sum(of_alpha, 0))
 
@@ -739,6 +741,8 @@ def _forward_constants(x: Tensor, with_down: bool) -> dict[str, int]:
             tiles = tiles._replace(inputs=64, frames=16)
         if arch == 100:
             tiles = tiles._replace(u=SHORTEST)
+        elif arch == 80:  # consumer cards have 99 KB of shared memory
+            tiles = tiles._replace(inputs=32)
     elif arch == 100 or in_three_products(x.dtype):
         tiles = tiles._replace(v=SHORTEST)
     if joints > MANY_JOINTS:
@@ -750,7 +754,7 @@ def _backward_constants(x: Tensor) -> dict[str, int]:
     tiles = BACKWARD[x.dtype]
     if x.shape[2] > MANY_JOINTS:
         tiles = tiles._replace(v=SHORTEST)
-    if in_three_products(x.dtype):
+    if in_three_products(x.dtype) or (x.dtype == torch.float64 and architecture(x) == 80):
         tiles = tiles._replace(u=SHORTEST, v=SHORTEST)
     return tiles.constants(*x.shape[1:])
 

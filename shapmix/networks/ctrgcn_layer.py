@@ -98,6 +98,9 @@ def parts_of(layer: Any) -> LayerParts:
     return LayerParts(fields, norms, skip[0].stride[0], with_down, residual)
 
 
+WIDEST = 512  # channels of a fused layer: one tap of a branch, a quarter of them squared, lies in a GPU's shared memory
+
+
 def can_be_fused(layers: Sequence[nn.Module], data_bn: nn.Module, training: bool) -> bool:
     """Whether the layers are what the steps compute: the modules as published, without hooks, all in the same mode.
 
@@ -106,9 +109,12 @@ def can_be_fused(layers: Sequence[nn.Module], data_bn: nn.Module, training: bool
     norms = [] if training else [data_bn]
     for layer in layers:
         try:
-            norms += [module for norm in parts_of(layer).norms.values() for module in norm.modules]
+            found = parts_of(layer).norms
         except (AttributeError, TypeError, ValueError):  # another module has other parts
             return False
+        if found["y"].channels > WIDEST:
+            return False
+        norms += [module for norm in found.values() for module in norm.modules]
     if not all(_is_norm(norm) for norm in norms):
         return False
     if len({norm.eps for norm in norms}) > 1 or len({norm.momentum for norm in norms}) > 1:

@@ -109,6 +109,13 @@ def test_triton_graph_conv_takes_a_few_clips_at_a_time(monkeypatch: pytest.Monke
     check_graph_conv({name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}, "triton")
 
 
+@pytest.mark.proves("graph_conv", backend="triton")
+def test_triton_graph_conv_of_a_whole_body() -> None:
+    """133 joints take another block of channels: with that of 25 joints a product would not fit in shared memory."""
+    shape = Shape("whole body", None, (2, 3, 5, 133, 1), 5, subsets=2, width=24, relations=3)
+    check_graph_conv(example("graph_conv", Batch(shape, torch.float32, CPU)), "triton")
+
+
 @st.composite
 def norms(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
     """Arguments of `batch_norm`, some with means far from zero."""

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp32 in three products": torch.float32}  # TF32, and TF32 thrice
+SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per block; consumer cards run what sm_80 does
+SHARED_LIMIT_OF_DOUBLE = SHARED_LIMIT | {80: 163 * 1024}  # on other cards float64 runs op by op
+PUBLISHED = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp32 in three products": torch.float32}  # TF32, and TF32 thrice
+DTYPES = PUBLISHED | {"fp16": torch.float16, "fp64": torch.float64}
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}
 PRODUCTS = {"graph_unit_kernel", "graph_unit_gradient_kernel"}
 TEMPORAL_PRODUCTS = {"reduce_branches_kernel", "reduce_branches_backward_kernel", "folded_temporal_unit_kernel"}
@@ -59,7 +61,8 @@ class Config(NamedTuple):
 
 
 QUICK = [Config("l2", 25, "bf16", 90)]
-SLOW = [Config(*of) for of in product(LAYERS, [25], DTYPES, SHARED_LIMIT)]
+SLOW = [Config(*of) for of in product(LAYERS, [25], PUBLISHED, SHARED_LIMIT)]
+SLOW += [Config(*of) for of in product(["l2", "l9"], [25], ["fp16", "fp64"], SHARED_LIMIT)]
 SLOW += [Config(*of) for of in product(["l2", "l9"], [17, 133], ["bf16"], [90])]
 SLOW = [config for config in SLOW if config not in QUICK]
 
@@ -82,7 +85,7 @@ def temporal_launches(config: Config) -> list[tuple[Any, tuple[Any, ...], dict[s
         found.append((kernel, arguments, options))
 
     (frames, inputs, channels, _, stride), joints, dtype = LAYERS[config.layer], config.joints, DTYPES[config.dtype]
-    wide = partial(torch.empty, dtype=torch.float32, device="meta")
+    wide = partial(torch.empty, dtype=torch.promote_types(dtype, torch.float32), device="meta")
     narrow = partial(torch.empty, dtype=dtype, device="meta")
     width, frames_out = channels // 4, frames // stride
     x, y, o = narrow(256, frames, joints, inputs), narrow(256, frames, joints, channels), narrow(256, frames_out, joints, channels)
@@ -120,7 +123,7 @@ def graph_launches(config: Config) -> Iterator[tuple[Any, tuple[Any, ...], dict[
         found.append((kernel, arguments, options))
 
     (frames, inputs, channels, count, _), joints, dtype = LAYERS[config.layer], config.joints, DTYPES[config.dtype]
-    wide = partial(torch.empty, dtype=torch.float32, device="meta")
+    wide = partial(torch.empty, dtype=torch.promote_types(dtype, torch.float32), device="meta")
     narrow = partial(torch.empty, dtype=dtype, device="meta")
     x, y = narrow(256, frames, joints, inputs), narrow(256, frames, joints, channels)
     factors = narrow(256, 3, joints, joints, count)
@@ -206,12 +209,12 @@ def reports_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], l
 
 
 def may_spill(kernel: str, config: Config) -> int:
-    """Bytes that a kernel may spill: none in bfloat16, but for graphs; in float32, addresses that do not fit."""
+    """Bytes that a kernel may spill: none in half precision, but for graphs; in float32, addresses that do not fit."""
     thrice = config.dtype == "fp32 in three products"
     if kernel == "relations_gradient_kernel":
         return 32
     if kernel in TEMPORAL_PRODUCTS | RESIDUAL_PRODUCTS:
-        return 0 if config.dtype == "bf16" else 128 if thrice else {80: 48, 90: 16, 100: 24}[config.arch]
+        return 0 if config.dtype in ("bf16", "fp16") else 128 if thrice else {80: 48, 90: 16, 100: 24}[config.arch]
     if (config.dtype, config.arch) == ("bf16", 90):
         spilled = 52 if config.layer == "l5" else 16  # addresses that are read once a row
         return spilled if kernel == "graph_unit_gradient_kernel" else 0
@@ -228,10 +231,13 @@ def test_kernels_compile_to_tensor_cores(reports_of: Callable[[Config], list[Rep
     found = reports_of(config)
     assert {report["kernel"] for report in found} >= PRODUCTS | TEMPORAL_PRODUCTS
     for report in found:
+        limit = SHARED_LIMIT_OF_DOUBLE if config.dtype == "fp64" else SHARED_LIMIT
+        assert report["shared"] <= limit[config.arch], report["kernel"]
+        if config.dtype == "fp64":  # is for checks of gradients: it must run, and need not be fast
+            continue
         spills = [int(count) for count in re.findall(r"(\d+) bytes spill", report["ptxas"])]
         assert spills, report["ptxas"]
         assert max(spills) <= may_spill(report["kernel"], config), report["kernel"]
-        assert report["shared"] <= SHARED_LIMIT[config.arch], report["kernel"]
         if report["kernel"] in PRODUCTS | TEMPORAL_PRODUCTS | RESIDUAL_PRODUCTS:
             assert report["products"] > 0, report["kernel"]
 

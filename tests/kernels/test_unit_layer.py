@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from shapmix.kernels import unavailable
-from shapmix.networks import ctrgcn, ctrgcn_reference
+from shapmix.kernels import steps, unavailable
+from shapmix.networks import ctrgcn, ctrgcn_layer, ctrgcn_reference
 from shapmix.skeleton.layout import load_layout
 from tests.proofs import DEVICE_OF
 
@@ -69,6 +71,18 @@ def test_a_step_repeats_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kilobytes", "is_fused"), [("float64", 99, False), ("float64", 163, True), ("float32", 99, True)]
+)
+def test_float64_is_fused_where_it_fits(dtype: str, kilobytes: int, is_fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setattr(steps, "choose", lambda *_: "triton")
+    card = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
+    x: Any = SimpleNamespace(dtype=getattr(torch, dtype), is_cuda=True, device="cuda:0")
+    assert (steps.layer_steps(x) is not None) == is_fused
+
+
 def test_what_is_not_the_published_layer_runs_op_by_op() -> None:
     _, ours = networks(torch.float32)
     clips = torch.zeros(1, 3, 5, 17, 1, device=DEVICE)
@@ -92,5 +106,8 @@ def test_what_is_not_the_published_layer_runs_op_by_op() -> None:
     assert ours.steps_on(clips) is None, "norms of different momentum"
     ours.layers[0].gcn1.bn.momentum = 0.1
     assert ours.steps_on(clips) is not None
+    widest = ctrgcn_layer.WIDEST
+    assert not ctrgcn_layer.can_be_fused(ctrgcn.CTRGCN(load_layout("coco17"), 3, widths=(widest + 8,)).layers, ours.data_bn, True)
+    assert ctrgcn_layer.can_be_fused(ctrgcn.CTRGCN(load_layout("coco17"), 3, widths=(widest,)).layers, ours.data_bn, True)
     ours.layers[0].gcn1.bn = nn.Identity()
     assert ours.steps_on(clips) is None, "a norm was replaced"
