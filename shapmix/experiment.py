@@ -37,7 +37,7 @@ from shapmix.experiments.cells import ensembles, measure_ensembles, read_results
 from shapmix.experiments.engines import ENGINES, EngineOptions, train_cells
 from shapmix.experiments.forecast import forecast
 from shapmix.experiments.plan import Cell, PlanError, check_lists, only, read_plan
-from shapmix.experiments.tables import COLUMNS, list_note, pair_table, plot, summaries, table
+from shapmix.experiments.tables import COLUMNS, list_note, pair_table, plot, summaries, table, version_note
 from shapmix.process.command import WRONG, RegisteredName, read_options, run_command
 from shapmix.process.device import choose_device
 from shapmix.process.files import only_writer, write_whole
@@ -64,8 +64,8 @@ class ExperimentConfig(EngineOptions, CheckpointOptions):
     """Train only these rows; the table has all rows."""
     columns: tuple[Column, ...] = COLUMNS
     """Columns of the table; ece is the expected calibration error. A column that no result has is left out."""
-    pairs: str | None = None
-    """Add a table of paired differences between this row and each other row."""
+    pairs: tuple[str, ...] = ()
+    """Rows that each other row is compared with, seed by seed; a table for each."""
     only_table: bool = False
     """Only write the table; train nothing."""
     dry_run: bool = False
@@ -90,8 +90,7 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
         raise PlanError("devices: give at least one")
     plan = read_plan(config.plan, config.data_root, config.set)
     results = read_results(plan, config.out)  # checks existing results against the plan before hours of training
-    if config.pairs is not None:
-        only(plan.cells, [config.pairs])
+    only(plan.cells, list(config.pairs))
     wanted = only(plan.cells, config.rows)
     if not config.only_table:
         check_lists(plan)
@@ -111,9 +110,9 @@ def run_experiment(config: ExperimentConfig, request: StopRequest) -> list[Cell]
     apart, results = with_pools(plan, results)
     cells = [*apart, *(cell for cell, _ in ensembles(plan))]
     text = table(cells, results, config.checkpoint, config.columns, published=plan.published, source=plan.source)
-    if config.pairs is not None:
-        text += "\n" + pair_table(apart, results, config.pairs, config.checkpoint)
-    text += list_note(plan.cells, results)
+    for row in config.pairs:
+        text += "\n" + pair_table(apart, results, row, config.checkpoint)
+    text += version_note(plan.cells, results) + list_note(plan.cells, results)
     write_whole(config.out / "table.md", text)
     plot(config.out / "table.png", list(summaries(cells, results, config.checkpoint)))
     print(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -135,6 +136,14 @@ def pair_table(cells: list[Cell], results: Mapping[str, dict[str, Any]], row: st
         counted = "n/a" if needed is None else str(needed) if needed <= MANY_SEEDS else f"more than {MANY_SEEDS}"
         lines.append(_line([other, *shown, f"{ahead} of {len(differences['class_mean'])} seeds", counted]))
     return "\n".join(lines) + "\n"
+
+
+def version_note(cells: list[Cell], results: Mapping[str, dict[str, Any]]) -> str:
+    """Markdown: the versions that trained the cells' results and how many each; empty if it is one."""
+    runs = Counter(str(results[cell.name].get("commit") or "unknown")[:7] for cell in cells if cell.name in results)
+    if len(runs) < 2:
+        return ""
+    return f"\nTrained by {len(runs)} versions (runs): {', '.join(f'{name} ({count})' for name, count in runs.items())}.\n"
 
 
 def list_note(cells: list[Cell], results: Mapping[str, dict[str, Any]]) -> str:

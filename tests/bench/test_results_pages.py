@@ -39,7 +39,7 @@ def test_every_grid_has_its_place_on_the_page_of_results() -> None:
 PAGE = "Before\n\n<!-- grid: utd_mhad -->\nold\n<!-- end -->\n\nbetween\n\n<!-- summary: utd_mhad -->\n<!-- end -->\n\nafter\n"
 
 
-def test_new_cells_come_into_the_page(tmp_path: Path) -> None:
+def test_new_cells_come_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = filled(PAGE, tmp_path)
     assert text.count(NO_RESULT) == 2
     assert "old" not in text
@@ -60,6 +60,10 @@ def test_new_cells_come_into_the_page(tmp_path: Path) -> None:
     assert "| Mixup | 62.5 ± 95.3 | -1.5 ± 82.6 | 1 of 2 seeds |" in short
     assert "| Shap-Mix | 61.0 ± 12.7 |  |  |" in short
     assert "over 2 seeds." in short
+    monkeypatch.setattr(results_pages, "FRESH", 1)
+    later = filled("<!-- fresh: utd_mhad -->\n<!-- end -->", tmp_path)
+    assert "| plain | +2.0 | +2.0 | 1 of 1 seeds |" in later
+    assert "| Mixup | -8.0 | -8.0 | 0 of 1 seeds |" in later
     for path in folder.glob("*seed-1.json"):
         path.unlink()
     assert "over 1 seed." in filled(text, tmp_path)

@@ -293,6 +293,13 @@ def test_a_grid_without_results_has_a_table_all_the_same(tmp_path: Path, capsys:
     assert "the plan has no row 'c'; it has a, b" in capsys.readouterr().err
 
 
+def test_results_of_several_versions_are_said() -> None:
+    cells = [Cell("one", row, 0, {}) for row in "abc"]
+    results = {cell.name: {"commit": commit} for cell, commit in zip(cells, ["0123456789", "0123456789", None], strict=True)}
+    assert tables.version_note(cells, results) == "\nTrained by 2 versions (runs): 0123456 (2), unknown (1).\n"
+    assert tables.version_note(cells[:2], results) == ""
+
+
 def test_rows_are_compared_at_the_same_seeds() -> None:
     reached = {("a", 0): 0.2, ("a", 1): 0.6, ("a", 2): 0.9, ("b", 0): 0.3, ("b", 1): 0.72}
     cells = [Cell("one", row, seed, {}) for seed in range(3) for row in "ab"]
