@@ -52,6 +52,8 @@ GRIDS = {  # folder of bench/results -> grid
     "utd_mhad": Grid("utd_mhad", ("Shap-Mix", CONTROL)),
     "rule_nw_ucla": Grid("rule_nw_ucla", ("Shap-Mix",)),
     "rule_penn_action": Grid("rule_penn_action", ("Shap-Mix",)),
+    "rule_test_nw_ucla": Grid("rule_test_nw_ucla", ("Shap-Mix",)),
+    "rule_test_penn_action": Grid("rule_test_penn_action", ("Shap-Mix",)),
     "saliency_every": Grid("saliency_every", ("every step",)),
 }
 
