@@ -530,7 +530,7 @@ def test_pages_are_tried_before_the_work_and_stop_without_a_word(
             assert "cannot write there: Permission denied" in one_line(capsys.readouterr().err)
     assert not worked
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     for module, command in ((explanation_page, explain), (run_page, report)):

@@ -33,7 +33,7 @@ COMMANDS = {
 }
 BATCH = {"kinetics_lt": 160}
 ELSEWHERE = {"nw_ucla", "nw_ucla_choice", "nw_ucla_short", "penn_action", "utd_mhad", "saliency_every"}  # docs/results.md
-ELSEWHERE |= {"rule_nw_ucla", "rule_penn_action"}  # docs/experiments.md
+ELSEWHERE |= {"rule_nw_ucla", "rule_penn_action", "rule_test_nw_ucla", "rule_test_penn_action"}  # and docs/experiments.md
 SHORT = ["epochs=2", "saliency.warmup-epochs=1", "schedule.warmup-epochs=0", "num-frames=8", "precision=fp32", "threads=1"]
 SHORT += ["test-clips=2"]
 SMALL = ["network.widths=[8]", "network.halve=[]"]  # of CTR-GCN
