@@ -17,7 +17,7 @@ from shapmix.data.sources import Recording, Source
 from shapmix.data.sources.find import AUTO, detect_format, find_source
 from shapmix.data.sources.registry import FORMATS, SourceOptions
 from shapmix.data.store import NUMBERS
-from shapmix.data.store_writer import PrepareError, check_offset, check_third_coordinate
+from shapmix.data.store_writer import PrepareError, check_offset, check_third_coordinate, how_to_declare_scores
 from shapmix.process.errors import DataError
 from shapmix.skeleton.layout import BUILT_IN, Layout, load_layout
 
@@ -160,7 +160,8 @@ def _skeleton(seen: Inspected) -> str:
     if joints not in ([], [known.num_joints]):
         return f"{text}; but clips have {counts} joints: {remedy}"
     scores = seen.source.scores or seen.misses_scores()
-    wrong = next(filter(None, (known.wrong_dimension(c, scores=scores) for c in seen.sample.shapes(3))), None)
+    declare = how_to_declare_scores(seen.source)
+    wrong = next(filter(None, (known.wrong_dimension(c, scores=scores, declare=declare) for c in seen.sample.shapes(3))), None)
     return f"{text}; {wrong}" if wrong else text
 
 

@@ -445,7 +445,7 @@ def _check_skeleton(source: Source, layout: Layout, joints: np.ndarray) -> None:
         )
     if source.scores and joints.shape[3] == 1:
         raise PrepareError(f"{_place(source)}: one number per joint, which cannot be a score alone; omit --scores")
-    if wrong := layout.wrong_dimension(joints.shape[3], scores=source.scores, declare=_how_to_declare_scores(source)):
+    if wrong := layout.wrong_dimension(joints.shape[3], scores=source.scores, declare=how_to_declare_scores(source)):
         raise PrepareError(f"{_place(source)}: {wrong}")
 
 
@@ -515,11 +515,11 @@ def _reject_undeclared_scores(source: Source, name: str, joints: np.ndarray) -> 
         return
     raise PrepareError(
         f"recording '{name}': the third coordinate is from 0 to 1 and the others reach {reach:.0f}, which looks like a "
-        f"confidence score beside pixels. If it is a score, {_how_to_declare_scores(source)}; if it is a depth, give --depth"
+        f"confidence score beside pixels. If it is a score, {how_to_declare_scores(source)}; if it is a depth, give --depth"
     )
 
 
-def _how_to_declare_scores(source: Source) -> str:
+def how_to_declare_scores(source: Source) -> str:
     """What to do where the last coordinate is a score and the source does not say so."""
     if any(form.open is type(source) and "scores" in form.options for form in FORMATS.values()):
         return "declare it (--scores)"

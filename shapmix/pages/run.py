@@ -59,8 +59,7 @@ def write_report(
     tau, labels = find_tau(trained.logit_adjustment, splits, score), store.labels[splits.test]
     probabilities = adjusted(score(splits.test), counts, tau)
     accuracy, confusion = metrics.accuracy(probabilities, labels, counts), metrics.confusion_matrix(probabilities, labels)
-    metrics_file = run / "metrics.jsonl"
-    rows = read_metrics(metrics_file) if metrics_file.exists() else []  # a file of weights that became a run has no epochs
+    rows = read_metrics(run / "metrics.jsonl")
 
     about = (
         f"{trained.dataset}, mix {trained.mix}, loss {trained.loss}, {len(splits.train)} training clips, {len(labels)} test "
@@ -91,6 +90,7 @@ def figures(
 ) -> list[tuple[str, str, str]]:
     """(heading, base64 PNG, caption) of every figure; the saliency table only if the run has one."""
     layout, names = store.layout, store.class_names
+    # a file of weights that became a run has no epochs
     found = [("Curves", draw_curves(rows), "Training losses and accuracies by epoch.")] if rows else []
     found += [
         ("Confusion", drawn(lambda path: plots.plot_confusion(path, confusion, names)), "Fraction of the true class."),

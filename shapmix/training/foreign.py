@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from shapmix.process.files import write_whole
 from shapmix.training.build import load_splits, make_sampler, make_training
 from shapmix.training.checkpoint import CheckpointError, save_checkpoint
 from shapmix.training.config import save_config
@@ -47,6 +48,7 @@ def write_run(config: TrainConfig) -> Path:
         run_dir = new_run_dir(config, held)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         save_config(config, run_dir / "config.yaml")
+        write_whole(run_dir / "metrics.jsonl", "")  # no epochs
         record_start(run_dir / "environment.jsonl", data, cpu, {}, {"init_from": weights.record})
         save_checkpoint(run_dir / "checkpoints" / "last.pt", snapshot(config, splits, run, data))
     return run_dir

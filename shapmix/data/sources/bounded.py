@@ -349,3 +349,12 @@ def _reader(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Ca
         return content
 
     return read
+
+
+def is_number(text: str) -> bool:
+    """Whether a word or a cell of a table is a number; nan and inf are."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

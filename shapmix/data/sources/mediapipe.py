@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from shapmix.data.sources.bounded import LARGEST_CLIP, numbers, read_file, read_npy, show
+from shapmix.data.sources.bounded import LARGEST_CLIP, is_number, numbers, read_file, read_npy, show
 from shapmix.data.sources.pose_clips import AGAIN, TABLE, Clip, PoseFiles, brief, checked_pose, nested_pose, read_json, track_id
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
@@ -166,7 +166,7 @@ def _of_csv(file: Path) -> Iterator[Frame]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: not a UTF-8 table ({error})") from error
     rows = [[cell.strip() for cell in row] for row in rows]
-    header = bool(rows) and any(rows[0]) and not any(map(_is_number, rows[0]))
+    header = bool(rows) and any(rows[0]) and not any(map(is_number, rows[0]))
     columns = _columns(rows[0], file) if header else {}
     frames: dict[int, Frame] = {}
     for line, row in enumerate(rows[int(header) :], start=1 + int(header)):
@@ -226,14 +226,6 @@ def _bare_row(row: list[str], where: str) -> np.ndarray:
             f"{where}: {len(row)} numbers, expected {', '.join(map(str, SHAPES))}, or a header line with x0, y0, z0, ..."
         )
     return _floats(row, where).reshape(SHAPES[len(row)])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _floats(row: list[str], where: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shapmix.data.sources.bounded import LARGEST_CLIP, numbers, read_file, show
+from shapmix.data.sources.bounded import LARGEST_CLIP, is_number, numbers, read_file, show
 from shapmix.data.sources.pose_clips import AGAIN, Clip, PoseFiles, brief, checked_pose, read_json, track_id
 from shapmix.data.sources.registry import source
 from shapmix.data.sources.tracks import Frame, Pose
@@ -93,7 +93,7 @@ class Ultralytics(PoseFiles):
             try:
                 row = [float(word) for word in words]
             except ValueError:
-                wrong = next(word for word in words if not _is_number(word))
+                wrong = next(word for word in words if not is_number(word))
                 raise DataError(f"{where}: {show(wrong)} is not a number; {AGAIN}") from None
             joints, columns = self._shape(len(row) - BOX, where)
             extra = row[BOX + joints * columns :]
@@ -118,14 +118,6 @@ def _id_of(extra: list[float]) -> float | None:
     if not extra or (len(extra) == 1 and not float(extra[0]).is_integer()):
         return None
     return extra[-1]
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _frame(number: int, entries: Any, where: str) -> Frame:
